@@ -1,0 +1,30 @@
+"""One description of a recurrent layer stack, realised by NumPy, PyTorch, Keras and JAX, proven the same function.
+
+>>> import multirnn as mr
+>>> spec = mr.RecurrentSpec("simple_rnn", input_size=10, hidden_size=3)
+>>> spec.parameter_count
+42
+>>> layer = mr.build(spec, backend="numpy", seed=0)
+"""
+
+from multirnn.activations import ACTIVATIONS, Activation
+from multirnn.backend import Backend, accept
+from multirnn.boundary import BoundaryLayer, Inputs
+from multirnn.cells import CELLS, Cell
+from multirnn.conventions import CONVENTIONS, Convention, from_arrays, to_arrays
+from multirnn.errors import (
+    InvalidCall,
+    InvalidSpec,
+    InvalidWeights,
+    MissingFramework,
+    MultirnnError,
+    UnknownBackend,
+    Unrepresentable,
+    Unsupported,
+)
+from multirnn.layer import Gradients, Layer, Output, State, Stream
+from multirnn.registry import backend, backends, build, read
+from multirnn.spec import RecurrentSpec
+from multirnn.weights import Weights, fold_biases, initialise, split_biases
+
+__version__ = "0.1.0"

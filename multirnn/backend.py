@@ -1,0 +1,63 @@
+"""What a backend offers: `Backend`. See `backends/README.md` for how to write one."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+from multirnn.errors import Unsupported
+from multirnn.layer import Layer
+from multirnn.spec import RecurrentSpec
+from multirnn.weights import Weights
+
+__all__ = ["Backend", "accept"]
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """A framework that realises specs: exactly, or not at all.
+
+    Attributes:
+        name: under which it is selected; that of its entry point.
+        differentiable: whether its layers have `vjp`; False for inference only.
+    """
+
+    name: str
+    differentiable: bool
+
+    def refuses(self, spec: RecurrentSpec) -> str | None:
+        """None: this backend will realise exactly this spec. A string: the reason why not, one a user can act on."""
+        ...
+
+    def build(self, weights: Weights, *, device: str | None = None) -> Layer:
+        """Realise `weights.spec` with these weights.
+
+        Args:
+            weights: copied into the framework's own parameters.
+            device: a device of the framework ("cpu", "cuda", …); its default unless given.
+
+        Raises:
+            Unsupported: with the reason that `refuses` gives.
+            InvalidCall: the framework has no such device here.
+        """
+        ...
+
+    def read(self, native: Any) -> Weights:
+        """The spec and the weights of a layer that the user made with the framework itself.
+
+        Raises:
+            Unrepresentable: no spec describes it; the sentence names what no spec has.
+        """
+        ...
+
+    def versions(self) -> Mapping[str, str]:
+        """The versions of what it runs on, by package."""
+        ...
+
+
+def accept(backend: Backend, spec: RecurrentSpec) -> None:
+    """The first line of every `build`: go on only if the backend realises this spec.
+
+    Raises:
+        Unsupported: with the backend's own reason.
+    """
+    if reason := backend.refuses(spec):
+        raise Unsupported(f"backend {backend.name!r} refuses {spec!r}: {reason}")

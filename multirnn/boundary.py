@@ -1,0 +1,209 @@
+"""The NumPy side of a realised layer, the same for every framework.
+
+A call is checked and brought into one form here: batched, contiguous, of the spec's dtype, zero at padding, never empty.
+So all backends refuse the same calls with the same sentences, NaN in padding reaches none of them, and what is left
+for a backend to write are the two methods `run` and `pull_back`.
+
+One rule for dtypes: an array has to have the spec's dtype, and is refused otherwise; a list or a number has no dtype of
+its own and is read as the spec's.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from multirnn.errors import InvalidCall
+from multirnn.layer import Gradients, Lengths, Output, State, Stream
+from multirnn.spec import RecurrentSpec
+from multirnn.weights import Array, Weights
+
+__all__ = ["BoundaryLayer", "Inputs"]
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """A checked call.
+
+    Attributes:
+        x: `(batch, time, input_size)`, C-contiguous, neither axis empty, zero at padding; possibly read-only.
+        state: the initial state, `(num_layers * directions, batch, hidden_size)` each, C-contiguous.
+        lengths: `(batch,)`; None where every row is full.
+    """
+
+    x: Array
+    state: State
+    lengths: Lengths | None
+
+    @property
+    def valid(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Which steps are not padding: `(batch, time)`."""
+        batch, time, _ = self.x.shape
+        if self.lengths is None:
+            return np.ones((batch, time), bool)
+        return np.arange(time) < self.lengths[:, None]
+
+
+class BoundaryLayer(ABC):
+    """A `Layer` whose backend writes `run` and `pull_back` over checked, batched, non-empty arrays."""
+
+    def __init__(self, spec: RecurrentSpec) -> None:
+        self.spec = spec
+
+    @property
+    @abstractmethod
+    def native(self) -> Any:
+        """The framework's own object, live: it shares the layer's parameters."""
+
+    @property
+    @abstractmethod
+    def parameter_count(self) -> int:
+        """Trainable parameters, counted by the framework's own means."""
+
+    @abstractmethod
+    def weights(self) -> Weights:
+        """The parameters as they are now, after any training."""
+
+    @abstractmethod
+    def run(self, inputs: Inputs) -> Output:
+        """The output of a checked call."""
+
+    @abstractmethod
+    def pull_back(self, inputs: Inputs, cotangent: Output) -> Gradients:
+        """The gradients of a checked call; both parts of the cotangent are arrays, zero at padding."""
+
+    def __call__(self, x: ArrayLike, state: State | None = None, *, lengths: ArrayLike | None = None) -> Output:
+        """Run over `x`; see `Layer.__call__`."""
+        inputs, batched = self._check(x, state, lengths)
+        output = self.run(inputs) if inputs.x.size else self._empty_output(inputs)
+        return output if batched else Output(output.sequence[0], _unbatch(output.state))
+
+    def vjp(
+        self, x: ArrayLike, state: State | None = None, *, lengths: ArrayLike | None = None, cotangent: Output
+    ) -> Gradients:
+        """Pull a cotangent back; see `Layer.vjp`."""
+        inputs, batched = self._check(x, state, lengths)
+        cotangent = self._check_cotangent(cotangent, inputs, batched)
+        if inputs.x.size:
+            gradients = self.pull_back(inputs, cotangent)
+        else:
+            zeros = {name: np.zeros(shape, self.spec.dtype) for name, shape in self.spec.shapes.items()}
+            gradients = Gradients(zeros, np.zeros_like(inputs.x), _copy(cotangent.state))
+        return gradients if batched else Gradients(gradients.weights, gradients.x[0], _unbatch(gradients.state))
+
+    def stream(self) -> Stream:
+        """A runner that carries the state from chunk to chunk; see `Layer.stream`."""
+        return Stream(self)
+
+    def _empty_output(self, inputs: Inputs) -> Output:
+        batch, time, _ = inputs.x.shape
+        return Output(np.zeros((batch, time, self.spec.output_size), self.spec.dtype), _copy(inputs.state))
+
+    def _check(self, x: ArrayLike, state: State | None, lengths: ArrayLike | None) -> tuple[Inputs, bool]:
+        spec = self.spec
+        array = self._array("x", x)
+        if array.ndim not in (2, 3) or array.shape[-1] != spec.input_size:
+            raise InvalidCall(
+                f"x must have the shape (batch, time, {spec.input_size}), or (time, {spec.input_size}) unbatched, "
+                f"not {array.shape}"
+            )
+        batched = array.ndim == 3
+        if not batched:
+            array = array[None]
+        array = np.ascontiguousarray(array)
+        initial = self._check_state("state", state, array.shape[0], batched)
+        checked = None if lengths is None else _check_lengths(lengths, array.shape[0], array.shape[1], batched)
+        inputs = Inputs(array, initial, checked)
+        if checked is not None:
+            inputs = Inputs(np.where(inputs.valid[:, :, None], array, array.dtype.type(0)), initial, checked)
+        return inputs, batched
+
+    def _check_state(self, name: str, state: State | None, batch: int, batched: bool) -> State:
+        spec = self.spec
+        shape = (spec.num_layers * len(spec.directions), batch, spec.hidden_size)
+        if state is None:
+            return State(*(np.zeros(shape, spec.dtype) for _ in spec.form.states))
+        if not isinstance(state, State):
+            raise InvalidCall(f"{name} must be a multirnn.State, not {type(state).__name__}")
+        if state.c is not None and "c" not in spec.form.states:
+            raise InvalidCall(f"{name}.c is the cell state of an LSTM; a {spec.cell} has none, so it must be None")
+        if state.c is None and "c" in spec.form.states:
+            raise InvalidCall(f"{name} of an LSTM needs the cell state too: State(h, c)")
+        expected = shape if batched else (shape[0], shape[2])
+        arrays = []
+        for part in spec.form.states:
+            array = self._array(f"{name}.{part}", getattr(state, part))
+            if array.shape != expected:
+                axes = (
+                    "(num_layers * directions, batch, hidden_size)"
+                    if batched
+                    else "(num_layers * directions, hidden_size)"
+                )
+                raise InvalidCall(f"{name}.{part} must have the shape {axes} = {expected}, not {array.shape}")
+            arrays.append(np.ascontiguousarray(array.reshape(shape)))
+        return State(*arrays)
+
+    def _check_cotangent(self, cotangent: Output, inputs: Inputs, batched: bool) -> Output:
+        if not isinstance(cotangent, Output):
+            raise InvalidCall(
+                f"cotangent must be a multirnn.Output, shaped as the call's, not {type(cotangent).__name__}"
+            )
+        batch, time, _ = inputs.x.shape
+        shape = (batch, time, self.spec.output_size)
+        if cotangent.sequence is None:
+            sequence = np.zeros(shape, self.spec.dtype)
+        else:
+            sequence = self._array("cotangent.sequence", cotangent.sequence)
+            if sequence.shape != (shape if batched else shape[1:]):
+                raise InvalidCall(
+                    f"cotangent.sequence must have the shape of the call's output, "
+                    f"{shape if batched else shape[1:]}, not {sequence.shape}"
+                )
+            sequence = np.ascontiguousarray(sequence.reshape(shape))
+            if inputs.lengths is not None:
+                sequence = np.where(inputs.valid[:, :, None], sequence, sequence.dtype.type(0))
+        return Output(sequence, self._check_state("cotangent.state", cotangent.state, batch, batched))
+
+    def _array(self, name: str, value: ArrayLike) -> Array:
+        try:
+            array = np.asarray(value) if hasattr(value, "dtype") else np.asarray(value, self.spec.dtype)
+        except (TypeError, ValueError) as error:
+            raise InvalidCall(f"{name} must be an array of {self.spec.dtype}: {error}") from error
+        if array.dtype != self.spec.dtype:
+            raise InvalidCall(
+                f"{name} is {array.dtype}, and the layer computes in {self.spec.dtype}; "
+                f"pass {name}.astype({self.spec.dtype!r}), or build the layer with dtype={str(array.dtype)!r}"
+                if array.dtype in ("float32", "float64")
+                else f"{name} is {array.dtype}, and the layer computes in {self.spec.dtype}; "
+                f"pass {name}.astype({self.spec.dtype!r})"
+            )
+        return array
+
+
+def _check_lengths(lengths: ArrayLike, batch: int, time: int, batched: bool) -> Lengths | None:
+    """The lengths `(batch,)`, or None where every row is full."""
+    array = np.asarray(lengths)
+    if array.dtype.kind not in "iu" and array.size:
+        raise InvalidCall(f"lengths must be integers, not {array.dtype}")
+    if array.shape != ((batch,) if batched else ()):
+        wanted = (
+            f"one integer for each of the {batch} rows, shape ({batch},)"
+            if batched
+            else "one integer for an unbatched x"
+        )
+        raise InvalidCall(f"lengths must be {wanted}, not of shape {array.shape}")
+    array = array.reshape(batch).astype(np.int64)
+    if array.size and (array.min() < 0 or array.max() > time):
+        row = int(np.argmax((array < 0) | (array > time)))
+        raise InvalidCall(f"lengths must be from 0 to {time}, the time steps of x; row {row} has {array[row]}")
+    return None if (array == time).all() else array
+
+
+def _unbatch(state: State) -> State:
+    return State(state.h[:, 0], None if state.c is None else state.c[:, 0])
+
+
+def _copy(state: State) -> State:
+    return State(state.h.copy(), None if state.c is None else state.c.copy())

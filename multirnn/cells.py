@@ -1,0 +1,103 @@
+"""The cells as data: gates, states, equations, default activations and biases.
+
+Notation, the same in every cell: `x` is the input of a step and `h` (and `c`) the state before it; `W` and `U` are
+`weight_ih` and `weight_hh`, `b` and `d` are `bias_ih` and `bias_hh`, indexed by gate; `s` is the recurrent
+activation, `a` the activation, `*` the elementwise product. A bias that the spec does not have is zero.
+
+Sources: Elman 1990; Hochreiter & Schmidhuber 1997 with the forget gate of Gers et al. 2000; Cho et al. 2014 (reset
+before the recurrent product) and the cuDNN form (reset after it).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+__all__ = ["CELLS", "Cell", "cell_form"]
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One recurrent cell.
+
+    Attributes:
+        name: its name in a `RecurrentSpec`.
+        title: what people call it.
+        gates: names of the gates in canonical order, the leading axis of every weight array.
+        candidate: the gate that goes through `activation`; all others go through `recurrent_activation`.
+        states: what is carried from step to step.
+        equations: one step, a line an equation.
+        default_bias: the bias form when a spec names none.
+        recurrent_candidate_bias: whether the candidate's recurrent bias cannot be folded into the input bias.
+    """
+
+    name: str
+    title: str
+    gates: tuple[str, ...]
+    candidate: str
+    states: tuple[str, ...]
+    equations: tuple[str, ...]
+    default_bias: str = "single"
+    recurrent_candidate_bias: bool = False
+
+
+SIMPLE_RNN = Cell(
+    name="simple_rnn",
+    title="simple RNN (Elman)",
+    gates=("h",),
+    candidate="h",
+    states=("h",),
+    equations=("h' = a(W x + b + U h + d)",),
+)
+
+LSTM = Cell(
+    name="lstm",
+    title="LSTM",
+    gates=("i", "f", "g", "o"),
+    candidate="g",
+    states=("h", "c"),
+    equations=(
+        "i  = s(W_i x + b_i + U_i h + d_i)",
+        "f  = s(W_f x + b_f + U_f h + d_f)",
+        "g  = a(W_g x + b_g + U_g h + d_g)",
+        "o  = s(W_o x + b_o + U_o h + d_o)",
+        "c' = f * c + i * g",
+        "h' = o * a(c')",
+    ),
+)
+
+GRU_RESET_AFTER = Cell(
+    name="gru",
+    title="GRU, reset after the recurrent product",
+    gates=("r", "z", "n"),
+    candidate="n",
+    states=("h",),
+    equations=(
+        "r  = s(W_r x + b_r + U_r h + d_r)",
+        "z  = s(W_z x + b_z + U_z h + d_z)",
+        "n  = a(W_n x + b_n + r * (U_n h + d_n))",
+        "h' = (1 - z) * n + z * h",
+    ),
+    default_bias="double",
+    recurrent_candidate_bias=True,
+)
+
+GRU_RESET_BEFORE = Cell(
+    name="gru",
+    title="GRU, reset before the recurrent product",
+    gates=("r", "z", "n"),
+    candidate="n",
+    states=("h",),
+    equations=(
+        "r  = s(W_r x + b_r + U_r h + d_r)",
+        "z  = s(W_z x + b_z + U_z h + d_z)",
+        "n  = a(W_n x + b_n + U_n (r * h) + d_n)",
+        "h' = (1 - z) * n + z * h",
+    ),
+)
+
+CELLS: Mapping[str, Cell] = MappingProxyType({"simple_rnn": SIMPLE_RNN, "lstm": LSTM, "gru": GRU_RESET_AFTER})
+
+
+def cell_form(name: str, reset_after: bool = True) -> Cell:
+    """The cell of this name, in the form that `reset_after` asks for where the cell has two forms."""
+    return GRU_RESET_BEFORE if name == "gru" and not reset_after else CELLS[name]

@@ -1,0 +1,517 @@
+"""How the frameworks hold the arrays of a recurrent layer: one table of facts, one packer, one unpacker.
+
+A `Convention` says, for each cell and each form of its biases, which arrays there are (`Entry`), how an array's axes
+are made out of the canonical ones, and in which order its gates stand. The axes are written as in einops, out of
+
+    direction   forward, backward
+    bias        input bias, recurrent bias
+    gate        the blocks, in the order that `gates` gives
+    unit        hidden_size
+    source      what the matrix is multiplied with: the input's features, or hidden_size
+
+so PyTorch's `weight_ih_l0`, gates stacked along the rows, is `(gate unit) source`, and a Keras kernel, its transpose,
+is `source (gate unit)`. An axis that is in neither the array nor its name has the size one.
+
+Sources: `torch.nn.RNN`/`LSTM`/`GRU` under "Variables"; `keras/src/layers/rnn/{simple_rnn,lstm,gru}.py`, `build` and
+`call`; the ONNX operators RNN, GRU and LSTM, inputs W, R and B; `flax/linen/recurrent.py`, the cells' docstrings.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from math import prod
+from types import MappingProxyType
+from typing import Any, Literal
+
+import numpy as np
+
+from multirnn.activations import Activation
+from multirnn.cells import CELLS
+from multirnn.errors import InvalidWeights, Unrepresentable
+from multirnn.spec import BIASES, DIRECTIONS, DTYPES, RecurrentSpec
+from multirnn.weights import Array, Weights
+
+__all__ = ["CONVENTIONS", "Convention", "Entry", "convention_named", "from_arrays", "to_arrays"]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One native array.
+
+    Attributes:
+        name: its own name; `{gate}` where there is an array a gate.
+        holds: the canonical arrays in it; two stand along the axis `bias`.
+        axes: how its axes are made of the canonical ones.
+        gates: the gates in it, where not all are.
+    """
+
+    name: str
+    holds: tuple[str, ...]
+    axes: str
+    gates: tuple[str, ...] = ()
+
+
+Held = Mapping[str, tuple[Entry, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Convention:
+    """The facts of one framework.
+
+    Attributes:
+        name: under which it is asked for.
+        title: whose it is.
+        gates: by cell, the name of each canonical gate there, in the order of the blocks.
+        arrays: by cell ("gru" is reset-after, "gru, reset before" the other), by form of the biases, the arrays. A form
+            that is not there cannot be held.
+        update: what z weighs in the GRU's `h' = (1 - z) * n + z * h`: the "old" state, or the "new" candidate.
+        place: where an array stands: its full name in a stack of one direction; `{layer}` is `number(layer, layers)`.
+        place_bidirectional: the same in a bidirectional stack.
+        directions: how the directions are called there.
+        number: how a layer's number is written.
+        pattern: reads `name`, `layer` and `direction` back out of a full name.
+    """
+
+    name: str
+    title: str
+    gates: Mapping[str, Mapping[str, str]]
+    arrays: Mapping[str, Held]
+    place: str
+    place_bidirectional: str
+    directions: tuple[str, str]
+    number: Callable[[int, int], str]
+    pattern: str
+    update: Literal["old", "new"] = "old"
+
+    def holds(self, spec: RecurrentSpec) -> str | None:
+        """None where this convention holds the arrays of the spec exactly, else the reason why not."""
+        form = _form(spec.cell, spec.reset_after)
+        if form not in self.arrays:
+            return f"{self.title} has no GRU whose reset gate acts {'after' if spec.reset_after else 'before'} the recurrent product"
+        if spec.bias not in self.arrays[form]:
+            held = " or ".join(f'bias="{bias}"' for bias in self.arrays[form])
+            return f'{self.title} holds a {spec.cell} with {held}, not bias="{spec.bias}"; {_CURES[spec.bias]}'
+        if self.update == "new" and spec.cell == "gru" and not _odd_about_half(spec):
+            return (
+                f"{self.title} lets z weigh the new state, which negating z's block turns into ours only for a sigmoid, "
+                f"not for recurrent_activation={spec.recurrent_activation!r}"
+            )
+        return None
+
+
+_CURES = {
+    "none": "split_biases adds zero biases",
+    "single": "split_biases makes them double, exactly",
+    "double": "fold_biases makes them single, the same function",
+}
+
+# --- The table -------------------------------------------------------------------------------------------------------
+
+_CANONICAL_GATES = {"simple_rnn": {"h": "h"}, "lstm": {g: g for g in "ifgo"}, "gru": {g: g for g in "rzn"}}
+
+
+def _torch_arrays() -> dict[str, Held]:
+    weights = (
+        Entry("weight_ih", ("weight_ih",), "(gate unit) source"),
+        Entry("weight_hh", ("weight_hh",), "(gate unit) source"),
+    )
+    bias_ih, bias_hh = (Entry(name, (name,), "(gate unit)") for name in ("bias_ih", "bias_hh"))
+    held = {"none": weights, "single": (*weights, bias_ih), "double": (*weights, bias_ih, bias_hh)}
+    # A single bias is what is left of PyTorch's two when bias_hh is a constant zero. The reset-after GRU's would need
+    # a third of a bias_hh.
+    return {"simple_rnn": held, "lstm": held, "gru": {"none": weights, "double": held["double"]}}
+
+
+TORCH = Convention(
+    name="torch",
+    title="PyTorch",
+    gates=_CANONICAL_GATES,
+    arrays=_torch_arrays(),
+    place="{name}_l{layer}",
+    place_bidirectional="{name}_l{layer}{direction}",
+    directions=("", "_reverse"),
+    number=lambda layer, layers: str(layer),
+    pattern=r"(?P<name>weight_ih|weight_hh|bias_ih|bias_hh)_l(?P<layer>\d+)(?P<direction>|_reverse)",
+)
+
+
+def _keras_arrays() -> dict[str, Held]:
+    kernels = (
+        Entry("kernel", ("weight_ih",), "source (gate unit)"),
+        Entry("recurrent_kernel", ("weight_hh",), "source (gate unit)"),
+    )
+    one = {"none": kernels, "single": (*kernels, Entry("bias", ("bias_ih",), "(gate unit)"))}
+    two = {"none": kernels, "double": (*kernels, Entry("bias", ("bias_ih", "bias_hh"), "bias (gate unit)"))}
+    return {"simple_rnn": one, "lstm": one, "gru": two, "gru, reset before": one}
+
+
+KERAS = Convention(
+    name="keras",
+    title="Keras",
+    gates={
+        "simple_rnn": {"h": "h"},
+        "lstm": {"i": "i", "f": "f", "g": "c", "o": "o"},
+        "gru": {"z": "z", "r": "r", "n": "h"},
+    },
+    arrays=_keras_arrays(),
+    place="{cell}{layer}/{cell}_cell/{name}",
+    place_bidirectional="bidirectional{layer}/{direction}_{cell}{layer}/{cell}_cell/{name}",
+    directions=DIRECTIONS,
+    number=lambda layer, layers: f"_{layer}" if layer else "",
+    pattern=r"(?:.*/)?(?P<layer>(?!forward_|backward_)[^/]+)/(?:(?P<direction>forward|backward)_[^/]+/)?\w+_cell/(?P<name>kernel|recurrent_kernel|bias)",
+)
+
+
+def _onnx_arrays() -> dict[str, Held]:
+    weights = (
+        Entry("W", ("weight_ih",), "direction (gate unit) source"),
+        Entry("R", ("weight_hh",), "direction (gate unit) source"),
+    )
+    held = {"none": weights, "double": (*weights, Entry("B", ("bias_ih", "bias_hh"), "direction (bias gate unit)"))}
+    return dict.fromkeys(("simple_rnn", "lstm", "gru", "gru, reset before"), held)
+
+
+ONNX = Convention(
+    name="onnx",
+    title="ONNX",
+    gates={
+        "simple_rnn": {"h": "h"},
+        "lstm": {"i": "i", "o": "o", "f": "f", "g": "c"},
+        "gru": {"z": "z", "r": "r", "n": "h"},
+    },
+    arrays=_onnx_arrays(),
+    place="layers.{layer}.{name}",
+    place_bidirectional="layers.{layer}.{name}",
+    directions=DIRECTIONS,
+    number=lambda layer, layers: str(layer),
+    pattern=r"(?:layers\.(?P<layer>\d+)\.)?(?P<name>W|R|B)",
+)
+
+
+def _flax_linen_arrays() -> dict[str, Held]:
+    kernels = (
+        Entry("i{gate}/kernel", ("weight_ih",), "source unit"),
+        Entry("h{gate}/kernel", ("weight_hh",), "source unit"),
+    )
+    input_bias = Entry("i{gate}/bias", ("bias_ih",), "unit")
+    # The LSTM's one bias is added to the recurrent product, so it stands on the recurrent side; the sum is the same.
+    return {
+        "simple_rnn": {"single": (*kernels, input_bias)},
+        "lstm": {"single": (*kernels, Entry("h{gate}/bias", ("bias_ih",), "unit"))},
+        "gru": {"single": (*kernels, input_bias, Entry("h{gate}/bias", ("bias_hh",), "unit", gates=("n",)))},
+    }
+
+
+FLAX_LINEN = Convention(
+    name="flax-linen",
+    title="Flax Linen",
+    gates={**_CANONICAL_GATES, "simple_rnn": {"h": ""}},
+    arrays=_flax_linen_arrays(),
+    place="{layer}cell/{name}",
+    place_bidirectional="{layer}{direction}_rnn/cell/{name}",
+    directions=DIRECTIONS,
+    number=lambda layer, layers: f"layers_{layer}/" if layers > 1 else "",
+    pattern=r"(?:.*?/)??(?:layers_(?P<layer>\d+)/)?(?:(?P<direction>forward|backward)_rnn/)?cell/(?P<name>[ih][a-z]?/(?:kernel|bias))",
+)
+
+CONVENTIONS: Mapping[str, Convention] = MappingProxyType({c.name: c for c in (TORCH, KERAS, ONNX, FLAX_LINEN)})
+
+# --- The packer and the unpacker -------------------------------------------------------------------------------------
+
+
+def to_arrays(weights: Weights, *, convention: str | Convention) -> dict[str, Array]:
+    """The arrays as a framework holds them, by the names that it gives them, in its own order.
+
+    Args:
+        weights: canonical.
+        convention: a name out of `CONVENTIONS`, or a `Convention`.
+
+    Raises:
+        Unrepresentable: no such convention, or it cannot hold these weights exactly; the sentence says what would help.
+    """
+    convention = convention_named(convention)
+    spec = weights.spec
+    if reason := convention.holds(spec):
+        raise Unrepresentable(reason)
+    packed: dict[str, Array] = {}
+    for place in _places(convention, spec):
+        parts = [[_gates_of(weights.arrays, spec, name, place.gates) for name in row] for row in place.holds]
+        packed[place.name] = _join(np.array(parts), place.entry.axes) * _sign(convention, spec, place)
+    return packed
+
+
+def from_arrays(
+    arrays: Mapping[str, Any],
+    *,
+    convention: str | Convention,
+    cell: str | None = None,
+    reset_after: bool | None = None,
+    activation: str | Activation = "tanh",
+    recurrent_activation: str | Activation = "sigmoid",
+) -> Weights:
+    """The spec and the weights that arrays of a framework hold, read from their names and shapes. Exact.
+
+    Args:
+        arrays: by the framework's names; nested dictionaries (of Flax) are joined with "/".
+        convention: a name out of `CONVENTIONS`, or a `Convention`.
+        cell, reset_after: needed only where names and shapes leave two possibilities.
+        activation, recurrent_activation: no array tells them.
+
+    Raises:
+        Unrepresentable: no such convention; a name that is not of it; names and shapes fit no cell, or several.
+        InvalidWeights: dtypes are mixed, or none that a spec has.
+    """
+    convention = convention_named(convention)
+    found = _read_names(convention, _flatten(arrays))
+    sizes = _sizes(convention, found)
+    candidates = []
+    for name, after in [*((name, True) for name in CELLS), ("gru", False)]:
+        for bias in BIASES:
+            if cell in (None, name) and (name != "gru" or reset_after in (None, after)):
+                candidate = RecurrentSpec(
+                    name,
+                    **sizes,
+                    bias=bias,
+                    reset_after=after,
+                    activation=activation,
+                    recurrent_activation="sigmoid" if name == "simple_rnn" else recurrent_activation,
+                )
+                if convention.holds(candidate) is None:
+                    candidates.append(candidate)
+    shapes = {key: array.shape for key, array in found.items()}
+    fitting = [spec for spec in candidates if _shapes(convention, spec) == shapes]
+    if len(fitting) > 1:
+        raise Unrepresentable(
+            f"names and shapes do not tell {' from '.join(_form(spec.cell, spec.reset_after) for spec in fitting)}; "
+            f"pass {'reset_after=True or reset_after=False' if len({s.cell for s in fitting}) == 1 else 'cell='}"
+        )
+    if not fitting:
+        raise Unrepresentable(_why_none_fits(convention, candidates, shapes))
+    return Weights(fitting[0], _unpack(convention, fitting[0], found))
+
+
+def convention_named(convention: str | Convention) -> Convention:
+    """The convention of this name; a Convention is itself.
+
+    Raises:
+        Unrepresentable: there is none of this name.
+    """
+    if isinstance(convention, Convention):
+        return convention
+    if convention not in CONVENTIONS:
+        close = get_close_matches(str(convention), CONVENTIONS, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise Unrepresentable(f"no convention named {convention!r}; there are {', '.join(CONVENTIONS)}{hint}")
+    return CONVENTIONS[convention]
+
+
+Key = tuple[int, str, str]  # layer, direction ("" where the array has an axis of them), the array's own name
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """One native array of a spec: what it is called and which canonical arrays and gates are in it."""
+
+    key: Key
+    name: str
+    entry: Entry
+    holds: tuple[tuple[str, ...], ...]  # canonical names, (direction, bias)
+    gates: tuple[str, ...]
+
+
+def _places(convention: Convention, spec: RecurrentSpec) -> Iterator[_Place]:
+    gates = convention.gates[spec.cell]
+    entries = convention.arrays[_form(spec.cell, spec.reset_after)][spec.bias]
+    stacked = "direction" in entries[0].axes
+    template = convention.place_bidirectional if spec.bidirectional else convention.place
+    for layer in range(spec.num_layers):
+        for directions in [spec.directions] if stacked else [(direction,) for direction in spec.directions]:
+            for entry in entries:
+                for gate in (entry.gates or tuple(gates)) if "{gate}" in entry.name else ("",):
+                    own = entry.name.format(gate=gates.get(gate, ""))
+                    yield _Place(
+                        key=(layer, "" if stacked else directions[0], own),
+                        name=template.format(
+                            name=own,
+                            layer=convention.number(layer, spec.num_layers),
+                            direction=convention.directions[DIRECTIONS.index(directions[0])],
+                            cell=spec.cell,
+                        ),
+                        entry=entry,
+                        holds=tuple(tuple(f"layers.{layer}.{d}.{name}" for name in entry.holds) for d in directions),
+                        gates=(gate,) if gate else entry.gates or tuple(gates),
+                    )
+
+
+_AXES = ("direction", "bias", "gate", "unit", "source")
+
+
+def _groups(axes: str) -> list[list[str]]:
+    return [group.split() for group in re.findall(r"\(([^)]*)\)|(\w+)", axes) for group in group if group]
+
+
+def _join(full: Array, axes: str) -> Array:
+    """From an array over `_AXES` (`source` only if it has one) to one over the axes that are named."""
+    groups = _groups(axes)
+    order = [_AXES.index(axis) for group in groups for axis in group]
+    rest = [axis for axis in range(full.ndim) if axis not in order]  # of size one
+    shape = [prod(full.shape[_AXES.index(axis)] for axis in group) for group in groups]
+    return np.ascontiguousarray(full.transpose(*rest, *order).reshape(shape))
+
+
+def _split(array: Array, axes: str, full_shape: tuple[int, ...]) -> Array:
+    """The inverse of `_join`."""
+    order = [_AXES.index(axis) for group in _groups(axes) for axis in group]
+    rest = [axis for axis in range(len(full_shape)) if axis not in order]
+    permutation = [*rest, *order]
+    return array.reshape([full_shape[axis] for axis in permutation]).transpose(np.argsort(permutation))
+
+
+def _gates_present(spec: RecurrentSpec, name: str) -> tuple[str, ...]:
+    """The gates along the leading axis of a canonical array: all of them, or the candidate's alone."""
+    gates = spec.form.gates
+    return gates if spec.shapes[name][0] == len(gates) else (spec.form.candidate,)
+
+
+def _gates_of(arrays: Mapping[str, Array], spec: RecurrentSpec, name: str, gates: tuple[str, ...]) -> Array:
+    present = _gates_present(spec, name)
+    return arrays[name][[present.index(gate) for gate in gates]]
+
+
+def _full_shape(spec: RecurrentSpec, place: _Place) -> tuple[int, ...]:
+    first = place.holds[0]
+    return (len(place.holds), len(first), len(place.gates), *spec.shapes[first[0]][1:])
+
+
+def _shapes(convention: Convention, spec: RecurrentSpec) -> dict[Key, tuple[int, ...]]:
+    shapes = {}
+    for place in _places(convention, spec):
+        full: dict[str, int] = dict(zip(_AXES, _full_shape(spec, place), strict=False))  # a bias has no source
+        shapes[place.key] = tuple(prod(full[axis] for axis in group) for group in _groups(place.entry.axes))
+    return shapes
+
+
+def _unpack(convention: Convention, spec: RecurrentSpec, found: Mapping[Key, Array]) -> dict[str, Array]:
+    arrays = {name: np.empty(shape, spec.dtype) for name, shape in spec.shapes.items()}
+    for place in _places(convention, spec):
+        full = _split(found[place.key] * _sign(convention, spec, place), place.entry.axes, _full_shape(spec, place))
+        for row, names in zip(full, place.holds, strict=True):
+            for part, name in zip(row, names, strict=True):
+                present = _gates_present(spec, name)
+                arrays[name][[present.index(gate) for gate in place.gates]] = part
+    return arrays
+
+
+def _sign(convention: Convention, spec: RecurrentSpec, place: _Place) -> Array:
+    """Ones, and minus one at the block of z where z weighs the new state: sigmoid(-v) = 1 - sigmoid(v)."""
+    full = np.ones(_full_shape(spec, place), spec.dtype)
+    if convention.update == "new" and spec.cell == "gru" and "z" in place.gates:
+        full[:, :, place.gates.index("z")] = -1
+    return _join(full, place.entry.axes)
+
+
+def _odd_about_half(spec: RecurrentSpec) -> bool:
+    gate = Activation.of(spec.recurrent_activation)
+    return gate.name == "sigmoid" or (gate.name == "hard_sigmoid" and gate.beta == 0.5)
+
+
+def _form(cell: str, reset_after: bool) -> str:
+    return cell if reset_after else f"{cell}, reset before"
+
+
+# --- Reading names ---------------------------------------------------------------------------------------------------
+
+
+def _flatten(arrays: Mapping[str, Any]) -> dict[str, Array]:
+    flat: dict[str, Array] = {}
+    for name, value in arrays.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{name}/{inner}": array for inner, array in _flatten(value).items()}
+        else:
+            flat[name] = np.asarray(value)
+    return flat
+
+
+def _read_names(convention: Convention, arrays: Mapping[str, Array]) -> dict[Key, Array]:
+    parsed = {}
+    for name, array in arrays.items():
+        match = re.fullmatch(convention.pattern, name)
+        if match is None:
+            raise Unrepresentable(f"{name!r} is not the name of an array of the {convention.name} convention")
+        parts = match.groupdict()
+        parsed[name] = (parts["layer"] or "", parts.get("direction") or "", parts["name"], array)
+    layers = _in_order([layer for layer, *_ in parsed.values()])
+    stacked = "direction" in next(iter(convention.arrays["lstm"].values()))[0].axes
+    found: dict[Key, Array] = {}
+    for name, (layer, direction, own, array) in parsed.items():
+        word = direction or convention.directions[0]
+        key = (layers.index(layer), "" if stacked else DIRECTIONS[convention.directions.index(word)], own)
+        if key in found:
+            raise Unrepresentable(f"two arrays stand for {own} of layer {key[0]}; the second is {name!r}")
+        found[key] = array
+    return found
+
+
+def _in_order(layers: list[str]) -> list[str]:
+    """The layers' names without repetition: by their numbers where that is all they differ in, else as they come.
+
+    Keras numbers layers of a kind in the order of their making, through the whole process: lstm, lstm_1, … lstm_10.
+    """
+    names = list(dict.fromkeys(layers))
+    numbers = {name: int(re.sub(r"\D", "", name[len(name.rstrip("0123456789")) :]) or 0) for name in names}
+    stems = {name.rstrip("0123456789").rstrip("_") for name in names}
+    return sorted(names, key=lambda name: numbers[name]) if len(stems) == 1 else names
+
+
+def _sizes(convention: Convention, found: Mapping[Key, Array]) -> dict[str, Any]:
+    """input_size, hidden_size, num_layers, bidirectional and dtype, which need not know the cell."""
+    if not found:
+        raise Unrepresentable(f"there are no arrays here; the {convention.name} convention has some for every layer")
+    dtypes = sorted({str(array.dtype) for array in found.values()})
+    if len(dtypes) > 1 or dtypes[0] not in DTYPES:
+        raise InvalidWeights(f"the arrays must all be float32 or all float64, not {' and '.join(dtypes)}")
+    sizes: dict[str, int] = {}
+    directions = {direction for _, direction, _ in found}
+    for entry in next(iter(convention.arrays["lstm"].values()))[:2]:
+        own = re.compile(re.escape(entry.name).replace(r"\{gate\}", "[a-z]?"))
+        array = next((a for (layer, _, name), a in found.items() if not layer and own.fullmatch(name)), None)
+        if array is None:
+            raise Unrepresentable(f"layer 0 has no array {entry.name}, which the {convention.name} convention has")
+        groups = _groups(entry.axes)
+        if array.ndim != len(groups) or 0 in array.shape:
+            raise Unrepresentable(
+                f"{entry.name} of layer 0 must have the axes {entry.axes}, not the shape {array.shape}"
+            )
+        sizes[entry.holds[0]] = array.shape[groups.index(["source"])]
+        if ["direction"] in groups:
+            directions = set(DIRECTIONS[: array.shape[groups.index(["direction"])]])
+    return {
+        "input_size": sizes["weight_ih"],
+        "hidden_size": sizes["weight_hh"],
+        "num_layers": 1 + max(layer for layer, _, _ in found),
+        "bidirectional": "backward" in directions,
+        "dtype": dtypes[0],
+    }
+
+
+def _why_none_fits(
+    convention: Convention, candidates: list[RecurrentSpec], shapes: Mapping[Key, tuple[int, ...]]
+) -> str:
+    """The first thing that is off, held against the candidate with which most arrays agree."""
+    if not candidates:
+        return f"the {convention.name} convention has no such cell"
+    best = max(candidates, key=lambda spec: len(_shapes(convention, spec).items() & shapes.items()))
+    wanted = _shapes(convention, best)
+    what = f"as a {_form(best.cell, best.reset_after)} of {best.input_size} inputs and {best.hidden_size} units"
+    for (layer, direction, name), shape in shapes.items():
+        where = f"{name} of layer {layer}{' ' + direction if direction else ''}"
+        expected = wanted.get((layer, direction, name))
+        if expected is None:
+            return f"the arrays fit no cell: read {what}, there is no place for {where}"
+        if expected != shape:
+            return f"the arrays fit no cell: read {what}, {where} must have the shape {expected}, not {shape}"
+    layer, direction, name = next(key for key in wanted if key not in shapes)
+    return (
+        f"the arrays fit no cell: read {what}, {name} of layer {layer}{' ' + direction if direction else ''} is missing"
+    )

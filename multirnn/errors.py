@@ -1,0 +1,52 @@
+"""What can go wrong, as types.
+
+Every error derives from `MultirnnError` and from the built-in that a caller would expect, and its text is one or
+two sentences that say what was wrong and what would be right.
+"""
+
+__all__ = [
+    "InvalidCall",
+    "InvalidSpec",
+    "InvalidWeights",
+    "MissingFramework",
+    "MultirnnError",
+    "UnknownBackend",
+    "Unrepresentable",
+    "Unsupported",
+]
+
+
+class MultirnnError(Exception):
+    """The root of every error that multirnn raises itself."""
+
+
+class InvalidSpec(MultirnnError, ValueError):
+    """A `RecurrentSpec` that cannot exist: names the field, the value, and what is allowed."""
+
+
+class InvalidWeights(MultirnnError, ValueError):
+    """Arrays that are not the parameters of the spec: a name, a shape or a dtype is off."""
+
+
+class InvalidCall(MultirnnError, ValueError):
+    """A layer called with an input, state, lengths or cotangent that it cannot take."""
+
+
+class Unrepresentable(MultirnnError, ValueError):
+    """Something that exists on one side and that the other side has no place for.
+
+    A framework's layer that no spec describes, weights that a convention cannot hold exactly, biases that cannot be
+    folded without changing the function.
+    """
+
+
+class Unsupported(MultirnnError, ValueError):
+    """A backend refuses a spec. Raised from the answer of `Backend.refuses` and from nothing else."""
+
+
+class UnknownBackend(MultirnnError, LookupError):
+    """No installed distribution offers a backend of this name."""
+
+
+class MissingFramework(MultirnnError, ImportError):
+    """The backend is known, the framework that it runs on is not installed."""

@@ -1,0 +1,131 @@
+"""What a realised layer offers: `Layer`, and the records that go in and come out of it.
+
+The axes, on the NumPy side of every backend: `batch`, `time`, `input_size`; `directions * hidden_size` for a sequence,
+forward‖backward; `num_layers * directions` for a state, in the order of `RecurrentSpec.passes`. An unbatched call has
+no `batch` axis anywhere.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from multirnn.errors import InvalidCall
+from multirnn.spec import RecurrentSpec
+from multirnn.weights import Array, Weights
+
+__all__ = ["Gradients", "Layer", "Lengths", "Output", "State", "Stream"]
+
+Lengths = NDArray[np.int64]
+
+
+class State(NamedTuple):
+    """The hidden state h and, of an LSTM, the cell state c: `(num_layers * directions, batch, hidden_size)` each."""
+
+    h: Array
+    c: Array | None = None
+
+
+class Output(NamedTuple):
+    """The sequence `(batch, time, directions * hidden_size)`, zero at padding, and the final state.
+
+    Each final state is its own direction's end: after the last valid step forward, after step 0 backward.
+    """
+
+    sequence: Array
+    state: State
+
+
+class Gradients(NamedTuple):
+    """What a cotangent pulls back to: an array for every weight by name, for the input, and for the initial state."""
+
+    weights: Mapping[str, Array]
+    x: Array
+    state: State
+
+
+class Layer(Protocol):
+    """A stack realised by a framework, called with NumPy arrays."""
+
+    @property
+    def spec(self) -> RecurrentSpec:
+        """What it realises."""
+        ...
+
+    @property
+    def native(self) -> Any:
+        """The framework's own object, live: it shares the layer's parameters."""
+        ...
+
+    @property
+    def parameter_count(self) -> int:
+        """Trainable parameters, counted by the framework's own means."""
+        ...
+
+    def __call__(self, x: ArrayLike, state: State | None = None, *, lengths: ArrayLike | None = None) -> Output:
+        """Run over `x`.
+
+        Args:
+            x: `(batch, time, input_size)`, or `(time, input_size)` unbatched. An array has to have the spec's dtype;
+                numbers without a dtype of their own (lists) are read as the spec's.
+            state: the initial state; zero unless given.
+            lengths: `(batch,)` integers, 0 <= length <= time; right padding. Every row is full unless given. Unbatched:
+                one integer.
+
+        Raises:
+            InvalidCall: a shape, dtype, length or state that the stack cannot take.
+        """
+        ...
+
+    def vjp(
+        self, x: ArrayLike, state: State | None = None, *, lengths: ArrayLike | None = None, cotangent: Output
+    ) -> Gradients:
+        """The gradients of `sum(cotangent.sequence * sequence) + sum(cotangent.state * state)`.
+
+        Args:
+            x, state, lengths: as in a call.
+            cotangent: shaped as the output of the call; a part that is None counts as zero.
+
+        Raises:
+            InvalidCall: as in a call, or a cotangent that is not shaped as the output.
+        """
+        ...
+
+    def weights(self) -> Weights:
+        """The parameters as they are now, after any training."""
+        ...
+
+    def stream(self) -> "Stream":
+        """A runner that carries the state from chunk to chunk.
+
+        Raises:
+            InvalidCall: the stack is bidirectional: its backward direction begins at the end of the sequence.
+        """
+        ...
+
+
+class Stream:
+    """Runs a sequence chunk by chunk; the chunks' outputs, one after another, equal those of the whole.
+
+    Attributes:
+        state: after the last chunk; None before the first, which starts from zero.
+    """
+
+    def __init__(self, layer: Layer) -> None:
+        if layer.spec.bidirectional:
+            raise InvalidCall(
+                "a bidirectional stack cannot be streamed: its backward direction begins at the end of the sequence"
+            )
+        self._layer = layer
+        self.state: State | None = None
+
+    def __call__(self, chunk: ArrayLike, *, lengths: ArrayLike | None = None) -> Output:
+        """Run over the next chunk `(batch, time, input_size)`; the batch is that of the first chunk."""
+        output = self._layer(chunk, self.state, lengths=lengths)
+        self.state = output.state
+        return output
+
+    def reset(self, state: State | None = None) -> None:
+        """Begin again, from `state` or from zero."""
+        self.state = state

@@ -1,0 +1,218 @@
+"""The parameters of a stack as canonical NumPy arrays, and what can be done to them without a framework.
+
+`initialise` draws them once, in NumPy, so that all backends start equal; `fold_biases` and `split_biases` change the
+form of the biases and preserve the function. Names and shapes are those of `RecurrentSpec.shapes`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from math import prod, sqrt
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from multirnn.errors import InvalidSpec, InvalidWeights, Unrepresentable
+from multirnn.spec import RecurrentSpec
+
+__all__ = ["SCHEMES", "Array", "Weights", "fold_biases", "initialise", "split_biases"]
+
+Array = NDArray[np.floating[Any]]
+
+
+class Weights:
+    """A spec together with an array for every parameter that it has.
+
+    Args:
+        spec: what the arrays are the parameters of.
+        arrays: by name, shape and dtype as `spec.shapes` and `spec.dtype` say; copied, then read-only.
+
+    Raises:
+        InvalidWeights: a name is missing or unknown, or a shape or dtype is not the spec's.
+    """
+
+    __slots__ = ("arrays", "spec")
+
+    spec: RecurrentSpec
+    arrays: Mapping[str, Array]
+
+    def __init__(self, spec: RecurrentSpec, arrays: Mapping[str, Array]) -> None:
+        shapes = spec.shapes
+        if missing := [name for name in shapes if name not in arrays]:
+            raise InvalidWeights(f"no array for {_list(missing)}, which {spec!r} has")
+        if unknown := [name for name in arrays if name not in shapes]:
+            raise InvalidWeights(f"{spec!r} has no parameter {_list(unknown)}; it has {_list(list(shapes))}")
+        copies: dict[str, Array] = {}
+        for name, shape in shapes.items():
+            array = np.asarray(arrays[name])
+            if array.shape != shape:
+                raise InvalidWeights(f"{name} must have the shape {shape}, not {array.shape}")
+            if array.dtype != spec.dtype:
+                raise InvalidWeights(
+                    f"{name} must be {spec.dtype}, as the spec says, not {array.dtype}; convert it first"
+                )
+            copies[name] = np.array(array, dtype=spec.dtype, order="C")
+            copies[name].flags.writeable = False
+        self.spec = spec
+        self.arrays = MappingProxyType(copies)
+
+    def at(self, layer: int, direction: str) -> dict[str, Array]:
+        """The arrays of one layer and direction by their last name: weight_ih, weight_hh, and what biases there are."""
+        prefix = f"layers.{layer}.{direction}."
+        return {name.removeprefix(prefix): array for name, array in self.arrays.items() if name.startswith(prefix)}
+
+    def astype(self, dtype: str) -> "Weights":
+        """The same weights in "float32" or "float64"; widening is exact, narrowing rounds to nearest."""
+        spec = replace(self.spec, dtype=dtype)
+        return Weights(spec, {name: array.astype(spec.dtype) for name, array in self.arrays.items()})
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Weights):
+            return NotImplemented
+        return self.spec == other.spec and all(np.array_equal(a, other.arrays[name]) for name, a in self.arrays.items())
+
+    __hash__ = None  # type: ignore[assignment]  # equal by value over arrays, which have no hash
+
+    def __reduce__(self) -> tuple[type["Weights"], tuple[RecurrentSpec, dict[str, Array]]]:
+        return Weights, (self.spec, dict(self.arrays))  # a mapping proxy can be neither pickled nor deep-copied
+
+    def __repr__(self) -> str:
+        return f"<Weights of {self.spec!r}: {self.spec.parameter_count} parameters>"
+
+
+def _list(names: list[str]) -> str:
+    shown = ", ".join(names[:6])
+    return f"{shown} and {len(names) - 6} more" if len(names) > 6 else shown
+
+
+# --- Drawing ---------------------------------------------------------------------------------------------------------
+
+Draw = Callable[[np.random.Generator, str, tuple[int, ...], RecurrentSpec], Array]
+
+
+def initialise(spec: RecurrentSpec, seed: int | np.random.Generator = 0, scheme: str = "torch") -> Weights:
+    """Draw the weights of a stack, the same for every backend.
+
+    Args:
+        spec: the stack.
+        seed: of `numpy.random.default_rng`, or a generator to draw from. The stream is drawn in float64 and rounded, so
+            a float32 and a float64 stack of one seed differ by rounding only.
+        scheme: whose default distribution: "torch", all U(±1/sqrt(hidden_size)), biases too; "keras", Glorot-uniform
+            over the fused gates, recurrent matrix orthonormal over the fused gates, biases zero and the LSTM's
+            forget bias one; "flax", Flax Linen's: LeCun-normal and an orthogonal matrix a gate, biases zero.
+
+    Raises:
+        InvalidSpec: no such scheme.
+    """
+    if scheme not in SCHEMES:
+        raise InvalidSpec(f"no initialisation scheme {scheme!r}; there are {', '.join(SCHEMES)}")
+    rng = np.random.default_rng(seed)
+    draw = SCHEMES[scheme]
+    arrays = {name: draw(rng, name.rpartition(".")[2], shape, spec) for name, shape in spec.shapes.items()}
+    return Weights(spec, {name: array.astype(spec.dtype) for name, array in arrays.items()})
+
+
+def _draw_torch(rng: np.random.Generator, kind: str, shape: tuple[int, ...], spec: RecurrentSpec) -> Array:
+    # torch.nn.RNNBase.reset_parameters: the bound is of the hidden size for every array, of upper layers too.
+    bound = 1 / sqrt(spec.hidden_size)
+    return rng.uniform(-bound, bound, shape)
+
+
+def _draw_keras(rng: np.random.Generator, kind: str, shape: tuple[int, ...], spec: RecurrentSpec) -> Array:
+    if kind == "weight_ih":
+        # keras.initializers.GlorotUniform on the kernel (features, gates * hidden_size).
+        bound = sqrt(6 / (shape[2] + shape[0] * shape[1]))
+        return rng.uniform(-bound, bound, shape)
+    if kind == "weight_hh":
+        # keras.initializers.Orthogonal on (hidden_size, gates * hidden_size): its rows are orthonormal, which are the
+        # columns of the gates stacked one above the other.
+        gates, hidden, _ = shape
+        return _orthonormal_columns(rng, gates * hidden, hidden).reshape(shape)
+    biases = np.zeros(shape)
+    if kind == "bias_ih" and spec.cell == "lstm":
+        biases[spec.form.gates.index("f")] = 1  # unit_forget_bias
+    return biases
+
+
+def _draw_flax(rng: np.random.Generator, kind: str, shape: tuple[int, ...], spec: RecurrentSpec) -> Array:
+    if kind == "weight_ih":
+        # jax.nn.initializers.lecun_normal: variance 1/fan_in after truncation at two standard deviations, which
+        # leaves 0.8796 of the deviation.
+        return _truncated_normal(rng, shape) * (sqrt(1 / shape[2]) / 0.87962566103423978)
+    if kind == "weight_hh":
+        return np.stack([_orthonormal_columns(rng, shape[1], shape[2]) for _ in range(shape[0])])
+    return np.zeros(shape)
+
+
+SCHEMES: Mapping[str, Draw] = MappingProxyType({"torch": _draw_torch, "keras": _draw_keras, "flax": _draw_flax})
+
+
+def _orthonormal_columns(rng: np.random.Generator, rows: int, columns: int) -> Array:
+    """A matrix (rows, columns) with orthonormal columns, uniform over all such (Mezzadri 2007: QR with fixed signs)."""
+    q, r = np.linalg.qr(rng.standard_normal((rows, columns)))
+    return np.asarray(q * np.sign(np.diagonal(r)))
+
+
+def _truncated_normal(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
+    """Standard normal numbers, those beyond two deviations drawn again."""
+    values = rng.standard_normal(prod(shape))
+    while (outside := np.abs(values) > 2).any():
+        values[outside] = rng.standard_normal(int(outside.sum()))
+    return values.reshape(shape)
+
+
+# --- The form of the biases ------------------------------------------------------------------------------------------
+
+
+def fold_biases(weights: Weights, *, candidate: bool = False) -> Weights:
+    """The same function with `bias="single"`: each recurrent bias added to the input bias of its gate.
+
+    The reset-after GRU keeps the recurrent bias of its candidate, which the reset gate multiplies. Adding rounds, once
+    an element. Weights that are single already are returned as they are.
+
+    Args:
+        weights: with biases.
+        candidate: ask for the candidate's recurrent bias to be folded as well, as a layer without one needs it
+            (`flax.nnx.GRUCell`). Its array stays, zero.
+
+    Raises:
+        Unrepresentable: there are no biases, or the candidate's recurrent bias is asked to be folded, is not zero, and
+            the reset gate multiplies it, so that no single bias gives the same function.
+    """
+    spec = weights.spec
+    if spec.bias == "none":
+        raise Unrepresentable('bias="none" leaves no biases to fold; split_biases adds zero biases')
+    folded = replace(spec, bias="single")
+    arrays = dict(weights.arrays)
+    for layer, direction in spec.passes if spec.bias == "double" else ():
+        bias_ih, bias_hh = (f"layers.{layer}.{direction}.{name}" for name in ("bias_ih", "bias_hh"))
+        both = arrays[bias_ih] + arrays[bias_hh]
+        if spec.form.recurrent_candidate_bias:
+            n = spec.form.gates.index(spec.form.candidate)
+            both[n] = arrays[bias_ih][n]
+            arrays[bias_hh] = arrays[bias_hh][n : n + 1]
+        else:
+            del arrays[bias_hh]
+        arrays[bias_ih] = both
+    if candidate and any(arrays[name].any() for name in folded.shapes if name.endswith("bias_hh")):
+        raise Unrepresentable(
+            "the recurrent candidate bias d_n of a reset-after GRU cannot be folded: the reset gate multiplies it, "
+            "n = a(W_n x + b_n + r * (U_n h + d_n)), and it does not multiply b_n"
+        )
+    return Weights(folded, arrays)
+
+
+def split_biases(weights: Weights) -> Weights:
+    """The same function with `bias="double"`: a recurrent bias that is missing is added as zero.
+
+    Exact. Weights that are double already are returned as they are.
+    """
+    spec = replace(weights.spec, bias="double")
+    zero = np.zeros(spec.shapes["layers.0.forward.bias_ih"], spec.dtype)
+    arrays = {name: weights.arrays.get(name, zero) for name in spec.shapes}
+    if weights.spec.bias == "single" and spec.form.recurrent_candidate_bias:
+        for name in (name for name in spec.shapes if name.endswith("bias_hh")):
+            arrays[name] = zero.copy()
+            arrays[name][spec.form.gates.index(spec.form.candidate)] = weights.arrays[name][0]
+    return Weights(spec, arrays)
