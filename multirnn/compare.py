@@ -1,0 +1,450 @@
+"""Are they the same function? Every backend held against one reference, and what is found as a table.
+
+The reference is the NumPy backend in float64. Each backend is compared with it alone, so that any framework can be
+tested without the others; that two of them agree follows. Outputs, final states, and the gradients of every weight, of
+the input and of the initial state are compared, under random cotangents on both the sequence and the state.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from multirnn.backend import Backend
+from multirnn.errors import InvalidCall, MissingFramework
+from multirnn.layer import Gradients, Layer, Output, State
+from multirnn.registry import backend as load_backend
+from multirnn.registry import backends as installed_backends
+from multirnn.spec import RecurrentSpec
+from multirnn.weights import Array, Weights, initialise
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["TOLERANCE", "Comparison", "Difference", "Part", "Row", "compare", "difference", "draw_call", "tolerance"]
+
+TOLERANCE: Mapping[str, int] = MappingProxyType(
+    {
+        "float32": 64,
+        "float64": 256,
+    }
+)
+"""The largest normwise difference from the reference that counts as rounding, in units of eps of the dtype."""
+
+
+def tolerance(dtype: str | np.dtype[Any]) -> float:
+    """The normwise bound under which two arrays of this dtype count as equal: `TOLERANCE` times eps."""
+    return TOLERANCE[str(dtype)] * float(np.finfo(dtype).eps)
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How far an array is from the one expected.
+
+    Attributes:
+        normwise: max|actual - expected| / max|expected|; infinite where `actual` is not finite.
+        where: the index of the worst element; empty for an array that is empty or equal.
+        eps: `normwise` in units of eps of the dtype of `actual`.
+    """
+
+    normwise: float
+    where: tuple[int, ...]
+    eps: float
+
+
+def difference(actual: Array, expected: Array) -> Difference:
+    """The normwise difference of two arrays of one shape; one number, and where it happened.
+
+    Args:
+        actual: float32 or float64, of any shape.
+        expected: of the same shape; float64, or of the dtype of `actual`.
+
+    Raises:
+        InvalidCall: the shapes differ, or `actual` is not of a floating dtype, or wider than `expected`.
+    """
+    if actual.shape != expected.shape:
+        raise InvalidCall(f"arrays of the shapes {actual.shape} and {expected.shape} cannot be compared")
+    if actual.dtype.kind != "f" or np.promote_types(actual.dtype, expected.dtype) != expected.dtype:
+        raise InvalidCall(f"an array of {actual.dtype} cannot be held against one of {expected.dtype}")
+    if actual.size == 0:
+        return Difference(0.0, (), 0.0)
+    distance = np.abs(np.subtract(actual, expected, dtype=np.float64))
+    distance = np.where(np.isnan(distance), np.inf, distance)
+    worst = np.unravel_index(int(np.argmax(distance)), distance.shape)
+    largest = float(distance[worst])
+    if largest == 0:
+        return Difference(0.0, (), 0.0)
+    scale = float(np.max(np.abs(expected)))
+    normwise = largest / scale if scale else float("inf")
+    return Difference(normwise, tuple(int(i) for i in worst), normwise / float(np.finfo(actual.dtype).eps))
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The worst array of an output, a state or a set of gradients: its difference, and its worst element in words."""
+
+    difference: Difference
+    where: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Row:
+    """What a comparison found of one backend.
+
+    Attributes:
+        backend: its name.
+        title: its name with the engine that it runs on, `keras (tensorflow)`.
+        verdict: "equal"; "differs"; "refuses", the spec; "missing", its framework is not installed.
+        reason: why it differs, refuses or is missing; empty where it is equal.
+        versions: of what it runs on.
+        parameters: by the framework's own counting.
+        output, state, gradient: the worst difference from the reference; `gradient` is None of an inference-only backend.
+        output_steps, gradient_steps: the normwise difference at each time step, of the sequence and of the gradient of
+            the input; `(time,)`.
+    """
+
+    backend: str
+    title: str
+    verdict: str
+    reason: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    parameters: int | None = None
+    output: Part | None = None
+    state: Part | None = None
+    gradient: Part | None = None
+    output_steps: Array | None = None
+    gradient_steps: Array | None = None
+
+    @property
+    def worst(self) -> Part | None:
+        """The worst of output, state and gradient."""
+        parts = [part for part in (self.output, self.state, self.gradient) if part is not None]
+        return max(parts, key=lambda part: part.difference.normwise, default=None)
+
+
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class Comparison:
+    """A row a backend; it prints as a table, shows itself in a notebook, and exports JSON.
+
+    Attributes:
+        spec: what was compared.
+        shape: of the input, `(batch, time, input_size)`.
+        rows: in the order of `multirnn.backends()`, or as asked.
+    """
+
+    spec: RecurrentSpec
+    shape: tuple[int, ...]
+    rows: tuple[Row, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every backend that realises the spec is equal to the reference, and at least one does."""
+        verdicts = {row.verdict for row in self.rows}
+        return "equal" in verdicts and "differs" not in verdicts
+
+    def to_dict(self) -> dict[str, Any]:
+        """All that was found, in values that JSON has; infinite differences are null."""
+        return {
+            "ok": self.ok,
+            "spec": self.spec.to_dict(),
+            "shape": list(self.shape),
+            "tolerance_eps": TOLERANCE[self.spec.dtype],
+            "rows": [_row_to_dict(row) for row in self.rows],
+        }
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """`to_dict` as JSON text."""
+        return json.dumps(self.to_dict(), indent=indent, ensure_ascii=False, allow_nan=False)
+
+    def __rich__(self) -> "Table":
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(title=self._title, caption=self._caption, title_justify="left", caption_justify="left")
+        for name in _COLUMNS[:2]:
+            table.add_column(name, no_wrap=True)
+        for name in _COLUMNS[2:6]:
+            table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(_COLUMNS[6], no_wrap=True)
+        table.add_column(_COLUMNS[7], overflow="fold", min_width=30)
+        for row in self.rows:
+            cells = [Text(cell) for cell in _cells(row)]
+            cells[6].stylize({"equal": "green", "differs": "bold red"}.get(row.verdict, "yellow"))
+            table.add_row(*cells)
+        return table
+
+    def __str__(self) -> str:
+        from io import StringIO
+
+        from rich.console import Console
+
+        text = StringIO()
+        Console(file=text, width=150, color_system=None).print(self)
+        return text.getvalue().rstrip()
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        head = "".join(f"<th>{escape(name)}</th>" for name in _COLUMNS)
+        body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in _cells(row))}</tr>" for row in self.rows)
+        return (
+            f"<table><caption>{escape(self._title)}</caption><thead><tr>{head}</tr></thead>"
+            f"<tbody>{body}</tbody><tfoot><tr><td colspan={len(_COLUMNS)}>{escape(self._caption)}</td></tr></tfoot></table>"
+        )
+
+    @property
+    def _title(self) -> str:
+        batch, time, _ = self.shape
+        return f"{self.spec!r} on batch {batch}, time {time}"
+
+    @property
+    def _caption(self) -> str:
+        return (
+            f"errors: max|a-b| / max|b| against NumPy in float64, in eps of {self.spec.dtype}; "
+            f"equal means at most {TOLERANCE[self.spec.dtype]}"
+        )
+
+
+_COLUMNS = (
+    "backend",
+    "version",
+    "parameters",
+    "output",
+    "state",
+    "gradient",
+    "verdict",
+    "worst element, or the reason",
+)
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    errors = (f"{part.difference.eps:.2g}" if part else "–" for part in (row.output, row.state, row.gradient))
+    version = next(iter(row.versions.values()), "–")
+    parameters = "–" if row.parameters is None else str(row.parameters)
+    where = row.reason or (row.worst.where if row.worst else "")
+    return row.title, version, parameters, *errors, row.verdict, where
+
+
+def _row_to_dict(row: Row) -> dict[str, Any]:
+    def number(value: float) -> float | None:
+        return value if np.isfinite(value) else None
+
+    def part(found: Part | None) -> dict[str, Any] | None:
+        if found is None:
+            return None
+        return {
+            "normwise": number(found.difference.normwise),
+            "eps": number(found.difference.eps),
+            "where": found.where,
+        }
+
+    def steps(values: Array | None) -> list[float | None] | None:
+        return None if values is None else [number(float(value)) for value in values]
+
+    return {
+        "backend": row.backend,
+        "title": row.title,
+        "verdict": row.verdict,
+        "reason": row.reason,
+        "versions": dict(row.versions),
+        "parameters": row.parameters,
+        "output": part(row.output),
+        "state": part(row.state),
+        "gradient": part(row.gradient),
+        "output_steps": steps(row.output_steps),
+        "gradient_steps": steps(row.gradient_steps),
+    }
+
+
+# --- The comparison --------------------------------------------------------------------------------------------------
+
+
+def compare(
+    spec_or_weights: RecurrentSpec | Weights,
+    x: ArrayLike | None = None,
+    state: State | None = None,
+    *,
+    lengths: ArrayLike | None = None,
+    backends: Sequence[str | Backend] | None = None,
+    seed: int = 0,
+) -> Comparison:
+    """Hold backends against the reference: outputs, final states, gradients and parameter counts.
+
+    Args:
+        spec_or_weights: weights, or a spec whose weights are drawn by `initialise(spec, seed)`.
+        x: `(batch, time, input_size)` of the spec's dtype. Unless given, a ragged batch, its lengths and initial states
+            are drawn by `draw_call(spec, seed)`.
+        state: the initial state.
+        lengths: `(batch,)` integers.
+        backends: names or Backend objects; all that are installed unless given.
+        seed: of what is drawn: weights, inputs, cotangents.
+
+    Raises:
+        UnknownBackend: a name that no distribution offers. A framework that is missing and a spec that is refused are rows.
+        InvalidCall: x, state or lengths do not fit the spec.
+    """
+    weights = initialise(spec_or_weights, seed) if isinstance(spec_or_weights, RecurrentSpec) else spec_or_weights
+    if not isinstance(weights, Weights):
+        raise TypeError(f"compare takes a RecurrentSpec or Weights, not a {type(weights).__name__}")
+    spec = weights.spec
+    rng = np.random.default_rng(seed)
+    if x is None:
+        if state is not None or lengths is not None:
+            raise InvalidCall("a state or lengths belong to an x: pass x too")
+        x, state, lengths = draw_call(spec, rng)
+    array = np.asarray(x) if hasattr(x, "dtype") else np.asarray(x, spec.dtype)
+    if array.ndim == 2:
+        array = array[None]
+        state = None if state is None else State(state.h[:, None], None if state.c is None else state.c[:, None])
+        lengths = None if lengths is None else np.asarray(lengths).reshape(1)
+    reference = _Reference(weights, array, state, lengths, rng)
+    names = installed_backends() if backends is None else backends
+    return Comparison(spec, array.shape, tuple(_row(name, weights, reference) for name in names))
+
+
+def draw_call(spec: RecurrentSpec, seed: int | np.random.Generator = 0) -> tuple[Array, State, Array]:
+    """An input, an initial state and lengths that can show a mistake: prime sizes, ragged, none of it zero.
+
+    Returns:
+        x `(5, 7, input_size)`, the state, and lengths of which one is 0 and one full.
+    """
+    rng = np.random.default_rng(seed)
+    batch, time = 5, 7
+    x = rng.standard_normal((batch, time, spec.input_size)).astype(spec.dtype)
+    lengths = rng.permutation([0, time, time, 1, 4])
+    return x, _draw_state(spec, batch, rng), lengths
+
+
+def _draw_state(spec: RecurrentSpec, batch: int, rng: np.random.Generator) -> State:
+    shape = (spec.num_layers * len(spec.directions), batch, spec.hidden_size)
+    return State(*(rng.uniform(-1, 1, shape).astype(spec.dtype) for _ in spec.form.states))
+
+
+class _Reference:
+    """The call, its cotangent, and what the reference says to both."""
+
+    def __init__(
+        self, weights: Weights, x: Array, state: State | None, lengths: ArrayLike | None, rng: np.random.Generator
+    ) -> None:
+        spec = weights.spec
+        layer = load_backend("numpy").build(weights.astype("float64"))
+        load_backend("numpy").build(weights)(x, state, lengths=lengths)  # what does not fit is refused as by any layer
+        self.x, self.state, self.lengths = x, state, lengths
+        wide = None if state is None else State(*(None if s is None else np.asarray(s, "float64") for s in state))  # type: ignore[arg-type]
+        self.output = layer(x.astype("float64"), wide, lengths=lengths)
+        cotangent = Output(
+            rng.standard_normal(self.output.sequence.shape).astype(spec.dtype), _draw_state(spec, x.shape[0], rng)
+        )
+        self.cotangent = cotangent
+        self.gradients = layer.vjp(
+            x.astype("float64"),
+            wide,
+            lengths=lengths,
+            cotangent=Output(
+                cotangent.sequence.astype("float64"),
+                State(*(s.astype("float64") for s in cotangent.state if s is not None)),
+            ),
+        )
+
+
+def _row(name: str | Backend, weights: Weights, reference: _Reference) -> Row:
+    title = name if isinstance(name, str) else name.name
+    try:
+        backend = load_backend(name)
+    except MissingFramework as error:
+        return Row(title, title, "missing", str(error))
+    if engine := getattr(backend, "engine", None):
+        title = f"{backend.name} ({engine})"
+    if reason := backend.refuses(weights.spec):
+        return Row(backend.name, title, "refuses", reason, backend.versions())
+    layer = backend.build(weights)
+    output = layer(reference.x, reference.state, lengths=reference.lengths)
+    gradients = _gradients(layer, reference) if backend.differentiable else None
+    row = Row(
+        backend.name,
+        title,
+        "equal",
+        versions=backend.versions(),
+        parameters=layer.parameter_count,
+        output=_worst(weights.spec, {"output": (output.sequence, reference.output.sequence)}),
+        state=_worst(weights.spec, dict(_state_pairs(output.state, reference.output.state))),
+        gradient=None
+        if gradients is None
+        else _worst(weights.spec, dict(_gradient_pairs(gradients, reference.gradients))),
+        output_steps=_steps(output.sequence, reference.output.sequence),
+        gradient_steps=None if gradients is None else _steps(gradients.x, reference.gradients.x),
+    )
+    return _judged(row, weights.spec, _wrong_dtypes(weights.spec, output, gradients))
+
+
+def _gradients(layer: Layer, reference: _Reference) -> Gradients:
+    return layer.vjp(reference.x, reference.state, lengths=reference.lengths, cotangent=reference.cotangent)
+
+
+def _judged(row: Row, spec: RecurrentSpec, wrong_dtypes: str) -> Row:
+    """The row with its verdict."""
+    reason = wrong_dtypes
+    if row.parameters != spec.parameter_count:
+        reason = f"counts {row.parameters} parameters where the spec has {spec.parameter_count}"
+    elif row.worst is not None and not row.worst.difference.normwise <= tolerance(spec.dtype):
+        reason = f"{row.worst.where}: {row.worst.difference.eps:.3g} eps"
+    return replace(row, verdict="differs", reason=reason) if reason else row
+
+
+def _wrong_dtypes(spec: RecurrentSpec, output: Output, gradients: Gradients | None) -> str:
+    arrays = {"output": output.sequence, "final h": output.state.h}
+    if gradients is not None:
+        arrays |= {"gradient of x": gradients.x, **{f"gradient of {n}": a for n, a in gradients.weights.items()}}
+    return next((f"{n} is {a.dtype}, not {spec.dtype}" for n, a in arrays.items() if a.dtype != spec.dtype), "")
+
+
+Pairs = Iterator[tuple[str, tuple[Array, Array]]]
+
+
+def _state_pairs(actual: State, expected: State, prefix: str = "final ") -> Pairs:
+    for name, a, b in zip(("h", "c"), actual, expected, strict=True):
+        if a is not None and b is not None:
+            yield prefix + name, (a, b)
+
+
+def _gradient_pairs(actual: Gradients, expected: Gradients) -> Pairs:
+    for name, b in expected.weights.items():
+        yield f"gradient of {name}", (actual.weights[name], b)
+    yield "gradient of x", (actual.x, expected.x)
+    yield from _state_pairs(actual.state, expected.state, "gradient of initial ")
+
+
+def _worst(spec: RecurrentSpec, pairs: Mapping[str, tuple[Array, Array]]) -> Part:
+    found = {name: difference(*pair) for name, pair in pairs.items()}
+    name = max(found, key=lambda key: found[key].normwise)
+    return Part(found[name], f"{name}{_place(spec, name, found[name].where)}")
+
+
+def _place(spec: RecurrentSpec, name: str, where: tuple[int, ...]) -> str:
+    """The index of an element in words: layer, direction, gate, unit, row, step."""
+    if not where:
+        return ""
+    if name == "output":
+        row, step, feature = where
+        direction = spec.directions[feature // spec.hidden_size]
+        return f", {direction}, row {row}, step {step}, unit {feature % spec.hidden_size}"
+    if name == "gradient of x":
+        return f", row {where[0]}, step {where[1]}, feature {where[2]}"
+    if name.endswith((" h", " c")):
+        layer, direction = list(spec.passes)[where[0]]
+        return f" of layer {layer} {direction}, row {where[1]}, unit {where[2]}"
+    gates = spec.form.gates if spec.shapes[name.removeprefix("gradient of ")][0] > 1 else (spec.form.candidate,)
+    source = f", source {where[2]}" if len(where) == 3 else ""
+    return f", gate {gates[where[0]]}, unit {where[1]}{source}"
+
+
+def _steps(actual: Array, expected: Array) -> Array:
+    """The normwise difference at each time step, in terms of the largest of all steps: `(time,)`."""
+    distance = np.abs(np.subtract(actual, expected, dtype=np.float64)).max(axis=(0, 2), initial=0)
+    return np.asarray(distance / (np.abs(expected).max(initial=0) or 1))
