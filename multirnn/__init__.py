@@ -15,6 +15,7 @@ from multirnn.compare import Comparison, Difference, compare, difference, tolera
 from multirnn.conventions import CONVENTIONS, Convention, from_arrays, to_arrays
 from multirnn.errors import (
     InvalidCall,
+    InvalidData,
     InvalidSpec,
     InvalidWeights,
     MissingFramework,
@@ -42,6 +43,7 @@ __all__ = [
     "Gradients",
     "Inputs",
     "InvalidCall",
+    "InvalidData",
     "InvalidSpec",
     "InvalidWeights",
     "Layer",

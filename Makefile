@@ -1,0 +1,44 @@
+# Two commands do all the set-up on a machine with Python 3.11+, venv and make:
+#   make demo   compare the three cells on real data, on every framework
+#   make test   every test
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: install demo test lint types check bench readme clean
+
+install: .venv/installed
+
+# pip 25.1 is the first that knows --group.
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[all]" --group dev
+	touch $@
+
+demo: install
+	mkdir -p demo
+	$(BIN)/multirnn compare --plot demo/seattle-weather.png
+
+test: install
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install
+	$(BIN)/mypy
+	$(BIN)/pyright
+
+check: lint types test
+
+bench: install
+	$(BIN)/python benchmarks/foundation.py
+
+# Writes the generated parts of README.md again; `make test` fails while they differ.
+readme: install
+	$(BIN)/python -m pytest tests/test_agreement.py --observed tests/observed.json --quiet
+	$(BIN)/python -m pytest tests/test_readme.py --write-readme --quiet
+
+clean:
+	rm -rf .venv demo dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,129 @@
+"""Every backend is the reference, or refuses: over a covering grid, by laws, and over drawn specs."""
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import multirnn as mr
+from multirnn.compare import TOLERANCE
+from multirnn.spec import BIASES, DTYPES
+from multirnn.testing import FORMS, cases
+
+DRAWN = 40  # a form of the cell and a dtype: 4 * 2 * 40 = 320 specs a backend
+
+
+@pytest.mark.parametrize("check", [pytest.param(check, id=name) for name, check in cases()])
+def test_conformance(backend: mr.Backend, check) -> None:
+    check(backend)
+
+
+@st.composite
+def specs(draw: st.DrawFn, cell: str, reset_after: bool, dtype: str) -> mr.RecurrentSpec:
+    """Specs of one form and dtype. Most have the default activations, which every framework has."""
+    activations = st.sampled_from(
+        ["tanh"] * 6
+        + [
+            "relu",
+            "sigmoid",
+            "linear",
+            "softsign",
+            mr.Activation("elu", 0.8),
+            mr.Activation("hard_sigmoid", 1 / 6, 0.5),
+        ]
+    )
+    gates = st.sampled_from(["sigmoid"] * 6 + ["tanh", mr.Activation("hard_sigmoid", 0.2, 0.5)])
+    return mr.RecurrentSpec(
+        cell,
+        input_size=draw(st.integers(1, 6)),
+        hidden_size=draw(st.integers(2, 13)),
+        num_layers=draw(st.integers(1, 3)),
+        bidirectional=draw(st.booleans()),
+        bias=draw(st.sampled_from(BIASES)),
+        reset_after=reset_after,
+        activation=draw(activations),
+        recurrent_activation="sigmoid" if cell == "simple_rnn" else draw(gates),
+        dtype=dtype,
+    )
+
+
+@st.composite
+def calls(draw: st.DrawFn, spec: mr.RecurrentSpec) -> tuple[np.ndarray, mr.State | None, list[int] | None]:
+    """A batch, from zero or from a state, full or ragged."""
+    batch, time = draw(st.integers(1, 4)), draw(st.integers(1, 9))
+    rng = np.random.default_rng(draw(st.integers(0, 2**16)))
+    x = rng.standard_normal((batch, time, spec.input_size)).astype(spec.dtype)
+    shape = (spec.num_layers * len(spec.directions), batch, spec.hidden_size)
+    state = mr.State(*(rng.uniform(-1, 1, shape).astype(spec.dtype) for _ in spec.form.states))
+    lengths = draw(st.none() | st.lists(st.integers(0, time), min_size=batch, max_size=batch))
+    return x, draw(st.sampled_from([state, None])), lengths
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("cell", "reset_after"), FORMS)
+def test_drawn_specs_agree(backend: mr.Backend, cell: str, reset_after: bool, dtype: str, observed) -> None:
+    seen = {"drawn": 0, "accepted": 0, "worst_eps": 0.0, "where": ""}
+
+    @settings(
+        max_examples=DRAWN, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+    )
+    @given(st.data())
+    def agree(data: st.DataObject) -> None:
+        spec = data.draw(specs(cell, reset_after, dtype))
+        weights = mr.initialise(spec, data.draw(st.integers(0, 2**16)))
+        x, state, lengths = data.draw(calls(spec))
+        seen["drawn"] += 1
+        if reason := backend.refuses(spec):
+            with pytest.raises(mr.Unsupported) as refusal:
+                backend.build(weights)
+            assert reason in str(refusal.value)
+            return
+        row = mr.compare(weights, x, state, lengths=lengths, backends=[backend]).rows[0]
+        assert row.verdict == "equal", row.reason
+        seen["accepted"] += 1
+        if row.worst is not None and row.worst.difference.eps > seen["worst_eps"]:
+            seen["worst_eps"], seen["where"] = row.worst.difference.eps, row.worst.where
+
+    agree()
+    assert seen["drawn"] >= DRAWN
+    total = observed.setdefault(backend.name, {}).setdefault(
+        dtype, {"drawn": 0, "accepted": 0, "worst_eps": 0.0, "where": ""}
+    )
+    total["drawn"] += seen["drawn"]
+    total["accepted"] += seen["accepted"]
+    if seen["worst_eps"] > total["worst_eps"]:
+        total["worst_eps"], total["where"] = seen["worst_eps"], seen["where"]
+
+
+def test_the_bounds_are_no_looser_than_promised() -> None:
+    assert TOLERANCE["float32"] <= 64
+    assert TOLERANCE["float64"] <= 256
+
+
+@pytest.mark.parametrize("bias", BIASES)
+@pytest.mark.parametrize(
+    ("cell", "counts"), [("simple_rnn", (39, 42, 45)), ("lstm", (156, 168, 180)), ("gru", (117, 129, 135))]
+)
+def test_counts_by_the_frameworks_own_counting(
+    backend: mr.Backend, cell: str, counts: tuple[int, ...], bias: str
+) -> None:
+    spec = mr.RecurrentSpec(cell, input_size=10, hidden_size=3, bias=bias)
+    expected = counts[BIASES.index(bias)]
+    assert spec.parameter_count == expected
+    if backend.refuses(spec) is None:
+        layer = mr.build(spec, backend)
+        assert layer.parameter_count == expected
+        assert counted_natively(backend.name, layer.native) == expected
+
+
+def counted_natively(name: str, native) -> int:
+    """As the framework's own users count."""
+    if name == "torch":
+        return sum(p.numel() for p in native.parameters())
+    if name == "keras":
+        return native.count_params()
+    if name == "jax":
+        import jax
+
+        return sum(leaf.size for leaf in jax.tree.leaves(native.params))
+    return sum(array.size for array in native.parameters.values())
