@@ -7,6 +7,7 @@ ONNX, slope 1/6 in Keras 3 and PyTorch), so it has to be given with its slope `a
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from types import MappingProxyType
 from typing import Any
 
@@ -75,7 +76,7 @@ class Activation:
                 value = definition.parameters[parameter]
             if value is None:
                 raise InvalidSpec(definition.note)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
                 raise InvalidSpec(f"{parameter!r} of activation {self.name!r} must be a finite number, not {value!r}")
             if parameter == "alpha" and value <= 0:
                 raise InvalidSpec(f"'alpha' of activation {self.name!r} must be greater than zero, not {value!r}")
@@ -93,8 +94,7 @@ class Activation:
         if isinstance(value, str):
             return cls(value)
         if isinstance(value, Mapping):
-            unknown = sorted(set(value) - {"name", "alpha", "beta"})
-            if unknown or "name" not in value:
+            if set(value) - {"name", "alpha", "beta"} or "name" not in value:
                 raise InvalidSpec(
                     f"an activation has the fields name, alpha and beta, not {', '.join(map(repr, value))}"
                 )

@@ -184,7 +184,10 @@ class BoundaryLayer(ABC):
 
 def _check_lengths(lengths: ArrayLike, batch: int, time: int, batched: bool) -> Lengths | None:
     """The lengths `(batch,)`, or None where every row is full."""
-    array = np.asarray(lengths)
+    try:
+        array = np.asarray(lengths)
+    except ValueError as error:
+        raise InvalidCall(f"lengths must be an array of integers: {error}") from error
     if array.dtype.kind not in "iu" and array.size:
         raise InvalidCall(f"lengths must be integers, not {array.dtype}")
     if array.shape != ((batch,) if batched else ()):

@@ -23,6 +23,7 @@ from multirnn.spec import RecurrentSpec
 from multirnn.weights import Array, Weights, initialise
 
 if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
     from rich.table import Table
 
 __all__ = ["TOLERANCE", "Comparison", "Difference", "Part", "Row", "compare", "difference", "draw_call", "tolerance"]
@@ -160,19 +161,33 @@ class Comparison:
         """`to_dict` as JSON text."""
         return json.dumps(self.to_dict(), indent=indent, ensure_ascii=False, allow_nan=False)
 
-    def __rich__(self) -> "Table":
+    def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "RenderResult":
+        from rich.measure import Measurement
+        from rich.text import Text
+
+        table = self._table(_COLUMNS)
+        unbounded = options.update(max_width=1000)  # or a minimum is never above the width that there is
+        fits = Measurement.get(console, unbounded, table).minimum <= options.max_width
+        yield Text(self._title, style="bold")
+        yield table if fits else self._table(_COLUMNS[:-1])
+        for row in self.rows:
+            if row.reason and not fits:
+                yield Text(f"{row.title}: {row.reason}")
+        yield Text(f"{self._caption}\n")
+
+    def _table(self, columns: Sequence[str]) -> "Table":
+        from rich.box import SIMPLE_HEAD
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(title=self._title, caption=self._caption, title_justify="left", caption_justify="left")
-        for name in _COLUMNS[:2]:
-            table.add_column(name, no_wrap=True)
-        for name in _COLUMNS[2:6]:
-            table.add_column(name, justify="right", no_wrap=True)
-        table.add_column(_COLUMNS[6], no_wrap=True)
-        table.add_column(_COLUMNS[7], overflow="fold", min_width=30)
+        table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+        for place, name in enumerate(columns):
+            if name == _COLUMNS[-1]:
+                table.add_column(name, min_width=40)
+            else:
+                table.add_column(name, no_wrap=True, justify="right" if place in range(2, 6) else "left")
         for row in self.rows:
-            cells = [Text(cell) for cell in _cells(row)]
+            cells = [Text(cell) for cell in _cells(row)[: len(columns)]]
             cells[6].stylize({"equal": "green", "differs": "bold red"}.get(row.verdict, "yellow"))
             table.add_row(*cells)
         return table

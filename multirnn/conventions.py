@@ -18,7 +18,7 @@ Sources: `torch.nn.RNN`/`LSTM`/`GRU` under "Variables"; `keras/src/layers/rnn/{s
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from math import prod
 from types import MappingProxyType
@@ -32,7 +32,7 @@ from multirnn.errors import InvalidWeights, Unrepresentable
 from multirnn.spec import BIASES, DIRECTIONS, DTYPES, RecurrentSpec
 from multirnn.weights import Array, Weights
 
-__all__ = ["CONVENTIONS", "Convention", "Entry", "convention_named", "from_arrays", "to_arrays"]
+__all__ = ["CONVENTIONS", "Convention", "Entry", "Place", "convention_named", "from_arrays", "layout", "to_arrays"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,10 @@ class Convention:
         gates: by cell, the name of each canonical gate there, in the order of the blocks.
         arrays: by cell ("gru" is reset-after, "gru, reset before" the other), by form of the biases, the arrays. A form
             that is not there cannot be held.
+        default_bias: by cell, as `arrays`, the form of the biases that a layer has there unless told otherwise.
+        default_reset_after: which GRU it is there unless told otherwise.
         update: what z weighs in the GRU's `h' = (1 - z) * n + z * h`: the "old" state, or the "new" candidate.
+        gaps: whether the numbers of a stack's layers may leave some out, where other layers are counted with them.
         place: where an array stands: its full name in a stack of one direction; `{layer}` is `number(layer, layers)`.
         place_bidirectional: the same in a bidirectional stack.
         directions: how the directions are called there.
@@ -77,12 +80,19 @@ class Convention:
     title: str
     gates: Mapping[str, Mapping[str, str]]
     arrays: Mapping[str, Held]
+    default_bias: Mapping[str, str]
     place: str
     place_bidirectional: str
     directions: tuple[str, str]
     number: Callable[[int, int], str]
     pattern: str
     update: Literal["old", "new"] = "old"
+    default_reset_after: bool = True
+    gaps: bool = False
+
+    def by_default(self, spec: RecurrentSpec) -> RecurrentSpec:
+        """The stack with the biases that it has there unless told otherwise; as it is where there is no such cell."""
+        return replace(spec, bias=self.default_bias.get(_form(spec.cell, spec.reset_after), spec.bias))
 
     def holds(self, spec: RecurrentSpec) -> str | None:
         """None where this convention holds the arrays of the spec exactly, else the reason why not."""
@@ -128,6 +138,7 @@ TORCH = Convention(
     title="PyTorch",
     gates=_CANONICAL_GATES,
     arrays=_torch_arrays(),
+    default_bias=dict.fromkeys(CELLS, "double"),
     place="{name}_l{layer}",
     place_bidirectional="{name}_l{layer}{direction}",
     directions=("", "_reverse"),
@@ -155,11 +166,13 @@ KERAS = Convention(
         "gru": {"z": "z", "r": "r", "n": "h"},
     },
     arrays=_keras_arrays(),
+    default_bias={"simple_rnn": "single", "lstm": "single", "gru": "double", "gru, reset before": "single"},
     place="{cell}{layer}/{cell}_cell/{name}",
     place_bidirectional="bidirectional{layer}/{direction}_{cell}{layer}/{cell}_cell/{name}",
     directions=DIRECTIONS,
     number=lambda layer, layers: f"_{layer}" if layer else "",
     pattern=r"(?:.*/)?(?P<layer>(?!forward_|backward_)[^/]+)/(?:(?P<direction>forward|backward)_[^/]+/)?\w+_cell/(?P<name>kernel|recurrent_kernel|bias)",
+    gaps=True,
 )
 
 
@@ -181,6 +194,9 @@ ONNX = Convention(
         "gru": {"z": "z", "r": "r", "n": "h"},
     },
     arrays=_onnx_arrays(),
+    # B is an optional input of the operators; where it is there, it is both biases.
+    default_bias=dict.fromkeys((*CELLS, "gru, reset before"), "double"),
+    default_reset_after=False,
     place="layers.{layer}.{name}",
     place_bidirectional="layers.{layer}.{name}",
     directions=DIRECTIONS,
@@ -208,11 +224,13 @@ FLAX_LINEN = Convention(
     title="Flax Linen",
     gates={**_CANONICAL_GATES, "simple_rnn": {"h": ""}},
     arrays=_flax_linen_arrays(),
+    default_bias=dict.fromkeys(CELLS, "single"),
     place="{layer}cell/{name}",
     place_bidirectional="{layer}{direction}_rnn/cell/{name}",
     directions=DIRECTIONS,
     number=lambda layer, layers: f"layers_{layer}/" if layers > 1 else "",
     pattern=r"(?:.*?/)??(?:layers_(?P<layer>\d+)/)?(?:(?P<direction>forward|backward)_rnn/)?cell/(?P<name>[ih][a-z]?/(?:kernel|bias))",
+    gaps=True,
 )
 
 CONVENTIONS: Mapping[str, Convention] = MappingProxyType({c.name: c for c in (TORCH, KERAS, ONNX, FLAX_LINEN)})
@@ -232,12 +250,10 @@ def to_arrays(weights: Weights, *, convention: str | Convention) -> dict[str, Ar
     """
     convention = convention_named(convention)
     spec = weights.spec
-    if reason := convention.holds(spec):
-        raise Unrepresentable(reason)
     packed: dict[str, Array] = {}
-    for place in _places(convention, spec):
+    for place in layout(spec, convention=convention):
         parts = [[_gates_of(weights.arrays, spec, name, place.gates) for name in row] for row in place.holds]
-        packed[place.name] = _join(np.array(parts), place.entry.axes) * _sign(convention, spec, place)
+        packed[place.name] = _join(np.array(parts), place.axes) * _sign(convention, spec, place)
     return packed
 
 
@@ -280,7 +296,7 @@ def from_arrays(
                 if convention.holds(candidate) is None:
                     candidates.append(candidate)
     shapes = {key: array.shape for key, array in found.items()}
-    fitting = [spec for spec in candidates if _shapes(convention, spec) == shapes]
+    fitting = [spec for spec in candidates if _shapes(spec, convention) == shapes]
     if len(fitting) > 1:
         raise Unrepresentable(
             f"names and shapes do not tell {' from '.join(_form(spec.cell, spec.reset_after) for spec in fitting)}; "
@@ -306,21 +322,52 @@ def convention_named(convention: str | Convention) -> Convention:
     return CONVENTIONS[convention]
 
 
-Key = tuple[int, str, str]  # layer, direction ("" where the array has an axis of them), the array's own name
-
-
 @dataclass(frozen=True, slots=True)
-class _Place:
-    """One native array of a spec: what it is called and which canonical arrays and gates are in it."""
+class Place:
+    """One native array of a stack: what it is called, how it is shaped, and what is in it.
 
-    key: Key
+    Attributes:
+        layer: from 0.
+        direction: "forward" or "backward"; empty where the array has an axis of them.
+        own: its name within the layer and direction.
+        name: its full name.
+        shape: its shape.
+        axes: what the shape is made of, as in `Entry`.
+        holds: the names of the canonical arrays in it, (direction, bias).
+        gates: the canonical names of the gates in it, in the order of its blocks.
+    """
+
+    layer: int
+    direction: str
+    own: str
     name: str
-    entry: Entry
-    holds: tuple[tuple[str, ...], ...]  # canonical names, (direction, bias)
+    shape: tuple[int, ...]
+    axes: str
+    holds: tuple[tuple[str, ...], ...]
     gates: tuple[str, ...]
 
+    @property
+    def key(self) -> "Key":
+        """What it is found by, whatever its full name."""
+        return self.layer, self.direction, self.own
 
-def _places(convention: Convention, spec: RecurrentSpec) -> Iterator[_Place]:
+
+Key = tuple[int, str, str]
+
+
+def layout(spec: RecurrentSpec, *, convention: str | Convention) -> tuple[Place, ...]:
+    """The arrays as a framework holds them, described and not made; in its own order.
+
+    Raises:
+        Unrepresentable: no such convention, or it cannot hold the spec exactly; the sentence says what would help.
+    """
+    convention = convention_named(convention)
+    if reason := convention.holds(spec):
+        raise Unrepresentable(reason)
+    return tuple(_places(convention, spec))
+
+
+def _places(convention: Convention, spec: RecurrentSpec) -> Iterator[Place]:
     gates = convention.gates[spec.cell]
     entries = convention.arrays[_form(spec.cell, spec.reset_after)][spec.bias]
     stacked = "direction" in entries[0].axes
@@ -330,17 +377,23 @@ def _places(convention: Convention, spec: RecurrentSpec) -> Iterator[_Place]:
             for entry in entries:
                 for gate in (entry.gates or tuple(gates)) if "{gate}" in entry.name else ("",):
                     own = entry.name.format(gate=gates.get(gate, ""))
-                    yield _Place(
-                        key=(layer, "" if stacked else directions[0], own),
+                    holds = tuple(tuple(f"layers.{layer}.{d}.{name}" for name in entry.holds) for d in directions)
+                    inside = (gate,) if gate else entry.gates or tuple(gates)
+                    full = dict(zip(_AXES, _full_shape(spec, holds, inside), strict=False))  # a bias has no source
+                    yield Place(
+                        layer=layer,
+                        direction="" if stacked else directions[0],
+                        own=own,
                         name=template.format(
                             name=own,
                             layer=convention.number(layer, spec.num_layers),
                             direction=convention.directions[DIRECTIONS.index(directions[0])],
                             cell=spec.cell,
                         ),
-                        entry=entry,
-                        holds=tuple(tuple(f"layers.{layer}.{d}.{name}" for name in entry.holds) for d in directions),
-                        gates=(gate,) if gate else entry.gates or tuple(gates),
+                        shape=tuple(prod(full[axis] for axis in group) for group in _groups(entry.axes)),
+                        axes=entry.axes,
+                        holds=holds,
+                        gates=inside,
                     )
 
 
@@ -379,23 +432,19 @@ def _gates_of(arrays: Mapping[str, Array], spec: RecurrentSpec, name: str, gates
     return arrays[name][[present.index(gate) for gate in gates]]
 
 
-def _full_shape(spec: RecurrentSpec, place: _Place) -> tuple[int, ...]:
-    first = place.holds[0]
-    return (len(place.holds), len(first), len(place.gates), *spec.shapes[first[0]][1:])
+def _full_shape(spec: RecurrentSpec, holds: tuple[tuple[str, ...], ...], gates: tuple[str, ...]) -> tuple[int, ...]:
+    return (len(holds), len(holds[0]), len(gates), *spec.shapes[holds[0][0]][1:])
 
 
-def _shapes(convention: Convention, spec: RecurrentSpec) -> dict[Key, tuple[int, ...]]:
-    shapes = {}
-    for place in _places(convention, spec):
-        full: dict[str, int] = dict(zip(_AXES, _full_shape(spec, place), strict=False))  # a bias has no source
-        shapes[place.key] = tuple(prod(full[axis] for axis in group) for group in _groups(place.entry.axes))
-    return shapes
+def _shapes(spec: RecurrentSpec, convention: Convention) -> dict[Key, tuple[int, ...]]:
+    return {place.key: place.shape for place in layout(spec, convention=convention)}
 
 
 def _unpack(convention: Convention, spec: RecurrentSpec, found: Mapping[Key, Array]) -> dict[str, Array]:
     arrays = {name: np.empty(shape, spec.dtype) for name, shape in spec.shapes.items()}
-    for place in _places(convention, spec):
-        full = _split(found[place.key] * _sign(convention, spec, place), place.entry.axes, _full_shape(spec, place))
+    for place in layout(spec, convention=convention):
+        full_shape = _full_shape(spec, place.holds, place.gates)
+        full = _split(found[place.key] * _sign(convention, spec, place), place.axes, full_shape)
         for row, names in zip(full, place.holds, strict=True):
             for part, name in zip(row, names, strict=True):
                 present = _gates_present(spec, name)
@@ -403,12 +452,12 @@ def _unpack(convention: Convention, spec: RecurrentSpec, found: Mapping[Key, Arr
     return arrays
 
 
-def _sign(convention: Convention, spec: RecurrentSpec, place: _Place) -> Array:
+def _sign(convention: Convention, spec: RecurrentSpec, place: Place) -> Array:
     """Ones, and minus one at the block of z where z weighs the new state: sigmoid(-v) = 1 - sigmoid(v)."""
-    full = np.ones(_full_shape(spec, place), spec.dtype)
+    full = np.ones(_full_shape(spec, place.holds, place.gates), spec.dtype)
     if convention.update == "new" and spec.cell == "gru" and "z" in place.gates:
         full[:, :, place.gates.index("z")] = -1
-    return _join(full, place.entry.axes)
+    return _join(full, place.axes)
 
 
 def _odd_about_half(spec: RecurrentSpec) -> bool:
@@ -442,6 +491,11 @@ def _read_names(convention: Convention, arrays: Mapping[str, Array]) -> dict[Key
         parts = match.groupdict()
         parsed[name] = (parts["layer"] or "", parts.get("direction") or "", parts["name"], array)
     layers = _in_order([layer for layer, *_ in parsed.values()])
+    if not convention.gaps and layers not in ([""], [str(number) for number in range(len(layers))]):
+        raise Unrepresentable(
+            f"the arrays are of the layers {', '.join(map(repr, layers))}; "
+            f"the {convention.name} convention numbers them from 0 without gaps"
+        )
     stacked = "direction" in next(iter(convention.arrays["lstm"].values()))[0].axes
     found: dict[Key, Array] = {}
     for name, (layer, direction, own, array) in parsed.items():
@@ -501,8 +555,8 @@ def _why_none_fits(
     """The first thing that is off, held against the candidate with which most arrays agree."""
     if not candidates:
         return f"the {convention.name} convention has no such cell"
-    best = max(candidates, key=lambda spec: len(_shapes(convention, spec).items() & shapes.items()))
-    wanted = _shapes(convention, best)
+    best = max(candidates, key=lambda spec: len(_shapes(spec, convention).items() & shapes.items()))
+    wanted = _shapes(best, convention)
     what = f"as a {_form(best.cell, best.reset_after)} of {best.input_size} inputs and {best.hidden_size} units"
     for (layer, direction, name), shape in shapes.items():
         where = f"{name} of layer {layer}{' ' + direction if direction else ''}"

@@ -6,6 +6,7 @@ two sentences that say what was wrong and what would be right.
 
 __all__ = [
     "InvalidCall",
+    "InvalidData",
     "InvalidSpec",
     "InvalidWeights",
     "MissingFramework",
@@ -30,6 +31,10 @@ class InvalidWeights(MultirnnError, ValueError):
 
 class InvalidCall(MultirnnError, ValueError):
     """A layer called with an input, state, lengths or cotangent that it cannot take."""
+
+
+class InvalidData(MultirnnError, ValueError):
+    """A file, or the numbers in it, that no series can be read from: names the file, the place, and what is allowed."""
 
 
 class Unrepresentable(MultirnnError, ValueError):

@@ -108,9 +108,9 @@ def _load(point: EntryPoint) -> Backend:
     try:
         loaded = point.load()
     except ModuleNotFoundError as error:
-        missing = (error.name or "").partition(".")[0]
-        if _imported_from(error) != point.module.partition(".")[0]:
-            raise  # the framework is there, and something that it needs itself is not
+        missing = error.name or ""
+        if not missing.isidentifier() or _imported_from(error) != point.module.partition(".")[0]:
+            raise  # the framework is there, and a module of its own, or one that it needs itself, is not
         raise MissingFramework(
             f"backend {point.name!r} needs {missing!r}, which is not installed: pip install {_requirement(point, missing)}"
         ) from error

@@ -79,14 +79,15 @@ class RecurrentSpec:
             except InvalidSpec as error:
                 raise InvalidSpec(f"{name}: {error}") from None
         if self.cell != "gru" and not self.reset_after:
-            raise InvalidSpec(f"reset_after=False describes a form of the GRU; a {self.cell} has no reset gate")
+            raise InvalidSpec(f"reset_after=False describes a form of the GRU; cell={self.cell!r} has no reset gate")
         if len(self.form.gates) == 1 and self.recurrent_activation != "sigmoid":
             raise InvalidSpec(
-                f"recurrent_activation is of the gates of an LSTM or GRU; a {self.cell} has none, "
+                f"recurrent_activation is of the gates of an LSTM or GRU; cell={self.cell!r} has none, "
                 f"so it must stay 'sigmoid', not {self.recurrent_activation!r}"
             )
-        _one_of("bias", self.bias or self.form.default_bias, BIASES)
-        object.__setattr__(self, "bias", self.bias or self.form.default_bias)
+        if self.bias == "":  # and not any false value: bias=False would mean the opposite of what it gave
+            object.__setattr__(self, "bias", self.form.default_bias)
+        _one_of("bias", self.bias, BIASES)
         object.__setattr__(
             self, "dtype", getattr(self.dtype, "__name__", None) or getattr(self.dtype, "name", self.dtype)
         )

@@ -1,1 +1,54 @@
+"""The JAX backend: `lax.scan` in a pure function over a pytree of parameters."""
 
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+from multirnn import RecurrentSpec, Weights, accept
+from multirnn_jax import layer
+from multirnn_jax import weights as conversion
+from multirnn_jax.apply import Recurrence
+from multirnn_jax.layer import JaxLayer
+
+__all__ = ["BACKEND", "JaxLayer", "Recurrence", "build"]
+
+
+class JaxBackend:
+    """Realises every spec."""
+
+    name = "jax"
+    differentiable = True
+
+    def refuses(self, spec: RecurrentSpec) -> str | None:
+        """None: there is no spec that it does not realise."""
+        return layer.refuses(spec)
+
+    def build(self, weights: Weights, *, device: str | None = None) -> JaxLayer:
+        """Realise `weights.spec` with these weights, on a platform of JAX; see `build`."""
+        accept(self, weights.spec)
+        return layer.build(weights, device)
+
+    def read(self, native: Any) -> Weights:
+        """The spec and the weights of a `Recurrence`; see `weights.read`."""
+        return conversion.read(native)
+
+    def versions(self) -> Mapping[str, str]:
+        """The versions of JAX and of its compiler."""
+        return {package: version(package) for package in ("jax", "jaxlib")}
+
+
+BACKEND = JaxBackend()
+
+
+def build(weights: Weights, *, device: str | None = None) -> JaxLayer:
+    """Realise `weights.spec` in JAX.
+
+    Args:
+        weights: copied into the pytree of parameters.
+        device: a platform as `jax.devices` names it ("cpu", "gpu", "cuda", "tpu"), its first device; JAX's default
+            unless given. Any other place: `layer.native.params = jax.device_put(layer.native.params, place)`.
+
+    Raises:
+        InvalidCall: JAX has no such device here.
+    """
+    return BACKEND.build(weights, device=device)

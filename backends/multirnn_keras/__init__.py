@@ -1,1 +1,63 @@
+"""The Keras backend: `keras.layers.SimpleRNN`, `LSTM`, `GRU` and `Bidirectional` themselves.
 
+Keras runs on TensorFlow, JAX or PyTorch: on the engine that it was imported with, else on the one that the user chose
+by KERAS_BACKEND or `keras.json`, else on TensorFlow.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from multirnn import RecurrentSpec, Weights, accept
+from multirnn_keras import engine, layer
+from multirnn_keras import weights as conversion
+from multirnn_keras.activations import HardSigmoid
+from multirnn_keras.layer import KerasLayer
+
+__all__ = ["BACKEND", "HardSigmoid", "KerasLayer", "build"]
+
+
+class KerasBackend:
+    """Realises what Keras has layers for: see `refuses`.
+
+    Attributes:
+        engine: what Keras runs on, "tensorflow", "jax" or "torch".
+    """
+
+    name = "keras"
+    differentiable = True
+    engine = engine.ENGINE
+
+    def refuses(self, spec: RecurrentSpec) -> str | None:
+        """Refuses forms of the biases that Keras does not hold, and float64 on JAX unless all of JAX computes in it."""
+        return layer.refuses(spec)
+
+    def build(self, weights: Weights, *, device: str | None = None) -> KerasLayer:
+        """Realise `weights.spec` with these weights, on a device as `keras.device` names it; see `build`."""
+        accept(self, weights.spec)
+        return layer.build(weights, device)
+
+    def read(self, native: Any) -> Weights:
+        """The spec and the weights of a recurrent layer of Keras, or of a stack of them; see `weights.read`."""
+        return conversion.read(native)
+
+    def versions(self) -> Mapping[str, str]:
+        """The versions of Keras and of its engine."""
+        return engine.versions()
+
+
+BACKEND = KerasBackend()
+
+
+def build(weights: Weights, *, device: str | None = None) -> KerasLayer:
+    """Realise `weights.spec` in Keras.
+
+    Args:
+        weights: copied into the variables of the layers.
+        device: as `keras.device` names it ("cpu", "gpu", "gpu:1"), "cuda" meaning "gpu"; the engine's default unless
+            given.
+
+    Raises:
+        Unsupported: Keras has no layer for the spec; the sentence has the reason.
+        InvalidCall: Keras' engine has no such device here.
+    """
+    return BACKEND.build(weights, device=device)

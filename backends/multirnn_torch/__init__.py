@@ -1,1 +1,55 @@
+"""The PyTorch backend: `torch.nn.RNN`, `LSTM` and `GRU` themselves."""
 
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from multirnn import RecurrentSpec, Weights, accept
+from multirnn_torch import layer
+from multirnn_torch import weights as conversion
+from multirnn_torch.layer import TorchLayer
+from multirnn_torch.single_bias import CandidateBiasGRU
+
+__all__ = ["BACKEND", "CandidateBiasGRU", "TorchLayer", "build"]
+
+
+class TorchBackend:
+    """Realises what PyTorch has layers for: see `refuses`."""
+
+    name = "torch"
+    differentiable = True
+
+    def refuses(self, spec: RecurrentSpec) -> str | None:
+        """Refuses the GRU that resets before the recurrent product, and activations that PyTorch's layers have not."""
+        return layer.refuses(spec)
+
+    def build(self, weights: Weights, *, device: str | None = None) -> TorchLayer:
+        """Realise `weights.spec` with these weights, on a device as `torch.device` names it; see `build`."""
+        accept(self, weights.spec)
+        return layer.build(weights, device)
+
+    def read(self, native: Any) -> Weights:
+        """The spec and the weights of an `nn.RNN`, `LSTM`, `GRU`, or of the cell of one; see `weights.read`."""
+        return conversion.read(native)
+
+    def versions(self) -> Mapping[str, str]:
+        """The version of PyTorch."""
+        return {"torch": str(torch.__version__)}
+
+
+BACKEND = TorchBackend()
+
+
+def build(weights: Weights, *, device: str | None = None) -> TorchLayer:
+    """Realise `weights.spec` in PyTorch.
+
+    Args:
+        weights: copied into the module's parameters.
+        device: as `torch.device` names it ("cpu", "cuda", "cuda:1", "mps"); PyTorch's default unless given.
+
+    Raises:
+        Unsupported: PyTorch has no layer for the spec; the sentence has the reason.
+        InvalidCall: PyTorch has no such device here, or not for the spec's dtype.
+    """
+    return BACKEND.build(weights, device=device)

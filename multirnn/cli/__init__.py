@@ -1,1 +1,105 @@
+"""The command line: `multirnn COMMAND`, a file a command, imported when it is asked for.
 
+Data goes to stdout, progress and errors to stderr. The exit status is as `diff` has it:
+
+    0    it holds
+    1    a difference was found
+    2    used wrongly, or could not run
+    3    a backend that was asked for is missing or refuses, or what draws the picture is missing
+    130  interrupted
+    141  whoever read the output has gone
+"""
+
+import os
+import sys
+import traceback
+from importlib import import_module
+from typing import Any
+
+import click
+
+from multirnn import __version__
+from multirnn.cli import options
+from multirnn.errors import MissingFramework, MultirnnError, Unsupported
+
+__all__ = ["main"]
+
+COMMANDS = ("backends", "summary", "explain", "compare")
+
+
+class Failure(click.ClickException):
+    """An error as a sentence; it could not run."""
+
+    exit_code = 2
+
+
+class Refusal(Failure):
+    """The error is that something that was asked for is missing or refuses."""
+
+    exit_code = 3
+
+
+class Commands(click.Group):
+    """The commands by name, and what becomes of what they raise."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names, in the order in which a user meets them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of this name, imported now."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = import_module(f"multirnn.cli.{cmd_name}").command
+        return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; what it raises becomes a sentence and an exit status."""
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            raise click.exceptions.Exit(130) from None
+        except BrokenPipeError:
+            # What is left in the buffer must not be tried again when the interpreter ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise click.exceptions.Exit(141) from None  # the status of a program that SIGPIPE ended
+        except Exception as error:
+            if options.wants_traceback(ctx):
+                traceback.print_exc()
+            raise _explained(error) from error
+
+
+def _explained(error: Exception) -> Failure:
+    """Our own sentences as they are; of anything else its type, and how to see more."""
+    if isinstance(error, MissingFramework | Unsupported):
+        return Refusal(str(error))
+    if isinstance(error, MultirnnError):
+        return Failure(str(error))
+    return Failure(f"{type(error).__name__}: {error} (--debug shows where)")
+
+
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="""
+    \b
+    Examples:
+      multirnn compare
+      multirnn explain --cell simple_rnn --input 10 --hidden 3
+      multirnn summary --cell lstm --input 10 --hidden 3 --layers 2
+
+    \b
+    Exit status:
+      0  it holds
+      1  a difference was found
+      2  used wrongly, or could not run
+      3  a backend that was asked for is missing or refuses
+    """,
+)
+@click.version_option(__version__, prog_name="multirnn", message="%(prog)s %(version)s")
+@options.debug
+def main() -> None:
+    """One recurrent layer on NumPy, PyTorch, Keras and JAX, proven to be the same function."""

@@ -1,0 +1,261 @@
+"""The stack as one pure function of its parameters: cells, `lax.scan` over time, layer upon layer.
+
+What it has to keep:
+    * pure, and built of JAX's own operations only: `jit`, `vmap`, `grad`, `jacrev`, `jacfwd`, `checkpoint`, `shard_map`
+      and arrays that are sharded over devices work, in any order;
+    * what stands at padding, NaN too, reaches neither the outputs nor a gradient: x is replaced by zero there before
+      the cell sees it, the state is frozen, the outputs are zero. With right padding a reversed scan then begins at
+      the last valid step by itself;
+    * everything that does not depend on the state stands outside the scan: one matrix product a layer and direction
+      projects the whole sequence, and every bias that may be folded is in it.
+
+Array axes: a sequence is `(..., time, features)` outside, `(time, ..., features)` inside; `...` are the batch axes, as
+many as x has, none included.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from operator import itemgetter
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from multirnn import Activation, Cell, InvalidCall, Output, RecurrentSpec, State
+from multirnn.cells import GRU_RESET_AFTER, GRU_RESET_BEFORE, LSTM, SIMPLE_RNN
+
+__all__ = ["Params", "Recurrence", "apply"]
+
+Params = Mapping[str, jax.Array]
+Activate = Callable[[Any], Any]
+Gates = list[jax.Array]
+Step = Callable[[State, Gates], State]
+
+
+@dataclass(eq=False)
+class Recurrence:
+    """A stack as JAX has it: a pure function, and a pytree of parameters.
+
+    Attributes:
+        spec: what it computes.
+        params: the pytree, a flat dictionary with the names and shapes of `spec.shapes`; assign to it after training.
+        apply: `apply(params, x, state=None, lengths=None) -> Output`, see `multirnn_jax.apply.apply`. It is one object for
+            the life of this one, so that `jax.jit(native.apply)` is compiled once a shape.
+    """
+
+    spec: RecurrentSpec
+    params: Params = field(repr=False)
+    apply: Callable[..., Output] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.apply = partial(apply, self.spec)
+
+
+def apply(
+    spec: RecurrentSpec, params: Params, x: jax.Array, state: State | None = None, lengths: jax.Array | None = None
+) -> Output:
+    """Run the stack that `spec` describes.
+
+    Args:
+        spec: static under `jit`.
+        params: by name, shapes and dtype as `spec.shapes` and `spec.dtype` say.
+        x: `(batch, time, input_size)`, or `(time, input_size)` unbatched; further batch axes may lead. Any axis may be
+            empty.
+        state: the initial state, `(num_layers * directions, batch, hidden_size)` each; zero unless given.
+        lengths: `(batch,)` integers, right padding; every row is full unless given. Traced, hence not checked: what is
+            above `time` counts as full, what is below zero as empty.
+
+    Returns:
+        The sequence `(batch, time, directions * hidden_size)`, zero at padding, and the final state, as JAX arrays. An
+        unbatched call has no batch axis anywhere.
+
+    Raises:
+        InvalidCall: a name, shape or dtype is not the spec's, or the spec is of float64 and JAX is not in its 64-bit
+            mode, where it would compute in float32.
+    """
+    _check(spec, params, x, state, lengths)
+    sequence = jnp.moveaxis(x, -2, 0)
+    valid = None
+    if lengths is not None:
+        valid = jnp.moveaxis(jnp.arange(x.shape[-2]) < jnp.asarray(lengths)[..., None], -1, 0)[..., None]
+        sequence = jnp.where(valid, sequence, 0)
+    finals: list[State] = []
+    for layer in range(spec.num_layers):
+        outputs = []
+        for direction in spec.directions:
+            prefix = f"layers.{layer}.{direction}."
+            weights = {name.removeprefix(prefix): array for name, array in params.items() if name.startswith(prefix)}
+            initial = None if state is None else jax.tree.map(itemgetter(len(finals)), state)
+            final, output = _scan(spec, weights, sequence, initial, valid, reverse=direction == "backward")
+            finals.append(final)
+            outputs.append(output)
+        sequence = jnp.concatenate(outputs, axis=-1)
+    batch_major: Any = jnp.moveaxis(sequence, 0, -2)
+    return Output(batch_major, jax.tree.map(lambda *parts: jnp.stack(parts), *finals))
+
+
+def _scan(
+    spec: RecurrentSpec, weights: Params, inputs: Any, initial: State | None, valid: Any, *, reverse: bool
+) -> tuple[State, jax.Array]:
+    """One layer in one direction: the final state, and the outputs `(time, ..., hidden_size)`."""
+    form = spec.form
+    bias, candidate_bias = _fold(form, weights.get("bias_ih"), weights.get("bias_hh"))
+    projected = _product(inputs, weights["weight_ih"]) + bias
+    # One array a gate. Given them as one, XLA's CPU compiler slices the gates inside the loop's kernel, which it then
+    # leaves unvectorised: 1.3 to 2 times the time of a call of an LSTM or a GRU of batch 32.
+    gates = jnp.split(projected, len(form.gates), axis=-1)
+    # The sum over no step: zero, and sharded over devices as the inputs are. `lax.scan` demands this of the initial state,
+    # and `jnp.zeros`, or a state that is replicated, has it not.
+    zero: Any = jnp.sum(gates[0][:0], axis=0)
+    first = State(*[zero] * len(form.states))
+    if initial is not None:
+        first = jax.tree.map(jnp.add, first, initial)
+    activations = _activation(spec.activation), _activation(spec.recurrent_activation)
+    step = STEPS[form](weights["weight_hh"], candidate_bias, *activations)
+
+    def advance(state: State, now: tuple[Gates, Any]) -> tuple[State, Any]:
+        gates, valid = now
+        new = step(state, gates)
+        if valid is None:
+            return new, new.h
+        return jax.tree.map(partial(jnp.where, valid), new, state), jnp.where(valid, new.h, 0)
+
+    return lax.scan(advance, first, (gates, valid), reverse=reverse)
+
+
+def _product(operand: Any, weight: Any) -> jax.Array:
+    """`weight`, (gates, hidden_size, features), times `operand`, (..., features): (..., gates * hidden_size).
+
+    Full precision is asked for: by default a GPU multiplies float32 in TF32 and a TPU in bfloat16, which leaves three
+    decimal digits.
+    """
+    return jnp.matmul(operand, weight.reshape(-1, weight.shape[-1]).T, precision=lax.Precision.HIGHEST)
+
+
+def _fold(form: Cell, bias_ih: Any, bias_hh: Any) -> tuple[Any, Any]:
+    """The bias of the projection, (gates * hidden_size,), and the one that stays in the recurrent product; or zeros."""
+    if bias_ih is None:
+        return 0, 0
+    if bias_hh is None:
+        return bias_ih.reshape(-1), 0
+    if not form.recurrent_candidate_bias:
+        return (bias_ih + bias_hh).reshape(-1), 0
+    folded = len(bias_hh) - 1  # all but the candidate's, which is the last and, with bias="single", the only one
+    return jnp.concatenate([bias_ih[:folded] + bias_hh[:folded], bias_ih[folded:]]).reshape(-1), bias_hh[-1]
+
+
+# --- The cells: one step each. `x` is the projected input, an array a gate with its bias; `d` the bias that the reset gate
+# multiplies; `a` the activation, `s` the recurrent activation. The equations: `multirnn.cells`. --------------------------
+
+
+def _simple_rnn(weight_hh: Any, d: Any, a: Activate, s: Activate) -> Step:
+    def step(state: State, x: Gates) -> State:
+        return State(a(x[0] + _product(state.h, weight_hh)))
+
+    return step
+
+
+def _lstm(weight_hh: Any, d: Any, a: Activate, s: Activate) -> Step:
+    def step(state: State, x: Gates) -> State:
+        u = jnp.split(_product(state.h, weight_hh), 4, axis=-1)
+        i, f, g, o = s(x[0] + u[0]), s(x[1] + u[1]), a(x[2] + u[2]), s(x[3] + u[3])
+        c = f * state.c + i * g
+        return State(o * a(c), c)
+
+    return step
+
+
+def _gru_reset_after(weight_hh: Any, d: Any, a: Activate, s: Activate) -> Step:
+    def step(state: State, x: Gates) -> State:
+        u = jnp.split(_product(state.h, weight_hh), 3, axis=-1)
+        r, z = s(x[0] + u[0]), s(x[1] + u[1])
+        n = a(x[2] + r * (u[2] + d))
+        return State((1 - z) * n + z * state.h)
+
+    return step
+
+
+def _gru_reset_before(weight_hh: Any, d: Any, a: Activate, s: Activate) -> Step:
+    def step(state: State, x: Gates) -> State:
+        u = jnp.split(_product(state.h, weight_hh[:2]), 2, axis=-1)
+        r, z = s(x[0] + u[0]), s(x[1] + u[1])
+        n = a(x[2] + _product(r * state.h, weight_hh[2:]))
+        return State((1 - z) * n + z * state.h)
+
+    return step
+
+
+STEPS: Mapping[Cell, Callable[..., Step]] = MappingProxyType(
+    {
+        SIMPLE_RNN: _simple_rnn,
+        LSTM: _lstm,
+        GRU_RESET_AFTER: _gru_reset_after,
+        GRU_RESET_BEFORE: _gru_reset_before,
+    }
+)
+
+
+def _hard_sigmoid(x: Any, alpha: float, beta: float) -> Any:
+    # The gradient of `clamp` is one strictly inside the bounds and zero on them; that of `jnp.clip` is a half on them.
+    return lax.clamp(x.dtype.type(0), alpha * x + beta, x.dtype.type(1))
+
+
+# `jax.nn.relu` has gradient 0 at 0, `jnp.maximum(x, 0)` a half.
+ACTIVATIONS: Mapping[str, Callable[..., Any]] = MappingProxyType(
+    {
+        "elu": jax.nn.elu,
+        "hard_sigmoid": _hard_sigmoid,
+        "linear": lambda x: x,
+        "relu": jax.nn.relu,
+        "sigmoid": jax.nn.sigmoid,
+        "softsign": jax.nn.soft_sign,
+        "tanh": jnp.tanh,
+    }
+)
+
+
+def _activation(value: str | Activation) -> Activate:
+    activation = Activation.of(value)
+    return partial(ACTIVATIONS[activation.name], **activation.parameters)
+
+
+# --- The checks: made while tracing, so that a compiled call pays nothing for them. ----------------------------------
+
+
+def _check(spec: RecurrentSpec, params: Params, x: Any, state: State | None, lengths: Any) -> None:
+    if jax.dtypes.canonicalize_dtype(spec.dtype) != spec.dtype:
+        raise InvalidCall(
+            f"a {spec.dtype} stack needs JAX's 64-bit mode, without which it would compute in float32: "
+            "call apply, and what jit or grad made of it, inside `with jax.enable_x64(True):`"
+        )
+    if set(params) != set(spec.shapes):
+        raise InvalidCall(f"params must have the names {', '.join(spec.shapes)}, not {', '.join(params)}")
+    for name, shape in spec.shapes.items():
+        _check_array(f"params[{name!r}]", params[name], shape, spec.dtype)
+    if np.ndim(x) < 2 or np.shape(x)[-1] != spec.input_size:
+        raise InvalidCall(
+            f"x must have the shape (batch, time, {spec.input_size}), or (time, {spec.input_size}) unbatched, "
+            f"not {np.shape(x)}"
+        )
+    _check_array("x", x, np.shape(x), spec.dtype)
+    batch = np.shape(x)[:-2]
+    if lengths is not None and np.shape(lengths) != batch:
+        raise InvalidCall(f"lengths must have the shape {batch}, one integer a row of x, not {np.shape(lengths)}")
+    if state is None:
+        return
+    if not isinstance(state, State) or (state.c is not None) != ("c" in spec.form.states):
+        raise InvalidCall(f"state of a {spec.cell} must be multirnn.State({', '.join(spec.form.states)})")
+    for name, array in zip(spec.form.states, state, strict=False):
+        shape = (spec.num_layers * len(spec.directions), *batch, spec.hidden_size)
+        _check_array(f"state.{name}", array, shape, spec.dtype)
+
+
+def _check_array(name: str, array: Any, shape: tuple[int, ...], dtype: str) -> None:
+    if np.shape(array) != shape:
+        raise InvalidCall(f"{name} must have the shape {shape}, not {np.shape(array)}")
+    if (found := getattr(array, "dtype", type(array).__name__)) != dtype:
+        raise InvalidCall(f"{name} must be an array of {dtype}, not {found}")

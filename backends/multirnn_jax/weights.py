@@ -1,0 +1,55 @@
+"""Canonical weights <-> the parameters of a `Recurrence`: the same names and shapes, as arrays of JAX."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import jax
+import numpy as np
+
+from multirnn import InvalidCall, RecurrentSpec, Unrepresentable, Weights
+from multirnn_jax.apply import Recurrence
+
+__all__ = ["read", "recurrence", "width"]
+
+
+def width(spec: RecurrentSpec) -> AbstractContextManager[None]:
+    """The scope in which JAX has the dtype of the spec: its 64-bit mode for float64, in this thread and no longer."""
+    return nullcontext() if spec.dtype == "float32" else jax.enable_x64(True)
+
+
+def recurrence(weights: Weights, device: str | None) -> Recurrence:
+    """A recurrence with parameters of its own that begin at these weights.
+
+    Raises:
+        InvalidCall: JAX has no such device here.
+    """
+    place = _device(device)
+    with width(weights.spec):
+        params = {name: jax.device_put(array, place, may_alias=False) for name, array in weights.arrays.items()}
+    return Recurrence(weights.spec, params)
+
+
+def read(native: Any) -> Weights:
+    """The spec and the weights of a recurrence, as they are now, wherever they are.
+
+    Raises:
+        Unrepresentable: it is not a `multirnn_jax.Recurrence`.
+        InvalidWeights: its parameters are not those of its spec.
+    """
+    if not isinstance(native, Recurrence):
+        raise Unrepresentable(
+            f"JAX has no recurrent layers of its own, so the jax backend reads a multirnn_jax.Recurrence(spec, params), "
+            f"not a {type(native).__qualname__}"
+        )
+    return Weights(native.spec, {name: np.asarray(array) for name, array in native.params.items()})
+
+
+def _device(name: str | None) -> Any:
+    """The first device of this platform that this process can use; JAX's default if there is no name."""
+    if name is None:
+        return None
+    try:
+        return jax.local_devices(backend=name)[0]
+    except RuntimeError as error:
+        here = sorted({device.platform for device in (*jax.local_devices(), *jax.local_devices(backend="cpu"))})
+        raise InvalidCall(f"JAX has no device {name!r} here; it can use {', '.join(here)}") from error

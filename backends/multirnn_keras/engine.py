@@ -1,0 +1,115 @@
+"""The engine that Keras runs on: which one it is, loading it, and its devices.
+
+Keras chooses its engine when it is imported and keeps it. `ENGINE` is that choice. Its package is imported here, before
+Keras, so that an engine that is not installed is named as what is missing.
+"""
+
+import json
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from multirnn import InvalidCall
+
+__all__ = ["ENGINE", "ENGINES", "has_float64", "on_device", "versions"]
+
+ENGINES = ("tensorflow", "jax", "torch")
+
+
+def _chosen() -> str:
+    """The engine that Keras has chosen, or will choose: the order of `keras/src/backend/config.py`."""
+    if "keras" in sys.modules:
+        return str(sys.modules["keras"].config.backend())
+    if name := os.environ.get("KERAS_BACKEND"):
+        return name
+    folder = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser()
+    try:
+        return str(json.loads((folder / "keras.json").read_text()).get("backend", "tensorflow"))
+    except (OSError, ValueError):
+        return "tensorflow"
+
+
+_CHATTER = re.compile(rb"^(I\d{4} |WARNING: All log messages before absl::InitializeLog).*\n", re.MULTILINE)
+
+
+@contextmanager
+def _without_chatter() -> Iterator[None]:
+    """Load TensorFlow without what it tells about itself; its warnings and errors are passed on once it is loaded.
+
+    TensorFlow 2.21 writes to file descriptor 2 before it reads TF_CPP_MIN_LOG_LEVEL, so that the level alone does not
+    help. Who has set that variable asks for the messages, and gets them.
+    """
+    if "tensorflow" in sys.modules or "TF_CPP_MIN_LOG_LEVEL" in os.environ:
+        yield
+        return
+    try:
+        stderr = os.dup(2)
+    except OSError:  # closed, as in a daemon: nothing to keep clean
+        yield
+        return
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+    with tempfile.TemporaryFile() as messages:
+        os.dup2(messages.fileno(), 2)
+        try:
+            yield
+        finally:
+            del os.environ["TF_CPP_MIN_LOG_LEVEL"]
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            messages.seek(0)
+            os.write(2, _CHATTER.sub(b"", messages.read()))
+
+
+ENGINE = _chosen()
+if ENGINE == "tensorflow":
+    with _without_chatter():
+        import tensorflow
+elif ENGINE == "jax":
+    import jax
+elif ENGINE == "torch":
+    import torch
+import keras  # noqa: E402
+
+
+def versions() -> dict[str, str]:
+    """The versions of Keras and of its engine."""
+    engine = {ENGINE: str(sys.modules[ENGINE].__version__)} if ENGINE in ENGINES else {}
+    return {"keras": str(keras.__version__), **engine}
+
+
+def has_float64() -> bool:
+    """Whether the engine computes in float64: JAX does so only if the whole process is told to."""
+    return ENGINE != "jax" or bool(jax.config.jax_enable_x64)
+
+
+def on_device(name: str | None) -> AbstractContextManager[Any]:
+    """Where variables are made and functions run; the engine's default where there is no name.
+
+    Args:
+        name: as `keras.device` takes it, "cpu", "gpu" or "gpu:1"; "cuda" means "gpu".
+
+    Raises:
+        InvalidCall: the engine has no such device here.
+    """
+    if name is None:
+        return nullcontext()
+    kind, _, index = name.lower().replace("cuda", "gpu").partition(":")
+    here = [f"{found}:{i}" for found in ("cpu", "gpu", "tpu") for i in range(_count(found))]
+    device = f"{kind}:{index or 0}"
+    if device not in here:
+        raise InvalidCall(f"Keras ({ENGINE}) has no device {name!r} here; it has {', '.join(here)}")
+    return keras.device(device)  # type: ignore[no-any-return]
+
+
+def _count(kind: str) -> int:
+    """How many devices of a kind the engine has."""
+    if ENGINE == "tensorflow":
+        return len(tensorflow.config.list_physical_devices(kind.upper()))
+    if ENGINE == "jax":
+        return sum(device.platform == kind for device in jax.devices()) or int(kind == "cpu")
+    return {"cpu": 1, "gpu": torch.cuda.device_count()}.get(kind, 0)

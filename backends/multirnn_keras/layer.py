@@ -1,0 +1,140 @@
+"""A stack realised by Keras: what is refused, how it is built and run, and its gradients."""
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import keras
+
+from multirnn import CONVENTIONS, BoundaryLayer, Gradients, Inputs, Output, RecurrentSpec, State, Weights
+from multirnn.weights import Array
+from multirnn_keras.compiled import Mask, compiled
+from multirnn_keras.engine import ENGINE, ENGINES, has_float64, on_device
+from multirnn_keras.weights import from_variables, recurrent_layers, stack
+
+__all__ = ["KerasLayer", "build", "refuses"]
+
+
+def refuses(spec: RecurrentSpec) -> str | None:
+    """None where Keras has layers for the spec, else why not."""
+    if ENGINE not in ENGINES:
+        return (
+            f"Keras runs on {ENGINE!r} here, which has no gradients; "
+            f"set KERAS_BACKEND to one of {', '.join(ENGINES)} before it is imported"
+        )
+    if spec.dtype == "float64" and not has_float64():
+        return (
+            "on its JAX engine Keras has float64 only where all of JAX has it: "
+            'call jax.config.update("jax_enable_x64", True) first, or use the backend \'jax\''
+        )
+    return CONVENTIONS["keras"].holds(spec)
+
+
+def build(weights: Weights, device: str | None) -> "KerasLayer":
+    """The layer of these weights.
+
+    Raises:
+        InvalidCall: Keras' engine has no such device here.
+    """
+    with on_device(device):
+        return KerasLayer(weights.spec, stack(weights), device)
+
+
+class KerasLayer(BoundaryLayer):
+    """A stack realised by Keras' own recurrent layers.
+
+    The model may be trained, saved and made a part of another: the layer runs with its variables as they are now. It
+    runs the cells of the model's layers, by layers of its own that also take and return states, as those of the model
+    would run them.
+
+    Args:
+        spec: what the model realises.
+        native: the model, a stack of recurrent layers.
+        device: where it was made, and runs.
+    """
+
+    def __init__(self, spec: RecurrentSpec, native: Any, device: str | None = None) -> None:
+        super().__init__(spec)
+        self._native = native
+        self._device = device
+        self._passes = [[_with_states(layer, spec) for layer in directions] for directions in recurrent_layers(native)]
+        state = (spec.num_layers * len(spec.directions), None, spec.hidden_size)
+        states = [state for _ in spec.form.states]
+        self._function, self._pullback = compiled(
+            self._apply,
+            native.weights,
+            primals=[(None, None, spec.input_size), *states],
+            outputs=[(None, None, spec.output_size), *states],
+            dtype=spec.dtype,
+        )
+
+    @property
+    def native(self) -> Any:
+        """The `keras.Sequential`: `native(x)`, or `native(x, mask=mask)`, is the sequence.
+
+        Its layers do not use cuDNN, whose results are not the same for all lengths and engines; where speed is worth
+        that, set `use_cudnn = "auto"` on them, which is also what a saved and loaded model has.
+        """
+        return self._native
+
+    @property
+    def parameter_count(self) -> int:
+        """The numbers in `native.trainable_weights`."""
+        return sum(prod(variable.shape) for variable in self._native.trainable_weights)
+
+    def weights(self) -> Weights:
+        """The parameters as they are now, copied."""
+        return from_variables(self._native.get_weights(), self.spec)
+
+    def run(self, inputs: Inputs) -> Output:
+        """See `BoundaryLayer.run`."""
+        with on_device(self._device):
+            sequence, *state = self._function(_mask(inputs), _primals(inputs))
+        return Output(sequence, State(*state))
+
+    def pull_back(self, inputs: Inputs, cotangent: Output) -> Gradients:
+        """See `BoundaryLayer.pull_back`."""
+        cotangents = [cotangent.sequence, *_parts(cotangent.state)]
+        with on_device(self._device):
+            weights, (x, *state) = self._pullback(_mask(inputs), _primals(inputs), cotangents)
+        return Gradients(from_variables(weights, self.spec).arrays, x, State(*state))
+
+    def _apply(self, mask: Any, primals: list[Any]) -> list[Any]:
+        """The sequence and the parts of the final state, in tensors, from x and the parts of the initial state."""
+        sequence, *parts = primals
+        initial = zip(*(keras.ops.unstack(part) for part in parts), strict=True)
+        final = []
+        for directions in self._passes:
+            outputs = []
+            for layer in directions:
+                output, *end = layer(sequence, initial_state=list(next(initial)), mask=mask)
+                outputs.append(keras.ops.flip(output, axis=1) if layer.go_backwards else output)
+                final.append(end)
+            sequence = keras.ops.concatenate(outputs, axis=-1) if len(outputs) > 1 else outputs[0]
+        return [sequence, *(keras.ops.stack(part) for part in zip(*final, strict=True))]
+
+
+def _with_states(layer: Any, spec: RecurrentSpec) -> Any:
+    """A layer that runs the same cell over the same variables, and takes and returns states."""
+    native = keras.layers.RNN(
+        layer.cell,
+        return_sequences=True,
+        return_state=True,
+        go_backwards=layer.go_backwards,  # then its outputs stand in the order in which they were computed
+        zero_output_for_mask=True,
+        dtype=spec.dtype,
+    )
+    native.build((None, None, layer.cell.kernel.shape[0]))
+    return native
+
+
+def _mask(inputs: Inputs) -> Mask:
+    return None if inputs.lengths is None else inputs.valid
+
+
+def _primals(inputs: Inputs) -> list[Array]:
+    return [inputs.x, *_parts(inputs.state)]
+
+
+def _parts(state: State) -> list[Array]:
+    return [part for part in state if part is not None]

@@ -1,0 +1,178 @@
+"""Canonical weights to and from Keras' own layers.
+
+The arrays are those of the convention "keras" (`multirnn.conventions`); `Sequential.weights` has them in its order.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import keras
+import numpy as np
+
+from multirnn import RecurrentSpec, Unrepresentable, Weights, from_arrays, to_arrays
+from multirnn.spec import DTYPES
+from multirnn.weights import Array
+from multirnn_keras.activations import from_keras, to_keras
+
+__all__ = ["from_variables", "read", "recurrent_layers", "stack"]
+
+_LAYERS = {"simple_rnn": keras.layers.SimpleRNN, "lstm": keras.layers.LSTM, "gru": keras.layers.GRU}
+
+
+def stack(weights: Weights) -> Any:
+    """The `keras.Sequential` of these weights: a layer of Keras' own for every layer of the spec."""
+    spec = weights.spec
+    layers = [_layer(spec) for _ in range(spec.num_layers)]
+    native = keras.Sequential([keras.Input((None, spec.input_size), dtype=spec.dtype), *layers])
+    native.supports_masking = True  # else Keras warns, wrongly, that the mask is lost: the layers hand it on
+    native.set_weights(list(to_arrays(weights, convention="keras").values()))
+    return native
+
+
+def _layer(spec: RecurrentSpec) -> Any:
+    options: dict[str, Any] = {"activation": to_keras(spec.activation, spec.dtype)}
+    if spec.cell != "simple_rnn":
+        options["recurrent_activation"] = to_keras(spec.recurrent_activation, spec.dtype)
+        # cuDNN refuses a row of length 0, and on JAX turns the outputs of a backward LSTM around twice.
+        options["use_cudnn"] = False
+    if spec.cell == "gru":
+        options["reset_after"] = spec.reset_after
+    layer = _LAYERS[spec.cell](
+        spec.hidden_size,
+        use_bias=spec.bias != "none",
+        return_sequences=True,
+        zero_output_for_mask=True,
+        dtype=spec.dtype,
+        **options,
+    )
+    return keras.layers.Bidirectional(layer, dtype=spec.dtype) if spec.bidirectional else layer
+
+
+def recurrent_layers(native: Any) -> list[tuple[Any, ...]]:
+    """The stacked layers of a layer or model, each as its directions: (forward,) or (forward, backward)."""
+    layers = native.layers if isinstance(native, keras.Model) else [native]
+    return [(layer.forward_layer, layer.backward_layer) if _is_both_ways(layer) else (layer,) for layer in layers]
+
+
+def from_variables(arrays: Iterable[Array], spec: RecurrentSpec) -> Weights:
+    """Weights of a spec that Keras has, or gradients of them, from arrays in the order of Keras' variables."""
+    kinds = ("kernel", "recurrent_kernel", "bias")[: 2 if spec.bias == "none" else 3]
+    names = [f"{layer}/{direction}_layer/layer_cell/{kind}" for layer, direction in spec.passes for kind in kinds]
+    return from_arrays(
+        dict(zip(names, arrays, strict=True)),
+        convention="keras",
+        cell=spec.cell,
+        reset_after=spec.reset_after,
+        activation=spec.activation,
+        recurrent_activation=spec.recurrent_activation,
+    )
+
+
+def read(native: Any) -> Weights:
+    """The spec and the weights of Keras' own layers.
+
+    Args:
+        native: a built `SimpleRNN`, `LSTM`, `GRU`, a `Bidirectional` one, or a `Sequential` or functional model that is
+            a stack of them and of nothing else. Whether the last of them returns its sequence, and what is stateful,
+            unrolled, regularised or frozen, is no part of a spec.
+
+    Raises:
+        Unrepresentable: no spec describes it; the sentence names what no spec has.
+    """
+    layers = _stacked(native)
+    directions = [direction for layer in layers for direction in _directions(layer)]
+    first, *others = map(_fields, directions)
+    for other in others:
+        for name, value in other.items():
+            if value != first[name]:
+                raise Unrepresentable(f"the layers differ in {name}, {first[name]!r} and {value!r}, and a spec has one")
+    if len({_is_both_ways(layer) for layer in layers}) > 1:
+        raise Unrepresentable("some of the layers are bidirectional and some are not, and a spec has one direction or both")
+    spec = RecurrentSpec(
+        input_size=directions[0].cell.kernel.shape[0],
+        num_layers=len(layers),
+        bidirectional=_is_both_ways(layers[0]),
+        **first,
+    )
+    variables = [variable for direction in directions for variable in direction.cell.weights]
+    return from_variables(map(keras.ops.convert_to_numpy, variables), spec)
+
+
+def _is_both_ways(layer: Any) -> bool:
+    return isinstance(layer, keras.layers.Bidirectional)
+
+
+def _stacked(native: Any) -> list[Any]:
+    """The layers of a stack, from below."""
+    if not isinstance(native, keras.Model):
+        return [native]
+    layers = [layer for layer in native.layers if not isinstance(layer, keras.layers.InputLayer)]
+    if not layers:
+        raise Unrepresentable(f"model {native.name!r} has no layers")
+    if not isinstance(native, keras.Sequential) and not _is_chain(native, layers):
+        raise Unrepresentable(
+            f"the layers of model {native.name!r} are not one stack, each fed by the one below and by nothing else; "
+            "read them one by one, or as keras.Sequential of those that are"
+        )
+    return layers
+
+
+def _is_chain(model: Any, layers: list[Any]) -> bool:
+    tensors = getattr(model, "inputs", None)  # a model of the user's own class has none
+    for layer in layers:
+        if not tensors or layer.input is not tensors[0]:
+            return False
+        tensors = keras.tree.flatten(layer.output)
+    return True
+
+
+def _directions(layer: Any) -> tuple[Any, ...]:
+    """The forward layer, and the backward one where there are both; each of a kind that a spec has."""
+    if _is_both_ways(layer):
+        if layer.merge_mode != "concat":
+            raise Unrepresentable(
+                f"layer {layer.name!r} merges its directions by {layer.merge_mode!r}, and a spec concatenates them"
+            )
+        directions: tuple[Any, ...] = (layer.forward_layer, layer.backward_layer)
+    else:
+        directions = (layer,)
+    for direction in directions:
+        if type(direction) not in _LAYERS.values():
+            raise Unrepresentable(
+                f"layer {direction.name!r} is a {type(direction).__name__}; "
+                "a spec is read of SimpleRNN, LSTM and GRU, and of Bidirectional and stacks of them"
+                if isinstance(direction, keras.layers.Layer)
+                else f"a {type(direction).__name__} is no layer of Keras"
+            )
+    if directions[0].go_backwards:
+        raise Unrepresentable(
+            f"layer {layer.name!r} goes backwards, and a spec does so only beside going forwards, as Bidirectional"
+        )
+    return directions
+
+
+def _fields(layer: Any) -> dict[str, Any]:
+    """What a layer of one direction says of the spec."""
+    if not layer.cell.built:
+        raise Unrepresentable(
+            f"layer {layer.name!r} has no weights yet: call it, or build((None, None, input_size))"
+        )
+    for name in ("dropout", "recurrent_dropout"):
+        if getattr(layer, name):
+            raise Unrepresentable(f"layer {layer.name!r} has {name}={getattr(layer, name)}, which no spec has")
+    policy = layer.cell.dtype_policy
+    if policy.compute_dtype != policy.variable_dtype or policy.compute_dtype not in DTYPES:
+        raise Unrepresentable(
+            f"layer {layer.name!r} has the dtype policy {policy.name!r}, and a spec has {' or '.join(DTYPES)} for all"
+        )
+    cell = next(name for name, kind in _LAYERS.items() if kind is type(layer))
+    fields = {
+        "cell": cell,
+        "hidden_size": layer.units,
+        "reset_after": getattr(layer, "reset_after", True),
+        "activation": from_keras(layer.activation),
+        "recurrent_activation": from_keras(getattr(layer, "recurrent_activation", keras.activations.sigmoid)),
+        "dtype": policy.compute_dtype,
+    }
+    held = "double" if cell == "gru" and fields["reset_after"] else "single"
+    return {**fields, "bias": held if layer.use_bias else "none"}

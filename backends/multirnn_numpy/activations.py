@@ -1,0 +1,105 @@
+"""The activation functions over arrays, and their slopes.
+
+A function is called as a ufunc is, `f(x, out)`; `out` may be `x`. A slope is the derivative written in the function's
+own output y, tanh' = 1 - y², so that the way back needs nothing but what the way there has left. At a kink it is the
+left one: relu'(0) = 0.
+
+The functions hold for complex numbers too, which NumPy orders by their real parts, so that derivatives can be taken by
+complex step; of softsign alone they cannot, whose |x| has no direction there.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy import add, clip, divide, expm1, maximum, minimum, multiply, subtract, tanh
+
+from multirnn import Activation
+from multirnn.weights import Array
+
+__all__ = ["Function", "Slope", "activation"]
+
+Function = Callable[[Array, Array], Any]
+Slope = Callable[[Array], Array]
+
+
+@cache
+def activation(value: str | Activation) -> tuple[Function, Slope]:
+    """The function that a spec names, and its slope."""
+    chosen = Activation.of(value)
+    if chosen.name in PARAMETRIC:
+        return PARAMETRIC[chosen.name](**chosen.parameters)
+    return PLAIN[chosen.name]
+
+
+def _linear_slope(y: Array) -> Array:
+    return np.ones_like(y)
+
+
+def _relu(x: Array, out: Array) -> None:
+    maximum(x, 0, out=out)
+
+
+def _relu_slope(y: Array) -> Array:
+    return (y > 0).astype(y.dtype)
+
+
+def _sigmoid(x: Array, out: Array) -> None:
+    # 1 / (1 + exp(-x)) = (1 + tanh(x / 2)) / 2, which cannot overflow.
+    multiply(x, 0.5, out)
+    tanh(out, out)
+    multiply(out, 0.5, out)
+    add(out, 0.5, out)
+
+
+def _sigmoid_slope(y: Array) -> Array:
+    slope = 1 - y
+    return multiply(y, slope, slope)
+
+
+def _softsign(x: Array, out: Array) -> None:
+    divide(x, 1 + np.abs(x), out)
+
+
+def _softsign_slope(y: Array) -> Array:
+    return np.square(1 - np.abs(y))
+
+
+def _tanh_slope(y: Array) -> Array:
+    slope = y * y
+    return subtract(1, slope, slope)
+
+
+def _elu(alpha: float) -> tuple[Function, Slope]:
+    def elu(x: Array, out: Array) -> None:
+        below = alpha * expm1(minimum(x, 0))
+        maximum(x, 0, out=out)
+        add(out, below, out)
+
+    def slope(y: Array) -> Array:
+        return np.where(y > 0, y.dtype.type(1), y + y.dtype.type(alpha))
+
+    return elu, slope
+
+
+def _hard_sigmoid(alpha: float, beta: float) -> tuple[Function, Slope]:
+    def hard_sigmoid(x: Array, out: Array) -> None:
+        multiply(x, alpha, out)
+        add(out, beta, out)
+        clip(out, 0, 1, out)
+
+    def slope(y: Array) -> Array:
+        return np.where((y > 0) & (y < 1), y.dtype.type(alpha), y.dtype.type(0))
+
+    return hard_sigmoid, slope
+
+
+PLAIN: dict[str, tuple[Function, Slope]] = {
+    "linear": (np.positive, _linear_slope),
+    "relu": (_relu, _relu_slope),
+    "sigmoid": (_sigmoid, _sigmoid_slope),
+    "softsign": (_softsign, _softsign_slope),
+    "tanh": (tanh, _tanh_slope),
+}
+PARAMETRIC: dict[str, Callable[..., tuple[Function, Slope]]] = {"elu": _elu, "hard_sigmoid": _hard_sigmoid}

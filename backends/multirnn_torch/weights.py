@@ -1,0 +1,156 @@
+"""Canonical weights to and from PyTorch's own layers.
+
+The arrays are those of the convention "torch" (`multirnn.conventions`): gates stacked along the rows, in the canonical
+order, so that PyTorch's `weight_ih_l0` is `weight_ih` with its first two axes made one.
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from multirnn import CONVENTIONS, RecurrentSpec, Unrepresentable, Weights, from_arrays, to_arrays
+from multirnn.conventions import Entry
+from multirnn.spec import DTYPES
+from multirnn.weights import Array
+from multirnn_torch.single_bias import CandidateBiasGRU, drop_recurrent_bias
+
+__all__ = ["canonical", "module", "named_weights", "read"]
+
+_LAYERS = {"simple_rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
+_CELLS = {"simple_rnn": nn.RNNCell, "lstm": nn.LSTMCell, "gru": nn.GRUCell}
+
+_TORCH = CONVENTIONS["torch"]
+_GRU = _TORCH.arrays["gru"]
+_CANDIDATE_BIAS = Entry("bias_hn", ("bias_hh",), "(gate unit)", gates=("n",))
+# PyTorch's convention, and in it the one GRU that is not PyTorch's: CandidateBiasGRU.
+_CONVENTION = replace(
+    _TORCH,
+    arrays={**_TORCH.arrays, "gru": {**_GRU, "single": (*_GRU["double"][:-1], _CANDIDATE_BIAS)}},
+    pattern=_TORCH.pattern.replace("bias_hh", "bias_hh|bias_hn"),
+)
+
+
+def module(weights: Weights, device: torch.device) -> nn.RNNBase:
+    """The `torch.nn.RNN`, `LSTM` or `GRU` of these weights, `batch_first=True`. Draws no random numbers."""
+    spec = weights.spec
+    candidate_bias = spec.cell == "gru" and spec.bias == "single"
+    kind = CandidateBiasGRU if candidate_bias else _LAYERS[spec.cell]
+    native: nn.RNNBase = kind(
+        spec.input_size,
+        spec.hidden_size,
+        spec.num_layers,
+        bias=spec.bias != "none",
+        batch_first=True,
+        bidirectional=spec.bidirectional,
+        device="meta",  # without memory, so that no weights are drawn
+        dtype=getattr(torch, spec.dtype),
+        **({"nonlinearity": spec.activation} if spec.cell == "simple_rnn" else {}),
+    )
+    native.to_empty(device=device)
+    if spec.bias == "single" and not candidate_bias:
+        drop_recurrent_bias(native)
+    arrays = to_arrays(weights, convention=_CONVENTION)
+    native.load_state_dict({name: torch.tensor(array) for name, array in arrays.items()})
+    return native
+
+
+def read(native: Any) -> Weights:
+    """The spec and the weights of a layer of `torch.nn`.
+
+    Args:
+        native: an `nn.RNN`, `LSTM` or `GRU`, of a subclass too, `batch_first` or not; as it is, or inside of
+            `torch.compile`, `DistributedDataParallel` or `DataParallel`. An `nn.RNNCell`, `LSTMCell` or `GRUCell` is a
+            stack of one layer. Frozen parameters are read as any others: what is trained is no part of a spec.
+
+    Raises:
+        Unrepresentable: no spec describes it; the sentence names what no spec has.
+    """
+    module = _unwrap(native)
+    kinds = _LAYERS if isinstance(module, nn.RNNBase) else _CELLS
+    cell = next((cell for cell, kind in kinds.items() if isinstance(module, kind)), None)
+    if cell is None:
+        raise Unrepresentable(_not_a_layer(module))
+    if reason := _beyond_a_spec(module):
+        raise Unrepresentable(f"this {type(module).__name__} {reason}")
+    activation: Any = module.nonlinearity if cell == "simple_rnn" else "tanh"
+    return from_arrays(
+        {name: tensor.detach().cpu().numpy() for name, tensor in named_weights(module).items()},
+        convention=_CONVENTION,
+        cell=cell,
+        reset_after=True,
+        activation=activation,
+    )
+
+
+def canonical(tensors: Iterable[Tensor], spec: RecurrentSpec) -> dict[str, Array]:
+    """Arrays of canonical names and shapes from tensors shaped and ordered as the weights of `named_weights`.
+
+    It is what `read` does, in a hundredth of the time, which is that of a short training step; for one who knows the
+    spec already.
+    """
+    shapes = spec.shapes.items()
+    return {name: tensor.cpu().numpy().reshape(shape) for (name, shape), tensor in zip(shapes, tensors, strict=True)}
+
+
+def named_weights(native: Any) -> dict[str, Tensor]:
+    """The weights of a layer or a cell by PyTorch's names for a layer, in the canonical order.
+
+    The zeros of `drop_recurrent_bias` are not among them.
+    """
+    kinds = ["weight_ih", "weight_hh"]
+    if native.bias:
+        kinds += ["bias_ih", "bias_hn" if isinstance(native, CandidateBiasGRU) else "bias_hh"]
+    if not isinstance(native, nn.RNNBase):
+        return {f"{kind}_l0": getattr(native, kind) for kind in kinds}
+    directions = ("", "_reverse") if native.bidirectional else ("",)
+    names = [f"{kind}_l{k}{d}" for k in range(native.num_layers) for d in directions for kind in kinds]
+    constant = _constant_biases(native)
+    return {name: getattr(native, name) for name in names if name not in constant}
+
+
+def _constant_biases(native: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in native.named_buffers(recurse=False) if name.startswith("bias_hh")}
+
+
+def _unwrap(native: Any) -> Any:
+    while True:
+        if hasattr(native, "_orig_mod"):  # torch.compile
+            native = native._orig_mod
+        elif isinstance(native, DistributedDataParallel | DataParallel):
+            native = native.module
+        else:
+            return native
+
+
+def _not_a_layer(native: Any) -> str:
+    sentence = f"a {type(native).__name__} is not a torch.nn.RNN, LSTM or GRU, nor the cell of one"
+    parts = native.named_modules() if isinstance(native, nn.Module) else ()
+    held = [name for name, part in parts if name and isinstance(part, nn.RNNBase | nn.RNNCellBase)]
+    return f"{sentence}; read what it holds: {', '.join(held)}" if held else sentence
+
+
+def _beyond_a_spec(native: Any) -> str | None:
+    """What a layer or a cell has and no spec has, as the rest of a sentence about it."""
+    if getattr(native, "proj_size", 0):
+        return f"projects its state (proj_size={native.proj_size}), which no spec has"
+    if getattr(native, "dropout", 0) and native.num_layers > 1:
+        return (
+            f"drops outputs between its layers when it trains (dropout={native.dropout}), which no spec has; "
+            "set its dropout to 0 and what it computes in eval() is read"
+        )
+    tensors = named_weights(native).values()
+    if any(tensor.is_meta for tensor in tensors):
+        return "is on the device 'meta', which holds no numbers"
+    dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors})
+    if len(dtypes) > 1 or dtypes[0] not in DTYPES:
+        return f"has weights of {' and '.join(dtypes)}, and a spec has one of {' and '.join(DTYPES)}; convert it by .float()"
+    constant = _constant_biases(native)
+    if constant and isinstance(native, nn.GRU):
+        return "has a constant for its recurrent bias, and every spec of a GRU with biases trains the candidate's"
+    if any(bias.any() for bias in constant.values()):
+        return f"adds the constant {next(iter(constant))}, which is not zero, and no spec has constants"
+    return None

@@ -1,0 +1,208 @@
+"""`multirnn explain`: why 45 here and 42 there, and which array is which. Out of the tables of the cells and conventions.
+
+Loads no framework: what it says of one is what `multirnn.conventions` holds of it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from multirnn.cli import options
+from multirnn.cli.console import heading, show, show_json, table
+from multirnn.conventions import CONVENTIONS, Convention, layout
+from multirnn.spec import BIASES, RecurrentSpec
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+__all__ = ["command"]
+
+
+@click.command(
+    "explain",
+    epilog="""
+    \b
+    Examples:
+      multirnn explain --cell simple_rnn --input 10 --hidden 3
+      multirnn explain --cell gru --input 10 --hidden 3 --reset-before
+      multirnn explain --cell lstm --input 10 --hidden 3 --bias double --json
+    """,
+)
+@options.one_stack
+@options.json_output
+@options.debug
+def command(as_json: bool, **fields: Any) -> None:
+    """Say why frameworks count differently, and which array is which.
+
+    Shows the equations, the number of parameters with one bias, with two and without, what each framework does by
+    default, where it puts the gates, and the names and shapes of its arrays. With --bias, the arrays are those of that
+    form, where a framework has it. Needs no framework.
+    """
+    spec = RecurrentSpec(**fields)
+    counts = [_count(spec, bias) for bias in BIASES]
+    frameworks = [_framework(convention, spec, bool(fields["bias"])) for convention in CONVENTIONS.values()]
+    if as_json:
+        cell = {"title": spec.form.title, "gates": spec.form.gates, "equations": spec.form.equations}
+        show_json({"spec": spec.to_dict(), "cell": cell, "counts": counts, "frameworks": frameworks})
+        return
+    parts = [_equations(spec), _counts(spec, counts), _gates(spec), _arrays(spec, frameworks)]
+    if len(spec.form.gates) == 1:
+        del parts[2]
+    show(*(line for part in parts for line in (*part, "")))
+
+
+# --- What there is to say, in values that JSON has -------------------------------------------------------------------
+
+
+def _count(spec: RecurrentSpec, bias: str) -> dict[str, Any]:
+    """How many parameters the stack has with this form of its biases, and who gives it that form by default."""
+    form, passes = spec.form, spec.num_layers * len(spec.directions)
+    biases = {"none": [], "single": [len(form.gates)], "double": [2, len(form.gates)]}[bias]
+    terms = [_product(passes, *biases, spec.hidden_size)] if biases else []
+    if bias == "single" and form.recurrent_candidate_bias:
+        terms.append(_product(passes, spec.hidden_size))
+    by_default = [
+        convention.name
+        for convention in CONVENTIONS.values()
+        if (default := convention.by_default(spec)).bias == bias and not convention.holds(default)
+    ]
+    return {
+        "bias": bias,
+        "weights": " + ".join(_weights(spec)),
+        "biases": " + ".join(terms),
+        "parameters": replace(spec, bias=bias).parameter_count,
+        "default_in": [*(["multirnn"] if form.default_bias == bias else []), *by_default],
+    }
+
+
+def _weights(spec: RecurrentSpec) -> Iterator[str]:
+    """The number of weights as products: of the lowest layer, and of those above it."""
+    gates, hidden, directions = len(spec.form.gates), spec.hidden_size, len(spec.directions)
+    yield _product(directions, gates, hidden, f"({spec.input_size} + {hidden})")
+    if spec.num_layers > 1:
+        yield _product((spec.num_layers - 1) * directions, gates, hidden, f"({spec.output_size} + {hidden})")
+
+
+def _product(passes: int, *factors: int | str) -> str:
+    """The factors as one reads them, for one pass without the number of passes."""
+    return " × ".join(str(factor) for factor in ((passes, *factors) if passes > 1 else factors))
+
+
+def _framework(convention: Convention, spec: RecurrentSpec, bias_given: bool) -> dict[str, Any]:
+    """How a framework holds the stack: with the biases that were asked for, or its own."""
+    held = spec if bias_given else convention.by_default(spec)
+    refused = convention.holds(held)
+    places = () if refused else layout(held, convention=convention)
+    return {
+        "name": convention.name,
+        "title": convention.title,
+        "bias": held.bias,
+        "parameters": None if refused else held.parameter_count,
+        "reason": refused,
+        "gates": dict(convention.gates[spec.cell]),
+        "arrays": [
+            {
+                "name": place.name,
+                "layer": place.layer,
+                "direction": place.direction,
+                "axes": place.axes,
+                "shape": place.shape,
+                "holds": [name for names in place.holds for name in names],
+                "gates": place.gates,
+            }
+            for place in places
+        ],
+    }
+
+
+# --- How it is shown -------------------------------------------------------------------------------------------------
+
+Shown = Iterator["RenderableType"]
+
+
+def _equations(spec: RecurrentSpec) -> Shown:
+    from rich.text import Text
+
+    yield heading(f"One step of the {spec.form.title}")
+    yield Text("".join(f"  {equation}\n" for equation in spec.form.equations), style="cyan")
+    letters = ["W, U: weight_ih, weight_hh", "b, d: bias_ih, bias_hh", f"a: {spec.activation}"]
+    if len(spec.form.gates) > 1:
+        letters.append(f"s: {spec.recurrent_activation}")
+    yield "; ".join([*letters, "*: elementwise"])
+
+
+def _counts(spec: RecurrentSpec, counts: list[dict[str, Any]]) -> Shown:
+    made = table("bias", "weights", "biases", "parameters", "the default of", right=("parameters",))
+    for count in counts:
+        titles = [CONVENTIONS[name].title if name in CONVENTIONS else name for name in count["default_in"]]
+        row = (
+            count["bias"],
+            count["weights"],
+            count["biases"] or "–",
+            f"{count['parameters']:,}",
+            ", ".join(titles) or "–",
+        )
+        made.add_row(*row, style="bold" if count["bias"] == spec.bias else "")
+    yield heading("How many parameters")
+    yield made
+    yield ""
+    yield "Weights: gates × units × (inputs + units), in every layer and direction. A bias: gates × units."
+    if spec.form.recurrent_candidate_bias:
+        n = spec.form.candidate
+        yield (
+            f"In {n} the reset gate multiplies d_{n} and not b_{n}, so both are needed. In the other gates the equations "
+            'only add b and d, so one of them computes the same function: that is "single".'
+        )
+    else:
+        yield "The equations only add b and d, so one of them computes the same function."
+    yield "In training two are not as one: each receives the whole gradient, and their sum moves twice as far."
+    if spec.cell == "gru":
+        for after, words in ((True, "after"), (False, "before")):
+            titles = [c.title for c in CONVENTIONS.values() if c.default_reset_after == after]
+            yield f"Reset {words} the recurrent product is the default of {', '.join(titles)}."
+
+
+def _gates(spec: RecurrentSpec) -> Shown:
+    gates = spec.form.gates
+    made = table("", *gates, "blocks")
+    made.add_row("multirnn", *gates, " ".join(gates))
+    for convention in CONVENTIONS.values():
+        names = convention.gates[spec.cell]
+        entries = next(iter(convention.arrays[spec.cell].values()))
+        blocks = "an array each" if "{gate}" in entries[0].name else " ".join(names.values())
+        made.add_row(convention.title, *(names[gate] for gate in gates), blocks)
+    yield heading("What the gates are called, and the order of their blocks")
+    yield made
+
+
+def _arrays(spec: RecurrentSpec, frameworks: list[dict[str, Any]]) -> Shown:
+    yield heading("Which array is which")
+    for framework in frameworks:
+        yield ""
+        if framework["reason"]:
+            yield f"{framework['reason']}."
+            continue
+        yield heading(f'{framework["title"]}: {framework["parameters"]:,} parameters, bias="{framework["bias"]}"')
+        yield from _lowest(spec, framework["arrays"])
+    yield ""
+    yield (
+        "Axes: (gate unit) is one axis, the gates' blocks one after the other; source is what the matrix is multiplied "
+        "with, the input's features or the units."
+    )
+
+
+def _lowest(spec: RecurrentSpec, arrays: list[dict[str, Any]]) -> Shown:
+    """The arrays of the lowest layer's first direction, and what those are called that repeat them."""
+    first = [array for array in arrays if array["layer"] == 0 and array["direction"] != "backward"]
+    made = table("array", "axes", "shape", "size", "holds", right=("size",))
+    for array in first:
+        part = "" if set(array["gates"]) == set(spec.form.gates) else f"[{', '.join(array['gates'])}]"
+        holds = dict.fromkeys(name.rpartition(".")[2] + part for name in array["holds"])
+        made.add_row(array["name"], array["axes"], str(array["shape"]), f"{prod(array['shape']):,}", ", ".join(holds))
+    yield made
+    others = [array["name"] for array in arrays[len(first) :: len(first)]]
+    if others:
+        yield f"and again in the other layers and directions: {', '.join(others)}, …"

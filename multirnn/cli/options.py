@@ -1,0 +1,156 @@
+"""The options that commands share: the fields of a `RecurrentSpec`, `--backend`, `--json` and `--debug`."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from multirnn import registry
+from multirnn.activations import ACTIVATIONS, Activation
+from multirnn.cells import CELLS
+from multirnn.errors import InvalidSpec
+from multirnn.spec import BIASES, DTYPES
+
+__all__ = ["POSITIVE", "backends", "chosen", "debug", "json_output", "one_stack", "stack", "wants_traceback"]
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+POSITIVE = click.IntRange(min=1)
+
+
+def one_stack(command: Command) -> Command:
+    """All fields of one spec."""
+    return _with(
+        stack(command),
+        click.option("--cell", type=click.Choice(list(CELLS)), required=True, help="The recurrent cell."),
+        click.option("--input", "input_size", type=POSITIVE, metavar="N", required=True, help="Features of the input."),
+        click.option(
+            "--hidden",
+            "hidden_size",
+            type=POSITIVE,
+            metavar="N",
+            required=True,
+            help="Units of each layer and direction.",
+        ),
+    )
+
+
+def stack(command: Command) -> Command:
+    """The fields of a spec that every command asks for in the same way."""
+    return _with(
+        command,
+        click.option(
+            "--layers", "num_layers", type=POSITIVE, metavar="N", default=1, show_default=True, help="Stacked layers."
+        ),
+        click.option("--bidirectional", is_flag=True, help="Run forward and backward in time."),
+        click.option(
+            "--bias",
+            type=click.Choice(BIASES),
+            callback=lambda ctx, param, value: value or "",
+            help="None, one or two for every gate.  [default: the cell's own]",
+        ),
+        click.option(
+            "--reset-after/--reset-before",
+            default=True,
+            help="GRU: the reset gate acts after or before the recurrent product.  [default: after]",
+        ),
+        click.option(
+            "--activation",
+            metavar="NAME[:ALPHA[,BETA]]",
+            callback=_activation,
+            default="tanh",
+            show_default=True,
+            help=f"Of the candidate: {', '.join(ACTIVATIONS)}. hard_sigmoid needs slope and offset: hard_sigmoid:1/6,0.5.",
+        ),
+        click.option(
+            "--recurrent-activation",
+            metavar="NAME[:ALPHA[,BETA]]",
+            callback=_activation,
+            default="sigmoid",
+            show_default=True,
+            help="Of the gates of an LSTM or GRU.",
+        ),
+        click.option(
+            "--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="Of all numbers."
+        ),
+    )
+
+
+def _activation(ctx: click.Context, param: click.Parameter, value: str) -> str | Activation:
+    """The activation that `NAME`, `NAME:ALPHA` or `NAME:ALPHA,BETA` stands for; a number may be 0.2 or 1/6."""
+    name, colon, numbers = value.partition(":")
+    example = "as in hard_sigmoid:1/6,0.5"
+    try:
+        parameters = [_number(number) for number in numbers.split(",")] if colon else []
+        return Activation(name, *parameters).short
+    except InvalidSpec as error:
+        needs_numbers = not colon and name in ACTIVATIONS
+        raise click.BadParameter(
+            f"{error}; here it is written with them, {example}" if needs_numbers else str(error)
+        ) from None
+    except (TypeError, ValueError, ZeroDivisionError):
+        raise click.BadParameter(f"after {name!r} come one or two numbers, {example}, not {numbers!r}") from None
+
+
+def _number(text: str) -> float:
+    numerator, _, denominator = text.partition("/")
+    return float(numerator) / float(denominator or 1)
+
+
+def backends(command: Command) -> Command:
+    """Which backends, by name."""
+    return _with(
+        command,
+        click.option(
+            "--backend",
+            "names",
+            multiple=True,
+            metavar="NAME",
+            help="Only this backend; may be repeated.  [default: all that are installed]",
+        ),
+    )
+
+
+def chosen(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The backends that were named, or all that are installed; loads none.
+
+    Raises:
+        UnknownBackend: no distribution offers one of this name.
+    """
+    for name in names:
+        if name not in registry.backends():
+            registry.backend(name)  # has the sentence
+    return tuple(dict.fromkeys(names)) or registry.backends()
+
+
+def json_output(command: Command) -> Command:
+    """JSON instead of tables."""
+    return _with(command, click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables."))
+
+
+def debug(command: Command) -> Command:
+    """The traceback of an error; the option may stand before the command or after it."""
+    return _with(
+        command,
+        click.option("--debug", is_flag=True, expose_value=False, callback=_remember, help="Show tracebacks."),
+    )
+
+
+_DEBUG = "multirnn.debug"
+
+
+def _remember(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.meta[_DEBUG] = True  # shared by the contexts of the group and of the command
+
+
+def wants_traceback(ctx: click.Context) -> bool:
+    """Whether `--debug` was given."""
+    return bool(ctx.meta.get(_DEBUG))
+
+
+def _with(command: Command, *options: Callable[[Command], Command]) -> Command:
+    """The command with these options, which `--help` shows in this order."""
+    for option in reversed(options):
+        command = option(command)
+    return command

@@ -1,0 +1,571 @@
+"""The table of conventions, held against the frameworks themselves: names, shapes and order, and the function.
+
+Only equality of the functions sees a wrong order of the gates, and only with weights and biases that are random.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import multirnn as mr
+from multirnn.conventions import layout
+from multirnn.spec import BIASES, DTYPES
+from multirnn.testing import FORMS
+
+Arrays = dict[str, np.ndarray]
+
+HELD = {  # the forms of the biases that each convention has a place for
+    "torch": {
+        ("simple_rnn", True): {"none", "single", "double"},
+        ("lstm", True): {"none", "single", "double"},
+        ("gru", True): {"none", "double"},
+        ("gru", False): set(),
+    },
+    "keras": {
+        ("simple_rnn", True): {"none", "single"},
+        ("lstm", True): {"none", "single"},
+        ("gru", True): {"none", "double"},
+        ("gru", False): {"none", "single"},
+    },
+    "onnx": {form: {"none", "double"} for form in FORMS},
+    "flax-linen": {
+        ("simple_rnn", True): {"single"},
+        ("lstm", True): {"single"},
+        ("gru", True): {"single"},
+        ("gru", False): set(),
+    },
+}
+HELD_FORMS = [
+    (convention, cell, reset_after, bias)
+    for convention, forms in HELD.items()
+    for (cell, reset_after), biases in forms.items()
+    for bias in sorted(biases)
+]
+
+
+def stack(cell: str, reset_after: bool, bias: str, **changes: Any) -> mr.RecurrentSpec:
+    """Two layers both ways, unless changed."""
+    sizes = {"input_size": 5, "hidden_size": 4, "num_layers": 2, "bidirectional": True} | changes
+    return mr.RecurrentSpec(cell, bias=bias, reset_after=reset_after, **sizes)
+
+
+def of(framework: str) -> list[Any]:
+    """The forms that a convention holds, as cases of a test."""
+    return [
+        pytest.param(cell, reset_after, bias, id=f"{cell}{'' if reset_after else '-before'}-{bias}")
+        for convention, cell, reset_after, bias in HELD_FORMS
+        if convention == framework
+    ]
+
+
+def read_back(arrays: Mapping[str, Any], convention: str, spec: mr.RecurrentSpec) -> mr.Weights:
+    return mr.from_arrays(arrays, convention=convention, reset_after=spec.reset_after if spec.cell == "gru" else None)
+
+
+def drawn_input(spec: mr.RecurrentSpec) -> np.ndarray:
+    return np.random.default_rng(2).standard_normal((3, 7, spec.input_size)).astype(spec.dtype)
+
+
+def assert_reference(output: np.ndarray, weights: mr.Weights, x: np.ndarray) -> None:
+    """That a framework's output is that of the NumPy backend in float64."""
+    expected = mr.build(weights.astype("float64"), "numpy")(x.astype("float64")).sequence
+    assert mr.difference(output, expected).normwise <= mr.tolerance(output.dtype)
+
+
+# --- There and back ------------------------------------------------------------------------------------------------------
+
+
+def test_what_each_convention_holds() -> None:
+    assert set(mr.CONVENTIONS) == set(HELD)
+    for name, convention in mr.CONVENTIONS.items():
+        for form in FORMS:
+            held = {bias for bias in BIASES if convention.holds(stack(*form, bias)) is None}
+            assert held == HELD[name][form], (name, form)
+
+
+@pytest.mark.parametrize(("convention", "cell", "reset_after", "bias"), HELD_FORMS)
+def test_arrays_come_back_exactly(convention: str, cell: str, reset_after: bool, bias: str) -> None:
+    for num_layers in (1, 3):
+        for bidirectional in (False, True):
+            for dtype in DTYPES:
+                spec = stack(cell, reset_after, bias, num_layers=num_layers, bidirectional=bidirectional, dtype=dtype)
+                weights = mr.initialise(spec, 1)
+                arrays = mr.to_arrays(weights, convention=convention)
+                assert sum(array.size for array in arrays.values()) == spec.parameter_count
+                described = [(place.name, place.shape) for place in layout(spec, convention=convention)]
+                assert described == [(name, array.shape) for name, array in arrays.items()]
+                assert {str(array.dtype) for array in arrays.values()} == {dtype}
+                assert read_back(arrays, convention, spec) == weights
+                assert read_back(dict(reversed(arrays.items())), convention, spec) == weights
+
+
+def test_what_is_handed_out_is_the_callers() -> None:
+    weights = mr.initialise(mr.RecurrentSpec("simple_rnn", 5, 4))
+    before = {name: array.copy() for name, array in weights.arrays.items()}
+    for convention in ("torch", "keras", "flax-linen"):
+        for array in mr.to_arrays(weights, convention=convention).values():
+            assert array.flags.c_contiguous
+            array[:] = 7
+    assert all(np.array_equal(array, before[name]) for name, array in weights.arrays.items())
+
+
+@pytest.mark.parametrize("cell", mr.CELLS)
+def test_what_no_array_tells_is_taken_as_said(cell: str) -> None:
+    gates = {} if cell == "simple_rnn" else {"recurrent_activation": mr.Activation("hard_sigmoid", 0.2, 0.5)}
+    spec = mr.RecurrentSpec(cell, 5, 4, activation="relu", **gates)
+    weights = mr.initialise(spec)
+    assert mr.from_arrays(
+        mr.to_arrays(weights, convention="torch"), convention="torch", activation="relu", **gates
+    ) == (weights)
+
+
+# --- Torch ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("cell", "reset_after", "bias"), of("torch"))
+def test_torch_has_these_arrays_and_computes_this_function(cell: str, reset_after: bool, bias: str) -> None:
+    torch = pytest.importorskip("torch")
+    spec = stack(cell, reset_after, bias)
+    weights = mr.initialise(spec, 1)
+    arrays = mr.to_arrays(weights, convention="torch")
+    kind = {"simple_rnn": torch.nn.RNN, "lstm": torch.nn.LSTM, "gru": torch.nn.GRU}[cell]
+    module = kind(5, 4, num_layers=2, bidirectional=True, bias=bias != "none", batch_first=True)
+    native = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    if bias == "single":  # PyTorch's two, of which one stays zero
+        native = {name: shape for name, shape in native.items() if "bias_hh" not in name}
+        torch.nn.init.zeros_(module.bias_hh_l0)
+        for name, value in module.named_parameters():
+            if "bias_hh" in name:
+                torch.nn.init.zeros_(value)
+    assert [(name, array.shape) for name, array in arrays.items()] == list(native.items())
+
+    module.load_state_dict({name: torch.tensor(array) for name, array in arrays.items()}, strict=bias != "single")
+    x = drawn_input(spec)
+    with torch.no_grad():
+        assert_reference(module(torch.tensor(x))[0].numpy(), weights, x)
+
+
+# --- Keras ---------------------------------------------------------------------------------------------------------------
+
+
+def keras_model(keras: Any, spec: mr.RecurrentSpec) -> Any:
+    kind = {"simple_rnn": keras.layers.SimpleRNN, "lstm": keras.layers.LSTM, "gru": keras.layers.GRU}[spec.cell]
+    options = {"reset_after": spec.reset_after} if spec.cell == "gru" else {}
+    layers = [
+        kind(spec.hidden_size, return_sequences=True, use_bias=spec.bias != "none", **options)
+        for _ in range(spec.num_layers)
+    ]
+    if spec.bidirectional:
+        layers = [keras.layers.Bidirectional(layer) for layer in layers]
+    return keras.Sequential([keras.Input((None, spec.input_size)), *layers])
+
+
+def without_counters(path: str) -> str:
+    """Keras numbers a name after the first of its kind in a process."""
+    return re.sub(r"_\d+(?=/)", "", path)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize(("cell", "reset_after", "bias"), of("keras"))
+def test_keras_has_these_arrays_and_computes_this_function(
+    cell: str, reset_after: bool, bias: str, bidirectional: bool
+) -> None:
+    keras = pytest.importorskip("keras")
+    spec = stack(cell, reset_after, bias, bidirectional=bidirectional)
+    weights = mr.initialise(spec, 1)
+    arrays = mr.to_arrays(weights, convention="keras")
+    model = keras_model(keras, spec)
+    assert [(without_counters(name), array.shape) for name, array in arrays.items()] == [
+        (without_counters(v.path.partition("/")[2]), tuple(v.shape)) for v in model.weights
+    ]
+
+    model.set_weights(list(arrays.values()))
+    x = drawn_input(spec)
+    assert_reference(keras.ops.convert_to_numpy(model(x)), weights, x)
+    by_path = {v.path: keras.ops.convert_to_numpy(v) for v in model.weights}  # sequential_3/lstm_7/…
+    assert read_back(by_path, "keras", spec) == weights
+
+
+# --- Flax ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_layers", [1, 2])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize(("cell", "reset_after", "bias"), of("flax-linen"))
+def test_flax_has_these_arrays_and_computes_this_function(
+    cell: str, reset_after: bool, bias: str, bidirectional: bool, num_layers: int
+) -> None:
+    linen = pytest.importorskip("flax.linen")
+    traverse = pytest.importorskip("flax.traverse_util")
+    jax = pytest.importorskip("jax")
+    spec = stack(cell, reset_after, bias, bidirectional=bidirectional, num_layers=num_layers)
+    weights = mr.initialise(spec, 1)
+    arrays = mr.to_arrays(weights, convention="flax-linen")
+    kind = {"simple_rnn": linen.SimpleCell, "lstm": linen.LSTMCell, "gru": linen.GRUCell}[cell]
+
+    def one() -> Any:
+        run = linen.RNN(kind(spec.hidden_size))
+        return linen.Bidirectional(run, linen.RNN(kind(spec.hidden_size))) if bidirectional else run
+
+    module = one() if num_layers == 1 else linen.Sequential([one() for _ in range(num_layers)])
+    x = drawn_input(spec)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), x)["params"]
+    native = {name: leaf.shape for name, leaf in traverse.flatten_dict(shapes, sep="/").items()}
+    assert {name: array.shape for name, array in arrays.items()} == native
+
+    tree = traverse.unflatten_dict(arrays, sep="/")
+    assert_reference(np.asarray(module.apply({"params": tree}, x)), weights, x)
+    assert mr.from_arrays(tree, convention="flax-linen") == weights
+    assert mr.from_arrays({"params": tree}, convention="flax-linen") == weights
+
+
+# --- ONNX ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize(("cell", "reset_after", "bias"), of("onnx"))
+def test_onnx_has_these_arrays_and_computes_this_function(
+    cell: str, reset_after: bool, bias: str, bidirectional: bool
+) -> None:
+    """The reference evaluator, which is an oracle for neither lengths nor activations: full rows, the default ones."""
+    onnx = pytest.importorskip("onnx")
+    reference = pytest.importorskip("onnx.reference")
+    spec = stack(cell, reset_after, bias, bidirectional=bidirectional)
+    weights = mr.initialise(spec, 1)
+    arrays = mr.to_arrays(weights, convention="onnx")
+    x = drawn_input(spec)
+    sequence = x.transpose(1, 0, 2)
+    for layer in range(spec.num_layers):
+        names = [name for name in ("W", "R", "B") if f"layers.{layer}.{name}" in arrays]
+        node = onnx.helper.make_node(
+            {"simple_rnn": "RNN", "lstm": "LSTM", "gru": "GRU"}[cell],
+            ["X", *names],
+            ["Y"],
+            hidden_size=spec.hidden_size,
+            direction="bidirectional" if bidirectional else "forward",
+            **({"linear_before_reset": int(reset_after)} if cell == "gru" else {}),
+            **({"activations": ["Tanh"] * len(spec.directions)} if cell == "simple_rnn" else {}),
+        )
+        evaluator = reference.ReferenceEvaluator(node)
+        fed = {name: arrays[f"layers.{layer}.{name}"] for name in names}
+        (y,) = evaluator.run(None, {"X": sequence, **fed})
+        sequence = y.transpose(0, 2, 1, 3).reshape(7, 3, -1)  # (time, directions, batch, hidden_size)
+    assert_reference(sequence.transpose(1, 0, 2), weights, x)
+
+
+# --- What a framework's layer is unless told otherwise ---------------------------------------------------------------------
+
+
+def by_default(convention: str, cell: str) -> list[tuple[str, tuple[int, ...]]]:
+    """The arrays of a layer of 5 inputs and 4 units that nobody told anything else."""
+    held = mr.CONVENTIONS[convention]
+    reset_after = held.default_reset_after if cell == "gru" else True
+    bias = held.default_bias[cell if reset_after else "gru, reset before"]
+    spec = stack(cell, reset_after, bias, num_layers=1, bidirectional=False)
+    return [(place.name, place.shape) for place in layout(spec, convention=convention)]
+
+
+@pytest.mark.parametrize("cell", mr.CELLS)
+def test_a_layer_of_torch_by_default(cell: str) -> None:
+    torch = pytest.importorskip("torch")
+    module = {"simple_rnn": torch.nn.RNN, "lstm": torch.nn.LSTM, "gru": torch.nn.GRU}[cell](5, 4)
+    assert [(name, tuple(value.shape)) for name, value in module.named_parameters()] == by_default("torch", cell)
+
+
+@pytest.mark.parametrize("cell", mr.CELLS)
+def test_a_layer_of_keras_by_default(cell: str) -> None:
+    keras = pytest.importorskip("keras")
+    layer = {"simple_rnn": keras.layers.SimpleRNN, "lstm": keras.layers.LSTM, "gru": keras.layers.GRU}[cell](
+        4, name=cell
+    )
+    layer.build((None, None, 5))
+    assert [(v.path, tuple(v.shape)) for v in layer.weights] == by_default("keras", cell)
+    if cell == "gru":
+        assert layer.reset_after == mr.CONVENTIONS["keras"].default_reset_after
+
+
+def test_a_gru_of_onnx_by_default() -> None:
+    onnx = pytest.importorskip("onnx")
+    after = onnx.defs.get_schema("GRU").attributes["linear_before_reset"].default_value.i
+    assert bool(after) == mr.CONVENTIONS["onnx"].default_reset_after
+
+
+# --- As users have them ----------------------------------------------------------------------------------------------------
+
+
+def keras_names(arrays: Arrays, *prefixes: str) -> Arrays:
+    """The arrays of a Keras stack under other names of its layers."""
+    layers = list(dict.fromkeys(name.partition("/")[0] for name in arrays))
+    return {prefixes[layers.index(name.partition("/")[0])] + name[name.index("/") :]: a for name, a in arrays.items()}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("lstm_9", "lstm_10"),  # by number, not by letter
+        ("model/encoder/lstm", "model/encoder/lstm_1"),
+        ("sequential_2/lstm_3", "sequential_2/lstm_10"),
+        ("reader", "writer"),  # in the order in which they come
+        ("writer", "reader"),
+    ],
+)
+def test_keras_layers_under_other_names(names: tuple[str, str]) -> None:
+    weights = mr.initialise(stack("lstm", True, "single", hidden_size=5), 1)  # layers that only their names tell apart
+    for both in (True, False):
+        spec = replace(weights.spec, bidirectional=both)
+        weights = mr.initialise(spec, 1)
+        arrays = keras_names(mr.to_arrays(weights, convention="keras"), *names)
+        assert mr.from_arrays(arrays, convention="keras") == weights
+        if names[0].rpartition("_")[2].isdigit():
+            assert mr.from_arrays(dict(reversed(arrays.items())), convention="keras") == weights
+
+
+def test_a_layer_that_is_not_the_first_of_its_process() -> None:
+    weights = mr.initialise(mr.RecurrentSpec("gru", 5, 4), 1)
+    arrays = keras_names(mr.to_arrays(weights, convention="keras"), "sequential_4/gru_7")
+    assert mr.from_arrays(arrays, convention="keras") == weights
+
+
+def test_onnx_initialisers_of_one_node() -> None:
+    weights = mr.initialise(mr.RecurrentSpec("lstm", 5, 4, bias="double", bidirectional=True), 1)
+    arrays = {name.rpartition(".")[2]: a for name, a in mr.to_arrays(weights, convention="onnx").items()}
+    assert mr.from_arrays(arrays, convention="onnx") == weights
+
+
+# --- The meaning of z ------------------------------------------------------------------------------------------------------
+
+INVERTED = replace(mr.CONVENTIONS["keras"], name="inverted", title="the inverted GRU", update="new")
+
+
+def inverted_gru(arrays: Arrays, x: np.ndarray, gate: Any) -> np.ndarray:
+    """h' = z * n + (1 - z) * h with the reset before the product, from Keras-shaped arrays; Haiku's form."""
+    names = ("kernel", "recurrent_kernel", "bias")
+    kernel, recurrent, bias = (np.split(arrays[f"gru/gru_cell/{name}"], 3, axis=-1) for name in names)
+    h = np.zeros((len(x), recurrent[0].shape[0]))
+    steps = []
+    for step in x.transpose(1, 0, 2):
+        z = gate(step @ kernel[0] + h @ recurrent[0] + bias[0])
+        r = gate(step @ kernel[1] + h @ recurrent[1] + bias[1])
+        n = np.tanh(step @ kernel[2] + (r * h) @ recurrent[2] + bias[2])
+        h = z * n + (1 - z) * h
+        steps.append(h)
+    return np.stack(steps, axis=1)
+
+
+GATES = {
+    "sigmoid": lambda v: 1 / (1 + np.exp(-v)),
+    mr.Activation("hard_sigmoid", 0.2, 0.5): lambda v: np.clip(0.2 * v + 0.5, 0, 1),
+}
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_a_z_that_weighs_the_new_state(gate: str | mr.Activation) -> None:
+    spec = stack(
+        "gru",
+        False,
+        "single",
+        num_layers=1,
+        bidirectional=False,
+        recurrent_activation=gate,
+        dtype="float64",
+    )
+    weights = mr.initialise(spec, 1)
+    arrays = mr.to_arrays(weights, convention=INVERTED)
+    x = drawn_input(spec)
+    assert_reference(inverted_gru(arrays, x, GATES[gate]), weights, x)
+    assert mr.from_arrays(arrays, convention=INVERTED, recurrent_activation=gate) == weights
+    plain = mr.to_arrays(weights, convention="keras")
+    signs = {name: np.split(arrays[name] / plain[name], 3, axis=-1) for name in plain}
+    assert all([set(block.ravel()) for block in blocks] == [{-1}, {1}, {1}] for blocks in signs.values())
+
+
+def test_a_z_of_both_biases_and_of_no_gru() -> None:
+    for form, bias in ((("gru", True), "double"), (("lstm", True), "single"), (("simple_rnn", True), "none")):
+        weights = mr.initialise(stack(*form, bias), 1)
+        arrays = mr.to_arrays(weights, convention=INVERTED)
+        assert read_back(arrays, INVERTED, weights.spec) == weights
+        plain = mr.to_arrays(weights, convention="keras")
+        assert any(not np.array_equal(arrays[name], plain[name]) for name in plain) == (form[0] == "gru")
+
+
+# --- Refusals --------------------------------------------------------------------------------------------------------------
+
+CURES = {
+    "none": "split_biases adds zero biases",
+    "single": "split_biases makes them double, exactly",
+    "double": "fold_biases makes them single, the same function",
+}
+
+
+@pytest.mark.parametrize(
+    ("convention", "spec", "sentence"),
+    [
+        (
+            "torch",
+            stack("gru", False, "single"),
+            "PyTorch has no GRU whose reset gate acts before the recurrent product",
+        ),
+        (
+            "flax-linen",
+            stack("gru", False, "single"),
+            "Flax Linen has no GRU whose reset gate acts before the recurrent product",
+        ),
+        (
+            "torch",
+            stack("gru", True, "single"),
+            f'PyTorch holds a gru with bias="none" or bias="double", not bias="single"; {CURES["single"]}',
+        ),
+        (
+            "keras",
+            stack("lstm", True, "double"),
+            f'Keras holds a lstm with bias="none" or bias="single", not bias="double"; {CURES["double"]}',
+        ),
+        (
+            "onnx",
+            stack("simple_rnn", True, "single"),
+            f'ONNX holds a simple_rnn with bias="none" or bias="double", not bias="single"; {CURES["single"]}',
+        ),
+        (
+            "flax-linen",
+            stack("lstm", True, "none"),
+            f'Flax Linen holds a lstm with bias="single", not bias="none"; {CURES["none"]}',
+        ),
+        (
+            INVERTED,
+            stack("gru", True, "double", recurrent_activation="tanh"),
+            "the inverted GRU lets z weigh the new state, which negating z's block turns into ours only for a sigmoid, "
+            "not for recurrent_activation='tanh'",
+        ),
+        (
+            INVERTED,
+            stack("gru", True, "double", recurrent_activation=mr.Activation("hard_sigmoid", 0.2, 0.4)),
+            "the inverted GRU lets z weigh the new state, which negating z's block turns into ours only for a sigmoid, "
+            "not for recurrent_activation=Activation('hard_sigmoid', alpha=0.2, beta=0.4)",
+        ),
+    ],
+)
+def test_what_a_convention_has_no_place_for(
+    convention: str | mr.Convention, spec: mr.RecurrentSpec, sentence: str
+) -> None:
+    with pytest.raises(mr.Unrepresentable, match=f"^{re.escape(sentence)}$"):
+        mr.to_arrays(mr.initialise(spec), convention=convention)
+
+
+def test_the_cures_that_the_sentences_name_are_cures() -> None:
+    single, double, none = (mr.initialise(stack("lstm", True, bias)) for bias in ("single", "double", "none"))
+    assert mr.to_arrays(mr.split_biases(single), convention="onnx")
+    assert mr.to_arrays(mr.fold_biases(double), convention="keras")
+    assert mr.to_arrays(mr.fold_biases(mr.split_biases(none)), convention="flax-linen")
+
+
+TORCH_LSTM = mr.to_arrays(
+    mr.initialise(mr.RecurrentSpec("lstm", 5, 4, num_layers=2, bias="double")), convention="torch"
+)
+KERAS_GRU = mr.to_arrays(mr.initialise(mr.RecurrentSpec("gru", 5, 4)), convention="keras")
+KERAS_NO_BIAS = {name: array for name, array in KERAS_GRU.items() if not name.endswith("/bias")}
+ONNX_GRU = mr.to_arrays(mr.initialise(mr.RecurrentSpec("gru", 5, 4)), convention="onnx")
+FLAX_GRU = mr.to_arrays(mr.initialise(mr.RecurrentSpec("gru", 5, 4, bias="single")), convention="flax-linen")
+AS_LSTM = "the arrays fit no cell: read as a lstm of 5 inputs and 4 units"
+
+
+def without(arrays: Arrays, *names: str) -> Arrays:
+    return {name: array for name, array in arrays.items() if name not in names}
+
+
+@pytest.mark.parametrize(
+    ("arrays", "convention", "sentence"),
+    [
+        (
+            TORCH_LSTM,
+            "pytorch",
+            "no convention named 'pytorch'; there are torch, keras, onnx, flax-linen; did you mean 'torch'?",
+        ),
+        (TORCH_LSTM, 3, "no convention named 3; there are torch, keras, onnx, flax-linen"),
+        ({}, "torch", "there are no arrays here; the torch convention has some for every layer"),
+        (TORCH_LSTM, "keras", "'weight_ih_l0' is not the name of an array of the keras convention"),
+        (
+            TORCH_LSTM | {"fc.weight": np.zeros((2, 4), "float32")},
+            "torch",
+            "'fc.weight' is not the name of an array of the torch convention",
+        ),
+        (
+            without(TORCH_LSTM, "weight_hh_l0"),
+            "torch",
+            "layer 0 has no array weight_hh, which the torch convention has",
+        ),
+        (without(TORCH_LSTM, "bias_hh_l1"), "torch", f"{AS_LSTM}, bias_hh of layer 1 forward is missing"),
+        (without(TORCH_LSTM, "weight_ih_l1"), "torch", f"{AS_LSTM}, weight_ih of layer 1 forward is missing"),
+        (
+            TORCH_LSTM | {"weight_ih_l1": TORCH_LSTM["weight_ih_l1"].T},
+            "torch",
+            f"{AS_LSTM}, weight_ih of layer 1 forward must have the shape (16, 4), not (4, 16)",
+        ),
+        (
+            {name.replace("_l1", "_l2"): array for name, array in TORCH_LSTM.items()},
+            "torch",
+            "the arrays are of the layers '0', '2'; the torch convention numbers them from 0 without gaps",
+        ),
+        (
+            {name: array for name, array in TORCH_LSTM.items() if name.endswith("_l1")},
+            "torch",
+            "the arrays are of the layers '1'; the torch convention numbers them from 0 without gaps",
+        ),
+        (
+            TORCH_LSTM | {"weight_ih_l0": TORCH_LSTM["weight_ih_l0"].ravel()},
+            "torch",
+            "weight_ih of layer 0 must have the axes (gate unit) source, not the shape (80,)",
+        ),
+        (
+            FLAX_GRU | {"cell/hr/bias": np.zeros(4, "float32")},
+            "flax-linen",
+            "the arrays fit no cell: read as a gru of 5 inputs and 4 units, there is no place for hr/bias of layer 0 forward",
+        ),
+        (
+            ONNX_GRU,
+            "onnx",
+            "names and shapes do not tell gru from gru, reset before; pass reset_after=True or reset_after=False",
+        ),
+        (
+            KERAS_NO_BIAS,
+            "keras",
+            "names and shapes do not tell gru from gru, reset before; pass reset_after=True or reset_after=False",
+        ),
+        (
+            KERAS_GRU | keras_names(KERAS_GRU, "decoder/gru"),
+            "keras",
+            "two arrays stand for kernel of layer 0; the second is 'decoder/gru/gru_cell/kernel'",
+        ),
+    ],
+)
+def test_arrays_with_something_off_are_refused_by_a_sentence_that_names_it(
+    arrays: Arrays, convention: str, sentence: str
+) -> None:
+    with pytest.raises(mr.Unrepresentable, match=f"^{re.escape(sentence)}$"):
+        mr.from_arrays(arrays, convention=convention)
+
+
+@pytest.mark.parametrize(
+    ("changed", "found"),
+    [
+        ({"weight_ih_l0": TORCH_LSTM["weight_ih_l0"].astype("float64")}, "float32 and float64"),
+        ({name: array.astype("float16") for name, array in TORCH_LSTM.items()}, "float16"),
+        ({name: array.astype("int64") for name, array in TORCH_LSTM.items()}, "int64"),
+    ],
+)
+def test_dtypes_that_no_spec_has(changed: Arrays, found: str) -> None:
+    with pytest.raises(mr.InvalidWeights, match=f"^the arrays must all be float32 or all float64, not {found}$"):
+        mr.from_arrays(TORCH_LSTM | changed, convention="torch")
+
+
+def test_what_does_not_tell_itself_can_be_said() -> None:
+    for reset_after in (True, False):
+        spec = mr.RecurrentSpec("gru", 5, 4, reset_after=reset_after, bias="none")
+        weights = mr.initialise(spec)
+        arrays = mr.to_arrays(weights, convention="keras")
+        assert mr.from_arrays(arrays, convention="keras", reset_after=reset_after) == weights
+    with pytest.raises(mr.Unrepresentable, match=r"^the torch convention has no such cell$"):
+        mr.from_arrays(TORCH_LSTM, convention="torch", cell="peephole")

@@ -1,0 +1,140 @@
+"""Who imports whom: read from the source, and seen in interpreters of their own, where nothing else is loaded yet."""
+
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+import multirnn as mr
+
+ROOT = Path(mr.__file__).parent.parent
+
+# --- In the source -----------------------------------------------------------------------------------------------------------
+
+ORDER = (  # each may import from what stands before it
+    *("errors", "activations", "cells", "spec", "weights", "conventions", "layer", "boundary", "backend"),
+    *("registry", "compare", "testing", "plot", "series", "samples", "cli"),
+)
+ALLOWED = {  # beside the standard library and itself
+    "multirnn": {"numpy", "rich", "click", "matplotlib"},
+    "multirnn_numpy": {"numpy", "multirnn"},
+    "multirnn_torch": {"numpy", "multirnn", "torch"},
+    "multirnn_keras": {"numpy", "multirnn", "keras", "tensorflow", "jax", "torch"},
+    "multirnn_jax": {"numpy", "multirnn", "jax"},
+}
+SOURCES = [
+    (package, path)
+    for package in ALLOWED
+    for path in sorted((ROOT / ("backends" if "_" in package else "") / package).rglob("*.py"))
+]
+
+
+def imports(path: Path) -> Iterator[str]:
+    """The modules that a file names in its imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            yield str(node.module)
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_a_package_names_no_framework_but_its_own(package: str) -> None:
+    files = [path for one, path in SOURCES if one == package]
+    assert files
+    for path in files:
+        foreign = {name.partition(".")[0] for name in imports(path)} - sys.stdlib_module_names - {package}
+        assert foreign <= ALLOWED[package], path
+
+
+def test_the_description_is_built_from_below() -> None:
+    seen = set()
+    for package, path in SOURCES:
+        if package != "multirnn" or path == ROOT / "multirnn" / "__init__.py":
+            continue
+        own = path.relative_to(ROOT / "multirnn").parts[0].removesuffix(".py")
+        seen.add(own)
+        for name in imports(path):
+            if name.startswith("multirnn."):
+                other = name.split(".")[1]
+                assert ORDER.index(other) <= ORDER.index(own), f"{own} imports {other}"
+                assert other != own or own in ("cli", "samples")
+    assert seen == set(ORDER)
+
+
+# --- In the interpreter --------------------------------------------------------------------------------------------------------
+
+FRAMEWORKS = ("torch", "tensorflow", "keras", "jax", "flax", "onnx", "matplotlib", "pandas", "scipy")
+REPORT = f"""
+import json, sys
+loaded = sorted(set(sys.modules) & {{*{FRAMEWORKS!r}, "rich", "click"}})
+backends = sorted(name for name in sys.modules if name.startswith("multirnn_") and "." not in name)
+print("\\n" + json.dumps([loaded, backends]))
+"""
+
+
+def after(code: str) -> tuple[list[str], list[str], str]:
+    """The frameworks and the backends that are loaded after a program has run, and all that it said."""
+    # Where there is a GPU, or a framework that misses one, frameworks say so: not ours to test.
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    environment.pop("TF_CPP_MIN_LOG_LEVEL", None)
+    done = subprocess.run(
+        [sys.executable, "-c", code + REPORT], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    said, _, report = done.stdout.removesuffix("\n").rpartition("\n")
+    loaded, backends = json.loads(report)
+    return loaded, backends, said.strip("\n") + done.stderr
+
+
+DESCRIPTION = """
+import multirnn as mr
+mr.backends()
+spec = mr.RecurrentSpec.from_json(mr.RecurrentSpec("gru", 5, 4).to_json())
+weights = mr.fold_biases(mr.initialise(spec))
+mr.from_arrays(mr.to_arrays(mr.split_biases(weights), convention="keras"), convention="keras")
+"""
+
+
+def test_the_description_loads_no_framework_and_says_nothing() -> None:
+    assert after(DESCRIPTION) == ([], [], "")
+
+
+USE = """
+import numpy as np
+import multirnn as mr
+layer = mr.build(mr.RecurrentSpec("lstm", 5, 4), {0!r})
+layer(np.ones((2, 3, 5), "float32"))
+layer.weights()
+"""
+
+
+@pytest.mark.parametrize(
+    ("backend", "needed", "loaded_by_them"),
+    [
+        ("numpy", set(), set()),
+        ("torch", {"torch"}, set()),
+        ("jax", {"jax"}, set()),
+        # `import tensorflow` and `import keras` load these themselves, where they are installed.
+        ("keras", {"tensorflow", "keras"}, {"jax", "scipy", "matplotlib", "rich"}),
+    ],
+)
+def test_a_backend_loads_no_other_framework_and_is_quiet(
+    backend: str, needed: set[str], loaded_by_them: set[str]
+) -> None:
+    if not all(map(find_spec, needed)):
+        pytest.skip(f"{' or '.join(sorted(needed))} is not installed")
+    loaded, backends, said = after(USE.format(backend))
+    assert needed <= set(loaded) <= needed | loaded_by_them
+    assert backends == [f"multirnn_{backend}"]
+    assert not re.search(r"^(I|W)\d{4} |^WARNING|Warning:", said, re.MULTILINE), said  # errors are let through
+    if backend != "keras":
+        assert said == ""
