@@ -77,5 +77,4 @@ for name, output in outputs.items():
     assert output.shape == (10, 8)
     assert mr.difference(output, expected).normwise <= mr.tolerance("float32")
     assert mr.difference(layers[name](x).sequence, expected).normwise <= mr.tolerance("float32")
-print(f"   Step by step or all at once, the same {expected.shape} / 한 시점씩이든 한꺼번에든 같은 {expected.shape}: ", end="")
-print(", ".join(outputs))
+print(f"   Step by step or all at once, the same / 한 시점씩이든 한꺼번에든 같은 값: {', '.join(outputs)}")

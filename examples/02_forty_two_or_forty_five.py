@@ -21,7 +21,7 @@ if "torch" in names:
 
 print("1. What the layer needs / 이 층에 필요한 매개변수")
 
-spec = mr.RecurrentSpec("simple_rnn", input_size=10, hidden_size=3, dtype="float64")
+spec = mr.RecurrentSpec("simple_rnn", input_size=10, hidden_size=3)
 for name, shape in spec.shapes.items():
     print(f"   {np.prod(shape):3}  {name} {shape}")
 print(f"   {spec.parameter_count:3}  in all / 합계")
@@ -49,7 +49,7 @@ print("\n4. The same function, but not the same training / 함수는 같아도 �
 
 # Only the sum of the two biases counts, and each of them gets the whole gradient: a step of SGD moves the sum twice as
 # far. 출력에는 두 편향의 합만 쓰이지만 둘 다 기울기를 온전히 받으므로, SGD 한 걸음에 합은 두 배로 움직인다.
-single = mr.initialise(spec, seed=0)
+single = mr.initialise(spec, seed=0).astype("float64")
 double = mr.split_biases(single)  # a second bias of zero: the same function. 값이 0인 둘째 편향을 더해도 같은 함수다.
 x = np.random.default_rng(1).standard_normal((5, 2, 10))
 
@@ -88,7 +88,7 @@ for name, step in {"numpy": numpy_step, "torch": torch_step}.items():
 print("\n5. 42 in PyTorch: a constant zero takes the place of bias_hh / 파이토치에서도 42: bias_hh 자리에 상수 0")
 
 if "torch" in names:
-    native = mr.build(single, "torch").native
+    native = mr.build(spec, "torch").native
     print(f"   parameters / 매개변수: {', '.join(name for name, _ in native.named_parameters())}")
     print(f"   buffers / 버퍼: {', '.join(name for name, _ in native.named_buffers())}")
     assert isinstance(native, torch.nn.RNN)
@@ -96,6 +96,6 @@ if "torch" in names:
     assert not native.bias_hh_l0.any()
     assert "bias_hh_l0" not in native.state_dict()
 for name in names:
-    layer = mr.build(single, name)
+    layer = mr.build(spec, name)
     print(f"   {layer.parameter_count:3}  {name}, counted by its own means / 그 프레임워크의 방식으로 센 수")
     assert layer.parameter_count == 42

@@ -9,14 +9,6 @@ import numpy as np
 
 import multirnn as mr
 
-names = []
-for name in mr.backends():
-    try:
-        mr.backend(name)
-        names.append(name)
-    except mr.MissingFramework as error:
-        print(f"left out / 제외: {error}")
-
 
 class RNN:
     """One step, h' = tanh(x W + h U + b), and its gradients. 한 시점의 순전파와 역전파."""
@@ -100,8 +92,15 @@ spec = mr.RecurrentSpec("simple_rnn", input_size=5, hidden_size=5, dtype="float6
 weights = mr.initialise(spec, seed=0)
 W, U, b = (array[0].T for array in weights.at(0, "forward").values())
 rng = np.random.default_rng(1)
-xs, dhs = rng.standard_normal((2, 3, 7, 5))  # the inputs and the gradients of the outputs. 입력과 출력의 기울기
+xs, dhs = rng.standard_normal((2, 3, 7, 5))  # inputs, and gradients of the outputs. 입력, 그리고 출력의 기울기
 h0 = rng.uniform(-1, 1, (3, 5))
+
+judges = {}
+for name in mr.backends():
+    try:
+        judges[name] = mr.build(weights, name)
+    except (mr.MissingFramework, mr.Unsupported) as error:
+        print(f"left out / 제외: {error}")
 
 
 def started(kind):
@@ -110,44 +109,39 @@ def started(kind):
     return layer
 
 
-def errors(layer, backend="numpy", h0=h0, time=7):
-    """How far outputs and gradients are from the backend's. 출력과 기울기가 백엔드의 것과 얼마나 다른가."""
-    x, dh = xs[:, :time], dhs[:, :time]
+def show(title, layer, wrong="", h0=h0, time=7, judge=judges["numpy"]):
+    """Print how far outputs and gradients are from the judge's. 출력과 기울기가 기준과 얼마나 다른지 출력한다."""
+    x, dh, state = xs[:, :time], dhs[:, :time], mr.State(h0[None])
     hs, dxs = layer.forward(x), layer.backward(dh)
-    judge, state = mr.build(weights, backend), mr.State(h0[None])
-    cotangent = mr.Output(dh, mr.State(np.zeros_like(state.h)))
-    expected = judge.vjp(x, state, cotangent=cotangent)
-    found = {"h": hs, "dx": dxs, "dh0": layer.dh} | dict(zip(("dW", "dU", "db"), layer.grads, strict=True))
-    dW, dU, db = (expected.weights[name][0].T for name in spec.shapes)
-    truth = judge(x, state).sequence, expected.x, expected.state.h[0], dW, dU, db
-    return {name: mr.difference(found[name], right).normwise for name, right in zip(found, truth, strict=True)}
-
-
-def show(title, found, wrong=""):
-    print("  " + "".join(f"{error:8.0e}" for error in found.values()) + f"   {title}")
-    assert {name for name, error in found.items() if error > mr.tolerance("float64")} == set(wrong.split())
+    right = judge.vjp(x, state, cotangent=mr.Output(dh, mr.State(np.zeros_like(state.h))))
+    pairs = {"h": (hs, judge(x, state).sequence), "dx": (dxs, right.x), "dh0": (layer.dh, right.state.h[0])}
+    for name, grad, parameter in zip(("dW", "dU", "db"), layer.grads, spec.shapes, strict=True):
+        pairs[name] = grad, right.weights[parameter][0].T
+    errors = {name: mr.difference(*pair).normwise for name, pair in pairs.items()}
+    print("  " + "".join(f"{error:8.0e}" for error in errors.values()) + f"   {title}")
+    assert {name for name, error in errors.items() if error > mr.tolerance("float64")} == set(wrong.split())
 
 
 print("1. The difference from the backend's gradients / 백엔드가 구한 기울기와의 차이")
 print("  " + "".join(f"{name:>8}" for name in ("h", "dx", "dh0", "dW", "dU", "db")))
-for name in names:
-    show(f"right, against {name} / 올바른 구현, 기준은 {name}", errors(started(TimeRNN), name))
-show("W for U / U 대신 W", errors(started(WrongMatrix)), wrong="dx dh0 dW dU db")
-show("= for += / += 대신 =", errors(started(Overwritten)), wrong="dW dU db")
+for name, judge in judges.items():
+    show(f"right, against {name} / 올바른 구현, 기준은 {name}", started(TimeRNN), judge=judge)
+show("W for U / U 대신 W", started(WrongMatrix), wrong="dx dh0 dW dU db")
+show("= for += / += 대신 =", started(Overwritten), wrong="dW dU db")
 
 layer = started(TimeRNN)
-layer.forward(xs[::-1])  # another sequence, and then no reset_state(). 다른 시퀀스를 처리한 뒤 초기화를 잊었다.
-zero = np.zeros_like(h0)
-show("state not reset / 초기화 누락", errors(layer, h0=zero), wrong="h dx dh0 dW dU db")
+layer.forward(xs[::-1])  # other sequences, then no reset_state(). 다른 시퀀스를 처리한 뒤 초기화를 잊었다.
+show("state not reset / 초기화 누락", layer, wrong="h dx dh0 dW dU db", h0=np.zeros_like(h0))
 layer.reset_state()
-show("state reset / 상태 초기화", errors(layer, h0=zero))
+show("state reset / 상태 초기화", layer, h0=np.zeros_like(h0))
 
 print("\n2. One step hides them: test with many / 시점이 하나면 실수가 숨는다: 여러 시점으로 시험하라")
-show("W for U / U 대신 W", errors(started(WrongMatrix), time=1), wrong="dh0")
-show("= for += / += 대신 =", errors(started(Overwritten), time=1))
+show("W for U / U 대신 W", started(WrongMatrix), wrong="dh0", time=1)
+show("= for += / += 대신 =", started(Overwritten), time=1)
 
-print("\n3. Truncated: the state goes on from chunk to chunk, the gradient stops at the cut")
-print("   절단된 시간 역전파: 은닉 상태는 다음 구간으로 이어지고 기울기는 구간의 경계에서 끊긴다")
+print(
+    "\n3. Truncated: the state crosses a cut, the gradient does not / 절단: 은닉 상태는 경계를 넘지만 기울기는 끊긴다"
+)
 xs = rng.standard_normal((3, 60, 5))
 dhs = np.ones_like(xs)  # The loss is the sum of all outputs. 손실은 모든 출력의 합이다.
 
@@ -163,12 +157,12 @@ def truncated(chunk):
     return np.concatenate(hs, axis=1), dU
 
 
-full_hs, full_dU = truncated(60)
+all_outputs, full_gradient = truncated(60)
 gaps = []
 for chunk in (1, 2, 5, 10, 30):
-    hs, dU = truncated(chunk)
-    assert mr.difference(hs, full_hs).normwise <= mr.tolerance("float64")
-    gaps.append(mr.difference(dU, full_dU).normwise)
+    outputs, gradient = truncated(chunk)
+    assert mr.difference(outputs, all_outputs).normwise <= mr.tolerance("float64")
+    gaps.append(mr.difference(gradient, full_gradient).normwise)
     print(f"   chunks of {chunk:2}: dU is off by {gaps[-1]:.0e} / 구간 길이가 {chunk}이면 dU의 오차는 {gaps[-1]:.0e}")
 assert gaps == sorted(gaps, reverse=True)
 assert gaps[-1] > mr.tolerance("float64")

@@ -72,6 +72,6 @@ for pattern, title, shape in PATTERNS:
     assert expected.shape == shape
     for name, layer in layers.items():
         answer = pattern(layer, x, V)
-        # The second row at every step, its first feature. 둘째 행의 첫째 특성
-        print(f"   {np.array2string(np.atleast_1d(answer[1, ..., 0]), precision=4, floatmode='fixed', sign=' ')}  {name}")
+        values = np.atleast_1d(answer[1, ..., 0]).round(4)  # the shorter row, its first feature. 짧은 행의 첫째 특성
+        print(f"   {values}  {name}")
         assert mr.difference(answer, expected).normwise <= mr.tolerance("float32")

@@ -1,6 +1,7 @@
 """The NumPy side of a realised layer, the same for every framework.
 
-A call is checked and brought into one form here: batched, contiguous, of the spec's dtype, zero at padding, never empty.
+A call is checked and brought into one form here: batched, contiguous, of the spec's dtype, zero at padding, with at
+least one valid step: a call without one is answered here.
 So all backends refuse the same calls with the same sentences, NaN in padding reaches none of them, and what is left
 for a backend to write are the two methods `run` and `pull_back`.
 
@@ -28,7 +29,7 @@ class Inputs:
     """A checked call.
 
     Attributes:
-        x: `(batch, time, input_size)`, C-contiguous, neither axis empty, zero at padding; possibly read-only.
+        x: `(batch, time, input_size)`, C-contiguous, zero at padding; possibly read-only.
         state: the initial state, `(num_layers * directions, batch, hidden_size)` each, C-contiguous.
         lengths: `(batch,)`; None where every row is full.
     """
@@ -36,6 +37,11 @@ class Inputs:
     x: Array
     state: State
     lengths: Lengths | None
+
+    @property
+    def nothing_valid(self) -> bool:
+        """Whether there is no step to run: no row, no time, or every length 0."""
+        return not self.x.size or (self.lengths is not None and not self.lengths.any())
 
     @property
     def valid(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
@@ -47,7 +53,7 @@ class Inputs:
 
 
 class BoundaryLayer(ABC):
-    """A `Layer` whose backend writes `run` and `pull_back` over checked, batched, non-empty arrays."""
+    """A `Layer` whose backend writes `run` and `pull_back` over checked, batched arrays with at least one valid step."""
 
     def __init__(self, spec: RecurrentSpec) -> None:
         self.spec = spec
@@ -77,7 +83,7 @@ class BoundaryLayer(ABC):
     def __call__(self, x: ArrayLike, state: State | None = None, *, lengths: ArrayLike | None = None) -> Output:
         """Run over `x`; see `Layer.__call__`."""
         inputs, batched = self._check(x, state, lengths)
-        output = self.run(inputs) if inputs.x.size else self._empty_output(inputs)
+        output = self._nothing_run(inputs) if inputs.nothing_valid else self.run(inputs)
         return output if batched else Output(output.sequence[0], _unbatch(output.state))
 
     def vjp(
@@ -86,18 +92,18 @@ class BoundaryLayer(ABC):
         """Pull a cotangent back; see `Layer.vjp`."""
         inputs, batched = self._check(x, state, lengths)
         cotangent = self._check_cotangent(cotangent, inputs, batched)
-        if inputs.x.size:
-            gradients = self.pull_back(inputs, cotangent)
-        else:
+        if inputs.nothing_valid:
             zeros = {name: np.zeros(shape, self.spec.dtype) for name, shape in self.spec.shapes.items()}
             gradients = Gradients(zeros, np.zeros_like(inputs.x), _copy(cotangent.state))
+        else:
+            gradients = self.pull_back(inputs, cotangent)
         return gradients if batched else Gradients(gradients.weights, gradients.x[0], _unbatch(gradients.state))
 
     def stream(self) -> Stream:
         """A runner that carries the state from chunk to chunk; see `Layer.stream`."""
         return Stream(self)
 
-    def _empty_output(self, inputs: Inputs) -> Output:
+    def _nothing_run(self, inputs: Inputs) -> Output:
         batch, time, _ = inputs.x.shape
         return Output(np.zeros((batch, time, self.spec.output_size), self.spec.dtype), _copy(inputs.state))
 

@@ -47,7 +47,7 @@ class Difference:
     """How far an array is from the one expected.
 
     Attributes:
-        normwise: max|actual - expected| / max|expected|; infinite where `actual` is not finite.
+        normwise: max|actual - expected| / max|expected|; infinite where either is not finite, equal or not.
         where: the index of the worst element; empty for an array that is empty or equal.
         eps: `normwise` in units of eps of the dtype of `actual`.
     """
@@ -73,14 +73,15 @@ def difference(actual: Array, expected: Array) -> Difference:
         raise InvalidCall(f"an array of {actual.dtype} cannot be held against one of {expected.dtype}")
     if actual.size == 0:
         return Difference(0.0, (), 0.0)
-    distance = np.abs(np.subtract(actual, expected, dtype=np.float64))
+    with np.errstate(invalid="ignore"):  # infinity minus infinity
+        distance = np.abs(np.subtract(actual, expected, dtype=np.float64))
     distance = np.where(np.isnan(distance), np.inf, distance)
     worst = np.unravel_index(int(np.argmax(distance)), distance.shape)
     largest = float(distance[worst])
     if largest == 0:
         return Difference(0.0, (), 0.0)
     scale = float(np.max(np.abs(expected)))
-    normwise = largest / scale if scale else float("inf")
+    normwise = largest / scale if scale and np.isfinite(largest) else float("inf")
     return Difference(normwise, tuple(int(i) for i in worst), normwise / float(np.finfo(actual.dtype).eps))
 
 
@@ -297,7 +298,7 @@ def compare(
             are drawn by `draw_call(spec, seed)`.
         state: the initial state.
         lengths: `(batch,)` integers.
-        backends: names or Backend objects; all that are installed unless given.
+        backends: a name, or names and Backend objects; all that are installed unless given.
         seed: of what is drawn: weights, inputs, cotangents.
 
     Raises:
@@ -313,13 +314,14 @@ def compare(
         if state is not None or lengths is not None:
             raise InvalidCall("a state or lengths belong to an x: pass x too")
         x, state, lengths = draw_call(spec, rng)
-    array = np.asarray(x) if hasattr(x, "dtype") else np.asarray(x, spec.dtype)
+    load_backend("numpy").build(weights)(x, state, lengths=lengths)  # what does not fit is refused as by any layer
+    array = np.asarray(x, spec.dtype)
     if array.ndim == 2:
         array = array[None]
         state = None if state is None else State(state.h[:, None], None if state.c is None else state.c[:, None])
         lengths = None if lengths is None else np.asarray(lengths).reshape(1)
     reference = _Reference(weights, array, state, lengths, rng)
-    names = installed_backends() if backends is None else backends
+    names = installed_backends() if backends is None else [backends] if isinstance(backends, str) else backends
     return Comparison(spec, array.shape, tuple(_row(name, weights, reference) for name in names))
 
 
@@ -349,7 +351,6 @@ class _Reference:
     ) -> None:
         spec = weights.spec
         layer = load_backend("numpy").build(weights.astype("float64"))
-        load_backend("numpy").build(weights)(x, state, lengths=lengths)  # what does not fit is refused as by any layer
         self.x, self.state, self.lengths = x, state, lengths
         wide = None if state is None else State(*(None if s is None else np.asarray(s, "float64") for s in state))  # type: ignore[arg-type]
         self.output = layer(x.astype("float64"), wide, lengths=lengths)
@@ -381,30 +382,30 @@ def _row(name: str | Backend, weights: Weights, reference: _Reference) -> Row:
     layer = backend.build(weights)
     output = layer(reference.x, reference.state, lengths=reference.lengths)
     gradients = _gradients(layer, reference) if backend.differentiable else None
-    row = Row(
-        backend.name,
-        title,
-        "equal",
-        versions=backend.versions(),
-        parameters=layer.parameter_count,
-        output=_worst(weights.spec, {"output": (output.sequence, reference.output.sequence)}),
-        state=_worst(weights.spec, dict(_state_pairs(output.state, reference.output.state))),
-        gradient=None
-        if gradients is None
-        else _worst(weights.spec, dict(_gradient_pairs(gradients, reference.gradients))),
+    row = Row(backend.name, title, "equal", versions=backend.versions(), parameters=layer.parameter_count)
+    sequence = {"output": (output.sequence, reference.output.sequence)}
+    state = dict(_state_pairs(output.state, reference.output.state))
+    gradient = {} if gradients is None else dict(_gradient_pairs(gradients, reference.gradients))
+    if reason := _unlike({**sequence, **state, **gradient}, weights.spec):
+        return replace(row, verdict="differs", reason=reason)
+    row = replace(
+        row,
+        output=_worst(weights.spec, sequence),
+        state=_worst(weights.spec, state),
+        gradient=_worst(weights.spec, gradient) if gradient else None,
         output_steps=_steps(output.sequence, reference.output.sequence),
         gradient_steps=None if gradients is None else _steps(gradients.x, reference.gradients.x),
     )
-    return _judged(row, weights.spec, _wrong_dtypes(weights.spec, output, gradients))
+    return _judged(row, weights.spec)
 
 
 def _gradients(layer: Layer, reference: _Reference) -> Gradients:
     return layer.vjp(reference.x, reference.state, lengths=reference.lengths, cotangent=reference.cotangent)
 
 
-def _judged(row: Row, spec: RecurrentSpec, wrong_dtypes: str) -> Row:
+def _judged(row: Row, spec: RecurrentSpec) -> Row:
     """The row with its verdict."""
-    reason = wrong_dtypes
+    reason = ""
     if row.parameters != spec.parameter_count:
         reason = f"counts {row.parameters} parameters where the spec has {spec.parameter_count}"
     elif row.worst is not None and not row.worst.difference.normwise <= tolerance(spec.dtype):
@@ -412,27 +413,32 @@ def _judged(row: Row, spec: RecurrentSpec, wrong_dtypes: str) -> Row:
     return replace(row, verdict="differs", reason=reason) if reason else row
 
 
-def _wrong_dtypes(spec: RecurrentSpec, output: Output, gradients: Gradients | None) -> str:
-    arrays = {"output": output.sequence, "final h": output.state.h}
-    if gradients is not None:
-        arrays |= {"gradient of x": gradients.x, **{f"gradient of {n}": a for n, a in gradients.weights.items()}}
-    return next((f"{n} is {a.dtype}, not {spec.dtype}" for n, a in arrays.items() if a.dtype != spec.dtype), "")
-
-
-Pairs = Iterator[tuple[str, tuple[Array, Array]]]
+Pairs = Iterator[tuple[str, tuple[Any, Any]]]  # what a backend handed out, unchecked, and what is expected
 
 
 def _state_pairs(actual: State, expected: State, prefix: str = "final ") -> Pairs:
     for name, a, b in zip(("h", "c"), actual, expected, strict=True):
-        if a is not None and b is not None:
+        if a is not None or b is not None:
             yield prefix + name, (a, b)
 
 
 def _gradient_pairs(actual: Gradients, expected: Gradients) -> Pairs:
-    for name, b in expected.weights.items():
-        yield f"gradient of {name}", (actual.weights[name], b)
+    for name in {**expected.weights, **actual.weights}:
+        yield f"gradient of {name}", (actual.weights.get(name), expected.weights.get(name))
     yield "gradient of x", (actual.x, expected.x)
     yield from _state_pairs(actual.state, expected.state, "gradient of initial ")
+
+
+def _unlike(pairs: Mapping[str, tuple[Any, Any]], spec: RecurrentSpec) -> str:
+    """What cannot be compared: the first array that is not there, or not of the reference's shape or the spec's dtype."""
+    for name, (actual, expected) in pairs.items():
+        if actual is None or expected is None:
+            return f"{name} is missing" if actual is None else f"there is a {name}, which the spec does not have"
+        if actual.shape != expected.shape:
+            return f"{name} has the shape {actual.shape}, not {expected.shape}"
+        if actual.dtype != spec.dtype:
+            return f"{name} is {actual.dtype}, not {spec.dtype}"
+    return ""
 
 
 def _worst(spec: RecurrentSpec, pairs: Mapping[str, tuple[Array, Array]]) -> Part:

@@ -253,7 +253,7 @@ def to_arrays(weights: Weights, *, convention: str | Convention) -> dict[str, Ar
     packed: dict[str, Array] = {}
     for place in layout(spec, convention=convention):
         parts = [[_gates_of(weights.arrays, spec, name, place.gates) for name in row] for row in place.holds]
-        packed[place.name] = _join(np.array(parts), place.axes) * _sign(convention, spec, place)
+        packed[place.name] = _join(_turned(np.array(parts), convention, spec, place.gates), place.axes)
     return packed
 
 
@@ -379,7 +379,8 @@ def _places(convention: Convention, spec: RecurrentSpec) -> Iterator[Place]:
                     own = entry.name.format(gate=gates.get(gate, ""))
                     holds = tuple(tuple(f"layers.{layer}.{d}.{name}" for name in entry.holds) for d in directions)
                     inside = (gate,) if gate else entry.gates or tuple(gates)
-                    full = dict(zip(_AXES, _full_shape(spec, holds, inside), strict=False))  # a bias has no source
+                    sizes = _full_shape(spec, holds, inside)
+                    full: dict[str, int] = dict(zip(_AXES, sizes, strict=False))  # a bias has no source
                     yield Place(
                         layer=layer,
                         direction="" if stacked else directions[0],
@@ -444,7 +445,7 @@ def _unpack(convention: Convention, spec: RecurrentSpec, found: Mapping[Key, Arr
     arrays = {name: np.empty(shape, spec.dtype) for name, shape in spec.shapes.items()}
     for place in layout(spec, convention=convention):
         full_shape = _full_shape(spec, place.holds, place.gates)
-        full = _split(found[place.key] * _sign(convention, spec, place), place.axes, full_shape)
+        full = _turned(_split(found[place.key], place.axes, full_shape), convention, spec, place.gates)
         for row, names in zip(full, place.holds, strict=True):
             for part, name in zip(row, names, strict=True):
                 present = _gates_present(spec, name)
@@ -452,12 +453,13 @@ def _unpack(convention: Convention, spec: RecurrentSpec, found: Mapping[Key, Arr
     return arrays
 
 
-def _sign(convention: Convention, spec: RecurrentSpec, place: Place) -> Array:
-    """Ones, and minus one at the block of z where z weighs the new state: sigmoid(-v) = 1 - sigmoid(v)."""
-    full = np.ones(_full_shape(spec, place.holds, place.gates), spec.dtype)
-    if convention.update == "new" and spec.cell == "gru" and "z" in place.gates:
-        full[:, :, place.gates.index("z")] = -1
-    return _join(full, place.axes)
+def _turned(full: Array, convention: Convention, spec: RecurrentSpec, gates: tuple[str, ...]) -> Array:
+    """The array with z's block negated where z weighs the new state: sigmoid(-v) = 1 - sigmoid(v). Its own inverse."""
+    if convention.update == "old" or spec.cell != "gru" or "z" not in gates:
+        return full
+    turned = full.copy()
+    turned[:, :, gates.index("z")] *= -1
+    return turned
 
 
 def _odd_about_half(spec: RecurrentSpec) -> bool:

@@ -17,6 +17,7 @@ import json
 import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from math import prod
 from types import MappingProxyType
 from typing import Any, Self
@@ -116,18 +117,7 @@ class RecurrentSpec:
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """The shape of every parameter by name, in canonical order."""
-        gates, hidden = len(self.form.gates), self.hidden_size
-        recurrent_biases = {"none": 0, "single": int(self.form.recurrent_candidate_bias), "double": gates}[self.bias]
-        shapes: dict[str, tuple[int, ...]] = {}
-        for layer, direction in self.passes:
-            prefix = f"layers.{layer}.{direction}"
-            shapes[f"{prefix}.weight_ih"] = (gates, hidden, self.output_size if layer else self.input_size)
-            shapes[f"{prefix}.weight_hh"] = (gates, hidden, hidden)
-            if self.bias != "none":
-                shapes[f"{prefix}.bias_ih"] = (gates, hidden)
-            if recurrent_biases:
-                shapes[f"{prefix}.bias_hh"] = (recurrent_biases, hidden)
-        return MappingProxyType(shapes)
+        return _shapes(self)
 
     @property
     def parameter_count(self) -> int:
@@ -183,6 +173,22 @@ class RecurrentSpec:
         values = {field.name: getattr(self, field.name) for field in fields(self)[1:]}
         changed = (f"{name}={value!r}" for name, value in values.items() if value != defaults[name])
         return f"RecurrentSpec({self.cell!r}, {', '.join(changed)})"
+
+
+@lru_cache(maxsize=256)  # asked for at every array that is packed
+def _shapes(spec: RecurrentSpec) -> Mapping[str, tuple[int, ...]]:
+    gates, hidden = len(spec.form.gates), spec.hidden_size
+    recurrent_biases = {"none": 0, "single": int(spec.form.recurrent_candidate_bias), "double": gates}[spec.bias]
+    shapes: dict[str, tuple[int, ...]] = {}
+    for layer, direction in spec.passes:
+        prefix = f"layers.{layer}.{direction}"
+        shapes[f"{prefix}.weight_ih"] = (gates, hidden, spec.output_size if layer else spec.input_size)
+        shapes[f"{prefix}.weight_hh"] = (gates, hidden, hidden)
+        if spec.bias != "none":
+            shapes[f"{prefix}.bias_ih"] = (gates, hidden)
+        if recurrent_biases:
+            shapes[f"{prefix}.bias_hh"] = (recurrent_biases, hidden)
+    return MappingProxyType(shapes)
 
 
 def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from multirnn.activations import Activation
 from multirnn.backend import Backend
@@ -27,7 +28,7 @@ from multirnn.layer import Gradients, Layer, Output, State
 from multirnn.spec import BIASES, RecurrentSpec
 from multirnn.weights import Array, Weights, initialise
 
-__all__ = ["Check", "cases", "check_backend", "covering_specs"]
+__all__ = ["FORMS", "Check", "cases", "check_backend", "covering_specs"]
 
 Check = Callable[[Backend], None]
 
@@ -245,7 +246,7 @@ def _cotangent(layer: Layer, output: Output) -> Output:
     return Output(like(output.sequence), State(like(state.h), None if state.c is None else like(state.c)))
 
 
-def _rows(state: State, rows: Array) -> State:
+def _rows(state: State, rows: NDArray[np.intp]) -> State:
     return State(state.h[:, rows], None if state.c is None else state.c[:, rows])
 
 
@@ -274,7 +275,7 @@ def _row_alone(backend: Backend, spec: RecurrentSpec) -> None:
     x, state, lengths = draw_call(spec, 4)
     whole = layer(x, state, lengths=lengths)
     for row in range(len(x)):
-        one = np.array([row])
+        one = np.array([row], np.intp)
         length = int(lengths[row])
         alone = layer(x[one, :length], _rows(state, one))
         expected = Output(whole.sequence[one, :length], _rows(whole.state, one))
@@ -374,7 +375,7 @@ def _empty(backend: Backend, spec: RecurrentSpec) -> None:
     spec = _with_both_directions(backend, spec)
     layer = backend.build(initialise(spec, seed=1))
     x, state, _ = draw_call(spec, 4)
-    nobody = np.array([], int)
+    nobody = np.array([], np.intp)
     for what, empty_x, empty_state, lengths in (
         ("no time steps", x[:, :0], state, None),
         ("no rows", x[:0], _rows(state, nobody), None),

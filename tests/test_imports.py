@@ -85,7 +85,8 @@ def after(code: str) -> tuple[list[str], list[str], str]:
     """The frameworks and the backends that are loaded after a program has run, and all that it said."""
     # Where there is a GPU, or a framework that misses one, frameworks say so: not ours to test.
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-    environment.pop("TF_CPP_MIN_LOG_LEVEL", None)
+    for name in ("TF_CPP_MIN_LOG_LEVEL", "KERAS_BACKEND"):
+        environment.pop(name, None)
     done = subprocess.run(
         [sys.executable, "-c", code + REPORT], capture_output=True, text=True, env=environment, check=False
     )

@@ -76,6 +76,8 @@ def assert_is_spec(native, spec: mr.RecurrentSpec) -> None:
     """It has the spec's parameters and no others; what stands for a missing bias is zero."""
     assert sum(parameter.numel() for parameter in native.parameters()) == spec.parameter_count
     assert sum(array.numel() for array in native.state_dict().values()) == spec.parameter_count
+    listed = [weight for weights in native.all_weights for weight in weights]
+    assert sum(weight.numel() for weight in listed if weight.requires_grad) == spec.parameter_count
     assert not any(buffer.any() or buffer.requires_grad for buffer in native.buffers())
     assert mr.read(native).spec == spec
 
@@ -85,9 +87,11 @@ def assert_is_spec(native, spec: mr.RecurrentSpec) -> None:
 
 @every_form
 def test_agrees_with_the_reference(spec: mr.RecurrentSpec) -> None:
+    weights = mr.initialise(spec, seed=3)
     x, state, lengths = draw_call(spec)
-    comparison = mr.compare(mr.initialise(spec, seed=3), x, state, lengths=lengths, backends=["torch"])
-    assert comparison.ok, str(comparison)
+    for ragged in (None, lengths, [5, 2, 6, 1, 3], [0, 0, 4, 0, 0]):  # with a full row and without
+        comparison = mr.compare(weights, x, state, lengths=ragged, backends=["torch"])
+        assert comparison.ok, str(comparison)
 
 
 @every_form

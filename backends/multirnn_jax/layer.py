@@ -63,15 +63,19 @@ class JaxLayer(BoundaryLayer):
         """See `BoundaryLayer.run`."""
         with width(self.spec):
             output = _run(self.spec, self._native.params, inputs.x, inputs.state, inputs.lengths)
-            arrays: Output = jax.tree.map(np.asarray, output)
-        return arrays
+            return Output(np.asarray(output.sequence), _arrays(output.state))
 
     def pull_back(self, inputs: Inputs, cotangent: Output) -> Gradients:
         """See `BoundaryLayer.pull_back`; one compiled function goes forward and back."""
         with width(self.spec):
             arguments = self._native.params, inputs.x, inputs.state, inputs.lengths
-            arrays: Gradients = jax.tree.map(np.asarray, _pull_back(self.spec, *arguments, cotangent))
-        return arrays
+            found = _pull_back(self.spec, *arguments, cotangent)
+            weights = {name: np.asarray(array) for name, array in found.weights.items()}
+            return Gradients(weights, np.asarray(found.x), _arrays(found.state))
+
+
+def _arrays(state: State) -> State:
+    return State._make(part if part is None else np.asarray(part) for part in state)
 
 
 _run = jax.jit(apply, static_argnums=0)

@@ -37,6 +37,7 @@ class HardSigmoid:
         self.beta = beta
 
     def __call__(self, x: Any) -> Any:
+        """The activation of a tensor."""
         return keras.ops.clip(self.alpha * x + self.beta, 0, 1)
 
     def get_config(self) -> dict[str, float]:
@@ -55,7 +56,7 @@ def to_keras(activation: str | Activation, dtype: str) -> Any:
     if OWN[activation.name] == activation:
         return getattr(keras.activations, activation.name)
     if activation.name == "elu":
-        return keras.layers.ELU(activation.alpha, dtype=dtype)
+        return keras.layers.ELU(**activation.parameters, dtype=dtype)
     return HardSigmoid(**activation.parameters)
 
 

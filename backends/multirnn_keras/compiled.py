@@ -1,11 +1,11 @@
 """A function of tensors that runs Keras' layers, called with arrays: compiled and pulled back as each engine does it.
 
-The function takes a mask `(batch, time)` or None, and a list of tensors, its primals; it returns a list of tensors. It
-reads the layers' variables, and every call finds their values of that moment, also after training.
+The function takes a mask `(batch, time)` or None, and a list of tensors, its primals: a sequence `(batch, time, …)`, then
+states, which have no axis of time. It returns a list of the same kind. It reads the layers' variables, and every call
+finds their values of that moment, also after training.
 """
 
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Any
 
 import keras
@@ -14,10 +14,9 @@ import numpy as np
 from multirnn.weights import Array
 from multirnn_keras.engine import ENGINE
 
-__all__ = ["Function", "Mask", "Pullback", "Signature", "compiled"]
+__all__ = ["Function", "Mask", "Pullback", "compiled"]
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]] | None
-Signature = Sequence[tuple[int | None, ...]]
 Apply = Callable[[Any, list[Any]], list[Any]]
 
 Function = Callable[[Mask, Sequence[Array]], list[Array]]
@@ -27,31 +26,23 @@ Pullback = Callable[[Mask, Sequence[Array], Sequence[Array]], tuple[list[Array],
 """From the mask, the primals and the cotangents to the gradients of the variables and of the primals."""
 
 
-def compiled(
-    apply: Apply, variables: Sequence[Any], primals: Signature, outputs: Signature, dtype: str
-) -> tuple[Function, Pullback]:
+def compiled(apply: Apply, variables: Sequence[Any]) -> tuple[Function, Pullback]:
     """The function over arrays, and its pullback.
 
     Args:
-        apply: called as `apply(mask, primals)`.
+        apply: called as `apply(mask, primals)`, with tensors.
         variables: of Keras, all that `apply` reads.
-        primals, outputs: their shapes; None for an axis whose size differs from call to call.
-        dtype: of them all.
     """
-    if ENGINE == "tensorflow":
-        return _on_tensorflow(apply, variables, primals, outputs, dtype)
-    return {"jax": _on_jax, "torch": _on_torch}[ENGINE](apply, variables)
+    return {"tensorflow": _on_tensorflow, "jax": _on_jax, "torch": _on_torch}[ENGINE](apply, variables)
 
 
-# To make the graph of a layer takes 0.2 s, of its gradients 1.2 s; a step outside of a graph takes 10 ms. So a short
-# call that may be the only one runs without. The results are the same to the bit.
-_EAGER_STEPS = 16
+# To make the graph of a layer takes 0.2 s, and of its gradients 1.2 s; a step outside of a graph takes 10 ms. So a short
+# call, which may be the only one, runs without. Both give the same bits.
+_STEPS_WITHOUT_GRAPH = 16
 
 
-def _on_tensorflow(
-    apply: Apply, variables: Sequence[Any], primals: Signature, outputs: Signature, dtype: str
-) -> tuple[Function, Pullback]:
-    """Graphs, of which there are two, with a mask and without: they leave the axes that are None open."""
+def _on_tensorflow(apply: Apply, variables: Sequence[Any]) -> tuple[Function, Pullback]:
+    """Graphs, one for every size of the batch, with a mask and without; they fit sequences of any length."""
     import tensorflow as tf
 
     values = [variable.value for variable in variables]
@@ -62,30 +53,34 @@ def _on_tensorflow(
             outputs = apply(mask, primals)
         return tape.gradient(outputs, (values, primals), cotangents)
 
-    def graph(function: Callable[..., Any], *signatures: Signature) -> Callable[..., Any]:
-        specs = [[tf.TensorSpec(shape, dtype) for shape in signature] for signature in signatures]
-
-        @cache
-        def traced(masked: bool) -> Any:
-            mask = tf.TensorSpec((None, None), tf.bool) if masked else None
-            return tf.function(function).get_concrete_function(mask, *specs)
-
+    def graph(function: Callable[..., Any]) -> Callable[..., Any]:
+        graphs: dict[tuple[bool, int], Any] = {}
         called = set()
 
         def call(mask: Mask, *arrays: Sequence[Array]) -> Any:
             tensors = [[tf.convert_to_tensor(array) for array in group] for group in arrays]
-            masked = mask is not None
-            given = tf.convert_to_tensor(mask) if masked else None
-            first = masked not in called
-            called.add(masked)
-            if first and arrays[0][0].shape[1] <= _EAGER_STEPS:
-                return function(given, *tensors)
+            given = None if mask is None else tf.convert_to_tensor(mask)
+            batch, time, _ = arrays[0][0].shape
+            key = (mask is not None, batch)
+            if key not in graphs:
+                if key not in called and time <= _STEPS_WITHOUT_GRAPH:
+                    called.add(key)
+                    return function(given, *tensors)
+                # With an open batch too, the gradients would take a third longer: of every sum they ask which axes
+                # were broadcast.
+                any_mask = None if mask is None else tf.TensorSpec((batch, None), tf.bool)
+                graphs[key] = tf.function(function).get_concrete_function(any_mask, *map(any_length, tensors))
             # The graph itself: choosing it out of a tf.function costs half as much again as calling it.
-            return traced(masked)(given, *tensors)
+            return graphs[key](given, *tensors)
 
         return call
 
-    forward, backward = graph(apply, primals), graph(gradients, primals, outputs)
+    def any_length(tensors: list[Any]) -> list[Any]:
+        sequence, *states = (tf.TensorSpec.from_tensor(tensor) for tensor in tensors)
+        batch, _, features = sequence.shape
+        return [tf.TensorSpec((batch, None, features), sequence.dtype), *states]
+
+    forward, backward = graph(apply), graph(gradients)
 
     def function(mask: Mask, primals: Sequence[Array]) -> list[Array]:
         return [tensor.numpy() for tensor in forward(mask, primals)]

@@ -16,12 +16,12 @@ from typing import Any
 
 from multirnn import InvalidCall
 
-__all__ = ["ENGINE", "ENGINES", "has_float64", "on_device", "versions"]
+__all__ = ["ENGINE", "ENGINES", "chosen", "device_named", "on_device", "versions"]
 
 ENGINES = ("tensorflow", "jax", "torch")
 
 
-def _chosen() -> str:
+def chosen() -> str:
     """The engine that Keras has chosen, or will choose: the order of `keras/src/backend/config.py`."""
     if "keras" in sys.modules:
         return str(sys.modules["keras"].config.backend())
@@ -65,30 +65,35 @@ def _without_chatter() -> Iterator[None]:
             os.write(2, _CHATTER.sub(b"", messages.read()))
 
 
-ENGINE = _chosen()
-if ENGINE == "tensorflow":
-    with _without_chatter():
-        import tensorflow
-elif ENGINE == "jax":
-    import jax
-elif ENGINE == "torch":
-    import torch
+def _load(engine: str) -> Any:
+    if engine == "tensorflow":
+        with _without_chatter():
+            import tensorflow as tf
+        return tf
+    if engine == "jax":
+        import jax
+
+        return jax
+    if engine == "torch":
+        import torch
+
+        return torch
+    return None
+
+
+ENGINE = chosen()
+_LOADED = _load(ENGINE)
 import keras  # noqa: E402
 
 
 def versions() -> dict[str, str]:
     """The versions of Keras and of its engine."""
-    engine = {ENGINE: str(sys.modules[ENGINE].__version__)} if ENGINE in ENGINES else {}
+    engine = {ENGINE: str(_LOADED.__version__)} if _LOADED else {}
     return {"keras": str(keras.__version__), **engine}
 
 
-def has_float64() -> bool:
-    """Whether the engine computes in float64: JAX does so only if the whole process is told to."""
-    return ENGINE != "jax" or bool(jax.config.jax_enable_x64)
-
-
-def on_device(name: str | None) -> AbstractContextManager[Any]:
-    """Where variables are made and functions run; the engine's default where there is no name.
+def device_named(name: str | None) -> str | None:
+    """The device of this name, with its number; None, for the engine's default, where there is no name.
 
     Args:
         name: as `keras.device` takes it, "cpu", "gpu" or "gpu:1"; "cuda" means "gpu".
@@ -97,19 +102,24 @@ def on_device(name: str | None) -> AbstractContextManager[Any]:
         InvalidCall: the engine has no such device here.
     """
     if name is None:
-        return nullcontext()
-    kind, _, index = name.lower().replace("cuda", "gpu").partition(":")
-    here = [f"{found}:{i}" for found in ("cpu", "gpu", "tpu") for i in range(_count(found))]
-    device = f"{kind}:{index or 0}"
+        return None
+    kind, _, number = name.lower().replace("cuda", "gpu").partition(":")
+    device = f"{kind}:{number or 0}"
+    here = [f"{kind}:{number}" for kind in ("cpu", "gpu", "tpu") for number in range(_count(kind))]
     if device not in here:
         raise InvalidCall(f"Keras ({ENGINE}) has no device {name!r} here; it has {', '.join(here)}")
-    return keras.device(device)  # type: ignore[no-any-return]
+    return device
+
+
+def on_device(device: str | None) -> AbstractContextManager[Any]:
+    """Where variables are made and functions run."""
+    return nullcontext() if device is None else keras.device(device)
 
 
 def _count(kind: str) -> int:
     """How many devices of a kind the engine has."""
     if ENGINE == "tensorflow":
-        return len(tensorflow.config.list_physical_devices(kind.upper()))
+        return len(_LOADED.config.list_physical_devices(kind.upper()))
     if ENGINE == "jax":
-        return sum(device.platform == kind for device in jax.devices()) or int(kind == "cpu")
-    return {"cpu": 1, "gpu": torch.cuda.device_count()}.get(kind, 0)
+        return len(_LOADED.devices("cpu")) if kind == "cpu" else sum(d.platform == kind for d in _LOADED.devices())
+    return {"cpu": 1, "gpu": int(_LOADED.cuda.device_count())}.get(kind, 0)

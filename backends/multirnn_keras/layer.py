@@ -1,6 +1,5 @@
 """A stack realised by Keras: what is refused, how it is built and run, and its gradients."""
 
-from collections.abc import Sequence
 from math import prod
 from typing import Any
 
@@ -9,7 +8,7 @@ import keras
 from multirnn import CONVENTIONS, BoundaryLayer, Gradients, Inputs, Output, RecurrentSpec, State, Weights
 from multirnn.weights import Array
 from multirnn_keras.compiled import Mask, compiled
-from multirnn_keras.engine import ENGINE, ENGINES, has_float64, on_device
+from multirnn_keras.engine import ENGINE, ENGINES, device_named, on_device
 from multirnn_keras.weights import from_variables, recurrent_layers, stack
 
 __all__ = ["KerasLayer", "build", "refuses"]
@@ -22,10 +21,10 @@ def refuses(spec: RecurrentSpec) -> str | None:
             f"Keras runs on {ENGINE!r} here, which has no gradients; "
             f"set KERAS_BACKEND to one of {', '.join(ENGINES)} before it is imported"
         )
-    if spec.dtype == "float64" and not has_float64():
+    if spec.dtype == "float64" and ENGINE == "jax":
         return (
-            "on its JAX engine Keras has float64 only where all of JAX has it: "
-            'call jax.config.update("jax_enable_x64", True) first, or use the backend \'jax\''
+            "on its JAX engine Keras computes tanh in float32, whatever it is given; "
+            "use the backend 'jax', or Keras with KERAS_BACKEND=tensorflow or torch"
         )
     return CONVENTIONS["keras"].holds(spec)
 
@@ -36,6 +35,7 @@ def build(weights: Weights, device: str | None) -> "KerasLayer":
     Raises:
         InvalidCall: Keras' engine has no such device here.
     """
+    device = device_named(device)
     with on_device(device):
         return KerasLayer(weights.spec, stack(weights), device)
 
@@ -58,15 +58,7 @@ class KerasLayer(BoundaryLayer):
         self._native = native
         self._device = device
         self._passes = [[_with_states(layer, spec) for layer in directions] for directions in recurrent_layers(native)]
-        state = (spec.num_layers * len(spec.directions), None, spec.hidden_size)
-        states = [state for _ in spec.form.states]
-        self._function, self._pullback = compiled(
-            self._apply,
-            native.weights,
-            primals=[(None, None, spec.input_size), *states],
-            outputs=[(None, None, spec.output_size), *states],
-            dtype=spec.dtype,
-        )
+        self._function, self._pullback = compiled(self._apply, native.weights)
 
     @property
     def native(self) -> Any:

@@ -87,7 +87,9 @@ def read(native: Any) -> Weights:
             if value != first[name]:
                 raise Unrepresentable(f"the layers differ in {name}, {first[name]!r} and {value!r}, and a spec has one")
     if len({_is_both_ways(layer) for layer in layers}) > 1:
-        raise Unrepresentable("some of the layers are bidirectional and some are not, and a spec has one direction or both")
+        raise Unrepresentable(
+            "some of the layers are bidirectional and some are not, and a spec has one direction or both"
+        )
     spec = RecurrentSpec(
         input_size=directions[0].cell.kernel.shape[0],
         num_layers=len(layers),
@@ -95,7 +97,7 @@ def read(native: Any) -> Weights:
         **first,
     )
     variables = [variable for direction in directions for variable in direction.cell.weights]
-    return from_variables(map(keras.ops.convert_to_numpy, variables), spec)
+    return from_variables([np.asarray(keras.ops.convert_to_numpy(variable)) for variable in variables], spec)
 
 
 def _is_both_ways(layer: Any) -> bool:
@@ -137,12 +139,12 @@ def _directions(layer: Any) -> tuple[Any, ...]:
     else:
         directions = (layer,)
     for direction in directions:
+        if not isinstance(direction, keras.layers.Layer):
+            raise Unrepresentable(f"an object of the class {type(direction).__name__} is no layer of Keras")
         if type(direction) not in _LAYERS.values():
             raise Unrepresentable(
-                f"layer {direction.name!r} is a {type(direction).__name__}; "
+                f"layer {direction.name!r} is of the class {type(direction).__name__}; "
                 "a spec is read of SimpleRNN, LSTM and GRU, and of Bidirectional and stacks of them"
-                if isinstance(direction, keras.layers.Layer)
-                else f"a {type(direction).__name__} is no layer of Keras"
             )
     if directions[0].go_backwards:
         raise Unrepresentable(
@@ -154,9 +156,7 @@ def _directions(layer: Any) -> tuple[Any, ...]:
 def _fields(layer: Any) -> dict[str, Any]:
     """What a layer of one direction says of the spec."""
     if not layer.cell.built:
-        raise Unrepresentable(
-            f"layer {layer.name!r} has no weights yet: call it, or build((None, None, input_size))"
-        )
+        raise Unrepresentable(f"layer {layer.name!r} has no weights yet: call it, or build((None, None, input_size))")
     for name in ("dropout", "recurrent_dropout"):
         if getattr(layer, name):
             raise Unrepresentable(f"layer {layer.name!r} has {name}={getattr(layer, name)}, which no spec has")

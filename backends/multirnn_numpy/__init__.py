@@ -1,11 +1,12 @@
-"""The NumPy backend: the loop, readable, float32 and float64, with gradients by hand; the reference for all others."""
+"""The NumPy backend: the loops themselves, with gradients by hand; in float64 the reference for all others."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from multirnn import InvalidCall, RecurrentSpec, Weights, accept
+from multirnn import RecurrentSpec, Weights, accept
+from multirnn_numpy import layer
 from multirnn_numpy import weights as conversion
 from multirnn_numpy.layer import NumpyLayer
 from multirnn_numpy.stack import Stack
@@ -21,17 +22,15 @@ class NumpyBackend:
 
     def refuses(self, spec: RecurrentSpec) -> str | None:
         """None: there is no spec that it does not realise."""
-        return None
+        return layer.refuses(spec)
 
     def build(self, weights: Weights, *, device: str | None = None) -> NumpyLayer:
-        """Realise `weights.spec` with these weights; the only device is "cpu"."""
+        """Realise `weights.spec` with these weights; see `build`."""
         accept(self, weights.spec)
-        if device not in (None, "cpu"):
-            raise InvalidCall(f"the numpy backend runs on the device 'cpu' only, not on {device!r}")
-        return NumpyLayer(conversion.stack(weights))
+        return layer.build(weights, device)
 
     def read(self, native: Any) -> Weights:
-        """The spec and the weights of a `Stack`."""
+        """The spec and the weights of a `Stack`; see `weights.read`."""
         return conversion.read(native)
 
     def versions(self) -> Mapping[str, str]:
@@ -46,8 +45,8 @@ def build(weights: Weights, *, device: str | None = None) -> NumpyLayer:
     """Realise `weights.spec` in NumPy.
 
     Args:
-        weights: copied into arrays of the layer's own.
-        device: "cpu", the only one, which is also the default.
+        weights: copied into the parameters of a `Stack`.
+        device: "cpu", which is also the default; there is no other.
 
     Raises:
         InvalidCall: another device.

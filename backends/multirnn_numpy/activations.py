@@ -1,11 +1,11 @@
 """The activation functions over arrays, and their slopes.
 
-A function is called as a ufunc is, `f(x, out)`; `out` may be `x`. A slope is the derivative written in the function's
-own output y, tanh' = 1 - y², so that the way back needs nothing but what the way there has left. At a kink it is the
-left one: relu'(0) = 0.
+A function is called as a ufunc is, `f(x, out)`, and `out` may be `x`. A slope is the derivative in terms of the function's
+own output y, tanh' = 1 - y², so that the way back needs nothing but what the way there has left. At their kinks relu and
+hard_sigmoid have the slope 0, and elu has alpha.
 
-The functions hold for complex numbers too, which NumPy orders by their real parts, so that derivatives can be taken by
-complex step; of softsign alone they cannot, whose |x| has no direction there.
+The functions take complex numbers too, which NumPy orders by their real parts, so that derivatives can be had by complex
+step; not so softsign, whose |x| has no derivative there.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numpy import add, clip, divide, expm1, maximum, minimum, multiply, subtract, tanh
+from numpy import add, clip, divide, exp, expm1, maximum, minimum, multiply, negative, reciprocal, subtract, tanh
 
 from multirnn import Activation
 from multirnn.weights import Array
@@ -45,17 +45,18 @@ def _relu_slope(y: Array) -> Array:
     return (y > 0).astype(y.dtype)
 
 
+@np.errstate(over="ignore")  # exp(-x) is infinite where the sigmoid is zero
 def _sigmoid(x: Array, out: Array) -> None:
-    # 1 / (1 + exp(-x)) = (1 + tanh(x / 2)) / 2, which cannot overflow.
-    multiply(x, 0.5, out)
-    tanh(out, out)
-    multiply(out, 0.5, out)
-    add(out, 0.5, out)
+    negative(x, out)
+    exp(out, out)
+    add(out, 1, out)
+    reciprocal(out, out)
 
 
 def _sigmoid_slope(y: Array) -> Array:
     slope = 1 - y
-    return multiply(y, slope, slope)
+    slope *= y
+    return slope
 
 
 def _softsign(x: Array, out: Array) -> None:
@@ -63,12 +64,15 @@ def _softsign(x: Array, out: Array) -> None:
 
 
 def _softsign_slope(y: Array) -> Array:
-    return np.square(1 - np.abs(y))
+    slope = 1 - np.abs(y)
+    slope *= slope
+    return slope
 
 
 def _tanh_slope(y: Array) -> Array:
     slope = y * y
-    return subtract(1, slope, slope)
+    subtract(1, slope, slope)
+    return slope
 
 
 def _elu(alpha: float) -> tuple[Function, Slope]:

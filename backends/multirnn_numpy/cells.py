@@ -1,13 +1,13 @@
 """The recurrences: one layer in one direction over one sequence, there and back.
 
-Rows times matrices: x_t is `(batch, features)`, h_t `(batch, hidden_size)`, W `(features, gates * hidden_size)` and U
-`(hidden_size, gates * hidden_size)`; gates, biases and equations are those of `multirnn.cells`. h_t and c_t are the
-state after step t, prev_h and prev_c the one before it, and dh_t is the gradient of h_t. Whatever the step before does
-not enter stands outside of the loop:
+Rows times matrices: x_t is `(batch, features)`, h `(batch, hidden_size)`, W `(features, gates * hidden_size)` and U
+`(hidden_size, gates * hidden_size)`. Equations, gates and biases are those of `multirnn.cells`; where only the sum of
+both biases counts, it is called b. h_t and c_t are the state after step t, prev_h and prev_c the one before it, and dh_t
+is the gradient of h_t.
 
-    there   z = x W + b for all steps at once; step by step, what h enters
-    back    the slopes for all steps at once; step by step, dz_t = slope * dh_t and dprev_h += dz_t Uᵀ; for all steps
-            at once, dW = Σ xᵀ dz, dU = Σ hᵀ dz, db = Σ dz and dx = dz Wᵀ
+    forward    x W + b waits in z; step by step, what h enters
+    backward   for all steps at once, the factor by which the gradient of each gate hangs on dh_t (or dc_t);
+               step by step, dz_t = factor * dh_t and dprev_h += dz_t Uᵀ
 
 Steps are counted in the order in which they run: the backward direction is given a reversed x. At padding the state
 stays as it is, and its gradient passes as it is.
@@ -16,123 +16,20 @@ A batch of one comes without its axis: NumPy multiplies a vector by a matrix fas
 write into rows that are there already, `f(a, b, out)`: a new array costs as much as the arithmetic.
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 from numpy import add, copyto, multiply, subtract
 
-from multirnn import Cell, RecurrentSpec
+from multirnn import Cell
 from multirnn.cells import GRU_RESET_AFTER, GRU_RESET_BEFORE, LSTM, SIMPLE_RNN
 from multirnn.weights import Array
-from multirnn_numpy.activations import activation
+from multirnn_numpy.passes import Pass, gate_axis, gates, steps, steps_back, sum_of_products, transposed
 
-__all__ = ["RECURRENCES", "GruResetAfter", "GruResetBefore", "Lstm", "Recurrence", "SimpleRnn"]
-
-
-class Recurrence(ABC):
-    """One layer in one direction, run over one sequence; it remembers what the way back needs.
-
-    Args:
-        spec: of the stack.
-        parameters: of this layer and direction, by their last name, in canonical shapes.
-        x: `(time, batch, features)` in running order, or `(time, features)`.
-        first: the state before the first step, h and of an LSTM c: `(batch, hidden_size)`, or `(hidden_size,)`.
-        padded: which steps are padding, `(time, batch, 1)`, or `(time, 1)`; None where none is.
-
-    Attributes:
-        states: h, and of an LSTM c, before the first and after every step: `(time + 1, batch, hidden_size)`.
-        z: x W + b, which the run turns into the gates: `(time, batch, gates * hidden_size)`.
-    """
-
-    def __init__(
-        self,
-        spec: RecurrentSpec,
-        parameters: Mapping[str, Array],
-        x: Array,
-        first: Sequence[Array],
-        padded: Array | None = None,
-    ) -> None:
-        self.a, self.a_slope = activation(spec.activation)
-        self.s, self.s_slope = activation(spec.recurrent_activation)
-        self.parameters = parameters
-        self.W, self.U = matrix(parameters["weight_ih"]), matrix(parameters["weight_hh"])
-        self.x = np.ascontiguousarray(x)
-        self.states = [np.empty((len(x) + 1, *start.shape), x.dtype) for start in first]
-        for state, start in zip(self.states, first, strict=True):
-            state[0] = start
-        self.z = self.room_for_z()
-        rows(self.x).dot(self.W, rows(self.z))
-        if "bias_ih" in parameters:
-            self.z += np.full(
-                self.z.shape[1:], self.bias().ravel()
-            )  # adding to whole steps is four times as fast as row by row
-        self.padded = padded
-        self.frozen = [None] * len(x) if padded is None else [step if step.any() else None for step in padded]
-        self.forward()
-
-    def room_for_z(self) -> Array:
-        """Where x W + b goes."""
-        return np.empty((*self.x.shape[:-1], self.W.shape[1]), self.x.dtype)
-
-    def bias(self) -> Array:
-        """What is added to x W: b, and d where there is one."""
-        b, d = self.parameters["bias_ih"], self.parameters.get("bias_hh")
-        return b if d is None else b + d
-
-    @property
-    def outputs(self) -> Array:
-        """What the layer above is given: h after every step."""
-        return self.states[0][1:]
-
-    @property
-    def last(self) -> list[Array]:
-        """The state after the last step."""
-        return [state[-1] for state in self.states]
-
-    @abstractmethod
-    def forward(self) -> None:
-        """From the first step to the last: fill the states, turn z into the gates."""
-
-    @abstractmethod
-    def backward(self, dstates: list[Array]) -> tuple[Array, Array, Array]:
-        """From the last step to the first.
-
-        Args:
-            dstates: the gradient of h before the first and after every step, `(time + 1, batch, hidden_size)`, as far
-                as it does not come through later steps; it becomes the whole. Of an LSTM also the gradient of the last
-                c, `(batch, hidden_size)`; it becomes that of the first.
-
-        Returns:
-            The gradients of x W + b and of h U + d, `(time, batch, gates * hidden_size)` each, and of Uᵀ.
-        """
-
-    def pull_back(self, dy: Array, dlast: Sequence[Array]) -> tuple[dict[str, Array], Array, list[Array]]:
-        """From the gradients of outputs and last state to those of the parameters, by last name, x and first state."""
-        dh = np.empty_like(self.states[0])
-        dh[0] = 0
-        dh[1:] = dy
-        dh[-1] += dlast[0]
-        dstates = [dh, *(part.copy() for part in dlast[1:])]
-        dz, dhU, dU = self.backward(dstates)
-        found = {"weight_ih": sum_of_products(dz, self.x), "weight_hh": dU, "bias_ih": total(dz), "bias_hh": total(dhU)}
-        parameters = {}
-        for name, parameter in self.parameters.items():
-            gradient = found[name].reshape(-1, *parameter.shape[1:])
-            # The one recurrent bias of a reset-after GRU with single biases is the candidate's, the last gate's.
-            parameters[name] = gradient[-len(parameter) :]
-        dx = (rows(dz) @ self.W.T).reshape(self.x.shape)
-        return parameters, dx, [dh[0], *dstates[1:]]
-
-    def at_padding(self, value: float, *arrays: Array) -> None:
-        """Set the padded steps of arrays `(time, batch, …)`."""
-        if self.padded is not None:
-            for array in arrays:
-                copyto(array, value, where=self.padded)
+__all__ = ["CELLS", "GruResetAfter", "GruResetBefore", "Lstm", "SimpleRnn"]
 
 
-class SimpleRnn(Recurrence):
+class SimpleRnn(Pass):
     """h_t = a(x_t W + b + h U)."""
 
     def room_for_z(self) -> Array:
@@ -147,7 +44,7 @@ class SimpleRnn(Recurrence):
         for h_t, frozen in steps(h[1:], self.frozen):
             prev_h.dot(U, hU)
             add(h_t, hU, h_t)
-            a(h_t, h_t)
+            a(h_t, h_t)  # h_t = a(x_t W + b + h U)
             if frozen is not None:
                 copyto(h_t, prev_h, where=frozen)
             prev_h = h_t
@@ -155,7 +52,7 @@ class SimpleRnn(Recurrence):
     def backward(self, dstates: list[Array]) -> tuple[Array, Array, Array]:
         """Everything comes from dz_t = dh_t * a'."""
         (h,), (dh,) = self.states, dstates
-        dz = self.a_slope(h[1:])
+        dz = self.a_slope(h[1:])  # to be multiplied by dh_t
         self.at_padding(0, dz)
         U_T, dzU = transposed(self.U), np.empty_like(dh[0])
         for dz_t, dprev_h, dh_t, frozen in steps_back(dz, dh[:-1], dh[1:], self.frozen):
@@ -167,7 +64,7 @@ class SimpleRnn(Recurrence):
         return dz, dz, sum_of_products(dz, h[:-1])
 
 
-class Lstm(Recurrence):
+class Lstm(Pass):
     """i f g o = s s a s(x_t W + b + h U), c_t = f * c + i * g, h_t = o * a(c_t)."""
 
     def forward(self) -> None:
@@ -182,14 +79,14 @@ class Lstm(Recurrence):
         ):
             prev_h.dot(U, hU)
             add(z_t, hU, z_t)
-            s(i_f_t, i_f_t)
-            a(g_t, g_t)
-            s(o_t, o_t)
+            s(i_f_t, i_f_t)  # i = s(x_t W_i + b_i + h U_i), f likewise
+            a(g_t, g_t)  # g = a(x_t W_g + b_g + h U_g)
+            s(o_t, o_t)  # o = s(x_t W_o + b_o + h U_o)
             multiply(f_t, prev_c, c_t)
             multiply(i_t, g_t, ig)
-            add(c_t, ig, c_t)
+            add(c_t, ig, c_t)  # c_t = f * c + i * g
             a(c_t, h_t)
-            multiply(o_t, h_t, h_t)
+            multiply(o_t, h_t, h_t)  # h_t = o * a(c_t)
             if frozen is not None:
                 copyto(h_t, prev_h, where=frozen)
                 copyto(c_t, prev_c, where=frozen)
@@ -215,10 +112,10 @@ class Lstm(Recurrence):
             dz, difg, do, dc_dh, f, dh[:-1], dh[1:], self.frozen
         ):
             multiply(dc_dh_t, dh_t, dc_dh_t)
-            add(dc, dc_dh_t, dc)
+            add(dc, dc_dh_t, dc)  # all of dc_t
             multiply(difg_t, dc_gates, difg_t)
             multiply(do_t, dh_t, do_t)
-            multiply(dc, f_t, dc)
+            multiply(dc, f_t, dc)  # dc_t as far as it is prev_c's
             dz_t.dot(U_T, dzU)
             add(dprev_h, dzU, dprev_h)
             if frozen is not None:
@@ -226,7 +123,7 @@ class Lstm(Recurrence):
         return dz, dz, sum_of_products(dz, h[:-1])
 
 
-class GruResetAfter(Recurrence):
+class GruResetAfter(Pass):
     """r z = s(x_t W + b + h U), n = a(x_t W_n + b_n + r * (h U_n + d_n)), h_t = (1 - z) * n + z * h."""
 
     def bias(self) -> Array:
@@ -247,14 +144,14 @@ class GruResetAfter(Recurrence):
         for rz_t, r_t, z_t, n_t, m_t, prev_h, h_t, frozen in steps(rz, r, z, n, self.m, h[:-1], h[1:], self.frozen):
             prev_h.dot(U, hU)
             add(rz_t, hU_rz, rz_t)
-            s(rz_t, rz_t)
+            s(rz_t, rz_t)  # r = s(x_t W_r + b_r + h U_r + d_r), z likewise
             add(hU_n, d_n, m_t)
             multiply(r_t, m_t, h_t)
             add(n_t, h_t, n_t)
-            a(n_t, n_t)
+            a(n_t, n_t)  # n = a(x_t W_n + b_n + r * m)
             subtract(prev_h, n_t, h_t)
             multiply(z_t, h_t, h_t)
-            add(n_t, h_t, h_t)  # n + z * (h - n): one multiplication less
+            add(n_t, h_t, h_t)  # h_t = n + z * (h - n), one multiplication less than (1 - z) * n + z * h
             if frozen is not None:
                 copyto(h_t, prev_h, where=frozen)
 
@@ -284,7 +181,7 @@ class GruResetAfter(Recurrence):
         return drzn, drzm, sum_of_products(drzm, h[:-1])
 
 
-class GruResetBefore(Recurrence):
+class GruResetBefore(Pass):
     """r z = s(x_t W + b + h U), n = a(x_t W_n + b_n + (r * h) U_n), h_t = (1 - z) * n + z * h."""
 
     def forward(self) -> None:
@@ -300,14 +197,14 @@ class GruResetBefore(Recurrence):
         for rz_t, r_t, z_t, n_t, rh_t, prev_h, h_t, frozen in steps(rz, r, z, n, self.rh, h[:-1], h[1:], self.frozen):
             prev_h.dot(U_rz, hU)
             add(rz_t, hU, rz_t)
-            s(rz_t, rz_t)
+            s(rz_t, rz_t)  # r = s(x_t W_r + b_r + h U_r), z likewise
             multiply(r_t, prev_h, rh_t)
             rh_t.dot(U_n, h_t)
             add(n_t, h_t, n_t)
-            a(n_t, n_t)
+            a(n_t, n_t)  # n = a(x_t W_n + b_n + (r * h) U_n)
             subtract(prev_h, n_t, h_t)
             multiply(z_t, h_t, h_t)
-            add(n_t, h_t, h_t)  # n + z * (h - n): one multiplication less
+            add(n_t, h_t, h_t)  # h_t = n + z * (h - n), one multiplication less than (1 - z) * n + z * h
             if frozen is not None:
                 copyto(h_t, prev_h, where=frozen)
 
@@ -342,55 +239,9 @@ class GruResetBefore(Recurrence):
         return drzn, drzn, dU
 
 
-RECURRENCES: Mapping[Cell, type[Recurrence]] = {
+CELLS: Mapping[Cell, type[Pass]] = {
     SIMPLE_RNN: SimpleRnn,
     LSTM: Lstm,
     GRU_RESET_AFTER: GruResetAfter,
     GRU_RESET_BEFORE: GruResetBefore,
 }
-
-
-def matrix(weight: Array) -> Array:
-    """A weight `(gates, hidden_size, n)` as the matrix `(n, gates * hidden_size)`; a view, as `weights.py` stores it."""
-    return weight.transpose(2, 0, 1).reshape(weight.shape[2], -1)
-
-
-def transposed(matrix: Array) -> Array:
-    """The transposed matrix, contiguous: a product that is done in every step shall not meet it askew."""
-    return np.ascontiguousarray(matrix.T)
-
-
-def gates(array: Array, count: int) -> list[Array]:
-    """The gates that stand beside one another on the last axis, a view each."""
-    hidden = array.shape[-1] // count
-    return [array[..., k * hidden : (k + 1) * hidden] for k in range(count)]
-
-
-def gate_axis(array: Array, count: int) -> Array:
-    """The same with the gates on an axis of their own: `(…, gates, hidden_size)`."""
-    return array.reshape(*array.shape[:-1], count, -1)
-
-
-def rows(array: Array) -> Array:
-    """All steps below one another: `(time * batch, n)`."""
-    return array.reshape(-1, array.shape[-1])
-
-
-def sum_of_products(left: Array, right: Array) -> Array:
-    """Σ leftᵀ right over time and batch."""
-    return rows(left).T @ rows(right)
-
-
-def total(array: Array) -> Array:
-    """Σ over time and batch."""
-    return rows(array.reshape(len(array), -1).sum(axis=0).reshape(array.shape[1:])).sum(axis=0)
-
-
-def steps(*arrays: Any) -> Iterator[Any]:
-    """The first step of all arrays, then the second, and so on."""
-    return zip(*arrays, strict=True)
-
-
-def steps_back(*arrays: Any) -> Iterator[Any]:
-    """The last step of all arrays, then the last but one, and so on."""
-    return zip(*(array[::-1] for array in arrays), strict=True)

@@ -1,15 +1,36 @@
-"""The NumPy backend: every spec, exactly, on the processor."""
+"""A stack realised by NumPy: how it is built and run, and its gradients. Nothing is refused."""
 
-from multirnn import BoundaryLayer, Gradients, Inputs, Output, State, Weights
+from multirnn import BoundaryLayer, Gradients, Inputs, InvalidCall, Output, RecurrentSpec, State, Weights
 from multirnn.weights import Array
+from multirnn_numpy.passes import Padding
 from multirnn_numpy.stack import Stack
-from multirnn_numpy.weights import read
+from multirnn_numpy.weights import read, stack
 
-__all__ = ["NumpyLayer"]
+__all__ = ["NumpyLayer", "build", "refuses"]
+
+
+def refuses(spec: RecurrentSpec) -> str | None:
+    """None: the cells are written out, so there is no spec that is not realised."""
+    return None
+
+
+def build(weights: Weights, device: str | None) -> "NumpyLayer":
+    """The layer of these weights.
+
+    Raises:
+        InvalidCall: a device other than "cpu".
+    """
+    if device not in (None, "cpu"):
+        raise InvalidCall(f"NumPy computes on the device 'cpu' alone, not on {device!r}")
+    return NumpyLayer(stack(weights))
 
 
 class NumpyLayer(BoundaryLayer):
-    """A stack in NumPy. In float64 it is what all other backends are held against."""
+    """A stack realised by loops in NumPy. In float64 it is the reference for every other backend.
+
+    Args:
+        native: the parameters, and the way there and back; trained by writing into `native.parameters`.
+    """
 
     def __init__(self, native: Stack) -> None:
         super().__init__(native.spec)
@@ -17,7 +38,7 @@ class NumpyLayer(BoundaryLayer):
 
     @property
     def native(self) -> Stack:
-        """The `Stack`; its parameters are this layer's."""
+        """The stack; `native.parameters` are the layer's."""
         return self._native
 
     @property
@@ -26,34 +47,42 @@ class NumpyLayer(BoundaryLayer):
         return sum(array.size for array in self._native.parameters.values())
 
     def weights(self) -> Weights:
-        """The parameters as they are now, after any training."""
+        """The parameters as they are now, copied.
+
+        Raises:
+            InvalidWeights: `native.parameters` were replaced by something that is not the spec's.
+        """
         return read(self._native)
 
     def run(self, inputs: Inputs) -> Output:
-        """The output of a checked call."""
-        y, state, _ = self._native.forward(*_time_major(inputs))
-        return Output(_batch_major(y), _state(state, y))
+        """See `BoundaryLayer.run`."""
+        y, state, _ = self._native.forward(*_time_first(inputs.x, inputs.state), _padded(inputs))
+        return Output(*_batch_first(y, state))
 
     def pull_back(self, inputs: Inputs, cotangent: Output) -> Gradients:
-        """The gradients of a checked call: forward once, remembering, then back."""
-        _, _, tape = self._native.forward(*_time_major(inputs))
-        dy, dstate, _ = _time_major(Inputs(cotangent.sequence, cotangent.state, None))
-        weights, dx, first = self._native.backward(tape, dy, dstate)
-        return Gradients(weights, _batch_major(dx), _state(first, dx))
+        """See `BoundaryLayer.pull_back`."""
+        _, _, passes = self._native.forward(*_time_first(inputs.x, inputs.state), _padded(inputs))
+        dparameters, dx, dstate = self._native.backward(passes, *_time_first(cotangent.sequence, cotangent.state))
+        return Gradients(dparameters, *_batch_first(dx, dstate))
 
 
-def _time_major(inputs: Inputs) -> tuple[Array, list[Array], Array | None]:
-    """What `Stack.forward` takes; of a batch of one without the batch axis."""
-    padded = None if inputs.lengths is None else ~inputs.valid[..., None]
-    state = [part for part in inputs.state if part is not None]
-    if len(inputs.x) == 1:
-        return inputs.x[0], [part[:, 0] for part in state], None if padded is None else padded[0]
-    return inputs.x.swapaxes(0, 1), state, None if padded is None else padded.swapaxes(0, 1)
+def _time_first(sequence: Array, state: State) -> tuple[Array, list[Array]]:
+    """As `Stack` takes them; a batch of one without its axis."""
+    parts = [part for part in state if part is not None]
+    if len(sequence) == 1:
+        return sequence[0], [part[:, 0] for part in parts]
+    return sequence.swapaxes(0, 1), parts
 
 
-def _batch_major(array: Array) -> Array:
-    return array[None] if array.ndim == 2 else array.swapaxes(0, 1)
+def _batch_first(sequence: Array, state: list[Array]) -> tuple[Array, State]:
+    """As `Layer` returns them."""
+    if sequence.ndim == 2:
+        return sequence[None], State(*(part[:, None] for part in state))
+    return sequence.swapaxes(0, 1), State(*state)
 
 
-def _state(parts: list[Array], steps: Array) -> State:
-    return State(*(part[:, None] if steps.ndim == 2 else part for part in parts))
+def _padded(inputs: Inputs) -> Padding | None:
+    if inputs.lengths is None:
+        return None
+    padded = ~inputs.valid[..., None]
+    return padded[0] if len(padded) == 1 else padded.swapaxes(0, 1)

@@ -6,7 +6,8 @@ import numpy as np
 
 from multirnn import RecurrentSpec
 from multirnn.weights import Array
-from multirnn_numpy.cells import RECURRENCES, Recurrence
+from multirnn_numpy.cells import CELLS
+from multirnn_numpy.passes import Padding, Pass
 
 __all__ = ["Stack"]
 
@@ -16,9 +17,9 @@ ORDER: Mapping[str, slice] = {"forward": slice(None), "backward": slice(None, No
 class Stack:
     """A recurrent stack in plain NumPy; what `layer.native` is.
 
-    Time comes first: sequences are `(time, batch, features)`, states `(num_layers * directions, batch, hidden_size)`,
-    and of a single sequence they have no batch axis. What is computed has the dtype of what is given, complex too, so
-    that derivatives can be taken by complex step.
+    Time comes first: sequences are `(time, batch, features)`, states `(num_layers * directions, batch, hidden_size)`.
+    Of a single sequence they may come without the batch axis. The arithmetic is that of the arrays that are given,
+    complex too, so that derivatives can be taken by complex step.
 
     Attributes:
         spec: what it computes.
@@ -28,46 +29,46 @@ class Stack:
     def __init__(self, spec: RecurrentSpec, parameters: dict[str, Array]) -> None:
         self.spec = spec
         self.parameters = parameters
-        self._recurrence = RECURRENCES[spec.form]
-        self._names = {at: _names(spec, *at) for at in spec.passes}
+        self._cell = CELLS[spec.form]
+        self._names = {(layer, direction): _names(spec, layer, direction) for layer, direction in spec.passes}
 
     def forward(
-        self, x: Array, state: Sequence[Array], padded: Array | None = None
-    ) -> tuple[Array, list[Array], list[Recurrence]]:
+        self, x: Array, state: Sequence[Array], padded: Padding | None = None
+    ) -> tuple[Array, list[Array], list[Pass]]:
         """There: over a sequence, layer by layer.
 
         Args:
             x: `(time, batch, input_size)`, zero at padding.
-            state: before the first step, h and of an LSTM c.
-            padded: which steps are padding, `(time, batch, 1)`; None where none is.
+            state: before the first step: h, and of an LSTM c.
+            padded: which steps are padding, `(time, batch, 1)`, always at the end; None where none is.
 
         Returns:
-            The outputs, `(time, batch, directions * hidden_size)`; the state after the last step; and the run of every
-            layer and direction, for `backward`.
+            The outputs, `(time, batch, directions * hidden_size)`; the state after the last step; and the passes, one
+            for every layer and direction, which `backward` goes back.
         """
-        runs: list[Recurrence] = []
+        passes: list[Pass] = []
         for layer in range(self.spec.num_layers):
             outputs = []
             for direction in self.spec.directions:
                 order = ORDER[direction]
-                first = [part[len(runs)] for part in state]
-                run = self._recurrence(
-                    self.spec, self._at(layer, direction), x[order], first, None if padded is None else padded[order]
-                )
+                parameters = {last: self.parameters[name] for last, name in self._names[layer, direction].items()}
+                first = [part[len(passes)] for part in state]
+                run = self._cell(self.spec, parameters, x[order], first, None if padded is None else padded[order])
+                run.forward()
+                passes.append(run)
                 outputs.append(run.outputs[order])
-                runs.append(run)
             x = outputs[0] if len(outputs) == 1 else np.concatenate(outputs, axis=-1)
             if padded is not None:
                 x = np.where(padded, x.dtype.type(0), x)
-        return x, _each(run.last for run in runs), runs
+        return x, _stacked(run.last for run in passes), passes
 
     def backward(
-        self, runs: Sequence[Recurrence], dy: Array, dstate: Sequence[Array]
+        self, passes: Sequence[Pass], dy: Array, dstate: Sequence[Array]
     ) -> tuple[dict[str, Array], Array, list[Array]]:
         """Back: from the gradients of what `forward` returned to those of what it was given.
 
         Args:
-            runs: of the call of `forward`.
+            passes: that `forward` made.
             dy: the gradient of the outputs, zero at padding.
             dstate: the gradient of the state after the last step.
 
@@ -75,32 +76,28 @@ class Stack:
             The gradients of the parameters, by name; of x; and of the state before the first step.
         """
         gradients: dict[str, Array] = {}
-        dfirst: list[list[Array]] = []
+        dfirst: dict[int, list[Array]] = {}
         directions = self.spec.directions
         for layer in reversed(range(self.spec.num_layers)):
-            dys = np.split(dy, len(directions), axis=-1)
-            for d, direction in reversed(list(enumerate(directions))):
-                order, k = ORDER[direction], layer * len(directions) + d
-                dparameters, dx, dstart = runs[k].pull_back(dys[d][order], [part[k] for part in dstate])
-                gradients |= {self._names[layer, direction][last]: array for last, array in dparameters.items()}
-                dfirst.insert(0, dstart)
-                dy = dx[order] if direction == directions[-1] else dy + dx[order]
-        return {name: gradients[name] for name in self.parameters}, dy, _each(dfirst)
-
-    def _at(self, layer: int, direction: str) -> dict[str, Array]:
-        """The parameters of one layer and direction by their last name."""
-        return {last: self.parameters[name] for last, name in self._names[layer, direction].items()}
+            dxs = []
+            for d, (direction, dy_d) in enumerate(zip(directions, np.split(dy, len(directions), axis=-1), strict=True)):
+                k, order = layer * len(directions) + d, ORDER[direction]
+                dparameters, dx, dfirst[k] = passes[k].pull_back(dy_d[order], [part[k] for part in dstate])
+                gradients |= {name: dparameters[last] for last, name in self._names[layer, direction].items()}
+                dxs.append(dx[order])
+            dy = dxs[0] if len(dxs) == 1 else dxs[0] + dxs[1]
+        return {name: gradients[name] for name in self.parameters}, dy, _stacked(dfirst[k] for k in range(len(passes)))
 
     def __repr__(self) -> str:
         return f"<Stack of {self.spec!r}>"
 
 
 def _names(spec: RecurrentSpec, layer: int, direction: str) -> dict[str, str]:
-    """The names of the parameters of one layer and direction by their last part."""
+    """The names of the parameters of one layer and direction, by their last part."""
     prefix = f"layers.{layer}.{direction}."
     return {name.removeprefix(prefix): name for name in spec.shapes if name.startswith(prefix)}
 
 
-def _each(states: Iterable[Sequence[Array]]) -> list[Array]:
+def _stacked(states: Iterable[Sequence[Array]]) -> list[Array]:
     """All h on a new leading axis, and of an LSTM all c."""
     return [np.array(parts) for parts in zip(*states, strict=True)]

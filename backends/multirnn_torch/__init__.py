@@ -37,6 +37,10 @@ class TorchBackend:
         """The version of PyTorch."""
         return {"torch": str(torch.__version__)}
 
+    def devices(self) -> tuple[str, ...]:
+        """The devices that `build` takes here."""
+        return ("cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count())))
+
 
 BACKEND = TorchBackend()
 

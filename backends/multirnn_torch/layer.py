@@ -93,8 +93,6 @@ class TorchLayer(BoundaryLayer):
     def run(self, inputs: Inputs) -> Output:
         """See `BoundaryLayer.run`. On the CPU the arrays share the memory of PyTorch's tensors, in and out."""
         device = self._place()
-        if _empty(inputs):
-            return self._empty_output(inputs)
         with torch.inference_mode():
             x, *state = _tensors([inputs.x, *_parts(inputs.state)], device)
             sequence, *final = _arrays(_run(self._native, x, state, inputs.lengths))
@@ -103,9 +101,6 @@ class TorchLayer(BoundaryLayer):
     def pull_back(self, inputs: Inputs, cotangent: Output) -> Gradients:
         """See `BoundaryLayer.pull_back`. What the module's parameters hold in `.grad` stays as it is."""
         device = self._place()
-        if _empty(inputs):
-            zeros = {name: np.zeros(shape, self.spec.dtype) for name, shape in self.spec.shapes.items()}
-            return Gradients(zeros, np.zeros_like(inputs.x), State(*(part.copy() for part in _parts(cotangent.state))))
         weights = named_weights(self._native).values()
         with _differentiable(self._native):
             x, *state = (tensor.requires_grad_() for tensor in _tensors([inputs.x, *_parts(inputs.state)], device))
@@ -145,11 +140,6 @@ def _tensors(arrays: Sequence[Array], device: torch.device) -> list[Tensor]:
 
 def _arrays(tensors: Sequence[Tensor]) -> list[Array]:
     return [tensor.cpu().numpy() for tensor in tensors]
-
-
-def _empty(inputs: Inputs) -> bool:
-    """Whether every row has the length 0."""
-    return inputs.lengths is not None and not inputs.lengths.any()
 
 
 # --- Running ---------------------------------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ class CandidateBiasGRU(nn.GRU):
     copies them into one at every call, and says so in a warning. `torch.nn.GRU` has no such copy.
 
     Args:
-        args, kwargs: as of `torch.nn.GRU`; `bias` has to be True.
+        args, kwargs: as of `torch.nn.GRU`.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

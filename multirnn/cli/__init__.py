@@ -87,7 +87,7 @@ def _explained(error: Exception) -> Failure:
     epilog="""
     \b
     Examples:
-      multirnn compare
+      multirnn compare --plot errors.png
       multirnn explain --cell simple_rnn --input 10 --hidden 3
       multirnn summary --cell lstm --input 10 --hidden 3 --layers 2
 

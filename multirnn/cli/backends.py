@@ -9,12 +9,12 @@ import click
 
 from multirnn.activations import ACTIVATIONS, Activation
 from multirnn.backend import Backend
-from multirnn.cells import CELLS, cell_form
 from multirnn.cli import options
 from multirnn.cli.console import heading, progress, show, show_json, table
 from multirnn.errors import MissingFramework
 from multirnn.registry import backend as load
 from multirnn.spec import BIASES, DTYPES, RecurrentSpec
+from multirnn.testing import FORMS
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -94,8 +94,9 @@ VALUES: Mapping[str, Sequence[Any]] = {
 
 def _refusals(backend: Backend) -> Iterator[dict[str, Any]]:
     """What it refuses of each cell: the field, its values, and the reason that it gives for the first of them."""
-    for form in (*CELLS.values(), cell_form("gru", reset_after=False)):
-        base = RecurrentSpec(form.name, 5, 3, reset_after=form is CELLS[form.name])
+    for cell, reset_after in FORMS:
+        base = RecurrentSpec(cell, 5, 3, reset_after=reset_after)
+        form = base.form
         accepted = [bias for bias in BIASES if not backend.refuses(replace(base, bias=bias))]
         if not accepted:
             yield {"cell": form.title, "field": None, "reason": backend.refuses(base)}
@@ -132,27 +133,28 @@ def _report(rows: list[dict[str, Any]]) -> Iterator["RenderableType"]:
     if reasons := [row["reason"] for row in rows if row["reason"]]:
         yield ""
         yield from reasons
-    yield from _shown_refusals([row for row in rows if row["status"] == "installed"])
+    if running := [row for row in rows if row["status"] == "installed"]:
+        yield ""
+        yield heading("What they refuse")
+        yield _shown_refusals(running)
 
 
-def _shown_refusals(rows: list[dict[str, Any]]) -> Iterator["RenderableType"]:
+def _shown_refusals(rows: list[dict[str, Any]]) -> "RenderableType":
     made = table("backend", "cell", "refuses")
     for row in rows:
         made.add_section()
         for place, refusal in enumerate(row["refuses"]):
             made.add_row("" if place else row["title"], refusal["cell"], _words(refusal))
         if not row["refuses"]:
-            made.add_row(row["title"], "every one", "nothing")
-    yield ""
-    yield heading("What they refuse")
-    yield made
+            made.add_row(row["title"], "all", "nothing")
+    return made
 
 
 def _words(refusal: dict[str, Any]) -> str:
-    """What is refused: the values, or all but those that are accepted, whichever is shorter."""
-    field, reason = refusal["field"], refusal["reason"]
+    """The values that are refused, or all but those that are accepted, whichever is shorter; of a whole cell the reason."""
+    field = refusal["field"]
     if field is None:
-        return f"it: {reason}"
+        return str(refusal["reason"])
     if 0 < len(refusal["accepted"]) < len(refusal["values"]):
         return f"every {field} but {', '.join(refusal['accepted'])}"
     return f"{field} {', '.join(refusal['values'])}"

@@ -74,7 +74,7 @@ def _count(spec: RecurrentSpec, bias: str) -> dict[str, Any]:
         "weights": " + ".join(_weights(spec)),
         "biases": " + ".join(terms),
         "parameters": replace(spec, bias=bias).parameter_count,
-        "default_in": [*(["multirnn"] if form.default_bias == bias else []), *by_default],
+        "default_of": [*(["multirnn"] if form.default_bias == bias else []), *by_default],
     }
 
 
@@ -131,13 +131,13 @@ def _equations(spec: RecurrentSpec) -> Shown:
     letters = ["W, U: weight_ih, weight_hh", "b, d: bias_ih, bias_hh", f"a: {spec.activation}"]
     if len(spec.form.gates) > 1:
         letters.append(f"s: {spec.recurrent_activation}")
-    yield "; ".join([*letters, "*: elementwise"])
+    yield f"{'; '.join(letters)}; *: elementwise. A bias that is not there is zero."
 
 
 def _counts(spec: RecurrentSpec, counts: list[dict[str, Any]]) -> Shown:
     made = table("bias", "weights", "biases", "parameters", "the default of", right=("parameters",))
     for count in counts:
-        titles = [CONVENTIONS[name].title if name in CONVENTIONS else name for name in count["default_in"]]
+        titles = [CONVENTIONS[name].title if name in CONVENTIONS else name for name in count["default_of"]]
         row = (
             count["bias"],
             count["weights"],
@@ -158,7 +158,7 @@ def _counts(spec: RecurrentSpec, counts: list[dict[str, Any]]) -> Shown:
         )
     else:
         yield "The equations only add b and d, so one of them computes the same function."
-    yield "In training two are not as one: each receives the whole gradient, and their sum moves twice as far."
+    yield "In training two are not as one: each receives the whole gradient, and a step of SGD moves their sum twice as far."
     if spec.cell == "gru":
         for after, words in ((True, "after"), (False, "before")):
             titles = [c.title for c in CONVENTIONS.values() if c.default_reset_after == after]

@@ -12,5 +12,5 @@ def seattle_weather() -> Series:
 
     Source: daily summaries of NOAA, public domain, as the package vega-datasets (BSD-3-Clause) has them.
     """
-    with as_file(files(__package__) / "seattle-weather.csv") as path:
+    with as_file(files("multirnn.samples") / "seattle-weather.csv") as path:
         return read_series(path)

@@ -1,0 +1,113 @@
+"""What is shipped: the wheel, which is built from the sdist, and what is in both."""
+
+import subprocess
+import sys
+import tarfile
+from configparser import ConfigParser
+from email.message import Message
+from email.parser import Parser
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+from zipfile import ZipFile
+
+import pytest
+
+import multirnn as mr
+
+ROOT = Path(mr.__file__).parent.parent
+PACKAGES = ("multirnn", "multirnn_jax", "multirnn_keras", "multirnn_numpy", "multirnn_torch")
+
+
+class Built(NamedTuple):
+    wheel: set[str]
+    sdist: set[str]
+    metadata: Message
+    entry_points: ConfigParser
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    if not (find_spec("build") and find_spec("hatchling")):
+        pytest.skip("build or hatchling is not installed")
+    folder = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,), (sdist,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        in_sdist = {name.partition("/")[2] for name in archive.getnames()}
+    with ZipFile(wheel) as archive:
+        about = f"multirnn-{mr.__version__}.dist-info"
+        entry_points = ConfigParser()
+        entry_points.read_string(archive.read(f"{about}/entry_points.txt").decode())
+        metadata = Parser().parsestr(archive.read(f"{about}/METADATA").decode())
+        in_wheel = {name for name in archive.namelist() if not name.startswith(about)}
+    return Built(in_wheel, in_sdist, metadata, entry_points)
+
+
+def sources(package: str) -> set[str]:
+    """What of a package has to be shipped, by its place in the wheel."""
+    folder = ROOT / ("multirnn" if package == "multirnn" else f"backends/{package}")
+    return {
+        f"{package}/{path.relative_to(folder)}"
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix != ".pyc"
+    }
+
+
+def test_the_wheel_has_the_five_packages_and_nothing_else(built: Built) -> None:
+    assert built.wheel == set().union(*map(sources, PACKAGES))
+
+
+def test_each_package_is_typed_and_the_sample_is_there(built: Built) -> None:
+    assert {f"{package}/py.typed" for package in PACKAGES} <= built.wheel
+    assert "multirnn/samples/seattle-weather.csv" in built.wheel
+
+
+def test_the_sdist_has_what_builds_and_tests_it(built: Built) -> None:
+    assert {"pyproject.toml", "README.md", "LICENSE", "backends/README.md", "tests/test_packaging.py"} <= built.sdist
+    assert {"tests/third_party/pyproject.toml", "backends/multirnn_numpy/__init__.py"} <= built.sdist
+    rooms = {"multirnn", "backends", "tests", "benchmarks", "examples"}
+    assert {name.partition("/")[0] for name in built.sdist if "/" in name} <= rooms
+    assert not [name for name in built.sdist if "__pycache__" in name or name.endswith(".pyc")]
+
+
+def test_the_entry_points(built: Built) -> None:
+    ours = {name.removeprefix("multirnn_"): f"{name}:BACKEND" for name in PACKAGES[1:]}
+    assert {group: dict(built.entry_points[group]) for group in built.entry_points.sections()} == {
+        "console_scripts": {"multirnn": "multirnn.cli:main"},
+        "multirnn.backends": ours,
+        "multirnn.natives": {
+            "keras": ours["keras"],
+            "multirnn_jax": ours["jax"],
+            "multirnn_numpy": ours["numpy"],
+            "torch": ours["torch"],
+        },
+    }
+
+
+def test_the_metadata(built: Built) -> None:
+    assert (built.metadata["Name"], built.metadata["Version"]) == ("multirnn", mr.__version__)
+    assert built.metadata["License-Expression"] == "MIT"
+    assert built.metadata["Description-Content-Type"] == "text/markdown"
+    required = built.metadata.get_all("Requires-Dist") or []
+    names = {line.split(">")[0] for line in required if "extra ==" not in line}
+    assert names == {"numpy", "click", "rich"}
+    extras = {
+        extra: {line.split(">")[0].split(";")[0] for line in required if line.endswith(f"extra == '{extra}'")}
+        for extra in built.metadata.get_all("Provides-Extra") or []
+    }
+    assert extras == {
+        "torch": {"torch"},
+        "keras": {"keras", "tensorflow"},
+        "jax": {"jax"},
+        "plot": {"matplotlib"},
+        "all": {"torch", "keras", "tensorflow", "jax", "matplotlib"},
+    }
+
+
+def test_the_version_is_said_once_and_again() -> None:
+    from importlib.metadata import version
+
+    assert version("multirnn") == mr.__version__
