@@ -48,14 +48,14 @@ if "torch" in names:
 print("\n4. The same function, but not the same training / 함수는 같아도 학습은 같지 않다")
 
 # Only the sum of the two biases counts, and each of them gets the whole gradient: a step of SGD moves the sum twice as
-# far. 출력에는 두 편향의 합만 쓰이지만 둘 다 기울기를 온전히 받으므로, SGD 한 걸음에 합은 두 배로 움직인다.
+# far. 출력에는 두 편향의 합만 쓰이지만 둘 다 기울기를 온전히 받으므로, SGD 갱신 한 번에 합은 두 배로 움직인다.
 single = mr.initialise(spec, seed=0).astype("float64")
 double = mr.split_biases(single)  # a second bias of zero: the same function. 값이 0인 둘째 편향을 더해도 같은 함수다.
 x = np.random.default_rng(1).standard_normal((5, 2, 10))
 
 
 def numpy_step(weights):
-    """The weights after a step of SGD; the loss is the sum of the outputs. 출력의 합을 손실로 하는 SGD 한 걸음."""
+    """The weights after a step of SGD; the loss is the sum of the outputs. 출력의 합을 손실로 하는 SGD 갱신 한 번."""
     layer = mr.build(weights, "numpy")
     output = layer(x)
     cotangent = mr.Output(np.ones_like(output.sequence), mr.State(np.zeros_like(output.state.h)))
@@ -64,7 +64,7 @@ def numpy_step(weights):
 
 
 def torch_step(weights):
-    """The same, by PyTorch. 같은 걸음을 파이토치로."""
+    """The same, by PyTorch. 같은 갱신을 파이토치로."""
     layer = mr.build(weights, "torch")
     optimiser = torch.optim.SGD(layer.native.parameters(), lr=0.1)
     outputs, _ = layer.native(torch.tensor(x))
@@ -81,8 +81,8 @@ def bias(weights):
 for name, step in {"numpy": numpy_step, "torch": torch_step}.items():
     if name in names:
         one, two = (bias(step(weights)) - bias(weights) for weights in (single, double))
-        print(f"   {one.round(4)}  moved by / 편향 하나의 변화량, {name}")
-        print(f"   {two.round(4)}  moved by / 두 편향의 변화량, {name}")
+        print(f"   {one.round(4)}  {name}, one bias moved / 편향이 하나일 때의 변화량")
+        print(f"   {two.round(4)}  {name}, two biases moved / 편향이 둘일 때 그 합의 변화량")
         assert mr.difference(two, 2 * one).normwise <= mr.tolerance("float64")
 
 print("\n5. 42 in PyTorch: a constant zero takes the place of bias_hh / 파이토치에서도 42: bias_hh 자리에 상수 0")

@@ -139,9 +139,7 @@ print("\n2. One step hides them: test with many / 시점이 하나면 실수가 
 show("W for U / U 대신 W", started(WrongMatrix), wrong="dh0", time=1)
 show("= for += / += 대신 =", started(Overwritten), time=1)
 
-print(
-    "\n3. Truncated: the state crosses a cut, the gradient does not / 절단: 은닉 상태는 경계를 넘지만 기울기는 끊긴다"
-)
+print("\n3. Truncated: the state crosses a cut, the gradient does not / 절단된 시간 역전파: 은닉 상태만 경계를 넘는다")
 xs = rng.standard_normal((3, 60, 5))
 dhs = np.ones_like(xs)  # The loss is the sum of all outputs. 손실은 모든 출력의 합이다.
 

@@ -46,7 +46,7 @@ for title, (options, output_shape, state_shape) in STACKS.items():
         outputs, h_n = rnn(torch.tensor(x))
         print(f"   {tuple(outputs.shape)!s:11} {tuple(h_n.shape)!s:9}  {title}")
         assert (outputs.shape, h_n.shape) == (output_shape, state_shape)
-        # Both biases in one, which every backend holds. 두 편향을 하나로 합치면 모든 백엔드가 담을 수 있다.
+        # Both biases in one, which every backend holds. 두 편향을 하나로 합치면 모든 백엔드가 표현할 수 있다.
         stacks[title] = mr.fold_biases(mr.read(rnn))
     else:
         stacks[title] = mr.initialise(mr.RecurrentSpec("simple_rnn", 5, 8, **options))

@@ -1,6 +1,6 @@
 """Lesson 5. One and many: one layer reads a sequence into one answer, makes a sequence out of one input, or does both.
 
-5과. 하나와 여럿: 같은 층으로 시퀀스를 답 하나로 읽고, 입력 하나로 시퀀스를 만들고, 시퀀스를 시퀀스로 바꾼다.
+5과. 하나와 여럿: 같은 층으로 시퀀스를 답 하나로 요약하고, 입력 하나에서 시퀀스를 만들고, 시퀀스를 시퀀스로 바꾼다.
 """
 
 import numpy as np

@@ -30,10 +30,10 @@ SHOWN = {
         "torch": ["    torch"],
     },
     "02_forty_two_or_forty_five.py": {
-        "numpy": [" 42  in all", "moved by / 두 편향의 변화량, numpy", " 42  numpy"],
+        "numpy": [" 42  in all", "numpy, two biases moved", " 42  numpy"],
         "jax": [" 42  jax"],
         "keras": ["(None, 3)", "Total params: 42", " 42  keras"],
-        "torch": [" 45  in all", "moved by / 두 편향의 변화량, torch", "buffers / 버퍼: bias_hh_l0", " 42  torch"],
+        "torch": [" 45  in all", "torch, two biases moved", "buffers / 버퍼: bias_hh_l0", " 42  torch"],
     },
     "03_cell_forward_backward.py": {
         "numpy": ["against numpy", "W for U", "= for +=", "state not reset", "One step hides them", "chunks of 30"],

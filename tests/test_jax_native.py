@@ -1,4 +1,4 @@
-"""What JAX users do with `layer.native`: transform, shard, train; and what stays apart: dtypes, devices, compilation."""
+"""What JAX users do with `layer.native`: transform, shard, train; and its dtypes, devices and compilation."""
 
 import logging
 import subprocess
@@ -370,6 +370,7 @@ def test_apply_says_what_is_wrong_with_a_call() -> None:
         r"x must be an array of float32, not float64": (params, x.astype("float64")),
         r"x must be an array of float32, not list": (params, x.tolist()),
         r"lengths must have the shape \(5,\), one integer a row of x, not \(4,\)": (params, x, state, lengths[:4]),
+        r"lengths must be integers, not float32": (params, x, state, lengths.astype("float32")),
         r"state of a lstm must be multirnn.State\(h, c\)": (params, x, mr.State(state.h)),
         r"state.c must have the shape \(2, 5, 11\), not \(5, 11\)": (params, x, mr.State(state.h, state.c[0])),
     }.items():
@@ -433,7 +434,7 @@ gradients = layer.vjp(x, state, lengths=lengths, cotangent=cotangent).weights
 
 def loss(params, x, state, lengths):
     output = apply(params, x, state, lengths)
-    return sum(jnp.vdot(c, o) for c, o in zip(jax.tree.leaves(cotangent), jax.tree.leaves(output)))
+    return sum(jnp.sum(c * o) for c, o in zip(jax.tree.leaves(cotangent), jax.tree.leaves(output)))
 
 def close(actual, expected):
     for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):

@@ -43,8 +43,8 @@ class Recurrence:
     Attributes:
         spec: what it computes.
         params: the pytree, a flat dictionary with the names and shapes of `spec.shapes`; assign to it after training.
-        apply: `apply(params, x, state=None, lengths=None) -> Output`, see `multirnn_jax.apply.apply`. It is one object for
-            the life of this one, so that `jax.jit(native.apply)` is compiled once a shape.
+        apply: `apply(params, x, state=None, lengths=None) -> Output`: `multirnn_jax.apply.apply` of the spec. It is
+            always the same object, so that `jax.jit(native.apply)` compiles a shape once.
     """
 
     spec: RecurrentSpec
@@ -66,8 +66,8 @@ def apply(
         x: `(batch, time, input_size)`, or `(time, input_size)` unbatched; further batch axes may lead. Any axis may be
             empty.
         state: the initial state, `(num_layers * directions, batch, hidden_size)` each; zero unless given.
-        lengths: `(batch,)` integers, right padding; every row is full unless given. Traced, hence not checked: what is
-            above `time` counts as full, what is below zero as empty.
+        lengths: `(batch,)` integers, right padding; every row is full unless given. Their values may be traced and are
+            not checked: more than `time` counts as full, less than zero as empty.
 
     Returns:
         The sequence `(batch, time, directions * hidden_size)`, zero at padding, and the final state, as JAX arrays. An
@@ -81,7 +81,7 @@ def apply(
     sequence = jnp.moveaxis(x, -2, 0)
     valid = None
     if lengths is not None:
-        valid = jnp.moveaxis(jnp.arange(x.shape[-2]) < jnp.asarray(lengths)[..., None], -1, 0)[..., None]
+        valid = jnp.moveaxis(jnp.arange(len(sequence)) < jnp.asarray(lengths)[..., None], -1, 0)[..., None]
         sequence = jnp.where(valid, sequence, 0)
     finals: list[State] = []
     for layer in range(spec.num_layers):
@@ -104,18 +104,17 @@ def _scan(
     """One layer in one direction: the final state, and the outputs `(time, ..., hidden_size)`."""
     form = spec.form
     bias, candidate_bias = _fold(form, weights.get("bias_ih"), weights.get("bias_hh"))
-    projected = _product(inputs, weights["weight_ih"]) + bias
-    # One array a gate. Given them as one, XLA's CPU compiler slices the gates inside the loop's kernel, which it then
-    # leaves unvectorised: 1.3 to 2 times the time of a call of an LSTM or a GRU of batch 32.
-    gates = jnp.split(projected, len(form.gates), axis=-1)
-    # The sum over no step: zero, and sharded over devices as the inputs are. `lax.scan` demands this of the initial state,
-    # and `jnp.zeros`, or a state that is replicated, has it not.
+    # One array a gate. Given one array for all, XLA's CPU compiler slices the gates inside the loop's kernel, which it
+    # then leaves unvectorised: 1.3 to 2 times the time of a call of an LSTM or a GRU of batch 32.
+    gates = jnp.split(_product(inputs, _matrix(weights["weight_ih"])) + bias, len(form.gates), axis=-1)
+    # The sum over no step is zero, and sharded over devices as the inputs are. `lax.scan` demands that of the initial
+    # state; `jnp.zeros` is not, nor is a state that every device has whole.
     zero: Any = jnp.sum(gates[0][:0], axis=0)
     first = State(*[zero] * len(form.states))
     if initial is not None:
         first = jax.tree.map(jnp.add, first, initial)
     activations = _activation(spec.activation), _activation(spec.recurrent_activation)
-    step = STEPS[form](weights["weight_hh"], candidate_bias, *activations)
+    step = STEPS[form](_matrix(weights["weight_hh"]), candidate_bias, *activations)
 
     def advance(state: State, now: tuple[Gates, Any]) -> tuple[State, Any]:
         gates, valid = now
@@ -127,13 +126,14 @@ def _scan(
     return lax.scan(advance, first, (gates, valid), reverse=reverse)
 
 
-def _product(operand: Any, weight: Any) -> jax.Array:
-    """`weight`, (gates, hidden_size, features), times `operand`, (..., features): (..., gates * hidden_size).
+def _matrix(weight: Any) -> Any:
+    """`(gates, hidden_size, features)` as `(features, gates * hidden_size)`, which rows are multiplied by."""
+    return weight.reshape(-1, weight.shape[-1]).T
 
-    Full precision is asked for: by default a GPU multiplies float32 in TF32 and a TPU in bfloat16, which leaves three
-    decimal digits.
-    """
-    return jnp.matmul(operand, weight.reshape(-1, weight.shape[-1]).T, precision=lax.Precision.HIGHEST)
+
+def _product(rows: Any, matrix: Any) -> jax.Array:
+    # By default a GPU multiplies float32 in TF32 and a TPU in bfloat16, which leaves three decimal digits.
+    return jnp.matmul(rows, matrix, precision=lax.Precision.HIGHEST)
 
 
 def _fold(form: Cell, bias_ih: Any, bias_hh: Any) -> tuple[Any, Any]:
@@ -148,42 +148,47 @@ def _fold(form: Cell, bias_ih: Any, bias_hh: Any) -> tuple[Any, Any]:
     return jnp.concatenate([bias_ih[:folded] + bias_hh[:folded], bias_ih[folded:]]).reshape(-1), bias_hh[-1]
 
 
-# --- The cells: one step each. `x` is the projected input, an array a gate with its bias; `d` the bias that the reset gate
-# multiplies; `a` the activation, `s` the recurrent activation. The equations: `multirnn.cells`. --------------------------
+# --- The cells: one step each, by the equations of `multirnn.cells`. -------------------------------------------------
+#
+# x: the projected input, one array a gate, every bias but d included      a: the activation
+# u: weight_hh, (hidden_size, gates * hidden_size)                          s: the recurrent activation
+# d: the bias that the reset gate multiplies
 
 
-def _simple_rnn(weight_hh: Any, d: Any, a: Activate, s: Activate) -> Step:
+def _simple_rnn(u: Any, d: Any, a: Activate, s: Activate) -> Step:
     def step(state: State, x: Gates) -> State:
-        return State(a(x[0] + _product(state.h, weight_hh)))
+        return State(a(x[0] + _product(state.h, u)))
 
     return step
 
 
-def _lstm(weight_hh: Any, d: Any, a: Activate, s: Activate) -> Step:
+def _lstm(u: Any, d: Any, a: Activate, s: Activate) -> Step:
     def step(state: State, x: Gates) -> State:
-        u = jnp.split(_product(state.h, weight_hh), 4, axis=-1)
-        i, f, g, o = s(x[0] + u[0]), s(x[1] + u[1]), a(x[2] + u[2]), s(x[3] + u[3])
+        uh = jnp.split(_product(state.h, u), 4, axis=-1)
+        i, f, g, o = s(x[0] + uh[0]), s(x[1] + uh[1]), a(x[2] + uh[2]), s(x[3] + uh[3])
         c = f * state.c + i * g
         return State(o * a(c), c)
 
     return step
 
 
-def _gru_reset_after(weight_hh: Any, d: Any, a: Activate, s: Activate) -> Step:
+def _gru_reset_after(u: Any, d: Any, a: Activate, s: Activate) -> Step:
     def step(state: State, x: Gates) -> State:
-        u = jnp.split(_product(state.h, weight_hh), 3, axis=-1)
-        r, z = s(x[0] + u[0]), s(x[1] + u[1])
-        n = a(x[2] + r * (u[2] + d))
+        uh = jnp.split(_product(state.h, u), 3, axis=-1)
+        r, z = s(x[0] + uh[0]), s(x[1] + uh[1])
+        n = a(x[2] + r * (uh[2] + d))
         return State((1 - z) * n + z * state.h)
 
     return step
 
 
-def _gru_reset_before(weight_hh: Any, d: Any, a: Activate, s: Activate) -> Step:
+def _gru_reset_before(u: Any, d: Any, a: Activate, s: Activate) -> Step:
+    gates, candidate = jnp.split(u, [2 * len(u)], axis=1)
+
     def step(state: State, x: Gates) -> State:
-        u = jnp.split(_product(state.h, weight_hh[:2]), 2, axis=-1)
-        r, z = s(x[0] + u[0]), s(x[1] + u[1])
-        n = a(x[2] + _product(r * state.h, weight_hh[2:]))
+        uh = jnp.split(_product(state.h, gates), 2, axis=-1)
+        r, z = s(x[0] + uh[0]), s(x[1] + uh[1])
+        n = a(x[2] + _product(r * state.h, candidate))
         return State((1 - z) * n + z * state.h)
 
     return step
@@ -200,7 +205,7 @@ STEPS: Mapping[Cell, Callable[..., Step]] = MappingProxyType(
 
 
 def _hard_sigmoid(x: Any, alpha: float, beta: float) -> Any:
-    # The gradient of `clamp` is one strictly inside the bounds and zero on them; that of `jnp.clip` is a half on them.
+    # The gradient of `lax.clamp` is one strictly inside the bounds and zero on them; that of `jnp.clip` is a half.
     return lax.clamp(x.dtype.type(0), alpha * x + beta, x.dtype.type(1))
 
 
@@ -245,6 +250,8 @@ def _check(spec: RecurrentSpec, params: Params, x: Any, state: State | None, len
     batch = np.shape(x)[:-2]
     if lengths is not None and np.shape(lengths) != batch:
         raise InvalidCall(f"lengths must have the shape {batch}, one integer a row of x, not {np.shape(lengths)}")
+    if lengths is not None and not jnp.issubdtype(jnp.asarray(lengths).dtype, jnp.integer):
+        raise InvalidCall(f"lengths must be integers, not {jnp.asarray(lengths).dtype}")
     if state is None:
         return
     if not isinstance(state, State) or (state.c is not None) != ("c" in spec.form.states):

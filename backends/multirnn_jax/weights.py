@@ -38,7 +38,7 @@ def read(native: Any) -> Weights:
     """
     if not isinstance(native, Recurrence):
         raise Unrepresentable(
-            f"JAX has no recurrent layers of its own, so the jax backend reads a multirnn_jax.Recurrence(spec, params), "
+            "JAX has no recurrent layers of its own: the jax backend reads a multirnn_jax.Recurrence(spec, params), "
             f"not a {type(native).__qualname__}"
         )
     return Weights(native.spec, {name: np.asarray(array) for name, array in native.params.items()})

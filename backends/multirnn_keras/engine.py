@@ -23,8 +23,8 @@ ENGINES = ("tensorflow", "jax", "torch")
 
 def chosen() -> str:
     """The engine that Keras has chosen, or will choose: the order of `keras/src/backend/config.py`."""
-    if "keras" in sys.modules:
-        return str(sys.modules["keras"].config.backend())
+    if loaded := sys.modules.get("keras"):
+        return str(loaded.config.backend())
     if name := os.environ.get("KERAS_BACKEND"):
         return name
     folder = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser()

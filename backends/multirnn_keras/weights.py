@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import keras
-import numpy as np
 
 from multirnn import RecurrentSpec, Unrepresentable, Weights, from_arrays, to_arrays
 from multirnn.spec import DTYPES
@@ -96,8 +95,7 @@ def read(native: Any) -> Weights:
         bidirectional=_is_both_ways(layers[0]),
         **first,
     )
-    variables = [variable for direction in directions for variable in direction.cell.weights]
-    return from_variables([np.asarray(keras.ops.convert_to_numpy(variable)) for variable in variables], spec)
+    return from_variables([array for direction in directions for array in direction.cell.get_weights()], spec)
 
 
 def _is_both_ways(layer: Any) -> bool:
@@ -136,6 +134,11 @@ def _directions(layer: Any) -> tuple[Any, ...]:
                 f"layer {layer.name!r} merges its directions by {layer.merge_mode!r}, and a spec concatenates them"
             )
         directions: tuple[Any, ...] = (layer.forward_layer, layer.backward_layer)
+        if layer.compute_dtype != directions[0].compute_dtype:
+            raise Unrepresentable(
+                f"layer {layer.name!r} is a Bidirectional of {layer.compute_dtype} around layers of "
+                f"{directions[0].compute_dtype}, and a spec has one dtype; give it their dtype too"
+            )
     else:
         directions = (layer,)
     for direction in directions:

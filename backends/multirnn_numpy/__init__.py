@@ -37,6 +37,10 @@ class NumpyBackend:
         """The version of NumPy."""
         return {"numpy": np.__version__}
 
+    def devices(self) -> tuple[str, ...]:
+        """The devices that `build` takes here."""
+        return ("cpu",)
+
 
 BACKEND = NumpyBackend()
 
