@@ -281,15 +281,16 @@ def test_what_stands_in_padding_reaches_no_backend() -> None:
     assert np.isfinite(layer.cotangent.sequence).all()
 
 
-def test_nothing_empty_reaches_a_backend() -> None:
+def test_a_call_with_nothing_valid_is_answered_without_the_backend() -> None:
     layer = Recorder(spec_of("lstm"))
     layer.run = layer.pull_back = pytest.fail  # type: ignore[assignment, method-assign]
-    for x, lengths in product((X[:0], X[:, :0], X[:0, :0]), (None, True)):
+    for x, ragged in [*product((X[:0], X[:, :0], X[:0, :0]), (False, True)), (X, True)]:
         batch, time, _ = x.shape
         state = mr.State(H[:, :batch], C[:, :batch])
-        counts = np.zeros(batch, int) if lengths else None
+        counts = np.zeros(batch, int) if ragged else None
         output = layer(x, state, lengths=counts)
         assert output.sequence.shape == (batch, time, 2 * HIDDEN)
+        assert not output.sequence.any()
         assert np.array_equal(output.state.h, state.h)
         gradients = layer.vjp(x, state, lengths=counts, cotangent=mr.Output(output.sequence, state))
         assert gradients.x.shape == x.shape

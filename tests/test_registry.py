@@ -136,7 +136,7 @@ def test_a_refusal_is_raised_with_its_reason() -> None:
 
 
 def test_a_device_that_there_is_not() -> None:
-    sentence = "the numpy backend runs on the device 'cpu' only, not on 'cuda'"
+    sentence = "NumPy computes on the device 'cpu' alone, not on 'cuda'"
     with pytest.raises(mr.InvalidCall, match=f"^{re.escape(sentence)}$"):
         mr.build(SPEC, "numpy", device="cuda")
 

@@ -288,12 +288,12 @@ def test_so_does_flax_itself() -> None:
 
 def test_upper_layers_are_drawn_by_their_own_sizes() -> None:
     spec = mr.RecurrentSpec("simple_rnn", 31, 127, num_layers=2, bidirectional=True)
+    by_scheme = {scheme: mr.initialise(spec, 0, scheme) for scheme in SCHEMES}
+    deviation = math.sqrt(1 / (2 * 127))
     for direction in spec.directions:
-        assert_uniform(mr.initialise(spec).at(1, direction)["weight_ih"], 1 / math.sqrt(127))
-        keras = mr.initialise(spec, 0, "keras").at(1, direction)
-        assert_uniform(keras["weight_ih"], math.sqrt(6 / (2 * 127 + 127)))
-        flax = mr.initialise(spec, 0, "flax").at(1, direction)["weight_ih"]
-        deviation = math.sqrt(1 / (2 * 127))
+        torch, keras, flax = (by_scheme[scheme].at(1, direction)["weight_ih"] for scheme in ("torch", "keras", "flax"))
+        assert_uniform(torch, 1 / math.sqrt(127))
+        assert_uniform(keras, math.sqrt(6 / (2 * 127 + 127)))
         assert_distributed(flax, truncated_normal(deviation), deviation, 2 * deviation / 0.8796256610342398)
 
 

@@ -6,6 +6,7 @@ with such a mistake would.
 """
 
 import dataclasses
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -231,14 +232,14 @@ class StateKept:
     """The final state of a call is the next one's initial state."""
 
     def __init__(self) -> None:
-        self.kept: dict[int, mr.State] = {}
+        self.kept: weakref.WeakKeyDictionary[Any, mr.State] = weakref.WeakKeyDictionary()
 
     def __call__(self, layer, x, state, lengths):
-        kept = self.kept.get(id(layer))
+        kept = self.kept.get(layer)
         if state is None and kept is not None and kept.h.ndim == np.ndim(x) and kept.h.shape[1] == len(x):
             state = kept
         output = layer(x, state, lengths=lengths)
-        self.kept[id(layer)] = output.state
+        self.kept[layer] = output.state
         return output
 
 

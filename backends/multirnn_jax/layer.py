@@ -70,7 +70,9 @@ class JaxLayer(BoundaryLayer):
         with width(self.spec):
             arguments = self._native.params, inputs.x, inputs.state, inputs.lengths
             found = _pull_back(self.spec, *arguments, cotangent)
-            weights = {name: np.asarray(array) for name, array in found.weights.items()}
+            weights = {
+                name: np.asarray(found.weights[name]) for name in self.spec.shapes
+            }  # a pytree is in alphabetical order
             return Gradients(weights, np.asarray(found.x), _arrays(found.state))
 
 

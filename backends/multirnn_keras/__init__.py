@@ -28,7 +28,7 @@ class KerasBackend:
     engine = engine.ENGINE
 
     def refuses(self, spec: RecurrentSpec) -> str | None:
-        """Refuses forms of the biases that Keras does not hold, and float64 on JAX unless all of JAX computes in it."""
+        """Refuses forms of the biases that Keras does not hold, and float64 on engines other than TensorFlow."""
         return layer.refuses(spec)
 
     def build(self, weights: Weights, *, device: str | None = None) -> KerasLayer:

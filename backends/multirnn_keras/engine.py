@@ -42,9 +42,10 @@ def _without_chatter() -> Iterator[None]:
     """Load TensorFlow without what it tells about itself; its warnings and errors are passed on once it is loaded.
 
     TensorFlow 2.21 writes to file descriptor 2 before it reads TF_CPP_MIN_LOG_LEVEL, so that the level alone does not
-    help. Who has set that variable asks for the messages, and gets them.
+    help. Who has set that variable to 0 asks for the messages, and gets them. (JAX sets it to 1, "no information".)
     """
-    if "tensorflow" in sys.modules or "TF_CPP_MIN_LOG_LEVEL" in os.environ:
+    level = os.environ.get("TF_CPP_MIN_LOG_LEVEL")
+    if "tensorflow" in sys.modules or level == "0":
         yield
         return
     try:
@@ -58,7 +59,10 @@ def _without_chatter() -> Iterator[None]:
         try:
             yield
         finally:
-            del os.environ["TF_CPP_MIN_LOG_LEVEL"]
+            if level is None:
+                del os.environ["TF_CPP_MIN_LOG_LEVEL"]
+            else:
+                os.environ["TF_CPP_MIN_LOG_LEVEL"] = level
             os.dup2(stderr, 2)
             os.close(stderr)
             messages.seek(0)
@@ -108,7 +112,7 @@ def device_named(name: str | None) -> str | None:
     here = [f"{kind}:{number}" for kind in ("cpu", "gpu", "tpu") for number in range(_count(kind))]
     if device not in here:
         raise InvalidCall(f"Keras ({ENGINE}) has no device {name!r} here; it has {', '.join(here)}")
-    return device
+    return "cpu" if device == "cpu:0" else device  # PyTorch takes cpu:0 for another device than the cpu of its tensors
 
 
 def on_device(device: str | None) -> AbstractContextManager[Any]:

@@ -21,10 +21,11 @@ def refuses(spec: RecurrentSpec) -> str | None:
             f"Keras runs on {ENGINE!r} here, which has no gradients; "
             f"set KERAS_BACKEND to one of {', '.join(ENGINES)} before it is imported"
         )
-    if spec.dtype == "float64" and ENGINE == "jax":
+    if spec.dtype == "float64" and ENGINE != "tensorflow":
+        # keras/src/backend/common/dtypes.py: there the common dtype of float64 and float64 is float32.
         return (
-            "on its JAX engine Keras computes tanh in float32, whatever it is given; "
-            "use the backend 'jax', or Keras with KERAS_BACKEND=tensorflow or torch"
+            f"on its {ENGINE} engine Keras computes in float32, also in layers of float64; "
+            f"use the backend {ENGINE!r} itself, or Keras with KERAS_BACKEND=tensorflow"
         )
     return CONVENTIONS["keras"].holds(spec)
 

@@ -32,7 +32,7 @@ def _layer(spec: RecurrentSpec) -> Any:
     options: dict[str, Any] = {"activation": to_keras(spec.activation, spec.dtype)}
     if spec.cell != "simple_rnn":
         options["recurrent_activation"] = to_keras(spec.recurrent_activation, spec.dtype)
-        # cuDNN refuses a row of length 0, and on JAX turns the outputs of a backward LSTM around twice.
+        # cuDNN refuses a row of length 0, and JAX's path to it turns the outputs of a backward LSTM around twice.
         options["use_cudnn"] = False
     if spec.cell == "gru":
         options["reset_after"] = spec.reset_after

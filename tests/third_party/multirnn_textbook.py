@@ -69,7 +69,7 @@ class TextbookBackend:
     def build(self, weights: mr.Weights, *, device: str | None = None) -> TextbookLayer:
         mr.accept(self, weights.spec)
         if device not in (None, "cpu"):
-            raise mr.InvalidCall(f"the textbook backend runs on the device 'cpu' only, not on {device!r}")
+            raise mr.InvalidCall(f"the textbook computes on the device 'cpu' alone, not on {device!r}")
         return TextbookLayer(weights.spec, Elman(*(array[0].copy() for array in weights.arrays.values())))
 
     def read(self, native: Any) -> mr.Weights:
