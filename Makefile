@@ -37,7 +37,7 @@ bench: install
 
 # Writes the generated parts of README.md again; `make test` fails while they differ.
 readme: install
-	$(BIN)/python -m pytest tests/test_agreement.py --observed tests/observed.json --quiet
+	$(BIN)/python -m pytest tests/test_agreement.py -k drawn --observed tests/observed.json --numprocesses 2 --quiet
 	$(BIN)/python -m pytest tests/test_readme.py --write-readme --quiet
 
 clean:

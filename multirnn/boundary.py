@@ -32,11 +32,13 @@ class Inputs:
         x: `(batch, time, input_size)`, C-contiguous, zero at padding; possibly read-only.
         state: the initial state, `(num_layers * directions, batch, hidden_size)` each, C-contiguous.
         lengths: `(batch,)`; None where every row is full.
+        state_given: False where the state is zero because the call had none.
     """
 
     x: Array
     state: State
     lengths: Lengths | None
+    state_given: bool = True
 
     @property
     def nothing_valid(self) -> bool:
@@ -121,9 +123,11 @@ class BoundaryLayer(ABC):
         array = np.ascontiguousarray(array)
         initial = self._check_state("state", state, array.shape[0], batched)
         checked = None if lengths is None else _check_lengths(lengths, array.shape[0], array.shape[1], batched)
-        inputs = Inputs(array, initial, checked)
+        inputs = Inputs(array, initial, checked, state is not None)
         if checked is not None:
-            inputs = Inputs(np.where(inputs.valid[:, :, None], array, array.dtype.type(0)), initial, checked)
+            inputs = Inputs(
+                np.where(inputs.valid[:, :, None], array, array.dtype.type(0)), initial, checked, state is not None
+            )
         return inputs, batched
 
     def _check_state(self, name: str, state: State | None, batch: int, batched: bool) -> State:

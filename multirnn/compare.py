@@ -5,6 +5,8 @@ tested without the others; that two of them agree follows. Outputs, final states
 the input and of the initial state are compared, under random cotangents on both the sequence and the state.
 """
 
+from __future__ import annotations  # or naming np.random.Generator loads numpy.random
+
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -162,7 +164,7 @@ class Comparison:
         """`to_dict` as JSON text."""
         return json.dumps(self.to_dict(), indent=indent, ensure_ascii=False, allow_nan=False)
 
-    def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "RenderResult":
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         from rich.measure import Measurement
         from rich.text import Text
 
@@ -176,7 +178,7 @@ class Comparison:
                 yield Text(f"{row.title}: {row.reason}")
         yield Text(f"{self._caption}\n")
 
-    def _table(self, columns: Sequence[str]) -> "Table":
+    def _table(self, columns: Sequence[str]) -> Table:
         from rich.box import SIMPLE_HEAD
         from rich.table import Table
         from rich.text import Text

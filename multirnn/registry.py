@@ -8,17 +8,21 @@ Backends are found by entry points and loaded one at a time, when named. Two gro
 Ours are found as a third party's are.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from difflib import get_close_matches
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from multirnn.backend import Backend
 from multirnn.errors import MissingFramework, UnknownBackend, Unrepresentable
 from multirnn.layer import Layer
 from multirnn.spec import RecurrentSpec
 from multirnn.weights import Weights, initialise
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 __all__ = ["backend", "backends", "build", "read"]
 
@@ -88,6 +92,8 @@ _backend = backend  # `build` has a parameter of this name
 
 @cache
 def _points(group: str) -> tuple[EntryPoint, ...]:
+    from importlib.metadata import entry_points  # here, since it costs 50 ms of every import
+
     return tuple(entry_points(group=group))
 
 

@@ -4,6 +4,8 @@
 form of the biases and preserve the function. Names and shapes are those of `RecurrentSpec.shapes`.
 """
 
+from __future__ import annotations  # or naming np.random.Generator loads numpy.random: 30 ms of every import
+
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from math import prod, sqrt
@@ -62,7 +64,7 @@ class Weights:
         prefix = f"layers.{layer}.{direction}."
         return {name.removeprefix(prefix): array for name, array in self.arrays.items() if name.startswith(prefix)}
 
-    def astype(self, dtype: str) -> "Weights":
+    def astype(self, dtype: str) -> Weights:
         """The same weights in "float32" or "float64"; widening is exact, narrowing rounds to nearest."""
         spec = replace(self.spec, dtype=dtype)
         return Weights(spec, {name: array.astype(spec.dtype) for name, array in self.arrays.items()})
@@ -74,7 +76,7 @@ class Weights:
 
     __hash__ = None  # type: ignore[assignment]  # equal by value over arrays, which have no hash
 
-    def __reduce__(self) -> tuple[type["Weights"], tuple[RecurrentSpec, dict[str, Array]]]:
+    def __reduce__(self) -> tuple[type[Weights], tuple[RecurrentSpec, dict[str, Array]]]:
         return Weights, (self.spec, dict(self.arrays))  # a mapping proxy can be neither pickled nor deep-copied
 
     def __repr__(self) -> str:
@@ -88,7 +90,7 @@ def _list(names: list[str]) -> str:
 
 # --- Drawing ---------------------------------------------------------------------------------------------------------
 
-Draw = Callable[[np.random.Generator, str, tuple[int, ...], RecurrentSpec], Array]
+Draw = Callable[["np.random.Generator", str, tuple[int, ...], RecurrentSpec], Array]
 
 
 def initialise(spec: RecurrentSpec, seed: int | np.random.Generator = 0, scheme: str = "torch") -> Weights:

@@ -1,11 +1,16 @@
 """Fixtures of all tests, and the options that write what README.md shows."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 import multirnn as mr
+
+# Most of the time of the tests is XLA compiling a new stack: 3 s each, and 1 s like this. What `make demo` and the
+# benchmarks run, and test_jax_native in a process of its own, is compiled as it is for users.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
 
 Observed = dict[str, dict[str, dict[str, object]]]
 
@@ -31,4 +36,25 @@ def observed(request: pytest.FixtureRequest):
     found: Observed = {}
     yield found
     if path := request.config.getoption("--observed"):
-        path.write_text(json.dumps(found, indent=2, sort_keys=True) + "\n")
+        worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+        path.with_name(path.name + worker).write_text(json.dumps(found, indent=2, sort_keys=True) + "\n")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """What the workers of pytest-xdist observed, in one file."""
+    path = session.config.getoption("--observed")
+    if not path or "PYTEST_XDIST_WORKER" in os.environ:
+        return
+    parts = sorted(path.parent.glob(path.name + "gw*"))
+    together: Observed = {}
+    for part in parts:
+        for backend, dtypes in json.loads(part.read_text()).items():
+            for dtype, row in dtypes.items():
+                seen = together.setdefault(backend, {}).setdefault(dtype, {**row, "drawn": 0, "accepted": 0})
+                if row["worst_eps"] > seen["worst_eps"]:
+                    seen |= {"worst_eps": row["worst_eps"], "where": row["where"]}
+                seen["drawn"] += row["drawn"]
+                seen["accepted"] += row["accepted"]
+        part.unlink()
+    if parts:
+        path.write_text(json.dumps(together, indent=2, sort_keys=True) + "\n")

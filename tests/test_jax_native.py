@@ -1,6 +1,7 @@
 """What JAX users do with `layer.native`: transform, shard, train; and its dtypes, devices and compilation."""
 
 import logging
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -488,3 +489,19 @@ def test_versions_name_jax_and_its_compiler() -> None:
 def test_nothing_is_refused() -> None:
     assert [BACKEND.refuses(spec) for spec in FORMS] == [None] * len(FORMS)
     assert apply.__module__ == "multirnn_jax.apply"
+
+
+def test_agrees_as_it_is_compiled_for_users() -> None:
+    """The other tests compile without optimisation; see conftest.py."""
+    code = """
+import multirnn as mr
+
+for cell in mr.CELLS:
+    comparison = mr.compare(mr.RecurrentSpec(cell, 3, 11, bidirectional=True), backends=["jax"])
+    assert comparison.ok, str(comparison)
+print("equal")
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    command = [sys.executable, "-c", code]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (0, "equal\n"), ended.stderr

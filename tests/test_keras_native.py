@@ -16,8 +16,8 @@ import pytest
 import multirnn as mr
 from multirnn.compare import draw_call
 
-keras = pytest.importorskip("keras")
 multirnn_keras = pytest.importorskip("multirnn_keras")
+keras = pytest.importorskip("keras")
 layers = keras.layers
 
 BACKEND = multirnn_keras.BACKEND

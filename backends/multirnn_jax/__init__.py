@@ -36,6 +36,10 @@ class JaxBackend:
         """The versions of JAX and of its compiler."""
         return {package: version(package) for package in ("jax", "jaxlib")}
 
+    def devices(self) -> tuple[str, ...]:
+        """The devices that `build` takes here."""
+        return conversion.devices()
+
 
 BACKEND = JaxBackend()
 

@@ -62,7 +62,8 @@ class JaxLayer(BoundaryLayer):
     def run(self, inputs: Inputs) -> Output:
         """See `BoundaryLayer.run`."""
         with width(self.spec):
-            output = _run(self.spec, self._native.params, inputs.x, inputs.state, inputs.lengths)
+            state = inputs.state if inputs.state_given else None  # handing zeros over costs 10 µs
+            output = _run(self.spec, self._native.params, inputs.x, state, inputs.lengths)
             return Output(np.asarray(output.sequence), _arrays(output.state))
 
     def pull_back(self, inputs: Inputs, cotangent: Output) -> Gradients:

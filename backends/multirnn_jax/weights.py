@@ -9,7 +9,7 @@ import numpy as np
 from multirnn import InvalidCall, RecurrentSpec, Unrepresentable, Weights
 from multirnn_jax.apply import Recurrence
 
-__all__ = ["read", "recurrence", "width"]
+__all__ = ["devices", "read", "recurrence", "width"]
 
 
 def width(spec: RecurrentSpec) -> AbstractContextManager[None]:
@@ -51,5 +51,9 @@ def _device(name: str | None) -> Any:
     try:
         return jax.local_devices(backend=name)[0]
     except RuntimeError as error:
-        here = sorted({device.platform for device in (*jax.local_devices(), *jax.local_devices(backend="cpu"))})
-        raise InvalidCall(f"JAX has no device {name!r} here; it can use {', '.join(here)}") from error
+        raise InvalidCall(f"JAX has no device {name!r} here; it can use {', '.join(devices())}") from error
+
+
+def devices() -> tuple[str, ...]:
+    """The platforms that this process can use; the CPU is always one."""
+    return tuple(sorted({device.platform for device in (*jax.local_devices(), *jax.local_devices(backend="cpu"))}))

@@ -44,6 +44,10 @@ class KerasBackend:
         """The versions of Keras and of its engine."""
         return engine.versions()
 
+    def devices(self) -> tuple[str, ...]:
+        """The devices that `build` takes here."""
+        return engine.devices()
+
 
 BACKEND = KerasBackend()
 

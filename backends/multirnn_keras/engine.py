@@ -16,7 +16,7 @@ from typing import Any
 
 from multirnn import InvalidCall
 
-__all__ = ["ENGINE", "ENGINES", "chosen", "device_named", "on_device", "versions"]
+__all__ = ["ENGINE", "ENGINES", "chosen", "device_named", "devices", "on_device", "versions"]
 
 ENGINES = ("tensorflow", "jax", "torch")
 
@@ -96,6 +96,11 @@ def versions() -> dict[str, str]:
     return {"keras": str(keras.__version__), **engine}
 
 
+def devices() -> tuple[str, ...]:
+    """The engine's devices, as `keras.device` names them."""
+    return tuple(f"{kind}:{number}" for kind in ("cpu", "gpu", "tpu") for number in range(_count(kind)))
+
+
 def device_named(name: str | None) -> str | None:
     """The device of this name, with its number; None, for the engine's default, where there is no name.
 
@@ -109,9 +114,8 @@ def device_named(name: str | None) -> str | None:
         return None
     kind, _, number = name.lower().replace("cuda", "gpu").partition(":")
     device = f"{kind}:{number or 0}"
-    here = [f"{kind}:{number}" for kind in ("cpu", "gpu", "tpu") for number in range(_count(kind))]
-    if device not in here:
-        raise InvalidCall(f"Keras ({ENGINE}) has no device {name!r} here; it has {', '.join(here)}")
+    if device not in devices():
+        raise InvalidCall(f"Keras ({ENGINE}) has no device {name!r} here; it has {', '.join(devices())}")
     return "cpu" if device == "cpu:0" else device  # PyTorch takes cpu:0 for another device than the cpu of its tensors
 
 
