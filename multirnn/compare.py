@@ -32,8 +32,8 @@ __all__ = ["TOLERANCE", "Comparison", "Difference", "Part", "Row", "compare", "d
 
 TOLERANCE: Mapping[str, int] = MappingProxyType(
     {
-        "float32": 64,
-        "float64": 256,
+        "float32": 64,  # the worst seen over drawn specs of up to 3 layers both ways: 12.5, PyTorch
+        "float64": 256,  # 20.2, PyTorch
     }
 )
 """The largest normwise difference from the reference that counts as rounding, in units of eps of the dtype."""
