@@ -11,7 +11,7 @@ from multirnn.activations import ACTIVATIONS, Activation
 from multirnn.backend import Backend
 from multirnn.cli import options
 from multirnn.cli.console import heading, progress, show, show_json, table
-from multirnn.errors import MissingFramework
+from multirnn.errors import MissingFramework, MultirnnError
 from multirnn.registry import backend as load
 from multirnn.spec import BIASES, DTYPES, RecurrentSpec
 from multirnn.testing import FORMS
@@ -57,13 +57,17 @@ def command(ctx: click.Context, /, names: tuple[str, ...], as_json: bool) -> Non
 # --- What there is to say, in values that JSON has -------------------------------------------------------------------
 
 
+# What an installed framework raises on import when it is broken: a module or library that it lacks, another version of one.
+BROKEN = (ImportError, OSError, RuntimeError, AttributeError, MultirnnError)
+
+
 def _row(ctx: click.Context, name: str, say: Callable[[str], None]) -> dict[str, Any]:
     say(f"loading {name}")
     try:
         backend = load(name)
     except MissingFramework as error:
         return {"name": name, "title": name, "status": "missing", "reason": str(error)}
-    except Exception as error:  # noqa: BLE001  # whatever a broken framework raises is what there is to say about it
+    except BROKEN as error:
         if options.wants_traceback(ctx):
             traceback.print_exc()
         return {"name": name, "title": name, "status": "broken", "reason": f"{name}: {type(error).__name__}: {error}"}
