@@ -35,7 +35,9 @@ def start(*args: object, prelude: str = "", **options: Any) -> "subprocess.Popen
     """The command line in a process of its own, after some Python."""
     code = f"import sys\n{prelude}\nfrom multirnn.cli import main\nmain(prog_name='multirnn')"
     command = [sys.executable, "-c", code, *map(str, args)]
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    # No width is asked for unless a test does: the runner of these tests may stand in a terminal.
+    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": environment, **options}
     return subprocess.Popen(command, text=True, **options)
 
 
