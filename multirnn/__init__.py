@@ -7,69 +7,37 @@
 >>> layer = mr.build(spec, backend="numpy", seed=0)
 """
 
-from multirnn.activations import ACTIVATIONS, Activation
-from multirnn.backend import Backend, accept
-from multirnn.boundary import BoundaryLayer, Inputs
-from multirnn.cells import CELLS, Cell
-from multirnn.compare import Comparison, Difference, compare, difference, tolerance
-from multirnn.conventions import CONVENTIONS, Convention, from_arrays, to_arrays
-from multirnn.errors import (
-    InvalidCall,
-    InvalidData,
-    InvalidSpec,
-    InvalidWeights,
-    MissingFramework,
-    MultirnnError,
-    UnknownBackend,
-    Unrepresentable,
-    Unsupported,
-)
-from multirnn.layer import Gradients, Layer, Output, State, Stream
-from multirnn.registry import backend, backends, build, read
-from multirnn.spec import RecurrentSpec
-from multirnn.weights import Weights, fold_biases, initialise, split_biases
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "ACTIVATIONS",
-    "CELLS",
-    "CONVENTIONS",
-    "Activation",
-    "Backend",
-    "BoundaryLayer",
-    "Cell",
-    "Comparison",
-    "Convention",
-    "Difference",
-    "Gradients",
-    "Inputs",
-    "InvalidCall",
-    "InvalidData",
-    "InvalidSpec",
-    "InvalidWeights",
-    "Layer",
-    "MissingFramework",
-    "MultirnnError",
-    "Output",
-    "RecurrentSpec",
-    "State",
-    "Stream",
-    "UnknownBackend",
-    "Unrepresentable",
-    "Unsupported",
-    "Weights",
-    "accept",
-    "backend",
-    "backends",
-    "build",
-    "compare",
-    "difference",
-    "fold_biases",
-    "from_arrays",
-    "initialise",
-    "read",
-    "split_biases",
-    "to_arrays",
-    "tolerance",
-]
+if TYPE_CHECKING:
+    from multirnn.public import *  # noqa: F403
+    from multirnn.public import __all__ as __all__
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """What `multirnn.public` has by this name. NumPy is loaded by the first of them, not by `multirnn --help`."""
+    if name == "__all__" or not name.startswith("__"):
+        public = import_module("multirnn.public")  # `from multirnn import public` asks this function first
+        if name in (*public.__all__, "__all__"):
+            return getattr(public, name)
+    raise AttributeError(f"module 'multirnn' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *import_module("multirnn.public").__all__})
+
+
+class _Package(ModuleType):
+    """`multirnn.backend` and `multirnn.compare` are functions, and files too: importing the file hides no function."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in ("backend", "compare") and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -20,7 +20,7 @@ ROOT = Path(mr.__file__).parent.parent
 
 ORDER = (  # each may import from what stands before it
     *("errors", "activations", "cells", "spec", "weights", "conventions", "layer", "boundary", "backend"),
-    *("registry", "compare", "testing", "plot", "series", "samples", "cli"),
+    *("registry", "compare", "public", "testing", "plot", "series", "samples", "cli"),
 )
 ALLOWED = {  # beside the standard library and itself
     "multirnn": {"numpy", "rich", "click", "matplotlib"},
@@ -107,6 +107,28 @@ mr.from_arrays(mr.to_arrays(mr.split_biases(weights), convention="keras"), conve
 
 def test_the_description_loads_no_framework_and_says_nothing() -> None:
     assert after(DESCRIPTION) == ([], [], "")
+
+
+@pytest.mark.parametrize("first", ["", "import multirnn.registry", "import multirnn.compare", "mr.RecurrentSpec"])
+def test_a_function_is_not_hidden_by_the_file_of_its_name(first: str) -> None:
+    program = f"""
+import sys
+import multirnn as mr
+assert "numpy" not in sys.modules
+{first}
+from multirnn import *
+from multirnn import registry
+import multirnn.backend
+assert mr.backend is backend is registry.backend and mr.compare is compare
+assert sys.modules["multirnn.backend"].Backend is mr.Backend
+assert set(mr.__all__) <= set(dir(mr))
+"""
+    assert after(program) == ([], [], "")
+
+
+def test_a_name_that_is_not_offered_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'multirnn' has no attribute 'bild'"):
+        mr.bild  # type: ignore[attr-defined]  # noqa: B018
 
 
 USE = """

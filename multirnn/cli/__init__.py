@@ -24,7 +24,13 @@ from multirnn.errors import MissingFramework, MultirnnError, Unsupported
 
 __all__ = ["main"]
 
-COMMANDS = ("backends", "summary", "explain", "compare")
+# A command and the first sentence of its help, which stands here too: to read it there costs the import of NumPy.
+COMMANDS = {
+    "backends": "Show what is installed, and what each backend refuses.",
+    "summary": "Show layers, output shapes and parameters.",
+    "explain": "Say why frameworks count differently, and which array is which.",
+    "compare": "Hold every backend against the reference, on real data.",
+}
 
 
 class Failure(click.ClickException):
@@ -52,6 +58,11 @@ class Commands(click.Group):
             return None
         command: click.Command = import_module(f"multirnn.cli.{cmd_name}").command
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list of the commands, without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; what it raises becomes a sentence and an exit status."""

@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 import click
 
-from multirnn import registry
+import multirnn as mr
 from multirnn.activations import ACTIVATIONS, Activation
 from multirnn.cells import CELLS
 from multirnn.errors import InvalidSpec
@@ -118,9 +118,9 @@ def chosen(names: tuple[str, ...]) -> tuple[str, ...]:
         UnknownBackend: no distribution offers one of this name.
     """
     for name in names:
-        if name not in registry.backends():
-            registry.backend(name)  # has the sentence
-    return tuple(dict.fromkeys(names)) or registry.backends()
+        if name not in mr.backends():
+            mr.backend(name)  # has the sentence
+    return tuple(dict.fromkeys(names)) or mr.backends()
 
 
 def json_output(command: Command) -> Command:
