@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -218,3 +219,22 @@ def test_the_stack_itself(spec: mr.RecurrentSpec) -> None:
     y, last, _ = layer.native.forward(x[0], [part[:, 0] for part in parts])
     assert np.array_equal(y, alone.sequence[0])
     assert all(np.array_equal(a, b[:, 0]) for a, b in zip(last, arrays_of(alone)[1:], strict=True))
+
+
+def test_memory_that_is_kept_from_call_to_call_is_never_handed_out() -> None:
+    spec = mr.RecurrentSpec("lstm", 3, 5, num_layers=2, bidirectional=True)
+    layer = mr.build(spec, "numpy")
+    calls = [draw_call(spec, seed) for seed in range(8)]
+
+    def gradients(seed: int) -> list[np.ndarray]:
+        x, state, lengths = calls[seed]
+        output = layer(x, state, lengths=lengths)
+        found = layer.vjp(x, state, lengths=lengths, cotangent=output)
+        return [*found.weights.values(), found.x, *found.state]
+
+    expected = [[array.copy() for array in gradients(seed)] for seed in range(8)]
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(gradients, [*range(8)] * 5))
+    for seed, arrays in zip([*range(8)] * 5, found, strict=True):
+        for array, there in zip(arrays, expected[seed], strict=True):
+            np.testing.assert_array_equal(array, there)

@@ -98,7 +98,7 @@ class Lstm(Pass):
         a_c = np.empty_like(c[1:])
         self.a(c[1:], a_c)
         dc_dh = o * self.a_slope(a_c)
-        dz = np.empty_like(self.z)
+        dz = self.empty(self.z.shape, self.z.dtype)
         di, df, dg, do = gates(dz, 4)
         multiply(g, self.s_slope(i), di)
         multiply(c[:-1], self.s_slope(f), df)
@@ -160,7 +160,7 @@ class GruResetAfter(Pass):
         (h,), (dh,) = self.states, dstates
         r, z, n = gates(self.z, 3)
         dn_dh = (1 - z) * self.a_slope(n)
-        drzm = np.empty_like(self.z)
+        drzm = self.empty(self.z.shape, self.z.dtype)
         dr, dz, dm = gates(drzm, 3)
         multiply(dn_dh * self.m, self.s_slope(r), dr)
         multiply(h[:-1] - n, self.s_slope(z), dz)
@@ -212,7 +212,7 @@ class GruResetBefore(Pass):
         """First dz and dn come from dh_t, then dr from d(r * h) = dn U_nᵀ; dh = dh_t * z + d(r * h) * r + what U brings."""
         (h,), (dh,) = self.states, dstates
         r, z, n = gates(self.z, 3)
-        drzn = np.empty_like(self.z)
+        drzn = self.empty(self.z.shape, self.z.dtype)
         dr, dz, dn = gates(drzn, 3)
         multiply(h[:-1], self.s_slope(r), dr)
         multiply(h[:-1] - n, self.s_slope(z), dz)

@@ -5,6 +5,7 @@ from multirnn.weights import Array
 from multirnn_numpy.passes import Padding
 from multirnn_numpy.stack import Stack
 from multirnn_numpy.weights import read, stack
+from multirnn_numpy.workspace import Workspaces
 
 __all__ = ["NumpyLayer", "build", "refuses"]
 
@@ -35,6 +36,7 @@ class NumpyLayer(BoundaryLayer):
     def __init__(self, native: Stack) -> None:
         super().__init__(native.spec)
         self._native = native
+        self._workspaces = Workspaces()
 
     @property
     def native(self) -> Stack:
@@ -61,8 +63,10 @@ class NumpyLayer(BoundaryLayer):
 
     def pull_back(self, inputs: Inputs, cotangent: Output) -> Gradients:
         """See `BoundaryLayer.pull_back`."""
-        _, _, passes = self._native.forward(*_time_first(inputs.x, inputs.state), _padded(inputs))
-        dparameters, dx, dstate = self._native.backward(passes, *_time_first(cotangent.sequence, cotangent.state))
+        x, state = _time_first(inputs.x, inputs.state)
+        with self._workspaces.lend() as empty:
+            _, _, passes = self._native.forward(x, state, _padded(inputs), empty)
+            dparameters, dx, dstate = self._native.backward(passes, *_time_first(cotangent.sequence, cotangent.state))
         return Gradients(dparameters, *_batch_first(dx, dstate))
 
 

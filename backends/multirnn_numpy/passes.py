@@ -12,11 +12,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy import copyto
 from numpy.typing import NDArray
 
 from multirnn import RecurrentSpec
 from multirnn.weights import Array
 from multirnn_numpy.activations import activation
+from multirnn_numpy.workspace import Empty
 
 __all__ = ["Padding", "Pass", "gate_axis", "gates", "steps", "steps_back", "sum_of_products", "transposed"]
 
@@ -40,6 +42,7 @@ class Pass(ABC):
         x: `(time, batch, features)` in running order; or `(time, features)`.
         first: the state before the first step, h and of an LSTM c: `(batch, hidden_size)`; or `(hidden_size,)`.
         padded: which steps are padding: `(time, batch, 1)`; or `(time, 1)`. None where none is.
+        empty: where the large arrays come from.
 
     Attributes:
         states: h, and of an LSTM c, before the first and after every step: `(time + 1, batch, hidden_size)`.
@@ -53,7 +56,9 @@ class Pass(ABC):
         x: Array,
         first: Sequence[Array],
         padded: Padding | None = None,
+        empty: Empty = np.empty,
     ) -> None:
+        self.empty = empty
         self.a, self.a_slope = activation(spec.activation)
         self.s, self.s_slope = activation(spec.recurrent_activation)
         self.parameters = parameters
@@ -62,7 +67,7 @@ class Pass(ABC):
         self.padded = padded
         # Most steps have no padding, and are not to pay for any.
         self.frozen = [None] * len(x) if padded is None else [step if step.any() else None for step in padded]
-        self.states = [np.empty((len(x) + 1, *part.shape), x.dtype) for part in first]
+        self.states = [empty((len(x) + 1, *part.shape), x.dtype) for part in first]
         for state, part in zip(self.states, first, strict=True):
             state[0] = part
         self.z = self.room_for_z()
@@ -70,14 +75,17 @@ class Pass(ABC):
 
     def room_for_z(self) -> Array:
         """Where x W + b goes."""
-        return np.empty((*self.x.shape[:-1], self.W.shape[1]), self.x.dtype)
+        return self.empty((*self.x.shape[:-1], self.W.shape[1]), self.x.dtype)
 
     def project(self) -> None:
         """Fill z with x W + b."""
         if self.x.ndim == 3 and self.x[0].size * self.W.shape[1] <= ONE_THREAD:
             np.matmul(self.x, self.W, self.z)  # a product a step
         else:
-            self.x = np.ascontiguousarray(self.x)
+            if not self.x.flags.c_contiguous:
+                x = self.x
+                self.x = self.empty(x.shape, x.dtype)
+                copyto(self.x, x)
             rows(self.x).dot(self.W, rows(self.z))
         if "bias_ih" in self.parameters:
             self.z += np.full(self.z.shape[1:], self.bias().ravel())  # whole steps: four times as fast as row by row
@@ -116,7 +124,7 @@ class Pass(ABC):
 
     def pull_back(self, dy: Array, dlast: Sequence[Array]) -> tuple[dict[str, Array], Array, list[Array]]:
         """From the gradients of outputs and last state to those of parameters (by last name), x and first state."""
-        dh = np.empty_like(self.states[0])
+        dh = self.empty(self.states[0].shape, self.states[0].dtype)
         dh[0] = 0
         dh[1:] = dy
         dh[-1] += dlast[0]
@@ -140,7 +148,7 @@ class Pass(ABC):
         """Write a value into the padded steps of arrays `(time, batch, …)`."""
         if self.padded is not None:
             for array in arrays:
-                np.copyto(array, value, where=self.padded)
+                copyto(array, value, where=self.padded)
 
 
 def matrix(weight: Array) -> Array:

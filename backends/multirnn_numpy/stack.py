@@ -8,6 +8,7 @@ from multirnn import RecurrentSpec
 from multirnn.weights import Array
 from multirnn_numpy.cells import CELLS
 from multirnn_numpy.passes import Padding, Pass
+from multirnn_numpy.workspace import Empty
 
 __all__ = ["Stack"]
 
@@ -33,7 +34,7 @@ class Stack:
         self._names = {(layer, direction): _names(spec, layer, direction) for layer, direction in spec.passes}
 
     def forward(
-        self, x: Array, state: Sequence[Array], padded: Padding | None = None
+        self, x: Array, state: Sequence[Array], padded: Padding | None = None, empty: Empty = np.empty
     ) -> tuple[Array, list[Array], list[Pass]]:
         """There: over a sequence, layer by layer.
 
@@ -41,6 +42,7 @@ class Stack:
             x: `(time, batch, input_size)`, zero at padding.
             state: before the first step: h, and of an LSTM c.
             padded: which steps are padding, `(time, batch, 1)`, always at the end; None where none is.
+            empty: where the large arrays come from, the outputs among them.
 
         Returns:
             The outputs, `(time, batch, directions * hidden_size)`; the state after the last step; and the passes, one
@@ -53,7 +55,8 @@ class Stack:
                 order = ORDER[direction]
                 parameters = {last: self.parameters[name] for last, name in self._names[layer, direction].items()}
                 first = [part[len(passes)] for part in state]
-                run = self._cell(self.spec, parameters, x[order], first, None if padded is None else padded[order])
+                steps = None if padded is None else padded[order]
+                run = self._cell(self.spec, parameters, x[order], first, steps, empty)
                 run.forward()
                 passes.append(run)
                 outputs.append(run.outputs[order])
