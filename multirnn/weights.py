@@ -64,6 +64,12 @@ class Weights:
         prefix = f"layers.{layer}.{direction}."
         return {name.removeprefix(prefix): array for name, array in self.arrays.items() if name.startswith(prefix)}
 
+    def part(self, layer: int, direction: str) -> Weights:
+        """One layer in one direction as a stack of its own, which runs forward whichever direction it was."""
+        first = self.spec.shapes[f"layers.{layer}.{direction}.weight_ih"]
+        spec = replace(self.spec, input_size=first[2], num_layers=1, bidirectional=False)
+        return Weights(spec, {f"layers.0.forward.{name}": array for name, array in self.at(layer, direction).items()})
+
     def astype(self, dtype: str) -> Weights:
         """The same weights in "float32" or "float64"; widening is exact, narrowing rounds to nearest."""
         spec = replace(self.spec, dtype=dtype)
