@@ -130,12 +130,9 @@ class Pass(ABC):
         dh[-1] += dlast[0]
         dstates = [dh, *(part.copy() for part in dlast[1:])]
         dz, dhU, dU_T = self.backward(dstates)
-        found = {
-            "weight_ih": sum_of_products(dz, self.x),
-            "weight_hh": dU_T,
-            "bias_ih": total(dz),
-            "bias_hh": total(dhU),
-        }
+        db = total(dz)
+        dd = db.copy() if dhU is dz else total(dhU)
+        found = {"weight_ih": sum_of_products(dz, self.x), "weight_hh": dU_T, "bias_ih": db, "bias_hh": dd}
         parameters = {}
         for name, parameter in self.parameters.items():
             gradient = found[name].reshape(-1, *parameter.shape[1:])
