@@ -4,16 +4,18 @@
 """
 
 import json
+import os
 import re
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 import multirnn as mr
 from multirnn.compare import TOLERANCE
-from multirnn.spec import BIASES
-from multirnn.testing import FORMS
+from multirnn.support import AXES, FORMS, Row, ask, summarise
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -26,29 +28,47 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def support() -> str:
-    """Asked of every backend: which bias forms of which cell it takes, and why not the others."""
-    backends = [mr.backend(name) for name in mr.backends()]
-    rows = []
-    reasons: dict[str, int] = {}
-    for cell, reset_after in FORMS:
-        form = f"`{cell}`" + ("" if cell != "gru" else f", `reset_after={reset_after}`")
-        for bias in BIASES:
-            spec = mr.RecurrentSpec(cell, 10, 3, bias=bias, reset_after=reset_after)
-            cells = []
-            for backend in backends:
-                reason = backend.refuses(spec)
-                note = "" if reason is None else f"–<sup>{reasons.setdefault(reason, len(reasons) + 1)}</sup>"
-                cells.append(note or "✓")
-            rows.append([form, f'`"{bias}"`', str(spec.parameter_count), *cells])
-    activated = mr.RecurrentSpec("lstm", 10, 3, activation="relu")
+    """What every backend answers about the grid of `multirnn.support`, and each reason why not."""
+    supports = [ask(mr.backend(name)) for name in mr.backends()]
+    summary = summarise(supports)
+    titles = [NAMES.get(one.name, one.name) + one.title.removeprefix(one.name) for one in supports]
+
+    def entries(row: Row) -> list[str]:
+        signs = {"yes": "✓", "no": "–"}
+        return [
+            signs.get(entry.text, entry.text)
+            + (f"<sup>{', '.join(map(str, entry.notes))}</sup>" if entry.notes else "")
+            for entry in row.entries
+        ]
+
     cells = []
-    for backend in backends:
-        reason = backend.refuses(activated)
-        cells.append("✓" if reason is None else f"–<sup>{reasons.setdefault(reason, len(reasons) + 1)}</sup>")
-    rows.append(['`lstm`, `activation="relu"`', "", str(activated.parameter_count), *cells])
-    head = ["cell", "bias", "parameters (10 → 3)", *(NAMES.get(backend.name, backend.name) for backend in backends)]
-    notes = "<br>\n".join(f"<sup>{number}</sup> {reason}" for reason, number in reasons.items())
-    return f"{table(head, rows)}\n\n{notes}"
+    for row in summary.cells:
+        form = FORMS[row.label]
+        spec = mr.RecurrentSpec(form.name, 10, 3, bias=row.of, reset_after=form is mr.CELLS[form.name])
+        name, _, rest = row.label.partition(" ")
+        cells.append([f"`{name}` {rest}".rstrip(), f'`"{row.of}"`', str(spec.parameter_count), *entries(row)])
+    fields = [[row.label, row.of, *entries(row)] for row in summary.fields]
+    notes = [f"<sup>{note.number}</sup> {note}" for note in summary.notes]
+    return "\n\n".join(
+        [
+            table(["cell", "bias", "parameters (10 → 3)", *titles], cells),
+            table(["field", "", *titles], fields),
+            "<br>\n".join([f"All activations: {', '.join(map(str, AXES['activation']))}", *notes, *other_engines()]),
+        ]
+    )
+
+
+def other_engines() -> Iterator[str]:
+    """What Keras refuses on JAX and on PyTorch, and not on TensorFlow: asked in processes of their own."""
+    known = ask(mr.backend("keras")).to_dict()["rules"]
+    main = [sys.executable, "-c", "from multirnn.cli import main; main()"]
+    for engine in ("jax", "torch"):
+        command = [*main, "backends", "--support", "--json", "--backend", "keras"]
+        done = subprocess.run(command, capture_output=True, env=os.environ | {"KERAS_BACKEND": engine}, check=True)
+        for rule in json.loads(done.stdout)["backends"][0]["rules"]:
+            if rule not in known:
+                where = ", ".join(f"{axis} {' or '.join(map(str, values))}" for axis, values in rule["where"].items())
+                yield f"{NAMES['keras']} ({engine}), {where}: {rule['reason']}"
 
 
 def observed() -> str:

@@ -2,22 +2,23 @@
 
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from multirnn.activations import ACTIVATIONS, Activation
-from multirnn.backend import Backend
+from multirnn.cells import CELLS
 from multirnn.cli import options
 from multirnn.cli.console import heading, progress, show, show_json, table
 from multirnn.errors import MissingFramework, MultirnnError
 from multirnn.registry import backend as load
-from multirnn.spec import BIASES, DTYPES, RecurrentSpec
-from multirnn.testing import FORMS
+from multirnn.spec import BIASES, RecurrentSpec
+from multirnn.support import AXES, FORMS, Entry, Row, Support, ask, json_value, summarise
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.table import Table
+    from rich.text import Text
 
 __all__ = ["command"]
 
@@ -28,27 +29,49 @@ __all__ = ["command"]
     \b
     Examples:
       multirnn backends
-      multirnn backends --backend torch
+      multirnn backends --support
+      multirnn backends --support --cell gru --backend keras --backend torch
       multirnn backends --json
+
+    \b
+    Exit status:
+      0  all that is installed was asked
+      2  used wrongly, or could not run
+      3  a backend named with --backend is missing or broken
     """,
+)
+@click.option(
+    "--support", "whole", is_flag=True, help="The table of all that each one takes, with every reason why not."
+)
+@click.option(
+    "--cell",
+    "cells",
+    type=click.Choice(list(CELLS)),
+    multiple=True,
+    help="Ask about this cell only; may be repeated.  [default: all]",
 )
 @options.backends
 @options.json_output
 @options.debug
 @click.pass_context
-def command(ctx: click.Context, /, names: tuple[str, ...], as_json: bool) -> None:
+def command(ctx: click.Context, /, whole: bool, cells: tuple[str, ...], names: tuple[str, ...], as_json: bool) -> None:
     """Show what is installed, and what each backend refuses.
 
     A backend whose framework is not installed is shown with what to install. What a backend refuses is asked of itself,
-    one field of a spec at a time.
+    about every combination of cell, bias, layers, directions, activations and dtype: --support shows all its answers,
+    otherwise one field of a spec at a time is shown.
     """
     with progress() as say:
-        rows = [_row(ctx, name, say) for name in options.chosen(names)]
-    if as_json:
-        show_json({"backends": rows})
+        found = [_found(ctx, name, cells or tuple(CELLS), say) for name in options.chosen(names)]
+    if whole and as_json:
+        show_json(_support_data(found))
+    elif whole:
+        show(*_support_report(found))
+    elif as_json:
+        show_json({"backends": [_row(one) for one in found]})
     else:
-        show(*_report(rows))
-    absent = [row["reason"] for row in rows if names and row["status"] != "installed"]
+        show(*_report([_row(one) for one in found]))
+    absent = [one.reason for one in found if names and one.reason]
     for reason in absent:
         click.echo(f"Error: {reason}", err=True)
     ctx.exit(3 if absent else 0)
@@ -61,63 +84,78 @@ def command(ctx: click.Context, /, names: tuple[str, ...], as_json: bool) -> Non
 BROKEN = (ImportError, OSError, RuntimeError, AttributeError, MultirnnError)
 
 
-def _row(ctx: click.Context, name: str, say: Callable[[str], None]) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A backend by its name: what it answered, or the reason why it could not be asked."""
+
+    name: str
+    status: str
+    reason: str | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    devices: tuple[str, ...] = ()
+    support: Support | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """What is there, without what it refuses."""
+        values = {"name": self.name, "title": self.name, "status": self.status, "reason": self.reason}
+        if self.support is None:
+            return values
+        about = {"versions": dict(self.versions), "devices": list(self.devices)}
+        return {**values, "title": self.support.title, **about, "differentiable": self.support.differentiable}
+
+
+def _found(ctx: click.Context, name: str, cells: tuple[str, ...], say: Callable[[str], None]) -> Found:
     say(f"loading {name}")
     try:
         backend = load(name)
     except MissingFramework as error:
-        return {"name": name, "title": name, "status": "missing", "reason": str(error)}
+        return Found(name, "missing", str(error))
     except BROKEN as error:
         if options.wants_traceback(ctx):
             traceback.print_exc()
-        return {"name": name, "title": name, "status": "broken", "reason": f"{name}: {type(error).__name__}: {error}"}
-    engine, devices = getattr(backend, "engine", None), getattr(backend, "devices", None)
-    return {
-        "name": name,
-        "title": f"{name} ({engine})" if engine else name,
-        "status": "installed",
-        "reason": None,
-        "versions": dict(backend.versions()),
-        "devices": list(devices()) if devices else [],
-        "differentiable": backend.differentiable,
-        "refuses": list(_refusals(backend)),
-    }
+        return Found(name, "broken", f"{name}: {type(error).__name__}: {error}")
+    say(f"asking {name}")
+    devices = getattr(backend, "devices", tuple)
+    return Found(name, "installed", None, backend.versions(), tuple(devices()), ask(backend, cells))
 
 
-VALUES: Mapping[str, Sequence[Any]] = {
-    "activation": [
-        *(name for name in ACTIVATIONS if name != "hard_sigmoid"),
-        *(Activation("hard_sigmoid", alpha=slope, beta=0.5) for slope in (0.2, 1 / 6)),
-    ],
-    "bias": BIASES,
-    "num_layers": (2,),
-    "bidirectional": (True,),
-    "dtype": DTYPES,
-}
+def _row(one: Found) -> dict[str, Any]:
+    return one.to_dict() if one.support is None else {**one.to_dict(), "refuses": list(_refusals(one.support))}
 
 
-def _refusals(backend: Backend) -> Iterator[dict[str, Any]]:
-    """What it refuses of each cell: the field, its values, and the reason that it gives for the first of them."""
-    for cell, reset_after in FORMS:
-        base = RecurrentSpec(cell, 5, 3, reset_after=reset_after)
-        form = base.form
-        accepted = [bias for bias in BIASES if not backend.refuses(replace(base, bias=bias))]
+def _refusals(support: Support) -> Iterator[dict[str, Any]]:
+    """What it refuses of each cell: the field, its values, and the reason that it gave for the first of them."""
+    for name in support.axes["form"]:
+        form = FORMS[name]
+        base = RecurrentSpec(form.name, 5, 3, reset_after=form is CELLS[form.name])
+        accepted = [bias for bias in BIASES if not support.refuses(replace(base, bias=bias))]
         if not accepted:
-            yield {"cell": form.title, "field": None, "reason": backend.refuses(base)}
+            yield {"cell": form.title, "field": None, "reason": support.refuses(base)}
             continue
         if base.bias not in accepted:
             base = replace(base, bias=accepted[0])
-        gates = {"recurrent_activation": VALUES["activation"]} if len(form.gates) > 1 else {}
-        for field, values in {**VALUES, **gates}.items():
-            reasons = {str(value): backend.refuses(replace(base, **{field: value})) for value in values}
+        for axis, values in list(AXES.items())[1:]:
+            if axis == "recurrent_activation" and len(form.gates) == 1:
+                continue
+            reasons = {str(value): support.refuses(replace(base, **{axis: value})) for value in values}
             if refused := {value: reason for value, reason in reasons.items() if reason}:
                 yield {
                     "cell": form.title,
-                    "field": field,
+                    "field": axis,
                     "values": list(refused),
                     "accepted": [value for value in reasons if value not in refused],
                     "reason": next(iter(refused.values())),
                 }
+
+
+def _support_data(found: list[Found]) -> dict[str, Any]:
+    """All answers: a spec of the axes is refused if it fits a rule, for the reason of the first one, else accepted."""
+    axes = next((one.support.axes for one in found if one.support), AXES)
+    return {
+        "axes": {axis: [json_value(value) for value in values] for axis, values in axes.items()},
+        "forms": {name: {"cell": form.name, "reset_after": form is CELLS[form.name]} for name, form in FORMS.items()},
+        "backends": [{**one.to_dict(), **(one.support.to_dict() if one.support else {})} for one in found],
+    }
 
 
 # --- How it is shown -------------------------------------------------------------------------------------------------
@@ -162,3 +200,44 @@ def _words(refusal: dict[str, Any]) -> str:
     if 0 < len(refusal["accepted"]) < len(refusal["values"]):
         return f"every {field} but {', '.join(refusal['accepted'])}"
     return f"{field} {', '.join(refusal['values'])}"
+
+
+def _support_report(found: list[Found]) -> Iterator["RenderableType"]:
+    supports = [one.support for one in found if one.support]
+    if supports:
+        summary = summarise(supports)
+        made = table("cell", "bias", *summary.titles)
+        _add_rows(made, summary.cells)
+        _add_rows(made, summary.fields)
+        yield heading("What each backend takes")
+        yield made
+        yield ""
+        yield f"all activations: {', '.join(map(str, AXES['activation']))}"
+        if summary.notes:
+            yield ""
+            yield heading("Why not the rest")
+            reasons = table("", "backend", "reason")
+            for note in summary.notes:
+                reasons.add_row(f"[{note.number}]", note.backend, str(note))
+            yield reasons
+    if absent := [one for one in found if one.reason]:
+        yield ""
+        yield heading("What could not be asked")
+        missing = table("backend", "status", "reason")
+        for one in absent:
+            missing.add_row(one.name, one.status, one.reason, style="yellow")
+        yield missing
+
+
+def _add_rows(made: "Table", rows: Sequence[Row]) -> None:
+    before = ""
+    for row in rows:
+        again, before = row.label == before, row.label
+        made.add_row("" if again else row.label, row.of, *map(_entry, row.entries))
+    made.add_section()
+
+
+def _entry(entry: Entry) -> "Text":
+    from rich.text import Text
+
+    return Text(str(entry), style="yellow" if entry.notes or entry.text == "no" else "")
