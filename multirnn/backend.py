@@ -15,6 +15,9 @@ __all__ = ["Backend", "accept"]
 class Backend(Protocol):
     """A framework that realises specs: exactly, or not at all.
 
+    It may have a method `adopt(native, spec, *, compiled)` besides, which runs a user's own object as it is; see
+    `multirnn.adoption`.
+
     Attributes:
         name: under which it is selected; that of its entry point.
         differentiable: whether its layers have `vjp`; False for inference only.

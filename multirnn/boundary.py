@@ -21,7 +21,7 @@ from multirnn.layer import Gradients, Lengths, Output, State, Stream
 from multirnn.spec import RecurrentSpec
 from multirnn.weights import Array, Weights
 
-__all__ = ["BoundaryLayer", "Inputs"]
+__all__ = ["Boundary", "BoundaryLayer", "Inputs"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,25 +54,11 @@ class Inputs:
         return np.arange(time) < self.lengths[:, None]
 
 
-class BoundaryLayer(ABC):
-    """A `Layer` whose backend writes `run` and `pull_back` over checked, batched arrays with at least one valid step."""
+class Boundary(ABC):
+    """The checked calls of a spec: what is left to write are `run` and `pull_back`."""
 
     def __init__(self, spec: RecurrentSpec) -> None:
         self.spec = spec
-
-    @property
-    @abstractmethod
-    def native(self) -> Any:
-        """The framework's own object, live: it shares the layer's parameters."""
-
-    @property
-    @abstractmethod
-    def parameter_count(self) -> int:
-        """Trainable parameters, counted by the framework's own means."""
-
-    @abstractmethod
-    def weights(self) -> Weights:
-        """The parameters as they are now, after any training."""
 
     @abstractmethod
     def run(self, inputs: Inputs) -> Output:
@@ -100,10 +86,6 @@ class BoundaryLayer(ABC):
         else:
             gradients = self.pull_back(inputs, cotangent)
         return gradients if batched else Gradients(gradients.weights, gradients.x[0], _unbatch(gradients.state))
-
-    def stream(self) -> Stream:
-        """A runner that carries the state from chunk to chunk; see `Layer.stream`."""
-        return Stream(self)
 
     def _nothing_run(self, inputs: Inputs) -> Output:
         batch, time, _ = inputs.x.shape
@@ -192,6 +174,28 @@ class BoundaryLayer(ABC):
         return array
 
 
+class BoundaryLayer(Boundary):
+    """A `Layer` whose backend writes `run` and `pull_back` over checked, batched arrays with at least one valid step."""
+
+    @property
+    @abstractmethod
+    def native(self) -> Any:
+        """The framework's own object, live: it shares the layer's parameters."""
+
+    @property
+    @abstractmethod
+    def parameter_count(self) -> int:
+        """Trainable parameters, counted by the framework's own means."""
+
+    @abstractmethod
+    def weights(self) -> Weights:
+        """The parameters as they are now, after any training."""
+
+    def stream(self) -> Stream:
+        """A runner that carries the state from chunk to chunk; see `Layer.stream`."""
+        return Stream(self)
+
+
 def _check_lengths(lengths: ArrayLike, batch: int, time: int, batched: bool) -> Lengths | None:
     """The lengths `(batch,)`, or None where every row is full."""
     try:
@@ -215,7 +219,7 @@ def _check_lengths(lengths: ArrayLike, batch: int, time: int, batched: bool) -> 
 
 
 def _unbatch(state: State) -> State:
-    return State(state.h[:, 0], None if state.c is None else state.c[:, 0])
+    return State._make(None if part is None else part[:, 0] for part in state)
 
 
 def _copy(state: State) -> State:

@@ -28,7 +28,24 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
     from rich.table import Table
 
-__all__ = ["TOLERANCE", "Comparison", "Difference", "Part", "Row", "compare", "difference", "draw_call", "tolerance"]
+__all__ = [
+    "TOLERANCE",
+    "Comparison",
+    "Difference",
+    "Part",
+    "Row",
+    "batched",
+    "compare",
+    "difference",
+    "draw_call",
+    "draw_state",
+    "gradient_pairs",
+    "place",
+    "state_pairs",
+    "tolerance",
+    "widened",
+    "worst_part",
+]
 
 TOLERANCE: Mapping[str, int] = MappingProxyType(
     {
@@ -317,11 +334,7 @@ def compare(
             raise InvalidCall("a state or lengths belong to an x: pass x too")
         x, state, lengths = draw_call(spec, rng)
     load_backend("numpy").build(weights)(x, state, lengths=lengths)  # what does not fit is refused as by any layer
-    array = np.asarray(x, spec.dtype)
-    if array.ndim == 2:
-        array = array[None]
-        state = None if state is None else State(state.h[:, None], None if state.c is None else state.c[:, None])
-        lengths = None if lengths is None else np.asarray(lengths).reshape(1)
+    array, state, lengths = batched(x, state, lengths, spec)
     reference = _Reference(weights, array, state, lengths, rng)
     names = installed_backends() if backends is None else [backends] if isinstance(backends, str) else backends
     return Comparison(spec, array.shape, tuple(_row(name, weights, reference) for name in names))
@@ -337,10 +350,29 @@ def draw_call(spec: RecurrentSpec, seed: int | np.random.Generator = 0) -> tuple
     batch, time = 5, 7
     x = rng.standard_normal((batch, time, spec.input_size)).astype(spec.dtype)
     lengths = rng.permutation([0, time, time, 1, 4])
-    return x, _draw_state(spec, batch, rng), lengths
+    return x, draw_state(spec, batch, rng), lengths
 
 
-def _draw_state(spec: RecurrentSpec, batch: int, rng: np.random.Generator) -> State:
+def batched(
+    x: ArrayLike, state: State | None, lengths: ArrayLike | None, spec: RecurrentSpec
+) -> tuple[Array, State | None, ArrayLike | None]:
+    """A call in arrays with an axis of the batch, of one row where it had none."""
+    array = np.asarray(x, spec.dtype)
+    if array.ndim == 3:
+        return array, state, lengths
+    one = None if state is None else State._make(None if part is None else part[:, None] for part in state)
+    return array[None], one, None if lengths is None else np.asarray(lengths).reshape(1)
+
+
+def widened(state: State | None) -> State | None:
+    """A state in float64."""
+    if state is None:
+        return None
+    return State._make(None if part is None else np.asarray(part, "float64") for part in state)
+
+
+def draw_state(spec: RecurrentSpec, batch: int, rng: np.random.Generator) -> State:
+    """A state of which no element is zero and none saturates a gate: U(-1, 1)."""
     shape = (spec.num_layers * len(spec.directions), batch, spec.hidden_size)
     return State(*(rng.uniform(-1, 1, shape).astype(spec.dtype) for _ in spec.form.states))
 
@@ -354,10 +386,10 @@ class _Reference:
         spec = weights.spec
         layer = load_backend("numpy").build(weights.astype("float64"))
         self.x, self.state, self.lengths = x, state, lengths
-        wide = None if state is None else State(*(None if s is None else np.asarray(s, "float64") for s in state))  # type: ignore[arg-type]
+        wide = widened(state)
         self.output = layer(x.astype("float64"), wide, lengths=lengths)
         cotangent = Output(
-            rng.standard_normal(self.output.sequence.shape).astype(spec.dtype), _draw_state(spec, x.shape[0], rng)
+            rng.standard_normal(self.output.sequence.shape).astype(spec.dtype), draw_state(spec, x.shape[0], rng)
         )
         self.cotangent = cotangent
         self.gradients = layer.vjp(
@@ -386,15 +418,15 @@ def _row(name: str | Backend, weights: Weights, reference: _Reference) -> Row:
     gradients = _gradients(layer, reference) if backend.differentiable else None
     row = Row(backend.name, title, "equal", versions=backend.versions(), parameters=layer.parameter_count)
     sequence = {"output": (output.sequence, reference.output.sequence)}
-    state = dict(_state_pairs(output.state, reference.output.state))
-    gradient = {} if gradients is None else dict(_gradient_pairs(gradients, reference.gradients))
+    state = dict(state_pairs(output.state, reference.output.state))
+    gradient = {} if gradients is None else dict(gradient_pairs(gradients, reference.gradients))
     if reason := _unlike({**sequence, **state, **gradient}, weights.spec):
         return replace(row, verdict="differs", reason=reason)
     row = replace(
         row,
-        output=_worst(weights.spec, sequence),
-        state=_worst(weights.spec, state),
-        gradient=_worst(weights.spec, gradient) if gradient else None,
+        output=worst_part(weights.spec, sequence),
+        state=worst_part(weights.spec, state),
+        gradient=worst_part(weights.spec, gradient) if gradient else None,
         output_steps=_steps(output.sequence, reference.output.sequence),
         gradient_steps=None if gradients is None else _steps(gradients.x, reference.gradients.x),
     )
@@ -418,17 +450,19 @@ def _judged(row: Row, spec: RecurrentSpec) -> Row:
 Pairs = Iterator[tuple[str, tuple[Any, Any]]]  # what a backend handed out, unchecked, and what is expected
 
 
-def _state_pairs(actual: State, expected: State, prefix: str = "final ") -> Pairs:
+def state_pairs(actual: State, expected: State, prefix: str = "final ") -> Pairs:
+    """The parts of two states by name; a part that both lack is left out."""
     for name, a, b in zip(("h", "c"), actual, expected, strict=True):
         if a is not None or b is not None:
             yield prefix + name, (a, b)
 
 
-def _gradient_pairs(actual: Gradients, expected: Gradients) -> Pairs:
+def gradient_pairs(actual: Gradients, expected: Gradients) -> Pairs:
+    """Two sets of gradients by name: of every weight, of x, and of the initial state."""
     for name in {**expected.weights, **actual.weights}:
         yield f"gradient of {name}", (actual.weights.get(name), expected.weights.get(name))
     yield "gradient of x", (actual.x, expected.x)
-    yield from _state_pairs(actual.state, expected.state, "gradient of initial ")
+    yield from state_pairs(actual.state, expected.state, "gradient of initial ")
 
 
 def _unlike(pairs: Mapping[str, tuple[Any, Any]], spec: RecurrentSpec) -> str:
@@ -443,13 +477,14 @@ def _unlike(pairs: Mapping[str, tuple[Any, Any]], spec: RecurrentSpec) -> str:
     return ""
 
 
-def _worst(spec: RecurrentSpec, pairs: Mapping[str, tuple[Array, Array]]) -> Part:
+def worst_part(spec: RecurrentSpec, pairs: Mapping[str, tuple[Array, Array]]) -> Part:
+    """The worst of arrays and what they are expected to be, by name: of a weight, or as in the parts of a `Row`."""
     found = {name: difference(*pair) for name, pair in pairs.items()}
     name = max(found, key=lambda key: found[key].normwise)
-    return Part(found[name], f"{name}{_place(spec, name, found[name].where)}")
+    return Part(found[name], f"{name}{place(spec, name, found[name].where)}")
 
 
-def _place(spec: RecurrentSpec, name: str, where: tuple[int, ...]) -> str:
+def place(spec: RecurrentSpec, name: str, where: tuple[int, ...]) -> str:
     """The index of an element in words: layer, direction, gate, unit, row, step."""
     if not where:
         return ""

@@ -1,21 +1,25 @@
-"""A picture of comparisons: the error of every backend over the time steps. Needs matplotlib, the extra `plot`."""
+"""Pictures of errors: of every backend over time, and of two layers over layer and time. Need matplotlib, the extra `plot`."""
 
 import os
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from textwrap import wrap
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from multirnn.compare import TOLERANCE, Comparison
+from multirnn.divergence import Divergence
 from multirnn.errors import InvalidCall, MissingFramework
+from multirnn.parity import Parity
+from multirnn.weights import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["picture_format", "plot_errors", "write_figure"]
+__all__ = ["picture_format", "plot_curves", "plot_errors", "write_figure"]
 
 
 def plot_errors(comparisons: Mapping[str, Comparison]) -> "Figure":
@@ -77,9 +81,147 @@ def _draw(panel: "Axes", comparison: Comparison, which: str) -> None:
     panel.grid(alpha=0.25)
 
 
+def plot_curves(parities: Mapping[str, Parity]) -> "Figure":
+    """The losses of every backend over each other, a column a parity, a row an optimiser.
+
+    Args:
+        parities: by the title of their column; of the same optimisers.
+
+    Returns:
+        A matplotlib figure that belongs to no window; `figure.savefig(path)` writes it.
+
+    Raises:
+        MissingFramework: matplotlib is not installed.
+    """
+    _require_matplotlib()
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(name for parity in parities.values() for name in parity.optimisers))
+    figure = Figure(figsize=(max(7.5, 4.2 * len(parities) + 1), 2.4 * len(names) + 1.5), layout="constrained")
+    figure.suptitle("Each framework's own optimisers, from one start: the loss before each step")
+    panels = figure.subplots(len(names), len(parities), sharex="col", squeeze=False)
+    for column, (title, parity) in enumerate(parities.items()):
+        for panel, name in zip(panels[:, column], names, strict=True):
+            _draw_curves(panel, parity, name)
+        panels[0, column].set_title(title)
+        panels[-1, column].set_xlabel("step")
+    for panel, name in zip(panels[:, 0], names, strict=True):
+        panel.set_ylabel(f"{name}: loss")
+    lines = {line.get_label(): line for panel in panels.flat for line in panel.get_lines()}
+    if lines:
+        legend = figure.legend(
+            lines.values(), lines.keys(), loc="outside lower center", ncols=min(len(lines), 5), frameon=False
+        )
+        for line in legend.get_lines():
+            line.set_linestyle("-")
+    return figure
+
+
+def _draw_curves(panel: "Axes", parity: Parity, name: str) -> None:
+    """The curves of one optimiser. Dashes in turn, so that all lines show that cover each other."""
+    rows = [row for row in parity.rows if row.optimiser is not None and row.optimiser.name == name]
+    for place, row in enumerate(rows):
+        if row.losses is not None:
+            turn = (2 * place, (2, 2 * len(rows) - 2)) if len(rows) > 1 else "-"
+            panel.plot(row.losses, color=f"C{place}", lw=3, linestyle=turn, dash_capstyle="butt", label=row.title)
+    panel.set_yscale("log")
+    panel.grid(alpha=0.25)
+
+
 def _unit(comparison: Comparison) -> str:
     dtype = comparison.spec.dtype
     return f"eps of {dtype}, {np.finfo(dtype).eps:.2g}"
+
+
+def plot_divergence(divergence: Divergence) -> "Figure":
+    """The error over layer and time, a row a pass, layer 0 at the bottom: of single steps, and of B running on by itself.
+
+    Where gates are known there is a third panel: those of the pass that parts first, a row a gate.
+
+    Args:
+        divergence: what `first_divergence` found.
+
+    Returns:
+        A matplotlib figure that belongs to no window; `figure.savefig(path)` writes it.
+
+    Raises:
+        MissingFramework: matplotlib is not installed.
+    """
+    _require_matplotlib()
+    from matplotlib.figure import Figure
+
+    passes = list(divergence.spec.passes)
+    names = [f"layer {layer} {direction}" for layer, direction in passes]
+    here = (divergence.layer, divergence.direction)
+    place = passes.index(here) if here in passes else None
+    rows = [
+        ("One step, from the states of A: where an error is made", divergence.own, names, place),
+        ("B running on by itself: where the error goes", divergence.growth, names, place),
+    ]
+    gates = {} if place is None else {name: errors[place] for name, errors in divergence.gates.items()}
+    if len(gates) > 1:
+        gate = list(gates).index(divergence.gate) if divergence.gate in gates else None
+        rows.append((f"The gates of {names[place or 0]}, one step", np.array(list(gates.values())), list(gates), gate))
+    height = 1.9 + sum(0.75 + 0.3 * len(labels) for _, _, labels, _ in rows)
+    figure = Figure(figsize=(8.5, height), layout="constrained")
+    says = "\n".join(wrap(divergence.says, 105))
+    figure.suptitle(f"{divergence.title}\n{says}", fontsize=10, x=0.01, horizontalalignment="left")
+    panels = figure.subplots(len(rows), 1, sharex=True, squeeze=False, height_ratios=[1 + len(row[2]) for row in rows])
+    eps = float(np.finfo(divergence.dtype).eps)
+    limit = float(np.log10(TOLERANCE[divergence.dtype]))
+    levels = limit - 3, limit, float(-np.log10(eps))
+    for panel, (title, errors, labels, mark) in zip(panels[:, 0], rows, strict=True):
+        mesh = _heat(panel, errors, labels, levels)
+        panel.set_title(title, fontsize=9, loc="left")
+        if mark is not None and divergence.step is not None:
+            _frame(panel, divergence.step, mark)
+    panels[-1, 0].set_xlabel("time step (hatched: cannot be seen)")
+    bar = figure.colorbar(mesh, ax=panels[:, 0], extend="both", pad=0.02)
+    powers = [power for power in range(-2, 16, 2) if levels[0] <= power <= levels[2] and abs(power - limit) > 1]
+    bar.set_ticks([*powers, limit], labels=[*(f"$10^{{{power}}}$" for power in powers), "parts"])
+    bar.set_label(f"max|a−b| / max|a|, in eps of {divergence.dtype} ({eps:.2g})", fontsize=9)
+    return figure
+
+
+def _heat(panel: "Axes", errors: Array, labels: list[str], levels: tuple[float, float, float]) -> Any:
+    """Errors `(rows, time)` as colours, what is not known hatched; the mesh, for the bar of colours.
+
+    Args:
+        panel: to draw in.
+        errors: in eps.
+        labels: of the rows.
+        levels: the lowest, the one above which the two part, where the colour turns, and the highest; powers of ten.
+    """
+    from matplotlib.colors import TwoSlopeNorm
+    from matplotlib.ticker import MaxNLocator
+
+    low, limit, high = levels
+    time = errors.shape[1]
+    with np.errstate(divide="ignore"):  # no error at all is as low as the colours go
+        shown = np.clip(np.log10(errors), low - 1, high + 1)
+    panel.patch.set(hatch="////", facecolor="white", edgecolor="0.8")
+    mesh = panel.pcolormesh(
+        np.arange(time + 1) - 0.5,
+        np.arange(len(errors) + 1) - 0.5,
+        np.ma.masked_invalid(shown),
+        norm=TwoSlopeNorm(limit, low, high),
+        cmap="RdYlBu_r",
+        edgecolors="white",
+        linewidth=0.8 if time <= 60 else 0,
+    )
+    panel.set_yticks(range(len(labels)), labels, fontsize=8)
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    panel.tick_params(length=2)
+    return mesh
+
+
+def _frame(panel: "Axes", step: int, row: int) -> None:
+    """A frame around the cell of the first divergence."""
+    from matplotlib.patches import Rectangle
+
+    panel.add_patch(
+        Rectangle((step - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="black", lw=2, clip_on=False, zorder=3)
+    )
 
 
 def picture_format(path: str | PathLike[str]) -> str:

@@ -1,4 +1,10 @@
-"""Every name that `multirnn` offers, in one place."""
+"""Every name that `multirnn` offers, in one place.
+
+What explains a difference is loaded when it is asked for: who builds layers does not pay for it.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from multirnn.activations import ACTIVATIONS, Activation
 from multirnn.backend import Backend, accept
@@ -22,17 +28,26 @@ from multirnn.registry import backend, backends, build, read
 from multirnn.spec import RecurrentSpec
 from multirnn.weights import Weights, fold_biases, initialise, split_biases
 
+if TYPE_CHECKING:
+    from multirnn.adoption import Adopted, adopt
+    from multirnn.diagnosis import Diagnosis, diagnose
+    from multirnn.divergence import Divergence, first_divergence
+    from multirnn.parity import Parity, train_parity
+
 __all__ = [
     "ACTIVATIONS",
     "CELLS",
     "CONVENTIONS",
     "Activation",
+    "Adopted",
     "Backend",
     "BoundaryLayer",
     "Cell",
     "Comparison",
     "Convention",
+    "Diagnosis",
     "Difference",
+    "Divergence",
     "Gradients",
     "Inputs",
     "InvalidCall",
@@ -43,6 +58,7 @@ __all__ = [
     "MissingFramework",
     "MultirnnError",
     "Output",
+    "Parity",
     "RecurrentSpec",
     "State",
     "Stream",
@@ -51,11 +67,14 @@ __all__ = [
     "Unsupported",
     "Weights",
     "accept",
+    "adopt",
     "backend",
     "backends",
     "build",
     "compare",
+    "diagnose",
     "difference",
+    "first_divergence",
     "fold_biases",
     "from_arrays",
     "initialise",
@@ -63,4 +82,22 @@ __all__ = [
     "split_biases",
     "to_arrays",
     "tolerance",
+    "train_parity",
 ]
+
+_LATER = {
+    "Adopted": "adoption",
+    "Diagnosis": "diagnosis",
+    "Divergence": "divergence",
+    "Parity": "parity",
+    "adopt": "adoption",
+    "diagnose": "diagnosis",
+    "first_divergence": "divergence",
+    "train_parity": "parity",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return getattr(import_module(f"multirnn.{_LATER[name]}"), name)
+    raise AttributeError(f"module 'multirnn.public' has no attribute {name!r}")

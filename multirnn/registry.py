@@ -24,7 +24,7 @@ from multirnn.weights import Weights, initialise
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-__all__ = ["backend", "backends", "build", "read"]
+__all__ = ["backend", "backend_of", "backends", "build", "read"]
 
 
 def backends() -> tuple[str, ...]:
@@ -76,15 +76,27 @@ def read(native: Any) -> Weights:
         Unrepresentable: no installed backend reads such an object, or no spec describes it.
         MissingFramework: what its backend runs on is not installed.
     """
+    if (found := backend_of(native)) is not None:
+        return found.read(native)
+    names = sorted({point.name for point in _points("multirnn.natives")})
+    raise Unrepresentable(
+        f"no installed backend reads a {type(native).__module__}.{type(native).__qualname__}; "
+        f"layers are read of {', '.join(names)}"
+    )
+
+
+def backend_of(native: Any) -> Backend | None:
+    """The backend that knows a framework's own object by the package that it comes from; None where none does.
+
+    Raises:
+        MissingFramework: what the backend runs on is not installed.
+    """
     points = _points("multirnn.natives")
     for kind in type(native).__mro__:
         root = kind.__module__.partition(".")[0]
         if any(point.name == root for point in points):
-            return _load(_find(points, root)).read(native)
-    raise Unrepresentable(
-        f"no installed backend reads a {type(native).__module__}.{type(native).__qualname__}; "
-        f"layers are read of {', '.join(sorted({point.name for point in points}))}"
-    )
+            return _load(_find(points, root))
+    return None
 
 
 _backend = backend  # `build` has a parameter of this name

@@ -1,14 +1,13 @@
 """Every backend is the reference, or refuses: over a covering grid, by laws, and over drawn specs."""
 
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 import multirnn as mr
 from multirnn.compare import TOLERANCE
 from multirnn.spec import BIASES, DTYPES
 from multirnn.testing import FORMS, cases
+from multirnn.testing import strategies as rnn
 
 DRAWN = 40  # a form of the cell and a dtype: 4 * 2 * 40 = 320 specs a backend
 
@@ -16,48 +15,6 @@ DRAWN = 40  # a form of the cell and a dtype: 4 * 2 * 40 = 320 specs a backend
 @pytest.mark.parametrize("check", [pytest.param(check, id=name) for name, check in cases()])
 def test_conformance(backend: mr.Backend, check) -> None:
     check(backend)
-
-
-@st.composite
-def specs(draw: st.DrawFn, cell: str, reset_after: bool, dtype: str) -> mr.RecurrentSpec:
-    """Specs of one form and dtype. Most have the default activations, which every framework has, and one layer: a
-    compiler takes seconds for each deep one, and those are in the grid."""
-    activations = st.sampled_from(
-        ["tanh"] * 6
-        + [
-            "relu",
-            "sigmoid",
-            "linear",
-            "softsign",
-            mr.Activation("elu", 0.8),
-            mr.Activation("hard_sigmoid", 1 / 6, 0.5),
-        ]
-    )
-    gates = st.sampled_from(["sigmoid"] * 6 + ["tanh", mr.Activation("hard_sigmoid", 0.2, 0.5)])
-    return mr.RecurrentSpec(
-        cell,
-        input_size=draw(st.integers(1, 6)),
-        hidden_size=draw(st.integers(2, 13)),
-        num_layers=draw(st.sampled_from([1, 1, 1, 2, 3])),
-        bidirectional=draw(st.sampled_from([False, False, True])),
-        bias=draw(st.sampled_from(BIASES)),
-        reset_after=reset_after,
-        activation=draw(activations),
-        recurrent_activation="sigmoid" if cell == "simple_rnn" else draw(gates),
-        dtype=dtype,
-    )
-
-
-@st.composite
-def calls(draw: st.DrawFn, spec: mr.RecurrentSpec) -> tuple[np.ndarray, mr.State | None, list[int] | None]:
-    """A batch, from zero or from a state, full or ragged."""
-    batch, time = draw(st.integers(1, 4)), draw(st.integers(1, 9))
-    rng = np.random.default_rng(draw(st.integers(0, 2**16)))
-    x = rng.standard_normal((batch, time, spec.input_size)).astype(spec.dtype)
-    shape = (spec.num_layers * len(spec.directions), batch, spec.hidden_size)
-    state = mr.State(*(rng.uniform(-1, 1, shape).astype(spec.dtype) for _ in spec.form.states))
-    lengths = draw(st.none() | st.lists(st.integers(0, time), min_size=batch, max_size=batch))
-    return x, draw(st.sampled_from([state, None])), lengths
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -68,13 +25,11 @@ def test_drawn_specs_agree(backend: mr.Backend, cell: str, reset_after: bool, dt
     @settings(
         max_examples=DRAWN, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
     )
-    @given(st.data())
-    def agree(data: st.DataObject) -> None:
-        spec = data.draw(specs(cell, reset_after, dtype))
-        weights = mr.initialise(spec, data.draw(st.integers(0, 2**16)))
-        x, state, lengths = data.draw(calls(spec))
+    @given(rnn.problems(rnn.specs(cell=cell, reset_after=reset_after, dtype=dtype)))
+    def agree(problem: tuple[mr.Weights, rnn.Call]) -> None:
+        weights, (x, state, lengths) = problem
         seen["drawn"] += 1
-        if reason := backend.refuses(spec):
+        if reason := backend.refuses(weights.spec):
             with pytest.raises(mr.Unsupported) as refusal:
                 backend.build(weights)
             assert reason in str(refusal.value)

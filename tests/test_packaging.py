@@ -77,8 +77,10 @@ def test_the_entry_points(built: Built) -> None:
     ours = {name.removeprefix("multirnn_"): f"{name}:BACKEND" for name in PACKAGES[1:]}
     assert {group: dict(built.entry_points[group]) for group in built.entry_points.sections()} == {
         "console_scripts": {"multirnn": "multirnn.cli:main"},
+        "pytest11": {"multirnn": "multirnn.pytest_plugin"},
         "multirnn.backends": ours,
         "multirnn.natives": {
+            "jaxlib": ours["jax"],
             "keras": ours["keras"],
             "multirnn_jax": ours["jax"],
             "multirnn_numpy": ours["numpy"],
@@ -103,6 +105,7 @@ def test_the_metadata(built: Built) -> None:
         "keras": {"keras", "tensorflow"},
         "jax": {"jax"},
         "plot": {"matplotlib"},
+        "testing": {"pytest", "hypothesis"},
         "all": {"torch", "keras", "tensorflow", "jax", "matplotlib"},
     }
 

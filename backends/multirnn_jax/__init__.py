@@ -5,7 +5,10 @@ from importlib.metadata import version
 from typing import Any
 
 from multirnn import RecurrentSpec, Weights, accept
-from multirnn_jax import layer
+from multirnn.adoption import Adopted
+from multirnn.parity import Batch, Optimiser
+from multirnn.weights import Array
+from multirnn_jax import adoption, layer, training
 from multirnn_jax import weights as conversion
 from multirnn_jax.apply import Recurrence
 from multirnn_jax.layer import JaxLayer
@@ -31,6 +34,18 @@ class JaxBackend:
     def read(self, native: Any) -> Weights:
         """The spec and the weights of a `Recurrence`; see `weights.read`."""
         return conversion.read(native)
+
+    def adopt(self, native: Any, spec: RecurrentSpec | None, *, compiled: bool = False) -> Adopted:
+        """Run a `Recurrence`, or a function that `jax.jit` made, as it is; see `adoption.adopt`."""
+        return adoption.adopt(native, spec, compiled=compiled)
+
+    def train(self, layer: JaxLayer, batch: Batch, optimiser: Optimiser, steps: int) -> Array:
+        """Train a layer in place, by `jax.example_libraries.optimizers`; see `training.train`."""
+        return training.train(layer, batch, optimiser, steps)
+
+    def default_epsilon(self) -> float:
+        """Of the Adam of `jax.example_libraries`."""
+        return training.default_epsilon()
 
     def versions(self) -> Mapping[str, str]:
         """The versions of JAX and of its compiler."""

@@ -8,9 +8,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from multirnn import RecurrentSpec, Weights, accept
-from multirnn_keras import engine, layer
+from multirnn.parity import Batch, Optimiser
+from multirnn.weights import Array
+from multirnn_keras import engine  # before all that imports Keras: it loads what Keras runs on, quietly
+
+# isort: split
+from multirnn_keras import adoption, layer, training
 from multirnn_keras import weights as conversion
 from multirnn_keras.activations import HardSigmoid
+from multirnn_keras.adoption import AdoptedKeras
 from multirnn_keras.layer import KerasLayer
 
 __all__ = ["BACKEND", "HardSigmoid", "KerasLayer", "build"]
@@ -39,6 +45,18 @@ class KerasBackend:
     def read(self, native: Any) -> Weights:
         """The spec and the weights of a recurrent layer of Keras, or of a stack of them; see `weights.read`."""
         return conversion.read(native)
+
+    def adopt(self, native: Any, spec: RecurrentSpec | None, *, compiled: bool = False) -> AdoptedKeras:
+        """Run a layer or a model of the user's own as it is; see `adoption.adopt`."""
+        return adoption.adopt(native, spec, compiled=compiled)
+
+    def train(self, layer: KerasLayer, batch: Batch, optimiser: Optimiser, steps: int) -> Array:
+        """Train a layer in place, by `keras.optimizers`; see `training.train`."""
+        return training.train(layer, batch, optimiser, steps)
+
+    def default_epsilon(self) -> float:
+        """Of `keras.optimizers.Adam`."""
+        return training.default_epsilon()
 
     def versions(self) -> Mapping[str, str]:
         """The versions of Keras and of its engine."""

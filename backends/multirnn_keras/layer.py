@@ -11,11 +11,16 @@ from multirnn_keras.compiled import Mask, compiled
 from multirnn_keras.engine import ENGINE, ENGINES, device_named, on_device
 from multirnn_keras.weights import from_variables, recurrent_layers, stack
 
-__all__ = ["KerasLayer", "build", "refuses"]
+__all__ = ["KerasLayer", "build", "engine_refuses", "refuses"]
 
 
 def refuses(spec: RecurrentSpec) -> str | None:
     """None where Keras has layers for the spec, else why not."""
+    return engine_refuses(spec) or CONVENTIONS["keras"].holds(spec)
+
+
+def engine_refuses(spec: RecurrentSpec) -> str | None:
+    """None where the engine that Keras runs on can differentiate, and compute in the spec's dtype, else why not."""
     if ENGINE not in ENGINES:
         return (
             f"Keras runs on {ENGINE!r} here, which has no gradients; "
@@ -27,7 +32,7 @@ def refuses(spec: RecurrentSpec) -> str | None:
             f"on its {ENGINE} engine Keras computes in float32, also in layers of float64; "
             f"use the backend {ENGINE!r} itself, or Keras with KERAS_BACKEND=tensorflow"
         )
-    return CONVENTIONS["keras"].holds(spec)
+    return None
 
 
 def build(weights: Weights, device: str | None) -> "KerasLayer":

@@ -13,7 +13,7 @@ from multirnn.spec import DTYPES
 from multirnn.weights import Array
 from multirnn_keras.activations import from_keras, to_keras
 
-__all__ = ["from_variables", "read", "recurrent_layers", "stack"]
+__all__ = ["directions_of", "from_variables", "read", "recurrent_layers", "stack", "stacked"]
 
 _LAYERS = {"simple_rnn": keras.layers.SimpleRNN, "lstm": keras.layers.LSTM, "gru": keras.layers.GRU}
 
@@ -78,8 +78,8 @@ def read(native: Any) -> Weights:
     Raises:
         Unrepresentable: no spec describes it; the sentence names what no spec has.
     """
-    layers = _stacked(native)
-    directions = [direction for layer in layers for direction in _directions(layer)]
+    layers = stacked(native)
+    directions = [direction for layer in layers for direction in directions_of(layer)]
     first, *others = map(_fields, directions)
     for other in others:
         for name, value in other.items():
@@ -102,7 +102,7 @@ def _is_both_ways(layer: Any) -> bool:
     return isinstance(layer, keras.layers.Bidirectional)
 
 
-def _stacked(native: Any) -> list[Any]:
+def stacked(native: Any) -> list[Any]:
     """The layers of a stack, from below."""
     if not isinstance(native, keras.Model):
         return [native]
@@ -126,7 +126,7 @@ def _is_chain(model: Any, layers: list[Any]) -> bool:
     return True
 
 
-def _directions(layer: Any) -> tuple[Any, ...]:
+def directions_of(layer: Any) -> tuple[Any, ...]:
     """The forward layer, and the backward one where there are both; each of a kind that a spec has."""
     if _is_both_ways(layer):
         if layer.merge_mode != "concat":

@@ -6,7 +6,10 @@ from typing import Any
 import numpy as np
 
 from multirnn import RecurrentSpec, Weights, accept
-from multirnn_numpy import layer
+from multirnn.adoption import Adopted
+from multirnn.parity import Batch, Optimiser
+from multirnn.weights import Array
+from multirnn_numpy import adoption, layer, training
 from multirnn_numpy import weights as conversion
 from multirnn_numpy.layer import NumpyLayer
 from multirnn_numpy.stack import Stack
@@ -32,6 +35,27 @@ class NumpyBackend:
     def read(self, native: Any) -> Weights:
         """The spec and the weights of a `Stack`; see `weights.read`."""
         return conversion.read(native)
+
+    def adopt(self, native: Any, spec: RecurrentSpec | None, *, compiled: bool = False) -> Adopted:
+        """Run a `Stack` as it is; see `adoption.adopt`."""
+        return adoption.adopt(native, spec, compiled=compiled)
+
+    def train(
+        self,
+        layer: NumpyLayer,
+        batch: Batch,
+        optimiser: Optimiser,
+        steps: int,
+        *,
+        form: str = "torch",
+        scalars: str = "",
+    ) -> Array:
+        """Train a layer in place, by the formulas written out; see `training.train`."""
+        return training.train(layer, batch, optimiser, steps, form=form, scalars=scalars)
+
+    def default_epsilon(self) -> float:
+        """Of Adam as written out here."""
+        return training.default_epsilon()
 
     def versions(self) -> Mapping[str, str]:
         """The version of NumPy."""

@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numpy import add, clip, divide, exp, expm1, maximum, minimum, multiply, negative, reciprocal, subtract, tanh
+from numpy import add, clip, divide, exp, expm1, maximum, minimum, multiply, reciprocal, subtract, tanh
 
 from multirnn import Activation
 from multirnn.weights import Array
@@ -47,7 +47,9 @@ def _relu_slope(y: Array) -> Array:
 
 @np.errstate(over="ignore")  # exp(-x) is infinite where the sigmoid is zero
 def _sigmoid(x: Array, out: Array) -> None:
-    negative(x, out)
+    # Not `negative`: NumPy 2.4 writes its results to the wrong places where x is `out` and strides by 16 bytes (float32,
+    # AVX-512), as the gates of an LSTM with one unit do.
+    multiply(x, -1, out)
     exp(out, out)
     add(out, 1, out)
     reciprocal(out, out)

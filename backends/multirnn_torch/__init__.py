@@ -6,8 +6,11 @@ from typing import Any
 import torch
 
 from multirnn import RecurrentSpec, Weights, accept
-from multirnn_torch import layer
+from multirnn.parity import Batch, Optimiser
+from multirnn.weights import Array
+from multirnn_torch import adoption, layer, training
 from multirnn_torch import weights as conversion
+from multirnn_torch.adoption import AdoptedModule
 from multirnn_torch.layer import TorchLayer
 from multirnn_torch.single_bias import CandidateBiasGRU
 
@@ -32,6 +35,18 @@ class TorchBackend:
     def read(self, native: Any) -> Weights:
         """The spec and the weights of an `nn.RNN`, `LSTM`, `GRU`, or of the cell of one; see `weights.read`."""
         return conversion.read(native)
+
+    def adopt(self, native: Any, spec: RecurrentSpec | None, *, compiled: bool = False) -> AdoptedModule:
+        """Run a module of the user's own as it is; see `adoption.adopt`."""
+        return adoption.adopt(native, spec, compiled=compiled)
+
+    def train(self, layer: TorchLayer, batch: Batch, optimiser: Optimiser, steps: int) -> Array:
+        """Train a layer in place, by `torch.optim`; see `training.train`."""
+        return training.train(layer, batch, optimiser, steps)
+
+    def default_epsilon(self) -> float:
+        """Of `torch.optim.Adam`."""
+        return training.default_epsilon()
 
     def versions(self) -> Mapping[str, str]:
         """The version of PyTorch."""

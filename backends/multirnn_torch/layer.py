@@ -1,6 +1,6 @@
 """A stack realised by PyTorch: what is refused, how it is built and run, and its gradients."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,7 @@ from multirnn.layer import Lengths
 from multirnn.weights import Array
 from multirnn_torch.weights import canonical, module, named_weights, read
 
-__all__ = ["TorchLayer", "build", "refuses"]
+__all__ = ["TorchLayer", "arrays", "build", "differentiable", "refuses", "run", "tensors"]
 
 
 def refuses(spec: RecurrentSpec) -> str | None:
@@ -94,20 +94,20 @@ class TorchLayer(BoundaryLayer):
         """See `BoundaryLayer.run`. On the CPU the arrays share the memory of PyTorch's tensors, in and out."""
         device = self._place()
         with torch.inference_mode():
-            x, *state = _tensors([inputs.x, *_parts(inputs.state)], device)
-            sequence, *final = _arrays(_run(self._native, x, state, inputs.lengths))
+            x, *state = tensors([inputs.x, *_parts(inputs.state)], device)
+            sequence, *final = arrays(run(self._native, x, state, inputs.lengths))
         return Output(sequence, State(*final))
 
     def pull_back(self, inputs: Inputs, cotangent: Output) -> Gradients:
         """See `BoundaryLayer.pull_back`. What the module's parameters hold in `.grad` stays as it is."""
         device = self._place()
         weights = named_weights(self._native).values()
-        with _differentiable(self._native):
-            x, *state = (tensor.requires_grad_() for tensor in _tensors([inputs.x, *_parts(inputs.state)], device))
-            outputs = _run(self._native, x, state, inputs.lengths)
-            cotangents = _tensors([cotangent.sequence, *_parts(cotangent.state)], device)
+        with differentiable(self._native):
+            x, *state = (tensor.requires_grad_() for tensor in tensors([inputs.x, *_parts(inputs.state)], device))
+            outputs = run(self._native, x, state, inputs.lengths)
+            cotangents = tensors([cotangent.sequence, *_parts(cotangent.state)], device)
             found = torch.autograd.grad(outputs, [*weights, x, *state], cotangents)
-        dx, *dstate = _arrays(found[len(weights) :])
+        dx, *dstate = arrays(found[len(weights) :])
         return Gradients(canonical(found[: len(weights)], self.spec), dx, State(*dstate))
 
     def _place(self) -> torch.device:
@@ -133,36 +133,45 @@ def _parts(state: State) -> list[Array]:
     return [part for part in state if part is not None]
 
 
-def _tensors(arrays: Sequence[Array], device: torch.device) -> list[Tensor]:
+def tensors(values: Sequence[Array], device: torch.device) -> list[Tensor]:
+    """On the CPU they share the memory of the arrays."""
     # from_numpy shares the memory, and warns of memory that it must not write to.
-    return [torch.from_numpy(a if a.flags.writeable else a.copy()).to(device) for a in arrays]
+    return [torch.from_numpy(a if a.flags.writeable else a.copy()).to(device) for a in values]
 
 
-def _arrays(tensors: Sequence[Tensor]) -> list[Array]:
-    return [tensor.cpu().numpy() for tensor in tensors]
+def arrays(values: Sequence[Tensor]) -> list[Array]:
+    """On the CPU they share the memory of the tensors."""
+    return [tensor.cpu().numpy() for tensor in values]
 
 
 # --- Running ---------------------------------------------------------------------------------------------------------
 
 
-def _run(native: nn.RNNBase, x: Tensor, state: list[Tensor], lengths: Lengths | None) -> list[Tensor]:
-    """The sequence `(batch, time, directions * hidden_size)`, the final h, and the final c of an LSTM."""
+def run(native: Callable[..., Any], x: Tensor, state: list[Tensor], lengths: Lengths | None) -> list[Tensor]:
+    """The sequence `(batch, time, directions * hidden_size)`, the final h, and the final c of an LSTM.
+
+    Args:
+        native: an `nn.RNNBase` with `batch_first=True`, or what is called as one.
+        x: `(batch, time, input_size)`.
+        state: h, and of an LSTM c.
+        lengths: None where every row is full.
+    """
     if lengths is None:
         return _call(native, x, state)
     rows = torch.from_numpy(np.flatnonzero(lengths)).to(x.device)
     if len(rows) == len(lengths):
         return _run_ragged(native, x, state, lengths)
     # pack_padded_sequence takes no rows of length 0. They are left out: zeros, and the initial state as it is.
-    sequence = x.new_zeros(*x.shape[:2], (1 + native.bidirectional) * native.hidden_size)
     part = [tensor.index_select(1, rows) for tensor in state]
     ends = _run_ragged(native, x.index_select(0, rows), part, lengths[lengths > 0])
+    sequence = x.new_zeros(*x.shape[:2], ends[0].shape[-1])
     return [
         sequence.index_copy(0, rows, ends[0]),
         *(s.index_copy(1, rows, e) for s, e in zip(state, ends[1:], strict=True)),
     ]
 
 
-def _run_ragged(native: nn.RNNBase, x: Tensor, state: list[Tensor], lengths: Lengths) -> list[Tensor]:
+def _run_ragged(native: Callable[..., Any], x: Tensor, state: list[Tensor], lengths: Lengths) -> list[Tensor]:
     """The same for lengths of which none is 0."""
     packed = pack_padded_sequence(x, torch.from_numpy(lengths), batch_first=True, enforce_sorted=False)
     sequence, *final = _call(native, packed, state)
@@ -170,16 +179,16 @@ def _run_ragged(native: nn.RNNBase, x: Tensor, state: list[Tensor], lengths: Len
     return [padded, *final]
 
 
-def _call(native: nn.RNNBase, x: Tensor | PackedSequence, state: list[Tensor]) -> list[Any]:
+def _call(native: Callable[..., Any], x: Tensor | PackedSequence, state: list[Tensor]) -> list[Any]:
     """`native` with its states in a list, of an LSTM as of the others."""
-    if isinstance(native, nn.LSTM):
+    if len(state) == 2:
         sequence, final = native(x, tuple(state))
         return [sequence, *final]
     return list(native(x, *state))
 
 
 @contextmanager
-def _differentiable(native: nn.RNNBase) -> Iterator[None]:
+def differentiable(native: nn.Module) -> Iterator[None]:
     """Gradients of every parameter, also of frozen ones; afterwards the module is as it was."""
     frozen = [parameter for parameter in native.parameters() if not parameter.requires_grad]
     training = native.training

@@ -18,7 +18,7 @@ from multirnn.spec import DTYPES
 from multirnn.weights import Array
 from multirnn_torch.single_bias import CandidateBiasGRU, drop_recurrent_bias
 
-__all__ = ["canonical", "module", "named_weights", "read"]
+__all__ = ["canonical", "module", "named_weights", "read", "unwrap"]
 
 _LAYERS = {"simple_rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 _CELLS = {"simple_rnn": nn.RNNCell, "lstm": nn.LSTMCell, "gru": nn.GRUCell}
@@ -69,7 +69,7 @@ def read(native: Any) -> Weights:
     Raises:
         Unrepresentable: no spec describes it; the sentence names what no spec has.
     """
-    module = _unwrap(native)
+    module = unwrap(native)
     kinds = _LAYERS if isinstance(module, nn.RNNBase) else _CELLS
     cell = next((cell for cell, kind in kinds.items() if isinstance(module, kind)), None)
     if cell is None:
@@ -116,7 +116,8 @@ def _constant_biases(native: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in native.named_buffers(recurse=False) if name.startswith("bias_hh")}
 
 
-def _unwrap(native: Any) -> Any:
+def unwrap(native: Any) -> Any:
+    """The module inside of `torch.compile`, `DistributedDataParallel` or `DataParallel`."""
     while True:
         if hasattr(native, "_orig_mod"):  # torch.compile
             native = native._orig_mod

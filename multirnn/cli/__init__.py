@@ -30,6 +30,7 @@ COMMANDS = {
     "summary": "Show layers, output shapes and parameters.",
     "explain": "Say why frameworks count differently, and which array is which.",
     "compare": "Hold every backend against the reference, on real data.",
+    "diagnose": "Name the mistake that makes two layers differ.",
 }
 
 
@@ -99,6 +100,7 @@ def _explained(error: Exception) -> Failure:
     \b
     Examples:
       multirnn compare --plot errors.png
+      multirnn diagnose numpy torch --cell gru --hidden 8 --mistake "gates z r n"
       multirnn explain --cell simple_rnn --input 10 --hidden 3
       multirnn summary --cell lstm --input 10 --hidden 3 --layers 2
 

@@ -1,6 +1,9 @@
-"""`multirnn compare`: are they the same function? The cells on real data, on every backend, outputs and gradients."""
+"""`multirnn compare`: are they the same function? The cells on real data, on every backend, outputs and gradients.
 
-from collections.abc import Iterator
+With `--train`: do they train alike, each by its own optimisers?
+"""
+
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,12 +16,12 @@ from multirnn.cli.console import heading, progress, show, show_json
 from multirnn.compare import Comparison, Row, compare
 from multirnn.errors import MissingFramework
 from multirnn.layer import Lengths
-from multirnn.plot import picture_format, plot_errors, write_figure
+from multirnn.parity import OPTIMISERS, STEPS, Parity, Trained, train_parity
+from multirnn.plot import picture_format, plot_curves, plot_errors, write_figure
 from multirnn.registry import backend as load
 from multirnn.samples import seattle_weather
 from multirnn.series import Series, read_series
 from multirnn.spec import RecurrentSpec
-from multirnn.weights import Array
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 LONGEST = 60  # steps of a window, where the series has as many
+
+Found = Comparison | Parity
 
 
 @click.command(
@@ -36,10 +41,11 @@ LONGEST = 60  # steps of a window, where the series has as many
       multirnn compare --plot errors.png
       multirnn compare --cell gru --reset-before --bias single --backend numpy --backend jax
       multirnn compare --data weather.csv --window 30 --hidden 32 --dtype float64 --json
+      multirnn compare --train --window 14 --cell gru --optimiser sgd --optimiser adam
 
     \b
     Exit status:
-      0  every backend that realises a stack is equal to the reference
+      0  every backend that realises a stack is equal to the reference, or explained (--train)
       1  one differs
       2  used wrongly, or could not run
       3  a backend named with --backend is missing or refuses; 1 comes first
@@ -83,11 +89,25 @@ LONGEST = 60  # steps of a window, where the series has as many
     show_default=True,
     help="Of weights, windows, cotangents.",
 )
+@click.option("--train", is_flag=True, help="Train instead: each framework by its own optimisers, losses and weights.")
+@click.option("--steps", type=options.POSITIVE, metavar="N", help=f"Of --train.  [default: {STEPS}]")
+@click.option(
+    "--optimiser",
+    "optimisers",
+    type=click.Choice(list(OPTIMISERS)),
+    multiple=True,
+    help="Of --train: only this one; may be repeated.  [default: all]",
+)
+@click.option(
+    "--defaults",
+    is_flag=True,
+    help="Of --train: each framework with the biases and the epsilon that it has by default.",
+)
 @click.option(
     "--plot",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Write a picture of the errors over time, .png, .svg, …",
+    help="Write a picture of the errors over time or of the losses, .png, .svg, …",
 )
 @options.json_output
 @options.debug
@@ -101,6 +121,10 @@ def command(
     window: int | None,
     windows: int,
     seed: int,
+    train: bool,
+    steps: int | None,
+    optimisers: tuple[str, ...],
+    defaults: bool,
     plot: Path | None,
     as_json: bool,
     **fields: Any,
@@ -110,7 +134,13 @@ def command(
     The reference is NumPy in float64. The series is standardised and cut into windows of unequal lengths. Compared are
     outputs, last states, the gradients of weights, input and initial state, and the number of parameters. A backend
     that refuses a stack, or whose framework is not installed, is shown with the reason.
+
+    With --train every framework trains the stack by its own optimisers, from one start and towards what the same stack
+    says with other weights. Compared are the losses and the final weights, and a difference is explained where it is a
+    convention of the framework.
     """
+    if not train and (steps or optimisers or defaults):
+        raise click.UsageError("--steps, --optimiser and --defaults belong to --train: give it too")
     if plot:
         picture_format(plot)
     chosen = options.chosen(names)
@@ -118,16 +148,29 @@ def command(
     standardised = series.standardised()
     x, lengths = standardised.windows(windows, longest=window or min(LONGEST, len(series.values)), seed=seed)
     specs = list(_specs(cells or tuple(CELLS), input_size=len(series.names), **fields))
-    comparisons = _compare(specs, x, lengths, chosen, seed)
+    training: dict[str, Any] = {
+        "steps": steps or STEPS,
+        "optimisers": optimisers or tuple(OPTIMISERS),
+        "defaults": defaults,
+    }
+
+    def find(spec: RecurrentSpec) -> Found:
+        given = x.astype(spec.dtype)
+        if train:
+            return train_parity(spec, x=given, lengths=lengths, backends=chosen, seed=seed, **training)
+        return compare(spec, given, lengths=lengths, backends=chosen, seed=seed)
+
+    found = _each(specs, find, "training" if train else "comparing", chosen)
     if plot:
-        write_figure(plot_errors({comparison.spec.form.title: comparison for comparison in comparisons}), plot)
+        by_title: dict[str, Any] = {one.spec.form.title: one for one in found}
+        write_figure(plot_curves(by_title) if train else plot_errors(by_title), plot)
     if as_json:
         about = _about(series, data, lengths, seed)
-        ok = all(comparison.ok for comparison in comparisons)
-        show_json({"ok": ok, "data": about, "comparisons": [comparison.to_dict() for comparison in comparisons]})
+        kind = "trainings" if train else "comparisons"
+        show_json({"ok": all(one.ok for one in found), "data": about, kind: [one.to_dict() for one in found]})
     else:
-        show(*_report(series, data, lengths, comparisons, plot))
-    ctx.exit(_status(comparisons, names))
+        show(*_report(series, data, lengths, found, plot))
+    ctx.exit(_status(found, names))
 
 
 def _specs(cells: tuple[str, ...], **fields: Any) -> Iterator[RecurrentSpec]:
@@ -141,32 +184,32 @@ def _specs(cells: tuple[str, ...], **fields: Any) -> Iterator[RecurrentSpec]:
         yield RecurrentSpec(cell, **{field: value for field, value in fields.items() if field not in foreign})
 
 
-def _compare(
-    specs: list[RecurrentSpec], x: Array, lengths: Lengths, names: tuple[str, ...], seed: int
-) -> list[Comparison]:
-    """One comparison a spec, on the same windows."""
+def _each(
+    specs: list[RecurrentSpec], find: Callable[[RecurrentSpec], Found], doing: str, names: tuple[str, ...]
+) -> list[Found]:
+    """What is found of each spec, on the same windows."""
     with progress() as say:
         for name in names:
             say(f"loading {name}")
-            with suppress(MissingFramework):  # `compare` makes a row of it
+            with suppress(MissingFramework):  # it becomes a row
                 load(name)
-        comparisons = []
+        found = []
         for spec in specs:
-            say(f"comparing {spec.form.title}")
-            comparisons.append(compare(spec, x.astype(spec.dtype), lengths=lengths, backends=names, seed=seed))
-    return comparisons
+            say(f"{doing} {spec.form.title}")
+            found.append(find(spec))
+    return found
 
 
-def _status(comparisons: list[Comparison], names: tuple[str, ...]) -> int:
+def _status(found: list[Found], names: tuple[str, ...]) -> int:
     """The exit status; what was asked for by name and did not run is said on stderr."""
-    rows = [row for comparison in comparisons for row in comparison.rows]
+    rows = [row for one in found for row in one.rows]
     absent = [row for row in rows if names and row.verdict in ("missing", "refuses")]
     for reason in dict.fromkeys(_reason(row) for row in absent):
         click.echo(f"Error: {reason}", err=True)
     return 1 if any(row.verdict == "differs" for row in rows) else 3 if absent else 0
 
 
-def _reason(row: Row) -> str:
+def _reason(row: Row | Trained) -> str:
     return row.reason if row.verdict == "missing" else f"backend {row.backend!r} refuses: {row.reason}"
 
 
@@ -174,7 +217,7 @@ def _reason(row: Row) -> str:
 
 
 def _report(
-    series: Series, data: Path | None, lengths: Lengths, comparisons: list[Comparison], plot: Path | None
+    series: Series, data: Path | None, lengths: Lengths, found: list[Found], plot: Path | None
 ) -> Iterator["RenderableType"]:
     from rich.text import Text
 
@@ -188,12 +231,15 @@ def _report(
     if series.constant:
         yield f"zero, since they never change: {', '.join(series.constant)}"
     yield ""
-    yield from comparisons
-    rows = [(comparison.spec.cell, row) for comparison in comparisons for row in comparison.rows]
-    if different := [f"{cell} on {row.title}" for cell, row in rows if row.verdict == "differs"]:
+    yield from found
+    rows = [(one.spec.cell, row) for one in found for row in one.rows]
+    if different := dict.fromkeys(f"{cell} on {row.title}" for cell, row in rows if row.verdict == "differs"):
         yield Text(f"different: {', '.join(different)}", style="bold red")
-    elif equal := dict.fromkeys(row.title for _, row in rows if row.verdict == "equal"):
-        yield Text(f"equal: outputs, states, gradients and counts, on {', '.join(equal)}", style="bold green")
+    elif equal := dict.fromkeys(row.title for _, row in rows if row.verdict in ("equal", "explained")):
+        what = "outputs, states, gradients and counts"
+        if isinstance(found[0], Parity):
+            what = "losses and final weights, but for what is explained above"
+        yield Text(f"equal: {what}, on {', '.join(equal)}", style="bold green")
     if plot:
         yield f"picture: {plot}"
 

@@ -78,6 +78,9 @@ def covering_specs() -> Iterator[RecurrentSpec]:
                 recurrent_activation=recurrent,
                 dtype="float64",
             )
+    for cell, reset_after in FORMS:
+        # As wide as its input: a matrix that was not transposed, or another layer's, fits.
+        yield RecurrentSpec(cell, HIDDEN_SIZE, HIDDEN_SIZE, num_layers=2, reset_after=reset_after)
     for slope in (0.2, 1 / 6):
         gate = Activation("hard_sigmoid", alpha=slope, beta=0.5)
         yield RecurrentSpec("lstm", INPUT_SIZE, HIDDEN_SIZE, recurrent_activation=gate)
@@ -118,7 +121,8 @@ def check_backend(backend: Backend, *, expected_failures: Mapping[str, str] | No
         How many checks held.
 
     Raises:
-        AssertionError: names the checks that fail with their sentences, and those expected to fail that hold.
+        AssertionError: names the checks that fail with their sentences, or with what the backend raised, and those expected
+            to fail that hold.
         KeyError: a name in `expected_failures` is that of no check.
     """
     expected = dict(expected_failures or {})
@@ -131,6 +135,8 @@ def check_backend(backend: Backend, *, expected_failures: Mapping[str, str] | No
             check(backend)
         except AssertionError as error:
             failures[name] = str(error)
+        except Exception as error:  # noqa: BLE001  # what breaks down in one check is to be told of the others too
+            failures[name] = f"{type(error).__name__}: {error}"
     lines = [f"{name}: {sentence}" for name, sentence in failures.items() if name not in expected]
     lines += [
         f"{name}: expected to fail ({reason}), and it holds"

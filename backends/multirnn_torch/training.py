@@ -1,0 +1,54 @@
+"""Training with PyTorch: `torch.optim.SGD` and `Adam` over the parameters of the module itself."""
+
+from collections.abc import Callable, Iterable, Mapping
+from inspect import signature
+from types import MappingProxyType
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+from multirnn.parity import Batch, Optimiser
+from multirnn.weights import Array
+from multirnn_torch.layer import TorchLayer
+
+__all__ = ["OPTIMISERS", "default_epsilon", "train"]
+
+OPTIMISERS: Mapping[str, Callable[[Iterable[nn.Parameter], Optimiser], torch.optim.Optimizer]] = MappingProxyType(
+    {
+        "sgd": lambda parameters, o: torch.optim.SGD(parameters, lr=o.learning_rate),
+        "momentum": lambda parameters, o: torch.optim.SGD(parameters, lr=o.learning_rate, momentum=o.momentum),
+        "adam": lambda parameters, o: torch.optim.Adam(
+            parameters, lr=o.learning_rate, betas=(o.beta_1, o.beta_2), eps=o.epsilon
+        ),
+    }
+)
+
+
+def train(layer: TorchLayer, batch: Batch, optimiser: Optimiser, steps: int) -> Array:
+    """Train the module in place; see `multirnn.parity.Trains`."""
+    native = layer.native
+    losses = []
+    with torch.inference_mode(False), torch.enable_grad():
+        chosen = OPTIMISERS[optimiser.name](native.parameters(), optimiser)
+        x, target = (_packed(array, batch, native) for array in (batch.x, batch.target))
+        for _ in range(steps):
+            sequence, _ = native(x)
+            loss = nn.functional.mse_loss(sequence.data, target.data)  # packed, it holds the valid steps and no others
+            chosen.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            chosen.step()
+            losses.append(loss.item())
+    return np.array(losses, layer.spec.dtype)
+
+
+def default_epsilon() -> float:
+    """Of `torch.optim.Adam`."""
+    return float(signature(torch.optim.Adam).parameters["eps"].default)
+
+
+def _packed(array: Array, batch: Batch, native: nn.RNNBase) -> PackedSequence:
+    weight: Tensor = next(native.parameters())
+    tensor = torch.tensor(array, device=weight.device)
+    return pack_padded_sequence(tensor, torch.tensor(batch.lengths), batch_first=True, enforce_sorted=False)

@@ -1,0 +1,259 @@
+"""How often `diagnose` names the right mistake, and how long it takes.
+
+    python benchmarks/diagnosis.py            200 equal pairs, 500 with one mistake, 200 with two; writes results/diagnosis.json
+    python benchmarks/diagnosis.py --quick    a tenth of them, nothing written
+
+A pair is a stack and the same stack made wrong by mistakes drawn from the catalogue, over cells, biases, layers,
+directions and dtypes; some of the wrong ones are known by their calls alone. The named cause is right if what it makes
+of the stack is the function that was planted, gradients and all, on calls drawn here and not by the diagnosis.
+"""
+
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+
+import multirnn as mr
+from multirnn.assembly import Plumbing
+from multirnn.catalogue import MISTAKES, mistakes_for
+from multirnn.compare import difference, tolerance
+from multirnn.diagnosis import Diagnosis, diagnose
+from multirnn.mistakes import Mistake, Runs, composed
+
+RESULTS = Path(__file__).parent / "results" / "diagnosis.json"
+PAIRS = {0: 200, 1: 500, 2: 200}  # by the number of planted mistakes
+GOALS = {0: 1.0, 1: 0.99, 2: 0.95}
+BUILD = mr.backend("numpy").build
+
+# --- Pairs -----------------------------------------------------------------------------------------------------------
+
+
+class Planted:
+    """A layer that says it is right."""
+
+    def __init__(self, weights: mr.Weights, *mistakes: Mistake) -> None:
+        self._layer = composed(BUILD, *mistakes)(weights)
+        self._weights = weights
+        self.spec = weights.spec
+        self.parameter_count = weights.spec.parameter_count
+
+    def __call__(self, x: Any, state: Any = None, *, lengths: Any = None) -> mr.Output:
+        """See `Layer.__call__`."""
+        return self._layer(x, state, lengths=lengths)
+
+    def vjp(self, x: Any, state: Any = None, *, lengths: Any = None, cotangent: mr.Output) -> mr.Gradients:
+        """See `Layer.vjp`."""
+        return self._layer.vjp(x, state, lengths=lengths, cotangent=cotangent)
+
+    def weights(self) -> mr.Weights:
+        """The right ones."""
+        return self._weights
+
+
+def function(layer: Runs) -> Callable[..., Any]:
+    """What is left when nothing is known but calls."""
+
+    def port(x: Any, h0: Any) -> Any:
+        state = mr.State(*h0) if isinstance(h0, tuple) else mr.State(h0)
+        output = layer(x, state)
+        return output.sequence, tuple(output.state) if layer.spec.cell == "lstm" else output.state.h
+
+    return port
+
+
+@dataclass
+class Pair:
+    """A stack, what was planted in it, and what is shown of the wrong one."""
+
+    weights: mr.Weights
+    mistakes: tuple[Mistake, ...]
+    only_calls: bool
+
+    @property
+    def right(self) -> Any:
+        """The right side."""
+        return BUILD(self.weights)
+
+    @property
+    def wrong(self) -> Any:
+        """The side in question."""
+        planted = Planted(self.weights, *self.mistakes)
+        return function(planted) if self.only_calls else planted
+
+    def is_explained_by(self, *mistakes: Mistake) -> bool:
+        """Whether other mistakes make the same function, as far as it is shown."""
+        wide = self.weights.astype("float64")
+        layers = [composed(BUILD, *these)(wide) for these in (mistakes, self.mistakes)]
+        return same(*layers, dtype=self.weights.spec.dtype, only_calls=self.only_calls)
+
+
+def draw_spec(rng: np.random.Generator, hidden: tuple[int, int] = (2, 7)) -> mr.RecurrentSpec:
+    cell = str(rng.choice(list(mr.CELLS)))
+    return mr.RecurrentSpec(
+        cell,
+        input_size=int(rng.integers(2, 6)),
+        hidden_size=int(rng.integers(*hidden)),
+        num_layers=int(rng.integers(1, 4)),
+        bidirectional=bool(rng.integers(2)),
+        bias=str(rng.choice(["none", "single", "double"])),
+        reset_after=cell != "gru" or bool(rng.integers(2)),
+        dtype=str(rng.choice(["float32", "float64"])),
+    )
+
+
+def draw_pairs(seed: int, count: int, mistakes: int) -> Iterator[Pair]:
+    """Pairs in which so many mistakes are planted, of different families, each of which shows."""
+    rng = np.random.default_rng(seed)
+    drawn = 0
+    while drawn < count:
+        weights = mr.initialise(draw_spec(rng), rng)
+        known = mistakes_for(weights.spec)
+        chosen = [known[place] for place in rng.choice(len(known), mistakes, replace=False)]
+        # How passes are put together is nearest to the framework, and there is one way to do it.
+        chosen.sort(key=lambda mistake: not isinstance(mistake.realise, Plumbing))
+        if len({mistake.family for mistake in chosen}) < mistakes:
+            continue
+        if sum(isinstance(mistake.realise, Plumbing) for mistake in chosen) > 1:
+            continue
+        pair = Pair(weights, tuple(chosen), bool(rng.random() < 0.25))
+        if not any(pair.is_explained_by(*chosen[:k], *chosen[k + 1 :]) for k in range(mistakes)):
+            drawn += 1
+            yield pair
+
+
+def same(one: Runs, other: Runs, *, dtype: str, only_calls: bool) -> bool:
+    """Whether two layers of float64 agree on calls drawn here, within the tolerance of a dtype."""
+    rng = np.random.default_rng(1)
+    spec = one.spec
+    states = (len(spec.form.states), spec.num_layers * len(spec.directions), 6, spec.hidden_size)
+    for lengths in (None,) if only_calls else (None, rng.permutation([0, 6, 6, 2, 3, 1])):
+        x = rng.standard_normal((6, 6, spec.input_size))
+        state = mr.State(*rng.uniform(-1, 1, states))
+        cotangent = mr.Output(rng.standard_normal((6, 6, spec.output_size)), mr.State(*rng.uniform(-1, 1, states)))
+        outputs = [layer(x, state, lengths=lengths) for layer in (one, other)]
+        parts = [(output.sequence, *output.state) for output in outputs]
+        if not only_calls:
+            gradients = [layer.vjp(x, state, lengths=lengths, cotangent=cotangent) for layer in (one, other)]
+            parts = [
+                (*p, g.x, *g.state, *(g.weights[n] for n in spec.shapes)) for p, g in zip(parts, gradients, strict=True)
+            ]
+        for actual, expected in zip(*parts, strict=True):
+            if actual is not None and not difference(actual, expected).normwise <= tolerance(dtype):
+                return False
+    return True
+
+
+# --- The experiment --------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Rates:
+    """How many were named rightly, and what was not."""
+
+    mistakes: int
+    pairs: int = 0
+    right: int = 0
+    ambiguous: int = 0
+    seconds: list[float] = field(default_factory=list)
+    missed: list[str] = field(default_factory=list)
+
+    @property
+    def rate(self) -> float:
+        """The share that was named rightly."""
+        return self.right / self.pairs
+
+    def __str__(self) -> str:
+        planted = ("equal", "with one mistake", "with two mistakes")[self.mistakes]
+        return (
+            f"{self.right} of {self.pairs} pairs {planted} named rightly, {self.ambiguous} with several explanations; "
+            f"{mean(self.seconds):.2f} s each, {max(self.seconds):.2f} s at most"
+        )
+
+
+def measure(mistakes: int, pairs: int, seed: int = 0) -> Rates:
+    """Diagnose drawn pairs."""
+    rates = Rates(mistakes)
+    for pair in draw_pairs(seed, pairs, mistakes):
+        start = time.perf_counter()
+        found = diagnose(pair.right, pair.wrong)
+        rates.seconds.append(time.perf_counter() - start)
+        rates.pairs += 1
+        rates.ambiguous += found.ambiguous
+        if _named_rightly(found, pair):
+            rates.right += 1
+        else:
+            rates.missed.append(
+                f"{pair.weights.spec!r}: {_names(pair.mistakes)}, only calls: {pair.only_calls}\n{found}"
+            )
+    return rates
+
+
+def _named_rightly(found: Diagnosis, pair: Pair) -> bool:
+    if not pair.mistakes:
+        return found.equal and not found.causes
+    return bool(found.causes) and all(pair.is_explained_by(*cause.mistakes) for cause in found.causes)
+
+
+def _names(mistakes: tuple[Mistake, ...]) -> str:
+    return " and ".join(mistake.name for mistake in mistakes)
+
+
+def times_at(hidden_size: int) -> dict[str, float]:
+    """Seconds of a run, the most that it costs: an LSTM has the most mistakes."""
+    seconds = {}
+    one_layer = mr.RecurrentSpec("lstm", 8, hidden_size)
+    for title, spec in (
+        ("one layer", one_layer),
+        ("two layers, bidirectional", replace(one_layer, num_layers=2, bidirectional=True)),
+    ):
+        weights = mr.initialise(spec, 0)
+        right, other = BUILD(weights), mr.build(spec, "numpy", seed=1)
+        planted = {
+            "equal": Planted(weights),
+            "one mistake": Planted(weights, MISTAKES["recurrent kernel transposed"]),
+            "two mistakes": Planted(weights, MISTAKES["gates i o f g"], MISTAKES["initial state ignored"]),
+            "unexplained": other,
+        }
+        for what, wrong in planted.items():
+            start = time.perf_counter()
+            diagnose(right, wrong)
+            seconds[f"{title}, {what}"] = round(time.perf_counter() - start, 2)
+    return seconds
+
+
+def main() -> None:
+    quick = "--quick" in sys.argv[1:]
+    found = {}
+    for mistakes, pairs in PAIRS.items():
+        rates = measure(mistakes, pairs // 10 if quick else pairs)
+        print(rates, f"(goal {GOALS[mistakes]:.0%})", *rates.missed, sep="\n", flush=True)
+        found[mistakes] = {
+            "pairs": rates.pairs,
+            "right": rates.right,
+            "rate": rates.rate,
+            "goal": GOALS[mistakes],
+            "ambiguous": rates.ambiguous,
+            "seconds_mean": round(mean(rates.seconds), 3),
+            "seconds_max": round(max(rates.seconds), 3),
+        }
+    seconds = times_at(64)
+    for title, value in seconds.items():
+        print(f"hidden size 64, {title}: {value} s")
+    if not quick:
+        machine = {"machine": platform.machine(), "cores": os.cpu_count(), "numpy": np.__version__}
+        report = {"environment": machine, "by_planted_mistakes": found, "hidden_64_seconds": seconds}
+        RESULTS.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,476 @@
+"""The user's own object behind the calls of a `Layer`: `adopt`.
+
+What is adopted runs as it is, with canonical NumPy arrays: nothing is rebuilt from its weights, and it is left as it
+was. Three kinds of things can be adopted:
+
+    a Layer             itself
+    a framework's own   through its backend, found by the entry-point group multirnn.natives: `torch.nn.GRU`, a
+                        hand-written module or layer, a jitted function; what a backend needs for it is a method
+                        `adopt(native, spec, *, compiled)`
+    a plain callable    `f(x, h0) -> (y, h)` on NumPy arrays
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from inspect import signature
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from multirnn.boundary import Boundary, Inputs
+from multirnn.errors import InvalidCall, Unrepresentable
+from multirnn.layer import Gradients, Output, State
+from multirnn.registry import backend_of
+from multirnn.spec import RecurrentSpec
+from multirnn.weights import Array, Weights
+
+__all__ = [
+    "Adopted",
+    "AdoptedLayer",
+    "AdoptedNative",
+    "adopt",
+    "adopt_both",
+    "arranged",
+    "filled",
+    "known_spec",
+    "native_spec",
+    "noting",
+    "output_of",
+    "states_of",
+    "takes_state",
+]
+
+
+class Adopted(ABC):
+    """The user's own object, called as a `Layer` is.
+
+    Attributes:
+        spec: what it is held to be; its own where it can be read, else the one that was given.
+        native: the user's object itself.
+        title: what it is called in a report.
+        differentiable: whether it has `vjp`; of x and of the initial state always, of the weights where it is readable.
+        readable: whether it has `weights`.
+        takes_lengths: whether it can be called with lengths.
+        takes_state: whether it can be called with an initial state that is not zero.
+        compiled: whether it runs in its compiled form.
+        remark: what has to be known of the way it runs, as a sentence about it without its subject; empty where nothing
+            has.
+    """
+
+    spec: RecurrentSpec
+    native: Any
+    title: str
+    differentiable: bool = False
+    readable: bool = False
+    takes_lengths: bool = False
+    takes_state: bool = True
+    compiled: bool = False
+    remark: str = ""
+
+    @property
+    def compilable(self) -> bool:
+        """Whether it has a compiled form: by `torch.compile`, `jax.jit` or `tf.function`."""
+        return False
+
+    @property
+    def parameter_count(self) -> int | None:
+        """Trainable parameters, counted by the framework's own means; None where nothing counts them."""
+        return None
+
+    @abstractmethod
+    def __call__(self, x: ArrayLike, state: State | None = None, *, lengths: ArrayLike | None = None) -> Output:
+        """Run it over `x`; see `Layer.__call__`.
+
+        Returns:
+            The output. Of a function that returns no state, both parts of the state are None.
+
+        Raises:
+            InvalidCall: as of a layer; lengths or a state that it does not take; or it returned something else than a
+                sequence and states of the spec's shapes. What it raises itself is passed on, with a note.
+        """
+
+    def vjp(
+        self, x: ArrayLike, state: State | None = None, *, lengths: ArrayLike | None = None, cotangent: Output
+    ) -> Gradients:
+        """Pull a cotangent back; see `Layer.vjp`. What no gradient reaches is zero; `weights` is empty if unreadable.
+
+        Raises:
+            InvalidCall: it is not differentiable, or as of a call.
+        """
+        raise InvalidCall(f"{self.title} has no gradients: nothing differentiates it")
+
+    def weights(self) -> Weights:
+        """The parameters as they are now.
+
+        Raises:
+            Unrepresentable: it is not readable.
+        """
+        raise Unrepresentable(f"nothing is known of the weights of {self.title}")
+
+    def __repr__(self) -> str:
+        return f"<Adopted {self.title}: {self.spec!r}>"
+
+
+def adopt(thing: Any, *, spec: RecurrentSpec | None = None, compiled: bool = False) -> Adopted:
+    """Run the user's own object as a `Layer` is run.
+
+    Args:
+        thing: a `Layer`; a framework's own layer, module or compiled function; or a plain callable `f(x, h0) -> (y, h)`
+            on NumPy arrays. There x is `(batch, time, input_size)`, y `(batch, time, directions * hidden_size)`, and h0
+            and h are `(num_layers * directions, batch, hidden_size)`, of an LSTM the pair `(h, c)`. Of a single pass
+            the h that is returned may lack its leading axis; y alone is allowed, and then no state is known.
+        spec: what it is held to be; needed for what cannot be read.
+        compiled: run its compiled form.
+
+    Raises:
+        InvalidCall: no spec is known, or not the one that is given; or there is no compiled form; or it cannot be run
+            as it stands, because it drops outputs at random, has no weights yet, or takes no x.
+        MissingFramework: what its backend runs on is not installed.
+    """
+    if isinstance(thing, Adopted) and (thing.compiled or not compiled):
+        return thing
+    if isinstance(thing, Adopted):
+        return adopt(thing.native, spec=thing.spec, compiled=True)
+    if _is_layer(thing):
+        _known(thing.spec, spec, type(thing).__name__)
+        return adopt(thing.native, spec=thing.spec, compiled=True) if compiled else AdoptedLayer(thing)
+    backend = backend_of(thing)
+    run_by = getattr(backend, "adopt", None)
+    if backend is not None and run_by is not None:
+        adopted = run_by(thing, spec, compiled=compiled)
+        if not isinstance(adopted, Adopted):
+            raise InvalidCall(
+                f"the backend {backend.name!r} adopted a {type(thing).__name__} as a {type(adopted).__name__}, "
+                "not as a multirnn.adoption.Adopted"
+            )
+        return adopted
+    if not callable(thing):
+        raise InvalidCall(
+            f"a {type(thing).__name__} cannot be run: adopt a multirnn Layer, a framework's own layer, or a function "
+            "f(x, h0) -> (y, h) on NumPy arrays"
+        )
+    spec = spec or known_spec(thing)
+    if spec is None:
+        raise InvalidCall(f"nothing tells what {_name(thing)} computes: pass spec=mr.RecurrentSpec(...)")
+    if compiled:
+        raise InvalidCall(
+            f"{_name(thing)} is called with NumPy arrays and has no compiled form; compile it yourself and adopt that"
+        )
+    return _AdoptedFunction(thing, spec)
+
+
+def adopt_both(a: Any, b: Any, *, spec: RecurrentSpec | None = None, compiled: bool = False) -> tuple[Adopted, Adopted]:
+    """Adopt two things that are held to be one function: where one tells no spec, that of the other is taken.
+
+    Args:
+        a, b: as `adopt` takes them.
+        spec: of what tells none of itself; that of the other thing unless given. What tells its own may have biases in
+            another form.
+        compiled: run the compiled form of what has one; at least one has to.
+
+    Raises:
+        InvalidCall: as of `adopt`; or neither of them tells a spec, or one tells another; or neither has a compiled form.
+    """
+    own = known_spec(a), known_spec(b)
+    given = spec or own[0] or own[1]
+    if given is None:
+        raise InvalidCall("neither side tells what it computes: pass spec=mr.RecurrentSpec(...)")
+    for known in filter(None, own):
+        if spec is not None and replace(known, bias=spec.bias) != spec:
+            raise InvalidCall(f"one side is {known!r}, and spec= says {spec!r}; leave spec out")
+    first, second = (adopt(thing, spec=known or given) for thing, known in zip((a, b), own, strict=True))
+    if not compiled:
+        return first, second
+    if not (first.compilable or second.compilable):
+        raise InvalidCall(f"neither {first.title} nor {second.title} has a compiled form")
+    return _in_compiled_form(first), _in_compiled_form(second)
+
+
+def _in_compiled_form(adopted: Adopted) -> Adopted:
+    return adopt(adopted, compiled=True) if adopted.compilable else adopted
+
+
+def known_spec(thing: Any) -> RecurrentSpec | None:
+    """The spec that a thing has of itself; None where it cannot be read.
+
+    Raises:
+        MissingFramework: what its backend runs on is not installed.
+    """
+    if isinstance(thing, Adopted) or _is_layer(thing):
+        spec: RecurrentSpec = thing.spec
+        return spec
+    backend = backend_of(thing)
+    try:
+        return None if backend is None else backend.read(thing).spec
+    except Unrepresentable:
+        return None
+
+
+def _is_layer(thing: Any) -> bool:
+    return isinstance(getattr(thing, "spec", None), RecurrentSpec) and callable(thing)
+
+
+def _known(own: RecurrentSpec, given: RecurrentSpec | None, title: str) -> None:
+    """Refuse a spec that is not the thing's own."""
+    if given is not None and given != own:
+        raise InvalidCall(f"{title} is {own!r}, and spec= says {given!r}; leave spec out")
+
+
+# --- A layer ---------------------------------------------------------------------------------------------------------
+
+
+class AdoptedLayer(Adopted):
+    """A `Layer`, itself.
+
+    Args:
+        layer: the layer; or what has only its `spec`, `__call__` and `vjp`.
+        title: its class unless given.
+    """
+
+    takes_lengths = True
+
+    def __init__(self, layer: Any, title: str | None = None) -> None:
+        self.spec = layer.spec
+        self.title = title or type(layer).__name__
+        self.native = getattr(layer, "native", layer)
+        self.readable = hasattr(layer, "weights")
+        self.differentiable = hasattr(layer, "vjp")
+        self._layer = layer
+
+    @property
+    def compilable(self) -> bool:
+        """Whether the framework's own object behind it has a compiled form."""
+        backend = None if self.native is self._layer else backend_of(self.native)
+        return hasattr(backend, "adopt") and adopt(self.native, spec=self.spec).compilable
+
+    @property
+    def parameter_count(self) -> int | None:
+        """By the layer's own counting."""
+        return getattr(self._layer, "parameter_count", None)
+
+    def __call__(self, x: ArrayLike, state: State | None = None, *, lengths: ArrayLike | None = None) -> Output:
+        """See `Layer.__call__`."""
+        output: Output = self._layer(x, state, lengths=lengths)
+        return output
+
+    def vjp(
+        self, x: ArrayLike, state: State | None = None, *, lengths: ArrayLike | None = None, cotangent: Output
+    ) -> Gradients:
+        """See `Layer.vjp`."""
+        if not self.differentiable:
+            return super().vjp(x, state, lengths=lengths, cotangent=cotangent)
+        gradients: Gradients = self._layer.vjp(x, state, lengths=lengths, cotangent=cotangent)
+        return gradients
+
+    def weights(self) -> Weights:
+        """See `Layer.weights`."""
+        return self._layer.weights() if self.readable else super().weights()
+
+
+# --- What is not a layer ---------------------------------------------------------------------------------------------
+
+
+class AdoptedNative(Boundary, Adopted):
+    """A framework's own object, or a function: what derives from it writes `run` and `pull_back`, as a layer does.
+
+    Args:
+        native: the user's object.
+        spec: what it is held to be.
+        title: what it is called in a report.
+        compiled: whether its compiled form is run.
+    """
+
+    def __init__(self, native: Any, spec: RecurrentSpec, title: str, *, compiled: bool = False) -> None:
+        super().__init__(spec)
+        self.native = native
+        self.compiled = compiled
+        self.title = f"{title}, compiled" if compiled else title
+
+    def pull_back(self, inputs: Inputs, cotangent: Output) -> Gradients:
+        """See `BoundaryLayer.pull_back`.
+
+        Raises:
+            InvalidCall: nothing differentiates it.
+        """
+        raise InvalidCall(f"{self.title} has no gradients: nothing differentiates it")
+
+    def _check(self, x: ArrayLike, state: State | None, lengths: ArrayLike | None) -> tuple[Inputs, bool]:
+        inputs, batched = super()._check(x, state, lengths)
+        if inputs.lengths is not None and not self.takes_lengths:
+            raise InvalidCall(f"{self.title} takes no lengths: call it with full rows")
+        if not self.takes_state and any(part.any() for part in states_of(inputs.state)):
+            raise InvalidCall(f"{self.title} takes no initial state: call it without one")
+        return inputs, batched
+
+
+def native_spec(native: Any, spec: RecurrentSpec | None, read: Callable[[Any], Weights]) -> tuple[RecurrentSpec, bool]:
+    """The spec of a framework's own object, and whether it can be read.
+
+    Args:
+        native: the object.
+        spec: given by the user.
+        read: that of the backend.
+
+    Raises:
+        InvalidCall: it cannot be read and no spec is given, or it is read as another.
+    """
+    try:
+        own = read(native).spec
+    except Unrepresentable as error:
+        if spec is None:
+            raise InvalidCall(f"{error}. To run it as it is, pass spec=mr.RecurrentSpec(...)") from error
+        return spec, False
+    _known(own, spec, f"this {type(native).__name__}")
+    return own, True
+
+
+def takes_state(function: Callable[..., Any]) -> bool:
+    """Whether it can be called as `f(x, state)`, and not only as `f(x)`.
+
+    Raises:
+        InvalidCall: as neither.
+    """
+    try:
+        parameters = signature(function)
+    except ValueError:  # some functions written in C tell nothing of their parameters
+        return True
+    for arguments in ((None, None), (None,)):
+        try:
+            parameters.bind(*arguments)
+        except TypeError:
+            continue
+        return len(arguments) == 2
+    raise InvalidCall(f"{_name(function)} has the parameters {parameters}; it must be callable as f(x, h0)")
+
+
+def arranged(result: Any, shape: tuple[int, ...], spec: RecurrentSpec, title: str) -> list[Any]:
+    """What was returned, as `[sequence, h, c]`: without c but of an LSTM, and the sequence alone if there is no state.
+
+    Works on the arrays or tensors of any framework; they are indexed, and neither copied nor converted.
+
+    Args:
+        result: `y`, `(y, h)`, `(y, (h, c))` or `(y, h, c)`, in tuples or lists; trailing Nones are passed over.
+        shape: of x, `(batch, time, input_size)`.
+        spec: of the thing.
+        title: of the thing, for what is raised.
+
+    Raises:
+        InvalidCall: something else was returned; the sentence says what would have been right.
+    """
+    names = ("y", *spec.form.states)
+    right = f"({', '.join(names)})" if len(names) == 2 else "(y, (h, c))"
+    returned = _flat([result])
+    if not returned:
+        raise InvalidCall(f"{title} returned nothing; {right} would be right, or y alone")
+    sequence, *state = returned
+    if state and len(state) != len(names) - 1:
+        raise InvalidCall(
+            f"{title} returned y and {len(state)} part{'s' * (len(state) > 1)} of a state; {right} would be right, "
+            "or y alone"
+        )
+    batch, time, _ = shape
+    expected = (batch, time, spec.output_size)
+    found = tuple(np.shape(sequence))
+    if found != expected:
+        hint = "; it has time before batch" if found == (time, batch, spec.output_size) else ""
+        hint = hint or ("; it is the last step alone" if found == (batch, spec.output_size) else "")
+        raise InvalidCall(
+            f"{title} returned y of the shape {found}; of x {shape} it must be "
+            f"(batch, time, directions * hidden_size) = {expected}{hint}"
+        )
+    passes = spec.num_layers * len(spec.directions)
+    expected = (passes, batch, spec.hidden_size)
+    for place, (name, part) in enumerate(zip(spec.form.states, state, strict=False)):
+        found = tuple(np.shape(part))
+        if passes == 1 and found == expected[1:]:
+            state[place] = part[None]
+        elif found != expected:
+            raise InvalidCall(
+                f"{title} returned {name} of the shape {found}; it must be "
+                f"(num_layers * directions, batch, hidden_size) = {expected}"
+            )
+    return [sequence, *state]
+
+
+def _flat(group: Iterable[Any]) -> list[Any]:
+    """The arrays of nested groups in order, without what is None."""
+    found: list[Any] = []
+    for part in group:
+        if isinstance(part, tuple | list):
+            found += _flat(part)
+        elif part is not None:
+            found.append(part)
+    return found
+
+
+def output_of(arrays: Sequence[Array], spec: RecurrentSpec, title: str) -> Output:
+    """The output, in the spec's dtype, of arrays as `arranged` has them.
+
+    Raises:
+        InvalidCall: they are not of a floating dtype.
+    """
+    if wrong := [array.dtype for array in arrays if array.dtype.kind != "f"]:
+        raise InvalidCall(f"{title} returned an array of {wrong[0]}; it must be of {spec.dtype}")
+    sequence, *state = (np.array(array, spec.dtype) for array in arrays)
+    return Output(sequence, State(*state) if state else State(None))  # type: ignore[arg-type]  # not known
+
+
+def filled(found: Iterable[Array | None], like: Iterable[Array]) -> list[Array]:
+    """The gradients that were found, zero where none reached."""
+    return [np.zeros_like(a) if g is None else g for g, a in zip(found, like, strict=True)]
+
+
+def states_of(state: State) -> list[Array]:
+    """The parts that there are: h, and of an LSTM c."""
+    return [part for part in state if part is not None]
+
+
+@contextmanager
+def noting(title: str, inputs: Inputs) -> Iterator[None]:
+    """Around a call of the user's own object: what it raises is passed on, with a note of what it was called with."""
+    try:
+        yield
+    except Exception as error:
+        state = " and ".join(f"{name} {part.shape}" for name, part in zip("hc", states_of(inputs.state), strict=False))
+        error.add_note(f"multirnn called {title} with x {inputs.x.shape} and the initial state {state}")
+        raise
+
+
+class _AdoptedFunction(AdoptedNative):
+    """A plain callable on NumPy arrays."""
+
+    def __init__(self, native: Callable[..., Any], spec: RecurrentSpec) -> None:
+        super().__init__(native, spec, _name(native))
+        self.takes_state = takes_state(native)
+
+    def run(self, inputs: Inputs) -> Output:
+        """See `BoundaryLayer.run`. The function gets copies, and may write to them."""
+        state = [part.copy() for part in states_of(inputs.state)]
+        arguments = [inputs.x.copy()]
+        if self.takes_state:
+            arguments.append(state[0] if len(state) == 1 else tuple(state))  # type: ignore[arg-type]
+        with noting(self.title, inputs):
+            result = self.native(*arguments)
+        try:
+            arrays = _arrays(result)
+        except ValueError as error:
+            raise InvalidCall(f"{self.title} returned no array: {error}; return the tuple (y, h)") from error
+        return output_of(arranged(arrays, inputs.x.shape, self.spec, self.title), self.spec, self.title)
+
+
+def _arrays(result: Any) -> Any:
+    """What a plain callable returned in arrays; a tuple is several of them, a list is one."""
+    if isinstance(result, tuple):
+        return tuple(map(_arrays, result))
+    return None if result is None else np.asarray(result)
+
+
+def _name(function: Any) -> str:
+    """What a function is called in a report."""
+    name = getattr(function, "__name__", None)
+    return f"function {name}" if name else f"object {type(function).__name__}"

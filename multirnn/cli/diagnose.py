@@ -1,0 +1,269 @@
+"""`multirnn diagnose`: which mistake makes two layers differ, in words and with what to do about it."""
+
+import os
+import sys
+from collections.abc import Iterable
+from difflib import get_close_matches
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from multirnn.adoption import AdoptedLayer, adopt, known_spec
+from multirnn.assembly import Plumbing
+from multirnn.catalogue import MISTAKES, mistakes_for
+from multirnn.cells import CELLS
+from multirnn.cli import options
+from multirnn.cli.console import heading, progress, show, show_json, table
+from multirnn.diagnosis import Diagnosis, diagnose
+from multirnn.divergence import first_divergence
+from multirnn.errors import InvalidCall, Unsupported
+from multirnn.mistakes import Mistake
+from multirnn.plot import picture_format, plot_divergence, write_figure
+from multirnn.registry import backend
+from multirnn.samples import seattle_weather
+from multirnn.spec import RecurrentSpec
+from multirnn.testing.mutation import Mutant
+from multirnn.weights import Weights, initialise
+
+__all__ = ["command"]
+
+
+@click.command(
+    "diagnose",
+    epilog="""
+    \b
+    Examples:
+      multirnn diagnose numpy torch --cell gru --hidden 8
+      multirnn diagnose numpy torch --cell gru --hidden 8 --mistake "gates z r n"
+      multirnn diagnose --list --cell lstm --input 4 --hidden 8
+
+    \b
+    Of your own, in model.py of this folder (an import path, as web servers take them):
+      $ multirnn diagnose model:right model:port
+
+    \b
+    Exit status:
+      0  the two are the same function
+      1  they differ
+      2  used wrongly, or could not run
+      3  a backend that was asked for is missing or refuses
+    """,
+)
+@click.argument("a", required=False)
+@click.argument("b", required=False)
+@click.option(
+    "--cell", type=click.Choice(list(CELLS)), help="The recurrent cell; of a backend, which has to build one."
+)
+@click.option(
+    "--input",
+    "input_size",
+    type=options.POSITIVE,
+    metavar="N",
+    default=4,
+    show_default=True,
+    help="Features of the input; 4 is the weather of Seattle, on which the two are compared then, too.",
+)
+@click.option("--hidden", "hidden_size", type=options.POSITIVE, metavar="N", help="Units of each layer and direction.")
+@options.stack
+@click.option(
+    "--mistake",
+    "names",
+    multiple=True,
+    metavar="NAME",
+    help="Plant this mistake in B, a backend, to see it found; may be repeated. --list names them.",
+)
+@click.option(
+    "--seed", type=click.IntRange(min=0), metavar="N", default=0, show_default=True, help="Of weights and calls."
+)
+@click.option("--list", "list_them", is_flag=True, help="List the known mistakes; with --cell, those of that stack.")
+@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Write a picture of where they part.")
+@click.option(
+    "--save", type=click.Path(path_type=Path), metavar="FILE", help="Write weights with which B is right, .npz."
+)
+@options.json_output
+@options.debug
+@click.pass_context
+def command(
+    ctx: click.Context,
+    /,
+    a: str | None,
+    b: str | None,
+    cell: str | None,
+    hidden_size: int | None,
+    names: tuple[str, ...],
+    seed: int,
+    list_them: bool,
+    plot: Path | None,
+    save: Path | None,
+    as_json: bool,
+    **fields: Any,
+) -> None:
+    """Name the mistake that makes two layers differ.
+
+    A is the right side and B the one in question. Each is the name of a backend, which builds the stack that the options
+    describe, or module:object, which is imported, the current folder first, and so runs that module: a multirnn layer,
+    a framework's own layer, or, as B, a function f(x, h0) -> (y, h) on NumPy arrays. A backend as B gets A's weights.
+    """
+    spec = _spec(cell, hidden_size, fields)
+    if list_them:
+        _list(MISTAKES.values() if spec is None else mistakes_for(spec), as_json)
+        return
+    if a is None or b is None:
+        raise click.UsageError("name two sides, A and B, or ask for the --list of mistakes.")
+    _check_files(plot, save)
+    with progress() as say:
+        say(f"loading {a} and {b}")
+        right, wrong = _sides(a, b, spec, names, seed)
+        say("asking B")
+        spec = None if known_spec(wrong) else spec
+        found = diagnose(right, wrong, spec=spec, seed=seed, **_weather(right, wrong, spec, seed))
+        if plot:
+            say("looking for where they part")
+            write_figure(plot_divergence(found.divergence or first_divergence(right, wrong, seed=seed)), plot)
+    saved = save is not None and found.corrected is not None
+    if save is not None and found.corrected is not None:
+        _save(found.corrected, save)
+    if as_json:
+        show_json({**found.to_dict(), "saved": str(save) if saved else None, "picture": str(plot) if plot else None})
+    else:
+        show(found, *_written(found, plot, save, saved))
+    ctx.exit(0 if found.equal else 1)
+
+
+def _spec(cell: str | None, hidden_size: int | None, fields: dict[str, Any]) -> RecurrentSpec | None:
+    """The stack that the options describe; None where they name no cell."""
+    if (cell is None) != (hidden_size is None):
+        raise click.UsageError(
+            f"--cell and --hidden belong together; --{'cell' if cell is None else 'hidden'} is missing."
+        )
+    return None if cell is None or hidden_size is None else RecurrentSpec(cell, hidden_size=hidden_size, **fields)
+
+
+def _list(mistakes: Iterable[Mistake], as_json: bool) -> None:
+    found = list(mistakes)
+    if as_json:
+        plain = ("name", "family", "shows", "says", "fix")
+        show_json({"mistakes": [{field: getattr(mistake, field) for field in plain} for mistake in found]})
+        return
+    made = table("mistake", "of a family", "B")
+    for mistake in found:
+        made.add_row(mistake.name, mistake.family, f"{mistake.says}.")
+    show(heading(f"{len(found)} known mistakes"), made)
+
+
+# --- What is compared ------------------------------------------------------------------------------------------------
+
+
+def _sides(a: str, b: str, spec: RecurrentSpec | None, names: tuple[str, ...], seed: int) -> tuple[Any, Any]:
+    """The right side, and the one in question."""
+    if names and ":" in b:
+        raise click.UsageError(f"--mistake is planted in a backend, and B is {b}.")
+    if ":" in a:
+        right = _imported(a)
+    elif spec is None:
+        raise click.UsageError(f"the backend {a!r} builds the stack of --cell and --hidden; give both.")
+    else:
+        right = AdoptedLayer(backend(a).build(initialise(spec, seed)), a)
+    return right, _imported(b) if ":" in b else _planted(b, names, adopt(right).weights())
+
+
+def _planted(name: str, mistakes: tuple[str, ...], weights: Weights) -> AdoptedLayer:
+    """A backend's layer of these weights, with mistakes in it.
+
+    Raises:
+        InvalidCall: no mistake is called so, or it is none in this stack.
+        Unsupported: the backend refuses the stack, or what the mistake would make of it.
+    """
+    # How the passes of a stack are put together is nearest to the framework.
+    made = sorted((_mistake(m, weights.spec) for m in mistakes), key=lambda m: not isinstance(m.realise, Plumbing))
+    wrong = backend(name)
+    for mistake in made:
+        wrong = Mutant(wrong, mistake)
+    layer = wrong.build(weights)
+    while isinstance(wrong, Mutant):
+        if weights.spec not in wrong.built:
+            raise Unsupported(f"backend {name!r} cannot be made wrong by {wrong.mistake.name!r} here: it refuses that")
+        wrong = wrong.inner
+    return AdoptedLayer(layer, f"{name} made wrong ({', '.join(m.name for m in made)})" if made else name)
+
+
+def _mistake(name: str, spec: RecurrentSpec) -> Mistake:
+    if name not in MISTAKES:
+        close = get_close_matches(name, MISTAKES, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise InvalidCall(f"no mistake is named {name!r}{hint} --list names them all")
+    if not MISTAKES[name].applies(spec):
+        raise InvalidCall(f"the mistake {name!r} makes no difference to {spec!r}")
+    return MISTAKES[name]
+
+
+def _imported(path: str) -> Any:
+    """The object at `module:object`.
+
+    Raises:
+        InvalidCall: there is no such module or object.
+    """
+    module, _, attributes = path.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found: Any = import_module(module)
+    except ModuleNotFoundError as error:
+        if not f"{module}.".startswith(f"{error.name}."):
+            raise  # the module is there, and something that it needs is not
+        raise InvalidCall(f"{path}: there is no module {error.name!r}, neither in this folder nor installed") from error
+    except ValueError as error:
+        raise InvalidCall(f"{path}: write module:object, as in model:port") from error
+    for name in attributes.split("."):
+        if not hasattr(found, name):
+            raise InvalidCall(f"{path}: {module} has no {attributes!r}; write module:object, as in model:port")
+        found = getattr(found, name)
+    return found
+
+
+def _weather(right: Any, wrong: Any, spec: RecurrentSpec | None, seed: int) -> dict[str, Any]:
+    """A call on real data, where the features are as many."""
+    known = known_spec(wrong) or spec or adopt(right).spec
+    series = seattle_weather().standardised()
+    if known.input_size != len(series.names):
+        return {}
+    x, lengths = series.windows(5, longest=12, seed=seed)
+    takes_lengths = adopt(wrong, spec=None if known_spec(wrong) else known).takes_lengths
+    return {"x": x, "lengths": lengths if takes_lengths else None}
+
+
+# --- What is written -------------------------------------------------------------------------------------------------
+
+
+def _check_files(plot: Path | None, save: Path | None) -> None:
+    """Refuse, before anything is computed, what cannot be written."""
+    if plot:
+        picture_format(plot)
+    if save and save.suffix != ".npz":
+        raise InvalidCall(f"{save}: the corrected weights are written as .npz, and the name has to end so")
+    if save and not save.parent.is_dir():
+        raise InvalidCall(f"{save}: there is no folder {save.parent}; make it first")
+
+
+def _save(weights: Weights, path: Path) -> None:
+    """The arrays by their canonical names, and the spec as JSON. A reader sees the old file or the new one, never half."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with unfinished.open("wb") as file:
+            arrays: dict[str, Any] = {**weights.arrays, "spec": weights.spec.to_json()}
+            np.savez(file, **arrays)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _written(found: Diagnosis, plot: Path | None, save: Path | None, saved: bool) -> Iterable[str]:
+    if plot:
+        yield f"picture: {plot}"
+    if saved:
+        yield f"weights with which B is right: {save}"
+    elif save:
+        yield "no weights are written: " + ("B is right as it is" if found.equal else "none make B right")

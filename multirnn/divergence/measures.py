@@ -1,0 +1,368 @@
+"""How far two layers are apart, and how far they may be: `Pair`.
+
+A gap is max|a-b| over rows and units. It has room to be rounding: what the tolerance allows, or as far as A itself moves
+when its input, states and weights are moved by the tolerance. So neither a long chaotic sequence nor cancellation in one
+step is taken for a mistake.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from multirnn.compare import difference, tolerance
+from multirnn.divergence.stepping import Known, Seen, Side, Stepped, Trajectory, perturbed, swept
+from multirnn.layer import Lengths
+from multirnn.weights import Array
+
+__all__ = ["Call", "Marks", "Pair", "Parted", "Steps", "apart", "in_eps", "largest_at"]
+
+Marks = NDArray[np.bool_]
+
+CHAOS = 4
+"""How much further than A moves calls may be apart: two runs of a chaotic stack are as far apart as its states are large,
+and where they have got there, one moved run tells that to no better than a factor of two."""
+
+
+class Call(NamedTuple):
+    """What both are run on, in float64, of numbers that the narrower dtype has.
+
+    Attributes:
+        x: `(batch, time, input_size)`, zero at padding.
+        states: `(parts, passes, batch, hidden_size)`; None where the call has no initial state.
+        lengths: `(batch,)`; None where every row is full.
+    """
+
+    x: Array
+    states: Array | None
+    lengths: Lengths | None
+
+
+class Parted(NamedTuple):
+    """Where two outputs differ by more than rounding: `(directions, time)` of the sequence, `(parts, passes)` at the end."""
+
+    sequence: Marks
+    final: Marks
+
+    @property
+    def any(self) -> bool:
+        """Whether they do."""
+        return bool(self.sequence.any() or self.final.any())
+
+
+class Steps(NamedTuple):
+    """Every single step of a call: the rows that are stepped, the states made of them, and the room that those have."""
+
+    x: Array
+    states: Array
+    made: Array
+    room: Array
+
+
+class Pair:
+    """Two sides and a call; every measure is taken when it is asked for.
+
+    Args:
+        a: the side that is held to be right.
+        b: the suspect one.
+        call: what both are run on.
+        dtype: the narrower of both.
+        seed: of perturbations.
+        letters: what the two sides are called.
+    """
+
+    def __init__(
+        self, a: Side, b: Side, call: Call, dtype: str, seed: int, letters: tuple[str, str] = ("A", "B")
+    ) -> None:
+        self.a, self.b, self.call, self.dtype, self.seed = a, b, call, dtype, seed
+        self.A, self.B = letters
+        self.full = call._replace(lengths=None)
+        self.spec = a.spec
+        self.passes = list(a.spec.passes)
+        self.directions = len(a.spec.directions)
+        self.time: int = call.x.shape[1]
+        self.limit = tolerance(dtype)
+        self.eps = float(np.finfo(dtype).eps)
+        self.rng = np.random.default_rng(seed)
+        self._stepped_by: dict[Known | Stepped, Steps] = {}
+        self._moved_from: dict[Known | Stepped, Known | Stepped] = {}
+
+    def first_step(self, place: int) -> int:
+        """The first step that a pass runs, in original time."""
+        return self.time - 1 if self.passes[place][1] == "backward" else 0
+
+    def last_step(self, place: int) -> int:
+        """The last step that a pass runs, in original time."""
+        return self.time - 1 - self.first_step(place)
+
+    def running(self, place: int) -> slice:
+        """The steps of a pass in the order in which it runs."""
+        return slice(None, None, -1 if self.passes[place][1] == "backward" else 1)
+
+    def first(self, marks: Marks) -> tuple[int, int]:
+        """The first place and step of marks `(passes, time)`: the lowest layer, in it the fewest steps run."""
+        found = [
+            (layer, int(np.argmax(marks[place, self.running(place)])), place)
+            for place, (layer, _) in enumerate(self.passes)
+            if marks[place].any()
+        ]
+        _, run, place = min(found)
+        return place, abs(self.first_step(place) - run)
+
+    # --- Calls -------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def initial(self) -> Array:
+        """The initial states, zero where the call has none."""
+        if self.call.states is not None:
+            return self.call.states
+        return np.zeros((len(self.spec.form.states), len(self.passes), len(self.call.x), self.spec.hidden_size))
+
+    @cached_property
+    def outputs(self) -> tuple[Seen, Seen]:
+        """Of both, as they answer the call."""
+        return self.a(*self.call), self.b(*self.call)
+
+    @cached_property
+    def full_outputs(self) -> tuple[Seen, Seen]:
+        """Of the full call: what is expected, and what is found."""
+        return self.expected(self.full), self.outputs[1] if self.call.lengths is None else self.b(*self.full)
+
+    @cached_property
+    def far(self) -> float:
+        """The largest normwise difference of the outputs."""
+        a, b = self.outputs
+        pairs = [(a.sequence, b.sequence), *zip(a.final, b.final, strict=True)]
+        known = [~(np.isnan(u) | np.isnan(v)) for u, v in pairs]
+        return max(difference(v[k], u[k]).normwise for (u, v), k in zip(pairs, known, strict=True))
+
+    def expected(self, call: Call) -> Seen:
+        """The output of A: by its weights where they are known."""
+        if not isinstance(self.reference, Known):
+            return self.a(*call)
+        states = self.initial if call.states is None else call.states
+        return self.seen(self.reference.run(call.x, states, call.lengths))
+
+    def seen(self, trajectory: Trajectory) -> Seen:
+        """The output of a call with these states; at padding they stay, so the last are the final ones."""
+        if not trajectory.after.shape[2]:
+            return Seen(trajectory.sequence, self.initial)
+        final = [trajectory.after[:, place, self.running(place)][:, -1] for place in range(len(self.passes))]
+        return Seen(trajectory.sequence, np.stack(final, axis=1))
+
+    def parted(self, found: Seen, expected: Seen) -> Parted:
+        """Where two outputs part, of as many steps as the call has or fewer."""
+        room = self.room[0, -self.directions :, : found.sequence.shape[1]]
+        return Parted(
+            apart(self.halves(found.sequence), self.halves(expected.sequence)) > room,
+            apart(found.final, expected.final) > self.room.max(axis=2, initial=self.limit),
+        )
+
+    def halves(self, sequence: Array) -> Array:
+        """A sequence by direction: `(directions, time, batch, hidden_size)`."""
+        return np.moveaxis(
+            sequence.reshape(*sequence.shape[:2], self.directions, self.spec.hidden_size), (2, 1), (0, 1)
+        )
+
+    def of_top(self, marks: Marks) -> Marks:
+        """Marks of the sequence, `(directions, time)`, as `(passes, time)`: those of the last layer."""
+        made = np.zeros((len(self.passes), marks.shape[1]), bool)
+        made[-len(marks) :] = marks
+        return made
+
+    # --- What A is ---------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def reference(self) -> Known | Stepped | None:
+        """A by its weights, if its steps are what they say; or else by its steps; None if neither is known."""
+        if self.call.x.size and self.a.layer.readable:
+            known = Known(self.a.layer.weights())
+            if self.does(self.a, known):
+                return known
+        return Stepped(self.a) if self.steppable(self.a) else None
+
+    def does(self, side: Side, known: Known) -> bool:
+        """Whether a side's steps are those of these weights."""
+        if not side.layer.takes_state:
+            return True
+        steps = self._stepped(known)
+        return not (self.gap(side.step(steps.x, steps.states), steps.made) > steps.room).any()
+
+    def steppable(self, side: Side) -> bool:
+        """Whether a side can be taken from state to state."""
+        if not side.layer.takes_state or not self.call.x.size:
+            return False
+        return not np.isnan(side.step(self.call.x[:, 0], self.initial)).any()
+
+    @cached_property
+    def faithful(self) -> bool:
+        """Whether A is what its weights say, in single steps and in whole calls."""
+        if not isinstance(self.reference, Known):
+            return False
+        return not any(
+            self.parted(self.a(*call), self.expected(call)).any
+            for call in {id(c): c for c in (self.call, self.full)}.values()
+        )
+
+    @cached_property
+    def trajectory(self) -> Trajectory | None:
+        """The states of A over the full call; None where neither its weights nor its steps are known."""
+        return None if self.reference is None else self.reference.run(self.call.x, self.initial)
+
+    @cached_property
+    def room(self) -> Array:
+        """How far full calls may be apart: `(parts, passes, time)`. It never gets smaller in running order."""
+        if self.reference is None or self.trajectory is None:
+            largest = float(np.abs(self.a(*self.full).sequence).max(initial=0))
+            return np.full((*self.initial.shape[:2], self.time), self.limit * largest)
+        x, states = (perturbed(array, self.limit, self.rng) for array in (self.call.x, self.initial))
+        gap = CHAOS * apart(self.moved(self.reference).run(x, states).after, self.trajectory.after)
+        return np.asarray(np.maximum(self._accumulated(gap), self.limit * self.size))
+
+    @cached_property
+    def size(self) -> Array:
+        """Of the states of A until a step: `(parts, passes, time)`."""
+        if self.trajectory is None:
+            return self.room / self.limit
+        return self._accumulated(np.maximum(_worst(self.trajectory.before), _worst(self.trajectory.after)))
+
+    def _accumulated(self, values: Array) -> Array:
+        """The largest until then in running order, over `(parts, passes, time)`."""
+        made = values.copy()
+        for place in range(len(self.passes)):
+            order = self.running(place)
+            made[:, place, order] = np.maximum.accumulate(values[:, place, order], axis=1)
+        return made
+
+    # --- Single steps of both from the states of A -------------------------------------------------------------------
+
+    def _stepped(self, reference: Known | Stepped) -> Steps:
+        """All steps of all rows below one another, from states of numbers that both sides have."""
+        if reference in self._stepped_by:
+            return self._stepped_by[reference]
+        before = reference.run(self.call.x, self.initial).before.astype(self.dtype).astype(np.float64)
+        x = self.call.x.swapaxes(0, 1).reshape(-1, self.call.x.shape[2])
+        states = before.reshape(*before.shape[:2], -1, before.shape[4])
+        if not self.b.layer.takes_state:
+            states = np.zeros_like(states)
+        made = reference.step(x, states)
+        steps = Steps(x, states, made, self.step_room(reference, x, states, made))
+        self._stepped_by[reference] = steps
+        return steps
+
+    def moved(self, reference: Known | Stepped) -> Known | Stepped:
+        """The reference with its weights moved by the tolerance."""
+        if reference not in self._moved_from:
+            self._moved_from[reference] = reference.moved(self.limit, self.rng)
+        return self._moved_from[reference]
+
+    def step_room(self, reference: Known | Stepped, x: Array, states: Array, made: Array) -> Array:
+        """How far single steps may be apart: `(parts, passes, time)`."""
+        there = self.moved(reference).step(perturbed(x, self.limit, self.rng), perturbed(states, self.limit, self.rng))
+        return np.asarray(np.maximum(self.gap(there, made), self.limit * self._step_size(states, made)))
+
+    def _step_size(self, states: Array, made: Array) -> Array:
+        return np.maximum(_worst(self.by_step(states)), _worst(self.by_step(made)))
+
+    @cached_property
+    def steps(self) -> Steps | None:
+        """The single steps of A; from zero where B takes no state."""
+        return None if self.reference is None else self._stepped(self.reference)
+
+    @cached_property
+    def found(self) -> Array:
+        """What B makes of the same rows."""
+        assert self.steps is not None
+        return self.b.step(self.steps.x, self.steps.states)
+
+    def by_step(self, rows: Array) -> Array:
+        """`(…, rows, hidden_size)` as `(…, time, batch, hidden_size)`."""
+        return rows.reshape(*rows.shape[:-2], self.time, len(self.call.x), rows.shape[-1])
+
+    def gap(self, a: Array, b: Array) -> Array:
+        """Of two arrays of rows: `(…, time)`."""
+        return apart(self.by_step(a), self.by_step(b))
+
+    @cached_property
+    def own(self) -> Array:
+        """The normwise error of every single step of B, in eps: `(passes, time)`."""
+        if self.steps is None:
+            return self.unknown
+        _, states, made, _ = self.steps
+        return in_eps(self.gap(self.found, made), self._step_size(states, made), self.eps)
+
+    @cached_property
+    def separate(self) -> Array:
+        """`own`, and NaN above a layer that parts in the same step: there it cannot be told from an echo."""
+        own, parted = self.own.copy(), np.any(self.own_parted, axis=0)
+        for place, (layer, _) in enumerate(self.passes):
+            own[place, parted[: layer * self.directions].any(axis=0)] = np.nan
+        return own
+
+    @cached_property
+    def own_parted(self) -> Marks:
+        """Which single steps part: `(parts, passes, time)`."""
+        if self.steps is None:
+            return np.zeros((*self.initial.shape[:2], self.time), bool)
+        return np.asarray(self.gap(self.found, self.steps.made) > self.steps.room)
+
+    @property
+    def unknown(self) -> Array:
+        """NaN for every pass and step."""
+        return np.full((len(self.passes), self.time), np.nan)
+
+    def alike(self, a: Array, b: Array) -> bool:
+        """Whether two arrays `(…, rows, hidden_size)` are the same, but for rounding that may have added up."""
+        return not (apart(a, b) > 16 * self.limit * np.maximum(1, _worst(a))).any()
+
+    # --- B running on by itself --------------------------------------------------------------------------------------
+
+    @cached_property
+    def growth(self) -> Array:
+        """The error of B run on by single steps, in eps: `(passes, time)`; what calls show where it cannot be stepped."""
+        if self.trajectory is None or not self.steppable(self.b):
+            return self.seen_growth
+        with np.errstate(invalid="ignore", over="ignore"):  # what is not a number is not one after the next step either
+            after = swept(self.b.step, self.spec, self.call.x, self.initial)
+        return in_eps(apart(after, self.trajectory.after), self.size, self.eps)
+
+    @cached_property
+    def seen_growth(self) -> Array:
+        """The error that the full call of B shows: of the last layer, and of the others at their ends."""
+        growth = self.unknown
+        expected, found = self.full_outputs
+        final = apart(found.final, expected.final)
+        for place in range(len(self.passes) if self.time else 0):
+            end = self.last_step(place)
+            growth[place, end] = in_eps(final[:, place, None], self.size[:, place, end, None], self.eps)[0]
+        top = slice(-self.directions, None)
+        sequence = apart(self.halves(found.sequence), self.halves(expected.sequence))
+        growth[top] = np.fmax(growth[top], in_eps(sequence[None], self.size[:1, top], self.eps))
+        return growth
+
+
+def apart(a: Array, b: Array) -> Array:
+    """max|a-b| over the last two axes, rows and units."""
+    with np.errstate(invalid="ignore"):  # infinity minus infinity
+        return _worst(a - b)
+
+
+def _worst(a: Array) -> Array:
+    return np.asarray(np.abs(a).max(axis=(-2, -1), initial=0))
+
+
+def in_eps(gap: Array, size: Array, eps: float) -> Array:
+    """Gaps `(parts, …)` in terms of the sizes, of the worst part that is known, in eps; NaN where none is known."""
+    with np.errstate(over="ignore"):
+        normwise = np.where(gap == 0, 0, gap / np.where(size == 0, np.finfo(float).tiny, size))
+        worst = np.where(np.isnan(normwise), -1, normwise).max(axis=0, initial=-1)
+        return np.asarray(np.where(worst < 0, np.nan, worst) / eps)
+
+
+def largest_at(a: Array, b: Array) -> tuple[int, int]:
+    """Where two arrays `(rows, units)` are furthest apart."""
+    row, unit = np.unravel_index(int(np.argmax(np.abs(a - b))), a.shape)
+    return int(row), int(unit)

@@ -1,0 +1,235 @@
+"""A layer taken step by step: what each pass makes of the states that it is given.
+
+A layer shows the states of its lower layers only after the last step of a call. So it is called a step at a time: with
+the input of that step and with states of our choice for every layer and direction. What is known by its weights is run
+in float64 instead, pass by pass, and shows every state and gate.
+
+Arrays are float64. States are one array `(parts, passes, …, hidden_size)`: the parts are h, and of an LSTM c, and the
+passes are in the order of `RecurrentSpec.passes`. NaN stands for what a layer does not hand back.
+"""
+
+from __future__ import annotations  # or naming np.random.Generator loads numpy.random
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from multirnn.adoption import Adopted
+from multirnn.assembly import reversed_rows
+from multirnn.errors import InvalidCall
+from multirnn.layer import Lengths, State
+from multirnn.registry import backend
+from multirnn.spec import RecurrentSpec
+from multirnn.weights import Array, Weights
+
+__all__ = ["Known", "Seen", "Side", "Step", "Stepped", "Trajectory", "perturbed", "swept"]
+
+Step = Callable[[Array, Array], Array]
+"""One step of all passes: inputs `(rows, input_size)` and states `(parts, passes, rows, hidden_size)` to new states."""
+
+
+class Seen(NamedTuple):
+    """The output of a call: `(batch, time, directions * hidden_size)` and `(parts, passes, batch, hidden_size)`."""
+
+    sequence: Array
+    final: Array
+
+
+class Trajectory(NamedTuple):
+    """Every state before and after every step, in original time: `(parts, passes, time, batch, hidden_size)`.
+
+    Attributes:
+        gates: after their activations, `(passes, time, batch, gates, hidden_size)`; None where they are not known.
+        sequence: what goes out of the last layer, `(batch, time, directions * hidden_size)`.
+    """
+
+    before: Array
+    after: Array
+    gates: Array | None
+    sequence: Array
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One of two layers, called in its own dtype and answering in float64."""
+
+    layer: Adopted
+
+    @property
+    def spec(self) -> RecurrentSpec:
+        """What it is held to be."""
+        return self.layer.spec
+
+    def __call__(self, x: Array, states: Array | None = None, lengths: Lengths | None = None) -> Seen:
+        """Run over `x` `(batch, time, input_size)`, from `states` `(parts, passes, batch, hidden_size)`.
+
+        Raises:
+            InvalidCall: what is handed back has another shape.
+        """
+        spec = self.spec
+        state = None if states is None else State(*states.astype(spec.dtype))
+        output = self.layer(x.astype(spec.dtype), state, lengths=lengths)
+        shape = (spec.num_layers * len(spec.directions), len(x), spec.hidden_size)
+        final = []
+        for name in spec.form.states:
+            part = getattr(output.state, name)
+            final.append(np.full(shape, np.nan) if part is None else self._finite(f"final {name}", part, shape))
+        return Seen(self._finite("sequence", output.sequence, (*x.shape[:2], spec.output_size)), np.stack(final))
+
+    def step(self, x: Array, states: Array) -> Array:
+        """A `Step`. Where no state is handed back, that of the last layer is known from its output."""
+        seen = self(x[:, None], states)
+        directions = len(self.spec.directions)
+        last = seen.sequence[:, 0].reshape(len(x), directions, -1).swapaxes(0, 1)
+        seen.final[0, -directions:] = np.where(np.isnan(seen.final[0, -directions:]), last, seen.final[0, -directions:])
+        return seen.final
+
+    def _finite(self, name: str, array: Any, shape: tuple[int, ...]) -> Array:
+        """In float64, with what is not a number at an infinite distance from everything."""
+        if np.shape(array) != shape:
+            raise InvalidCall(f"{self.layer.title} hands back a {name} of the shape {np.shape(array)}, not {shape}")
+        return np.nan_to_num(np.asarray(array, np.float64), nan=np.inf, posinf=np.inf, neginf=-np.inf)
+
+
+class Known:
+    """A stack known by its weights, run in float64 by the NumPy backend, pass by pass."""
+
+    def __init__(self, weights: Weights) -> None:
+        self.spec = weights.spec
+        self.weights = weights.astype("float64")
+        build = backend("numpy").build
+        self._passes = [build(self.weights.part(*place)).native for place in self.spec.passes]
+        self._turned = [direction == "backward" for _, direction in self.spec.passes]
+
+    def run(
+        self,
+        x: Array,
+        first: Array,
+        lengths: Lengths | None = None,
+        *,
+        turned_in: Sequence[bool] | None = None,
+        turned_out: Sequence[bool] | None = None,
+        handed: tuple[int, Callable[[Array], Array]] | None = None,
+    ) -> Trajectory:
+        """Over a whole sequence.
+
+        Args:
+            x: `(batch, time, input_size)`, zero at padding.
+            first: `(parts, passes, batch, hidden_size)`.
+            lengths: `(batch,)`.
+            turned_in: of which passes the input is turned round in time; those that run backward, unless told otherwise.
+            turned_out: of which passes the output is turned round in time; likewise.
+            handed: a layer, and what becomes of its outputs, `(batch, time, directions * hidden_size)`, on their way up.
+        """
+        turned_in = self._turned if turned_in is None else turned_in
+        turned_out = self._turned if turned_out is None else turned_out
+        directions = len(self.spec.directions)
+        padded = None if lengths is None else (np.arange(x.shape[1]) >= lengths[:, None]).T[:, :, None]
+        states, gates, outputs = [], [], []
+        for place, stack in enumerate(self._passes):
+            taken = reversed_rows(x, lengths) if turned_in[place] else x
+            _, _, (run,) = stack.forward(taken.swapaxes(0, 1), list(first[:, place : place + 1]), padded)
+            along = [np.stack(run.states, axis=2)[:-1], np.stack(run.states, axis=2)[1:]]  # (time, batch, parts, n)
+            made = run.z.reshape(*run.z.shape[:2], -1, self.spec.hidden_size)
+            if turned_in[place]:
+                along = [_turned(part, lengths) for part in along]
+                made = _turned(made, lengths)
+            states.append(along)
+            gates.append(made)
+            output = run.outputs.swapaxes(0, 1)
+            outputs.append(reversed_rows(output, lengths) if turned_out[place] else output)
+            if len(outputs) == directions:
+                x = np.concatenate(outputs, axis=2)
+                x = x if padded is None else np.where(padded.swapaxes(0, 1), 0, x)
+                x = handed[1](x) if handed and handed[0] == place // directions else x
+                outputs = []
+        before, after = np.moveaxis(np.array(states), (1, 4), (0, 1))
+        return Trajectory(before, after, np.array(gates), x)
+
+    def step(self, x: Array, states: Array) -> Array:
+        """A `Step`."""
+        return self.run(x[:, None], states).after[:, :, 0]
+
+    def gates(self, x: Array, states: Array) -> Array:
+        """The gates of a `Step`: `(passes, rows, gates, hidden_size)`."""
+        gates = self.run(x[:, None], states).gates[:, 0]  # type: ignore[index]
+        return gates.reshape(*gates.shape[:2], -1, self.spec.hidden_size)
+
+    def moved(self, amount: float, rng: np.random.Generator) -> Known:
+        """The same, with every weight moved up or down by `amount` of itself."""
+        arrays = {name: perturbed(array, amount, rng) for name, array in self.weights.arrays.items()}
+        return Known(Weights(self.weights.spec, arrays))
+
+
+@dataclass(frozen=True, slots=True)
+class Stepped:
+    """A stack of which only the steps are known."""
+
+    side: Side
+
+    def step(self, x: Array, states: Array) -> Array:
+        """A `Step`."""
+        return self.side.step(x, states)
+
+    def run(self, x: Array, first: Array) -> Trajectory:
+        """Over a whole sequence, step by step; see `Known.run`."""
+        spec = self.side.spec
+        after = swept(self.step, spec, x, first)
+        before = np.empty_like(after)
+        for place, (_, direction) in enumerate(spec.passes):
+            order = slice(None, None, -1 if direction == "backward" else 1)
+            before[:, place, order] = np.concatenate([first[:, place, None], after[:, place, order][:, :-1]], axis=1)
+        return Trajectory(before, after, None, np.concatenate(after[0, -len(spec.directions) :], axis=2).swapaxes(0, 1))
+
+    def moved(self, amount: float, rng: np.random.Generator) -> Stepped:
+        """Itself: there are no weights to move."""
+        return self
+
+
+def _turned(array: Array, lengths: Lengths | None) -> Array:
+    """An array `(time, batch, …)` with every row turned round in time within its length."""
+    flat = array.reshape(*array.shape[:2], -1).swapaxes(0, 1)
+    return reversed_rows(flat, lengths).swapaxes(0, 1).reshape(array.shape)
+
+
+def perturbed(array: Array, amount: float, rng: np.random.Generator) -> Array:
+    """Every element moved up or down by `amount` of itself."""
+    return array * (1 + amount * rng.choice((-1.0, 1.0), array.shape))
+
+
+def swept(step: Step, spec: RecurrentSpec, x: Array, first: Array) -> Array:
+    """Every state after every step, of a stack of which only single steps are known.
+
+    In both directions this goes layer by layer, since the steps of a layer need all of the layer below.
+
+    Args:
+        step: one step of all passes.
+        spec: of the stack.
+        x: `(batch, time, input_size)`.
+        first: `(parts, passes, batch, hidden_size)`.
+
+    Returns:
+        `(parts, passes, time, batch, hidden_size)`, in original time.
+    """
+    batch, time, _ = x.shape
+    after = np.empty((*first.shape[:2], time, *first.shape[2:]))
+    if not spec.bidirectional:
+        states = first
+        for t in range(time):
+            states = after[:, :, t] = step(x[:, t], states)
+        return after
+    before = np.empty_like(after)
+    for forward in range(0, 2 * spec.num_layers, 2):
+        backward = forward + 1
+        now, end = first[:, forward], first[:, backward]
+        for t, u in zip(range(time), reversed(range(time)), strict=True):
+            before[:, forward, t], before[:, backward, u] = now, end
+            ahead, back = first.copy(), first.copy()  # what stands in the layers above does not matter
+            ahead[:, :forward], back[:, :forward] = before[:, :forward, t], before[:, :forward, u]
+            ahead[:, forward], back[:, backward] = now, end
+            new = step(np.concatenate([x[:, t], x[:, u]]), np.concatenate([ahead, back], axis=2))
+            now, end = new[:, forward, :batch], new[:, backward, batch:]
+            after[:, forward, t], after[:, backward, u] = now, end
+    return after

@@ -1,0 +1,421 @@
+"""Two layers are one function: `assert_layers_agree`, for any two that `multirnn.adoption.adopt` takes."""
+
+from __future__ import annotations  # or naming np.random.Generator loads numpy.random
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from decimal import ROUND_CEILING, Context
+from functools import reduce
+from operator import methodcaller
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from multirnn.adoption import Adopted, adopt, adopt_both
+from multirnn.compare import TOLERANCE, Difference, batched, difference, draw_call, draw_state, place, widened
+from multirnn.divergence import first_divergence
+from multirnn.errors import InvalidCall, MultirnnError
+from multirnn.layer import Output, State
+from multirnn.registry import build
+from multirnn.spec import RecurrentSpec
+from multirnn.weights import Array, Weights, fold_biases
+
+__all__ = ["Agreement", "Disagreement", "assert_layers_agree"]
+
+FORMS = ("eager", "compiled")
+
+# Where layers disagree, pytest shows the line of the test and none of this file; an error of another kind it shows whole.
+__tracebackhide__ = methodcaller("errisinstance", AssertionError)
+
+Answers = dict[str, Array]
+"""What a layer said, by name: "output", "final h", "gradient of x", "gradient of initial c", "gradient of layers.0.…"."""
+
+
+class Disagreement(AssertionError):
+    """Two layers gave other numbers.
+
+    Attributes:
+        smallest: the smallest tolerance that would pass, in eps; infinite where none would.
+        where: the worst element, in words.
+    """
+
+    def __init__(self, message: str, smallest: float, where: str) -> None:
+        super().__init__(message)
+        self.smallest = smallest
+        self.where = where
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Agreement:
+    """That two layers agree, and how closely; it prints as a few lines.
+
+    Attributes:
+        titles: of A and of B.
+        spec: of A.
+        forms: in which they were run.
+        eps: the largest normwise difference of each quantity over all forms, in units of eps.
+        tolerance: what was allowed, in the same units.
+        notes: what was not compared, and what could not have shown.
+    """
+
+    titles: tuple[str, str]
+    spec: RecurrentSpec
+    forms: tuple[str, ...]
+    eps: Mapping[str, float]
+    tolerance: float
+    notes: tuple[str, ...] = ()
+
+    @property
+    def worst(self) -> tuple[str, float]:
+        """The quantity that differs most, and by how many eps."""
+        return max(self.eps.items(), key=lambda item: item[1])
+
+    def __str__(self) -> str:
+        name, eps = self.worst
+        return "\n".join(
+            [
+                f"A, {self.titles[0]}, and B, {self.titles[1]}, agree in {len(self.eps)} quantities ({', '.join(self.forms)}).",
+                f"The worst is {name}: {eps:.3g} eps of {self.spec.dtype}, and {self.tolerance:g} are allowed.",
+                *self.notes,
+            ]
+        )
+
+    __repr__ = __str__
+
+
+def assert_layers_agree(
+    a: Any,
+    b: Any,
+    *,
+    spec: RecurrentSpec | None = None,
+    x: ArrayLike | None = None,
+    state: State | None = None,
+    lengths: ArrayLike | None = None,
+    gradients: bool = True,
+    counts: bool = True,
+    forms: Sequence[str] = ("eager",),
+    tolerance: float | None = None,
+    seed: int = 0,
+) -> Agreement:
+    """Hold two layers against each other: outputs, final states, gradients, and how many parameters they have.
+
+    Gradients are compared of x and of the initial state, and of the weights where both sides can be read. What cannot be
+    compared is named in the notes of what is returned.
+
+    Args:
+        a: a multirnn Layer; a framework's own layer, module, model or compiled function; or a plain callable
+            `f(x, h0) -> (y, h)` on NumPy arrays. See `multirnn.adoption.adopt`.
+        b: likewise.
+        spec: what is held to be the spec of a side that does not tell it; that of the other side unless given.
+        x: `(batch, time, input_size)`, or `(time, input_size)`. Unless given, x, an initial state and ragged lengths are
+            drawn by `draw_call(spec, seed)`, as far as both sides take them.
+        state: the initial state for that x; zero unless given.
+        lengths: `(batch,)` integers for that x; every row is full unless given.
+        gradients: compare them, under random cotangents.
+        counts: compare the numbers of trainable parameters, by each framework's own counting.
+        forms: "eager", or "compiled" (`torch.compile`, `jax.jit`, `tf.function`), or both. A side that has no compiled
+            form is held, as it is, against the compiled one.
+        tolerance: how many eps of the dtype count as rounding; `TOLERANCE` unless given.
+        seed: of what is drawn.
+
+    Returns:
+        How closely they agree.
+
+    Raises:
+        Disagreement: an `AssertionError`: their numbers differ; it says in what, where, how far, and who is wrong.
+        AssertionError: they are of two specs, have other numbers of parameters, or one returned no sequence or states.
+        InvalidCall: neither tells a spec, one of them cannot be run, or x, state or lengths do not fit.
+    """
+    forms = (forms,) if isinstance(forms, str) else tuple(forms)
+    if not forms or not set(forms) <= set(FORMS):
+        raise InvalidCall(f"forms must be one or both of {', '.join(FORMS)}, not {forms!r}")
+    if x is None and not (state is None and lengths is None):
+        raise InvalidCall("a state or lengths belong to an x: pass x too")
+    agreements = []
+    for form in forms:
+        pair = _Pair(*adopt_both(a, b, spec=spec, compiled=form == "compiled"), tolerance)
+        call = pair.draw(seed) if x is None else pair.check(x, state, lengths)
+        found = pair.compare(call, gradients=gradients, counts=counts, seed=seed)
+        eps = {name: one.eps for name, one in found.items()}
+        agreements.append(Agreement(pair.titles, pair.spec, (form,), eps, pair.tolerance, tuple(pair.notes)))
+    return reduce(_together, agreements)
+
+
+def _together(one: Agreement, other: Agreement) -> Agreement:
+    """What was found in two forms."""
+    eps = {name: max(one.eps.get(name, 0.0), other.eps.get(name, 0.0)) for name in {**one.eps, **other.eps}}
+    notes = tuple(dict.fromkeys((*one.notes, *other.notes)))
+    return replace(one, forms=(*one.forms, *other.forms), eps=eps, notes=notes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """What both are asked; `state` is None where it is zero, `lengths` where every row is full."""
+
+    x: Array
+    state: State | None
+    lengths: ArrayLike | None
+
+
+class _Pair:
+    """Two adopted layers of one spec, and what was noted about comparing them."""
+
+    def __init__(self, a: Adopted, b: Adopted, allowed: float | None) -> None:
+        self.a, self.b = a, b
+        self.titles = a.title, b.title
+        self.spec = a.spec
+        self.tolerance = TOLERANCE[a.spec.dtype] if allowed is None else allowed
+        self.notes = [f"Note: {letter} {side.remark}." for letter, side in (("A", a), ("B", b)) if side.remark]
+        self._named = f"A, {a.title}, and B, {b.title},"
+        apart = [field.name for field in fields(a.spec) if getattr(a.spec, field.name) != getattr(b.spec, field.name)]
+        if set(apart) - {"bias"}:  # a framework has its own form of biases, and the function may be one
+            said = " and ".join(f"{name} ({getattr(a.spec, name)!r}, {getattr(b.spec, name)!r})" for name in apart)
+            raise AssertionError(f"{self._named} are of two specs, which differ in {said}.")
+
+    # --- What they are asked -----------------------------------------------------------------------------------------
+
+    def draw(self, seed: int) -> _Call:
+        """A call that both take."""
+        x, state, lengths = draw_call(self.spec, seed)
+        return _Call(
+            x,
+            state if self._both("takes_state", "the initial state is zero: {} takes none") else None,
+            lengths if self._both("takes_lengths", "all rows are full: {} takes no lengths") else None,
+        )
+
+    def check(self, x: ArrayLike, state: State | None, lengths: ArrayLike | None) -> _Call:
+        """The user's own call.
+
+        Raises:
+            InvalidCall: it does not fit the spec, or not both sides.
+        """
+        build(self.spec, "numpy")(x, state, lengths=lengths)  # what does not fit is refused as by any layer
+        for side in (self.a, self.b):
+            if lengths is not None and not side.takes_lengths:
+                raise InvalidCall(f"{side.title} takes no lengths: leave them out")
+            if state is not None and not side.takes_state:
+                raise InvalidCall(f"{side.title} takes no initial state: leave it out")
+        return _Call(*batched(x, state, lengths, self.spec))
+
+    def _both(self, ability: str, note: str) -> bool:
+        """Whether both sides can do it; noted, if not."""
+        unable = [name for name, side in (("A", self.a), ("B", self.b)) if not getattr(side, ability)]
+        if unable:
+            self.notes.append(f"Note: {note.format(unable[0])}.")
+        return not unable
+
+    # --- What they answer --------------------------------------------------------------------------------------------
+
+    def compare(self, call: _Call, *, gradients: bool, counts: bool, seed: int) -> dict[str, Difference]:
+        """Every quantity that both have.
+
+        Raises:
+            AssertionError: they do not agree.
+        """
+        outputs = [_answered(side, call) for side in (self.a, self.b)]
+        ours, theirs = map(_named_output, outputs)
+        if ours.keys() != theirs.keys():
+            without = "A" if "final h" not in ours else "B"
+            self.notes.append(f"Note: final states are not compared: {without} returns none.")
+        cotangent = None
+        if gradients and self._both("differentiable", "gradients are not compared: {} has none"):
+            self._both("readable", "gradients of weights are not compared: those of {} cannot be read")
+            known = "final h" in ours and "final h" in theirs
+            cotangent = _cotangent(self.spec, len(call.x), call.x.shape[1], seed, known)
+            ours |= _gradients(self.a, call, cotangent)
+            theirs |= _gradients(self.b, call, cotangent)
+        self._note_zero_biases()
+        ours, theirs = _common(ours, theirs, self.spec)
+        found = {name: difference(theirs[name], ours[name]) for name in ours}
+        failed = {name: one for name, one in found.items() if not one.eps <= self.tolerance}
+        miscount = self._miscount() if counts else ""
+        if failed:
+            worst = max(failed, key=lambda name: failed[name].eps)
+            lines = [*self._report(call, cotangent, ours, theirs, found, failed), miscount, *self.notes]
+            where = f"{worst}{place(self.spec, worst, failed[worst].where)}"
+            raise Disagreement("\n".join(filter(None, lines)), _rounded_up(failed[worst].eps), where)
+        if miscount:
+            raise AssertionError(
+                "\n".join([f"{self._named} are one function, and not one model.", miscount, *self.notes])
+            )
+        return found
+
+    def _note_zero_biases(self) -> None:
+        for name, side in (("A", self.a), ("B", self.b)):
+            biases = [array for key, array in side.weights().arrays.items() if "bias" in key] if side.readable else []
+            if biases and not any(array.any() for array in biases):
+                self.notes.append(
+                    f"Note: the biases of {name} are all zero, so that some mistakes in them cannot show."
+                )
+                return
+
+    def _miscount(self) -> str:
+        counted = self.a.parameter_count, self.b.parameter_count
+        if None in counted:
+            self.notes.append(f"Note: parameters are not counted: nothing counts those of {'AB'[counted.index(None)]}.")
+        elif counted[0] != counted[1]:
+            forms = self.a.spec.bias, self.b.spec.bias
+            why = f" The biases are in two forms, {forms[0]!r} and {forms[1]!r}." if forms[0] != forms[1] else ""
+            return f"A counts {counted[0]} trainable parameters and B {counted[1]}.{why} Leave it out by counts=False."
+        return ""
+
+    # --- What is said of a difference --------------------------------------------------------------------------------
+
+    def _report(
+        self,
+        call: _Call,
+        cotangent: Output | None,
+        ours: Answers,
+        theirs: Answers,
+        found: Mapping[str, Difference],
+        failed: Mapping[str, Difference],
+    ) -> Iterator[str]:
+        yield f"{self._named} do not agree."
+        for name in _one_a_group(failed):
+            yield f"  {self._worst_element(name, failed[name], ours, theirs)}"
+        agreeing = [name for name in found if name not in failed]
+        yield f"  {len(failed)} of {len(found)} quantities differ" + (
+            f"; {', '.join(agreeing)} agree." if 0 < len(agreeing) <= 4 else "."
+        )
+        yield self._allowed(failed)
+        yield from self._who(call, cotangent, failed)
+        yield from self._where(call)
+
+    def _worst_element(self, name: str, found: Difference, ours: Answers, theirs: Answers) -> str:
+        values = _two(float(ours[name][found.where]), float(theirs[name][found.where]))
+        where = place(self.spec, name, found.where)
+        return f"{name}{where}: A {values[0]}, B {values[1]}, {found.eps:.2g} eps apart"
+
+    def _allowed(self, failed: Mapping[str, Difference]) -> str:
+        worst = max(failed.values(), key=lambda one: one.eps)
+        text = f"Allowed are {self.tolerance:g} eps of {self.spec.dtype}"
+        if not np.isfinite(worst.eps):
+            return f"{text}; no tolerance would pass: there are values that are not finite, or not zero where all should be."
+        text += f"; the smallest tolerance that would pass is {_rounded_up(worst.eps):g}, a relative error of {worst.normwise:.1g}."
+        if self.spec.dtype == "float64" and worst.normwise <= TOLERANCE["float32"] * float(np.finfo("float32").eps):
+            text += " That is the size of rounding in float32: somewhere float64 is left."
+        return text
+
+    def _who(self, call: _Call, cotangent: Output | None, failed: Mapping[str, Difference]) -> Iterator[str]:
+        """Which of the two is off the reference: NumPy in float64 with the weights that can be read."""
+        weights = [side.weights() if side.readable else None for side in (self.a, self.b)]
+        yield from _apart(*weights)
+        known = [one for one in weights if one is not None]
+        if not known:
+            return
+        name = max(failed, key=lambda key: failed[key].eps)
+        off = []
+        for letter, side, own in zip("AB", (self.a, self.b), weights, strict=True):
+            reference = _reference(own or known[0], call, cotangent)
+            mine = {**_named_output(_answered(side, call)), **(_gradients(side, call, cotangent) if cotangent else {})}
+            mine, right = _common(mine, reference, self.spec)
+            if name in mine:
+                eps = difference(mine[name], right[name]).eps
+                off.append((letter, eps))
+        if off:
+            said = " and ".join(f"{letter} {eps:.2g} eps" for letter, eps in off)
+            whose = "their own weights" if len(known) == 2 else f"the weights of {'A' if weights[0] else 'B'}"
+            wrong = [letter for letter, eps in off if not eps <= self.tolerance]
+            verdict = f": {' and '.join(wrong)} {'is' if len(wrong) == 1 else 'are'} wrong" if wrong else ""
+            yield f"In {name}, the reference in float64 with {whose} is missed by {said}{verdict}."
+
+    def _where(self, call: _Call) -> Iterator[str]:
+        if self.a.compiled or self.b.compiled:
+            yield "It is the compiled form that was run."
+            return
+        try:
+            divergence = first_divergence(self.a, self.b, call.x, call.state, lengths=call.lengths)
+        except MultirnnError as error:
+            yield f"Where they part first is not known: {error}"
+            return
+        if divergence.kind == "mistake":
+            yield f"{divergence.title}. {divergence.says}"
+
+
+# --- Answers ---------------------------------------------------------------------------------------------------------
+
+
+def _answered(side: Adopted, call: _Call) -> Output:
+    try:
+        return side(call.x, call.state, lengths=call.lengths)
+    except InvalidCall as error:  # the call fits: it is the answer that does not
+        raise AssertionError(str(error)) from error
+
+
+def _named_output(output: Output) -> Answers:
+    parts = {"output": output.sequence, "final h": output.state.h, "final c": output.state.c}
+    return {name: array for name, array in parts.items() if array is not None}
+
+
+def _gradients(side: Adopted, call: _Call, cotangent: Output) -> Answers:
+    found = side.vjp(call.x, call.state, lengths=call.lengths, cotangent=cotangent)
+    parts = {"gradient of x": found.x}
+    if side.takes_state:
+        parts |= {"gradient of initial h": found.state.h, "gradient of initial c": found.state.c}  # type: ignore[dict-item]
+    parts |= {f"gradient of {name}": array for name, array in found.weights.items()}
+    return {name: array for name, array in parts.items() if array is not None}
+
+
+def _cotangent(spec: RecurrentSpec, batch: int, time: int, seed: int, state: bool) -> Output:
+    """Of the sequence, and of the final state if both sides have one."""
+    rng = np.random.default_rng(seed + 1)
+    sequence = rng.standard_normal((batch, time, spec.output_size)).astype(spec.dtype)
+    drawn = draw_state(spec, batch, rng)
+    return Output(sequence, drawn if state else State._make(None if part is None else 0 * part for part in drawn))
+
+
+def _common(ours: Answers, theirs: Answers, spec: RecurrentSpec) -> tuple[Answers, Answers]:
+    """What both have. Of recurrent biases in two forms that is the candidate's, the last of its gates."""
+    names = [name for name in ours if name in theirs]
+    rows = {name: min(len(ours[name]), len(theirs[name])) for name in names if "bias_hh" in name}
+    return tuple(
+        {name: side[name][-rows[name] :] if name in rows else side[name] for name in names} for side in (ours, theirs)
+    )  # type: ignore[return-value]
+
+
+def _reference(weights: Weights, call: _Call, cotangent: Output | None) -> Answers:
+    layer = adopt(build(weights.astype("float64"), "numpy"))
+    wide = _Call(call.x.astype("float64"), widened(call.state), call.lengths)
+    answers = _named_output(_answered(layer, wide))
+    if cotangent is not None:
+        state = widened(cotangent.state)
+        assert state is not None
+        answers |= _gradients(layer, wide, Output(cotangent.sequence.astype("float64"), state))
+    return answers
+
+
+def _apart(a: Weights | None, b: Weights | None) -> Iterator[str]:
+    """Whether the two have other weights, which then is the reason."""
+    if a is None or b is None or "none" in (a.spec.bias, b.spec.bias):
+        return
+    if a.spec.bias != b.spec.bias:
+        a, b = fold_biases(a), fold_biases(b)
+    found = {name: difference(b.arrays[name], array) for name, array in a.arrays.items()}
+    name = max(found, key=lambda key: found[key].eps)
+    if found[name].eps > 1:
+        where = place(a.spec, f"gradient of {name}", found[name].where)
+        yield f"Their weights differ, most in {name}{where}, by {found[name].eps:.2g} eps."
+
+
+# --- Words -----------------------------------------------------------------------------------------------------------
+
+
+def _one_a_group(failed: Mapping[str, Difference]) -> list[str]:
+    """The worst of all weights, and every other quantity, in order."""
+    weights = [name for name in failed if name.startswith("gradient of layers.")]
+    others = [name for name in failed if name not in weights]
+    return others + ([max(weights, key=lambda name: failed[name].eps)] if weights else [])
+
+
+def _two(a: float, b: float) -> tuple[str, str]:
+    """Two numbers, with as few digits as show that they are two."""
+    texts = [(f"{a:.{digits}g}", f"{b:.{digits}g}") for digits in (4, 9, 17)]
+    return next((pair for pair in texts if pair[0] != pair[1]), texts[-1])
+
+
+def _rounded_up(eps: float) -> float:
+    """To two digits."""
+    if not np.isfinite(eps):
+        return eps
+    return float(Context(prec=2, rounding=ROUND_CEILING).create_decimal(repr(eps)))

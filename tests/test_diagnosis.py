@@ -1,0 +1,454 @@
+"""The mistake is named: over drawn pairs, on every backend, of bare functions; and nothing is named where nothing is wrong."""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+import multirnn as mr
+from multirnn.catalogue import MISTAKES, mistakes_for
+from multirnn.cli import COMMANDS, main
+from multirnn.diagnosis import diagnose
+from multirnn.mistakes import Change, Mistake, composed
+
+# The experiment is that of the benchmark, which runs it in full.
+_source = spec_from_file_location("diagnosis_benchmark", Path(__file__).parents[1] / "benchmarks" / "diagnosis.py")
+assert _source
+assert _source.loader
+experiment = module_from_spec(_source)
+_source.loader.exec_module(experiment)
+Pair, Planted, function, same = experiment.Pair, experiment.Planted, experiment.function, experiment.same
+
+build = mr.backend("numpy").build
+GRU = mr.RecurrentSpec("gru", 5, 4)
+LSTM = mr.RecurrentSpec("lstm", 5, 3, num_layers=2, bidirectional=True, bias="double")
+SPECS = (  # what is quickly diagnosed first
+    *(mr.RecurrentSpec("simple_rnn", 3, 3, bias="double"), mr.RecurrentSpec("simple_rnn", 3, 3, activation="relu")),
+    *(mr.RecurrentSpec("gru", 5, 4), mr.RecurrentSpec("gru", 5, 4, reset_after=False), mr.RecurrentSpec("lstm", 4, 3)),
+    mr.RecurrentSpec("lstm", 5, 3, bias="double", recurrent_activation="tanh", dtype="float64"),
+    *(replace(LSTM, cell="simple_rnn"), replace(LSTM, cell="simple_rnn", input_size=6), LSTM),
+)
+
+
+def weights_of(spec: mr.RecurrentSpec, seed: int = 0) -> mr.Weights:
+    return mr.initialise(spec, seed)
+
+
+def named(found: Any) -> list[list[str]]:
+    return [[mistake.name for mistake in cause.mistakes] for cause in found.causes]
+
+
+# --- What it is for --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("mistakes", "pairs"), [(0, 40), (1, 100), (2, 25)])
+def test_what_was_planted_is_named(mistakes: int, pairs: int, capsys: pytest.CaptureFixture[str]) -> None:
+    rates = experiment.measure(mistakes, pairs, seed=1)
+    with capsys.disabled():
+        print(f"\n{rates}")
+    assert rates.pairs == pairs
+    assert rates.rate >= experiment.GOALS[mistakes], "\n".join(rates.missed)
+
+
+@pytest.mark.parametrize("family", sorted({mistake.family for mistake in MISTAKES.values()}))
+def test_every_known_mistake_is_named(family: str) -> None:
+    for mistake in (mistake for mistake in MISTAKES.values() if mistake.family == family):
+        spec = next(spec for spec in SPECS if mistake.applies(spec))
+        pair = Pair(weights_of(spec, 3), (mistake,), only_calls=False)
+        found = diagnose(pair.right, pair.wrong)
+        assert not found.equal, mistake.name
+        assert [mistake.name] in named(found), found
+        assert all(pair.is_explained_by(*cause.mistakes) for cause in found.causes)
+
+
+def test_a_mistake_on_any_backend(backend: mr.Backend) -> None:
+    weights = weights_of(GRU)
+    wrong = composed(backend.build, MISTAKES["gates z r n"], MISTAKES["initial state ignored"])(weights)
+    found = diagnose(backend.build(weights), wrong)
+    assert named(found) == [["gates z r n", "initial state ignored"]]
+    assert diagnose(backend.build(weights), backend.build(weights)).equal
+
+
+@pytest.mark.parametrize(("layer", "direction"), list(LSTM.passes))
+def test_a_mistake_in_one_layer_and_direction(layer: int, direction: str) -> None:
+    weights = weights_of(LSTM)
+    wrong = dict(weights.arrays)
+    for name in (name for name in wrong if name.startswith(f"layers.{layer}.{direction}.")):
+        wrong[name] = wrong[name][[0, 2, 1, 3]]
+    found = diagnose(build(weights), function(build(mr.Weights(LSTM, wrong))))
+    assert named(found) == [[f"gates i g f o, in layer {layer} {direction} alone"]]
+    assert found.causes[0].sentence.endswith(f"they are stored i f g o, in layer {layer} {direction} alone.")
+    assert found.corrected is not None
+    mended = {name: array[[0, 2, 1, 3]] if layer_is(name, layer, direction) else array for name, array in arrays(found)}
+    assert same(build(mr.Weights(LSTM, mended).astype("float64")), wide(weights), dtype="float32", only_calls=False)
+
+
+def layer_is(name: str, layer: int, direction: str) -> bool:
+    return name.startswith(f"layers.{layer}.{direction}.")
+
+
+def arrays(found: Any) -> Iterator[tuple[str, np.ndarray]]:
+    yield from found.corrected.arrays.items()
+
+
+def wide(weights: mr.Weights) -> Any:
+    return build(weights.astype("float64"))
+
+
+# --- What B may be ---------------------------------------------------------------------------------------------------
+
+
+def test_a_port_whose_weights_were_loaded_wrongly() -> None:
+    torch = pytest.importorskip("torch")
+    weights = weights_of(GRU)
+    port = torch.nn.GRU(5, 4, batch_first=True)
+    ported = {
+        f"{name}_l0": torch.tensor(array[[1, 0, 2]].reshape(12, *array.shape[2:]))
+        for name, array in weights.at(0, "forward").items()
+    }
+    port.load_state_dict(ported)
+    found = diagnose(build(weights), port)
+    assert named(found) == [["gates z r n"]]
+    assert "B computes rightly what its own weights say" in str(found)
+    assert found.corrected == weights
+    assert diagnose(build(weights), mr.build(found.corrected, "torch").native).equal
+
+
+def test_a_hand_written_function() -> None:
+    weights = weights_of(mr.RecurrentSpec("simple_rnn", 5, 4))
+    part = weights.at(0, "forward")
+
+    def port(x: np.ndarray, h0: np.ndarray) -> Any:
+        h, outputs = h0[0], []
+        for step in x.swapaxes(0, 1):
+            h = np.tanh(step @ part["weight_ih"][0].T + h @ part["weight_hh"][0] + part["bias_ih"][0])
+            outputs.append(h)
+        return np.stack(outputs, axis=1), h[None]
+
+    found = diagnose(build(weights), port)
+    assert named(found) == [["recurrent kernel transposed"]]
+    assert found.titles[1] == "function port"
+
+
+def test_a_function_that_returns_no_state_and_takes_none() -> None:
+    weights = weights_of(LSTM)
+    layer = Planted(weights, MISTAKES["gates i o f g"], MISTAKES["output backward‖forward"])
+    found = diagnose(build(weights), lambda x: layer(x).sequence)
+    assert named(found) == [["gates i o f g", "output backward‖forward"]]
+
+
+def test_the_same_weights_in_another_dtype_and_with_folded_biases_are_equal() -> None:
+    weights = weights_of(mr.RecurrentSpec("lstm", 5, 4, bias="double", dtype="float64"))
+    found = diagnose(build(weights), build(mr.fold_biases(weights).astype("float32")))
+    assert found.equal
+    assert 'B has bias="single" and 160 parameters, where bias="double" has 176.' in found.remarks
+    assert "B computes in float32, and the right weights are float64." in found.remarks
+
+
+def test_what_the_spec_of_b_says_comes_first() -> None:
+    weights = weights_of(mr.RecurrentSpec("gru", 5, 4, bias="single"))
+    other = replace(weights.spec, reset_after=False, bias="double")
+    wrong = build(mr.Weights(other, mr.split_biases(weights).arrays))
+    found = diagnose(build(weights), wrong)
+    assert found.causes[0].sentence == "B has reset_after=False, where reset_after=True would be right."
+    assert found.causes[0].fix == "Fix: build it with reset_after=True."
+    turned = composed(build, MISTAKES["initial state ignored"])(wrong.weights())
+    assert named(diagnose(build(weights), turned)) == [["reset_after=False", "initial state ignored"]]
+
+
+def test_stacks_of_two_shapes_are_told_in_words() -> None:
+    found = diagnose(build(weights_of(LSTM)), mr.build(replace(LSTM, hidden_size=7, bidirectional=False), "numpy"))
+    assert found.causes[0].sentence == "B has 7 units, and A 3; it has bidirectional=False, and A True."
+    assert found.causes[0].fix == "Fix: build B with hidden_size=3, bidirectional=True."
+    assert not found.equal
+    json.loads(found.to_json())
+
+
+def test_a_layer_that_counts_wrongly() -> None:
+    class Frozen(Planted):
+        def __init__(self, weights: mr.Weights) -> None:
+            super().__init__(weights)
+            self.parameter_count += 4
+
+    weights = weights_of(GRU)
+    found = diagnose(build(weights), Frozen(weights))
+    assert not found.equal
+    count = GRU.parameter_count
+    assert found.causes[0].sentence == (
+        f"B is the right function, and counts {count + 4} trainable parameters where its spec has {count}."
+    )
+
+
+def test_a_call_of_the_users_own() -> None:
+    weights = weights_of(GRU)
+
+    def port(x: np.ndarray, h0: np.ndarray) -> Any:
+        return build(weights)(np.clip(x, -50, 50), mr.State(h0))[:1]
+
+    rng = np.random.default_rng(0)
+    assert diagnose(build(weights), port).equal
+    x = 100 * rng.standard_normal((3, 7, 5)).astype("float32")
+    assert not diagnose(build(weights), port, x=x).equal
+    assert not diagnose(build(weights), port, x=x[0], state=mr.State(np.ones((1, 4), "float32"))).equal
+    with pytest.raises(mr.InvalidCall, match="shape"):
+        diagnose(build(weights), port, x=x[..., :3])
+
+
+def test_a_has_to_have_weights() -> None:
+    with pytest.raises(mr.InvalidCall):
+        diagnose(lambda x, h0: (x, h0), build(weights_of(GRU)))
+
+
+def test_a_that_is_wrong_itself_is_said_to_be() -> None:
+    weights = weights_of(GRU)
+    found = diagnose(Planted(weights, MISTAKES["gates z r n"]), build(weights))
+    assert (found.equal, found.subject, named(found)) == (False, "A", [["gates z r n"]])
+    assert found.causes[0].sentence.startswith("A reads the GRU blocks as z r n")
+
+
+# --- Several explanations, and none ----------------------------------------------------------------------------------
+
+
+def test_explanations_that_nothing_tells_apart_are_all_named() -> None:
+    weights = weights_of(LSTM)
+    zero = {name: 0 * array if name.endswith("bias_hh") else array for name, array in weights.arrays.items()}
+    weights = mr.Weights(LSTM, zero)
+    found = diagnose(build(weights), function(Planted(weights, MISTAKES["input bias dropped"])))
+    assert found.ambiguous
+    assert ["both biases dropped"] in named(found)
+    assert ["input bias dropped"] in named(found)
+    assert f"no call of B tells these {len(found.causes)} explanations apart:\n1. B " in str(found)
+
+
+@pytest.mark.parametrize("over", ["the batch", "time"])
+def test_explanations_are_told_apart_by_further_calls(over: str) -> None:
+    weights = weights_of(GRU)  # what is drawn first has as many rows as steps
+    found = diagnose(build(weights), Planted(weights, MISTAKES[f"gradient averaged over {over}"]))
+    assert named(found) == [[f"gradient averaged over {over}"]]
+
+
+def test_what_nothing_explains_is_shown_where_it_begins() -> None:
+    class Drifting(Planted):
+        def __call__(self, x: Any, state: Any = None, *, lengths: Any = None) -> mr.Output:
+            sequence, final = super().__call__(x, state, lengths=lengths)
+            return mr.Output(sequence * sequence.dtype.type(1.01), final)
+
+    weights = weights_of(GRU)
+    found = diagnose(build(weights), Drifting(weights))
+    assert not found.equal
+    assert found.causes == ()
+    assert found.divergence is not None
+    assert found.corrected is None
+    assert "none of the known mistakes explains it, alone or two together." in str(found)
+    assert str(found.divergence) in str(found)
+
+
+def test_other_weights_are_not_taken_for_a_mistake() -> None:
+    found = diagnose(build(weights_of(GRU, 0)), build(weights_of(GRU, 1)))
+    assert found.causes == ()
+    assert "B computes rightly what its own weights say: they differ from the right ones in" in str(found)
+    one = dict(weights_of(GRU, 0).arrays)
+    one["layers.0.forward.weight_hh"] = one["layers.0.forward.weight_hh"] + np.float32(0.1)
+    found = diagnose(build(weights_of(GRU, 0)), build(mr.Weights(GRU, one)))
+    assert found.remarks[-1].endswith("in layers.0.forward.weight_hh, of 4 arrays.")
+
+
+# --- Corrected weights -----------------------------------------------------------------------------------------------
+
+
+def test_corrected_weights_make_the_wrong_one_right() -> None:
+    corrected = 0
+    for spec in SPECS:
+        weights = weights_of(spec)
+        turning = [m for m in mistakes_for(spec) if m.undo is not None and isinstance(m.realise, Change)]
+        for mistake in turning[:: max(1, len(turning) // 5)]:
+            found = diagnose(build(weights), function(Planted(weights, mistake)))
+            assert found.corrected is not None, mistake.name
+            assert found.corrected.spec == spec
+            assert diagnose(build(weights), function(Planted(found.corrected, mistake))).equal, mistake.name
+            corrected += 1
+    assert corrected > len(SPECS)
+
+
+def test_two_mistakes_are_corrected_together() -> None:
+    weights = weights_of(LSTM)
+    planted = MISTAKES["gates i o f g"], MISTAKES["recurrent kernel transposed"]
+    found = diagnose(build(weights), Planted(weights, *planted))
+    assert found.corrected is not None
+    assert diagnose(build(weights), function(Planted(found.corrected, *planted))).equal
+    assert diagnose(build(weights), Planted(weights, MISTAKES["initial state ignored"])).corrected is None
+
+
+# --- In words --------------------------------------------------------------------------------------------------------
+
+
+def test_it_reads_well() -> None:
+    weights = weights_of(GRU)
+    lines = str(diagnose(build(weights), Planted(weights, MISTAKES["gates z r n"]))).splitlines()
+    assert lines[0] == "A: NumpyLayer; B: Planted; RecurrentSpec('gru', input_size=5, hidden_size=4)"
+    assert re.fullmatch(r"B reads the GRU blocks as z r n.*; they are stored r z n\.", lines[1])
+    assert re.fullmatch(r"Fix: swap the first two blocks of weight_ih, weight_hh and .*biases\.", lines[2])
+    assert lines[3:] == ["B's weights are the right ones: the mistake is in what it does with them."]
+    two = diagnose(build(weights), Planted(weights, MISTAKES["gates z r n"], MISTAKES["initial state ignored"])).causes
+    assert re.fullmatch(r"B reads .*\. It also starts from zero .*\.", two[0].sentence)
+    assert re.fullmatch(r"Fix: swap .*; and pass the initial state on.*\.", two[0].fix)
+    equal = str(diagnose(build(weights), build(weights))).splitlines()
+    assert re.fullmatch(
+        r"A and B are the same function: 5 calls agree within [\d.]+ eps of float32, and 64 count as equal\.", equal[1]
+    )
+    assert len(equal) == 2
+
+
+def test_json_and_notebook() -> None:
+    weights = weights_of(GRU)
+    found = diagnose(build(weights), Planted(weights, MISTAKES["gates z r n"]))
+    told = json.loads(found.to_json())
+    assert told == json.loads(json.dumps(found.to_dict()))
+    assert told["causes"][0]["mistakes"] == ["gates z r n"]
+    assert (told["equal"], told["ambiguous"], told["corrected"]) == (False, False, True)
+    assert mr.RecurrentSpec.from_dict(told["spec"]) == GRU
+    mistake = replace(MISTAKES["gates z r n"], says="reads <z> & r")
+    html = replace(found, causes=(replace(found.causes[0], sentence=f"B {mistake.says}."),))._repr_html_()
+    assert "reads &lt;z&gt; &amp; r" in html
+    unexplained = diagnose(build(weights), build(weights_of(GRU, 1)))
+    assert json.loads(unexplained.to_json())["divergence"]["layer"] == 0
+    assert unexplained.divergence is not None
+    assert unexplained.divergence._repr_html_() in unexplained._repr_html_()
+
+
+# --- The command -----------------------------------------------------------------------------------------------------
+
+SMALL = ("--cell", "gru", "--hidden", "3")
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setitem(COMMANDS, "diagnose", "Name the mistake that makes two layers differ.")
+
+    def run(*args: object) -> Result:
+        return CliRunner().invoke(main, ["diagnose", *map(str, args)], env={"COLUMNS": "300"})
+
+    return run
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A module of the user's in the current folder."""
+    source = """
+import multirnn as mr
+right = mr.build(mr.RecurrentSpec("gru", 4, 3), "numpy")
+class inside:
+    @staticmethod
+    def port(x, h0):
+        output = right(x)
+        return output.sequence, output.state.h
+"""
+    name = f"model_{tmp_path.name}".replace("-", "_")
+    (tmp_path / f"{name}.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [*__import__("sys").path])
+    return name
+
+
+def test_two_backends_are_equal(run: Any) -> None:
+    result = run("numpy", "numpy", *SMALL)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "A and B are the same function" in result.stdout
+
+
+def test_planted_mistakes_are_found_on_real_data(run: Any) -> None:
+    args = ("numpy", "numpy", *SMALL, "--mistake", "gates z r n", "--mistake", "mask one step too long")
+    result = run(*args)
+    assert (result.exit_code, result.stderr) == (1, "")
+    assert "B reads the GRU blocks as z r n" in result.stdout
+    assert "It also takes each row for one step longer than it is" in result.stdout
+    told = json.loads(run(*args, "--json").stdout)
+    assert told["causes"][0]["mistakes"] == ["gates z r n", "mask one step too long"]
+
+
+def test_objects_of_the_users_own(run: Any, module: str) -> None:
+    result = run(f"{module}:right", f"{module}:inside.port")
+    assert (result.exit_code, result.stderr) == (1, "")
+    assert "B starts from zero whatever initial state is given." in result.stdout
+    assert run(f"{module}:right", f"{module}:right").exit_code == 0
+    assert run(f"{module}:right", "numpy").exit_code == 0
+    assert run("numpy", f"{module}:inside.port", *SMALL).exit_code == 1
+
+
+def test_the_corrected_weights_are_written(run: Any, tmp_path: Path) -> None:
+    path = tmp_path / "right.npz"
+    result = run("numpy", "numpy", *SMALL, "--mistake", "gates z r n", "--save", path)
+    assert result.exit_code == 1
+    assert f"weights with which B is right: {path}" in result.stdout
+    with np.load(path) as file:
+        spec = mr.RecurrentSpec.from_json(str(file["spec"]))
+        weights = mr.Weights(spec, {name: file[name] for name in spec.shapes})
+    assert [file.name for file in tmp_path.iterdir()] == ["right.npz"]
+    right = mr.initialise(mr.RecurrentSpec("gru", 4, 3), 0)
+    assert diagnose(build(right), Planted(weights, MISTAKES["gates z r n"])).equal
+    none = run("numpy", "numpy", *SMALL, "--mistake", "initial state ignored", "--save", tmp_path / "none.npz")
+    assert "no weights are written: none make B right" in none.stdout
+    assert not (tmp_path / "none.npz").exists()
+
+
+def test_the_picture(run: Any, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    result = run("numpy", "numpy", *SMALL, "--mistake", "gates z r n", "--plot", tmp_path / "a.png")
+    assert result.exit_code == 1, result.stderr
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_list_of_mistakes(run: Any) -> None:
+    result = run("--list")
+    assert result.exit_code == 0
+    assert f"{len(MISTAKES)} known mistakes" in result.stdout
+    listed = json.loads(run("--list", "--cell", "gru", "--hidden", "3", "--json").stdout)["mistakes"]
+    assert [entry["name"] for entry in listed] == [m.name for m in mistakes_for(mr.RecurrentSpec("gru", 4, 3))]
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ((), "name two sides, A and B, or ask for the --list of mistakes."),
+        (("numpy", "numpy"), "the backend 'numpy' builds the stack of --cell and --hidden; give both."),
+        (("numpy", "numpy", "--cell", "gru"), "--cell and --hidden belong together; --hidden is missing."),
+        (("numpy", "numpi", *SMALL), "no backend named 'numpi'"),
+        (("numpy", "numpy", *SMALL, "--mistake", "gates z r"), "did you mean 'gates z r n'?"),
+        (("numpy", "numpy", *SMALL, "--mistake", "gates f i g o"), "makes no difference to RecurrentSpec('gru'"),
+        (("numpy", "no.such:layer", *SMALL), "no.such:layer: there is no module 'no', neither in this folder"),
+        (("numpy", "json:nope", *SMALL), "json:nope: json has no 'nope'; write module:object"),
+        (("numpy", ":nope", *SMALL), ":nope: write module:object, as in model:port"),
+        (("numpy", "json:loads", *SMALL, "--mistake", "gates z r n"), "--mistake is planted in a backend"),
+        (("numpy", "numpy", *SMALL, "--save", "a.pt"), "a.pt: the corrected weights are written as .npz"),
+        (("numpy", "numpy", *SMALL, "--save", "nowhere/a.npz"), "there is no folder nowhere; make it first"),
+    ],
+)
+def test_what_cannot_be_run_is_said(run: Any, args: tuple[str, ...], said: str) -> None:
+    result = run(*args)
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_missing_framework(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> mr.Backend:
+        raise mr.MissingFramework(f"backend {name!r} needs it")
+
+    monkeypatch.setattr("multirnn.cli.diagnose.backend", missing)
+    result = run("torch", "numpy", *SMALL)
+    assert (result.exit_code, result.stderr) == (3, "Error: backend 'torch' needs it\n")
+
+
+def test_no_sentence_is_broken() -> None:
+    for mistake in MISTAKES.values():
+        assert isinstance(mistake, Mistake)
+        assert re.match(r"[a-z]", mistake.says), mistake.name
+        assert not mistake.says.endswith((".", ";", ","))
+        assert not mistake.fix.endswith((".", ";", ","))
