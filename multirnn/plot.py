@@ -154,7 +154,7 @@ def plot_divergence(divergence: Divergence) -> "Figure":
     names = [f"layer {layer} {direction}" for layer, direction in passes]
     here = (divergence.layer, divergence.direction)
     place = passes.index(here) if here in passes else None
-    rows = [
+    rows: list[tuple[str, Array, list[str], int | None]] = [
         ("One step, from the states of A: where an error is made", divergence.own, names, place),
         ("B running on by itself: where the error goes", divergence.growth, names, place),
     ]
@@ -170,13 +170,14 @@ def plot_divergence(divergence: Divergence) -> "Figure":
     eps = float(np.finfo(divergence.dtype).eps)
     limit = float(np.log10(TOLERANCE[divergence.dtype]))
     levels = limit - 3, limit, float(-np.log10(eps))
+    meshes: list[Any] = []
     for panel, (title, errors, labels, mark) in zip(panels[:, 0], rows, strict=True):
-        mesh = _heat(panel, errors, labels, levels)
+        meshes.append(_heat(panel, errors, labels, levels))
         panel.set_title(title, fontsize=9, loc="left")
         if mark is not None and divergence.step is not None:
             _frame(panel, divergence.step, mark)
     panels[-1, 0].set_xlabel("time step (hatched: cannot be seen)")
-    bar = figure.colorbar(mesh, ax=panels[:, 0], extend="both", pad=0.02)
+    bar = figure.colorbar(meshes[0], ax=panels[:, 0], extend="both", pad=0.02)
     powers = [power for power in range(-2, 16, 2) if levels[0] <= power <= levels[2] and abs(power - limit) > 1]
     bar.set_ticks([*powers, limit], labels=[*(f"$10^{{{power}}}$" for power in powers), "parts"])
     bar.set_label(f"max|a−b| / max|a|, in eps of {divergence.dtype} ({eps:.2g})", fontsize=9)

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 import multirnn as mr
 from multirnn.catalogue import MISTAKES, mistakes_for
-from multirnn.cli import COMMANDS, main
+from multirnn.cli import main
 from multirnn.diagnosis import diagnose
 from multirnn.mistakes import Change, Mistake, composed
 
@@ -74,6 +74,28 @@ def test_a_mistake_on_any_backend(backend: mr.Backend) -> None:
     found = diagnose(backend.build(weights), wrong)
     assert named(found) == [["gates z r n", "initial state ignored"]]
     assert diagnose(backend.build(weights), backend.build(weights)).equal
+
+
+@pytest.mark.parametrize(
+    ("inner", "outer"),
+    [
+        ("reverse output not flipped", "gates z r n"),
+        ("reverse output not flipped", "directions swapped"),
+        ("gradient truncated half-way", "reverse output not flipped"),
+        ("forget bias added twice", "gates f i g o"),
+        ("gates f i g o", "forget bias added twice"),
+        ("initial states backward first", "directions swapped"),
+    ],
+)
+def test_mistakes_that_change_one_another(inner: str, outer: str) -> None:
+    spec = next(
+        s for s in (replace(GRU, bidirectional=True), LSTM) if all(MISTAKES[m].applies(s) for m in (inner, outer))
+    )
+    pair = Pair(weights_of(spec), (MISTAKES[inner], MISTAKES[outer]), only_calls=False)
+    found = diagnose(pair.right, pair.wrong)
+    assert found.causes
+    assert all(pair.is_explained_by(*cause.mistakes) for cause in found.causes)
+    assert {inner, outer} in map(set, named(found))
 
 
 @pytest.mark.parametrize(("layer", "direction"), list(LSTM.passes))
@@ -328,14 +350,8 @@ def test_json_and_notebook() -> None:
 SMALL = ("--cell", "gru", "--hidden", "3")
 
 
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setitem(COMMANDS, "diagnose", "Name the mistake that makes two layers differ.")
-
-    def run(*args: object) -> Result:
-        return CliRunner().invoke(main, ["diagnose", *map(str, args)], env={"COLUMNS": "300"})
-
-    return run
+def run(*args: object) -> Result:
+    return CliRunner().invoke(main, ["diagnose", *map(str, args)], env={"COLUMNS": "300"})
 
 
 @pytest.fixture
@@ -357,23 +373,24 @@ class inside:
     return name
 
 
-def test_two_backends_are_equal(run: Any) -> None:
+def test_two_backends_are_equal() -> None:
     result = run("numpy", "numpy", *SMALL)
     assert (result.exit_code, result.stderr) == (0, "")
     assert "A and B are the same function" in result.stdout
 
 
-def test_planted_mistakes_are_found_on_real_data(run: Any) -> None:
+def test_planted_mistakes_are_found_on_real_data() -> None:
     args = ("numpy", "numpy", *SMALL, "--mistake", "gates z r n", "--mistake", "mask one step too long")
     result = run(*args)
     assert (result.exit_code, result.stderr) == (1, "")
+    assert result.stdout.startswith("A: numpy; B: numpy made wrong (gates z r n, mask one step too long); Recurrent")
     assert "B reads the GRU blocks as z r n" in result.stdout
     assert "It also takes each row for one step longer than it is" in result.stdout
     told = json.loads(run(*args, "--json").stdout)
     assert told["causes"][0]["mistakes"] == ["gates z r n", "mask one step too long"]
 
 
-def test_objects_of_the_users_own(run: Any, module: str) -> None:
+def test_objects_of_the_users_own(module: str) -> None:
     result = run(f"{module}:right", f"{module}:inside.port")
     assert (result.exit_code, result.stderr) == (1, "")
     assert "B starts from zero whatever initial state is given." in result.stdout
@@ -382,7 +399,7 @@ def test_objects_of_the_users_own(run: Any, module: str) -> None:
     assert run("numpy", f"{module}:inside.port", *SMALL).exit_code == 1
 
 
-def test_the_corrected_weights_are_written(run: Any, tmp_path: Path) -> None:
+def test_the_corrected_weights_are_written(tmp_path: Path) -> None:
     path = tmp_path / "right.npz"
     result = run("numpy", "numpy", *SMALL, "--mistake", "gates z r n", "--save", path)
     assert result.exit_code == 1
@@ -398,14 +415,14 @@ def test_the_corrected_weights_are_written(run: Any, tmp_path: Path) -> None:
     assert not (tmp_path / "none.npz").exists()
 
 
-def test_the_picture(run: Any, tmp_path: Path) -> None:
+def test_the_picture(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     result = run("numpy", "numpy", *SMALL, "--mistake", "gates z r n", "--plot", tmp_path / "a.png")
     assert result.exit_code == 1, result.stderr
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_list_of_mistakes(run: Any) -> None:
+def test_the_list_of_mistakes() -> None:
     result = run("--list")
     assert result.exit_code == 0
     assert f"{len(MISTAKES)} known mistakes" in result.stdout
@@ -430,14 +447,14 @@ def test_the_list_of_mistakes(run: Any) -> None:
         (("numpy", "numpy", *SMALL, "--save", "nowhere/a.npz"), "there is no folder nowhere; make it first"),
     ],
 )
-def test_what_cannot_be_run_is_said(run: Any, args: tuple[str, ...], said: str) -> None:
+def test_what_cannot_be_run_is_said(args: tuple[str, ...], said: str) -> None:
     result = run(*args)
     assert result.exit_code == 2
     assert said in result.stderr
     assert "Traceback" not in result.stderr
 
 
-def test_a_missing_framework(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_framework(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> mr.Backend:
         raise mr.MissingFramework(f"backend {name!r} needs it")
 

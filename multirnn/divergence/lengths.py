@@ -59,7 +59,9 @@ def _states(pair: Pair, given: Lengths, expected: Seen, found: Seen, parted: Par
         step = 0 if pair.passes[place][1] == "backward" else max(int(given[row]) - 1, 0)
         says = "only the final states of rows that end in padding differ"
     layer, direction = pair.passes[place]
-    says = f"Full rows agree, but {says}, first in layer {layer} {direction}{'' if step is None else f' at step {step}'}."
+    says = (
+        f"Full rows agree, but {says}, first in layer {layer} {direction}{'' if step is None else f' at step {step}'}."
+    )
     return final_report(pair, "lengths", place, step, part, a, b, says)
 
 

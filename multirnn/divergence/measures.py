@@ -195,7 +195,10 @@ class Pair:
         """Whether a side can be taken from state to state."""
         if not side.layer.takes_state or not self.call.x.size:
             return False
-        return not np.isnan(side.step(self.call.x[:, 0], self.initial)).any()
+        stepped = (
+            self.found if side is self.b and self.steps is not None else side.step(self.call.x[:, 0], self.initial)
+        )
+        return not np.isnan(stepped).any()  # a state that is not handed back
 
     @cached_property
     def faithful(self) -> bool:
