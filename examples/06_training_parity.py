@@ -81,7 +81,7 @@ def train_keras(layer, V, c, x, y):
 
 
 def train_jax(layer, V, c, x, y):
-    """JAX has no optimisers: a step is jax.tree.map over the parameters. JAX에서는 tree.map이 곧 SGD다."""
+    """In JAX a step of SGD is one jax.tree.map over the parameters. JAX에서는 tree.map 한 번이 곧 SGD다."""
     import jax
 
     def mean_squared_error(params):

@@ -132,10 +132,9 @@ def adopt(thing: Any, *, spec: RecurrentSpec | None = None, compiled: bool = Fal
             as it stands, because it drops outputs at random, has no weights yet, or takes no x.
         MissingFramework: what its backend runs on is not installed.
     """
-    if isinstance(thing, Adopted) and (thing.compiled or not compiled):
-        return thing
     if isinstance(thing, Adopted):
-        return adopt(thing.native, spec=thing.spec, compiled=True)
+        _known(thing.spec, spec, thing.title)
+        return thing if thing.compiled or not compiled else adopt(thing.native, spec=thing.spec, compiled=True)
     if _is_layer(thing):
         _known(thing.spec, spec, type(thing).__name__)
         return adopt(thing.native, spec=thing.spec, compiled=True) if compiled else AdoptedLayer(thing)
@@ -212,7 +211,8 @@ def known_spec(thing: Any) -> RecurrentSpec | None:
 
 
 def _is_layer(thing: Any) -> bool:
-    return isinstance(getattr(thing, "spec", None), RecurrentSpec) and callable(thing)
+    has_calls = callable(thing) and (hasattr(thing, "vjp") or hasattr(thing, "stream"))  # a module may have a spec too
+    return has_calls and isinstance(getattr(thing, "spec", None), RecurrentSpec)
 
 
 def _known(own: RecurrentSpec, given: RecurrentSpec | None, title: str) -> None:

@@ -153,7 +153,7 @@ def plot_divergence(divergence: Divergence) -> "Figure":
     passes = list(divergence.spec.passes)
     names = [f"layer {layer} {direction}" for layer, direction in passes]
     here = (divergence.layer, divergence.direction)
-    place = passes.index(here) if here in passes else None
+    place = next((place for place, at in enumerate(passes) if at == here), None)
     rows: list[tuple[str, Array, list[str], int | None]] = [
         ("One step, from the states of A: where an error is made", divergence.own, names, place),
         ("B running on by itself: where the error goes", divergence.growth, names, place),

@@ -207,6 +207,32 @@ def test_a_module_that_writes_to_its_inputs_reaches_no_array_of_the_caller(torch
     assert (state.h == copies[1]).all()
 
 
+def test_what_a_module_notes_of_a_call_is_taken_back(torch: Any) -> None:
+    """A running mean, which is written in place, and a last state, which is assigned."""
+    gru = torch.nn.GRU(5, 11, batch_first=True)
+
+    class Notes(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = torch.nn.BatchNorm1d(5)
+            self.register_buffer("last", torch.ones(1))
+
+        def forward(self, x: Any, h: Any) -> Any:
+            y, h = gru(self.norm(x.transpose(1, 2)).transpose(1, 2), h * self.last.mean())
+            self.last = h.detach()
+            return y, h
+
+    module = Notes()
+    x, state, _ = draw_call(GRU)
+    adopted = adopt(module, spec=GRU)
+    before = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    first = adopted(x, state)
+    adopted.vjp(x, state, cotangent=first)
+    assert (adopted(x, state).sequence == first.sequence).all()
+    for name, buffer in module.named_buffers():
+        assert buffer.equal(before[name]), name
+
+
 def test_a_module_without_a_state(torch: Any) -> None:
     gru = torch.nn.GRU(5, 11, batch_first=True)
 

@@ -192,7 +192,7 @@ def test_a_function_without_a_state_is_held_from_zero() -> None:
     found = assert_layers_agree(lambda x: gru()(x, np.zeros((1, 5, 11), x.dtype))[0], numpy())
     assert set(found.eps) == {"output"}
     assert found.notes[0] == "Note: the initial state is zero: A takes none."
-    assert "Note: final states are not compared: A returns none." in found.notes
+    assert "Note: final states are not compared: A returned none." in found.notes
 
 
 def test_zero_biases_are_noted() -> None:
@@ -236,6 +236,7 @@ def test_a_wrong_order_of_gates() -> None:
         rf"Allowed are 64 eps of float32; the smallest tolerance that would pass is {NUMBER}, a relative error of {NUMBER}\.",
         rf"In (output|final h), the reference in float64 with the weights of A is missed by A {NUMBER} eps and B {NUMBER} eps: B is wrong\.",
         r"First divergence: layer 0, forward, step 0.*",
+        r"What the mistake may be: print\(mr\.diagnose\(a, b\)\)\.",
         r"Note: all rows are full: B takes no lengths\.",
         r"Note: gradients are not compared: B has none\.",
         r"Note: parameters are not counted: nothing counts those of B\.",
@@ -248,6 +249,7 @@ def test_a_wrong_order_of_gates() -> None:
 def test_the_one_that_is_wrong_is_named_on_either_side() -> None:
     assert "with the weights of B is missed by A" in told(gru((1, 0, 2)), numpy())
     assert ": A is wrong." in told(gru((1, 0, 2)), numpy())
+    assert "print(mr.diagnose(b, a))" in told(gru((1, 0, 2)), numpy())
     assert "is missed" not in told(gru((1, 0, 2)), gru(), spec=GRU)
 
 
@@ -276,7 +278,7 @@ def test_the_smallest_tolerance_passes_and_less_does_not() -> None:
     smallest = caught.value.smallest
     assert f"the smallest tolerance that would pass is {smallest:g}, a relative error of 0.0001." in str(caught.value)
     assert caught.value.where.startswith("output, forward, row ")
-    assert "  1 of 2 quantities differ; final h agree." in str(caught.value)
+    assert "  1 of 2 quantities differ; equal: final h." in str(caught.value)
     assert smallest * 0.9 < assert_layers_agree(numpy(), near, tolerance=smallest).worst[1] <= smallest
     with pytest.raises(Disagreement, match=f"Allowed are {smallest / 2:g} eps"):
         assert_layers_agree(numpy(), near, tolerance=smallest / 2)
@@ -292,7 +294,7 @@ def test_states_in_the_wrong_order() -> None:
     said = told(layer, swapped)
     assert re.search(r"^  final h of layer 0 forward, row \d, unit \d+: A", said, re.MULTILINE)
     assert re.search(r"^  final c of layer 0 forward, row \d, unit \d+: A", said, re.MULTILINE)
-    assert "  2 of 3 quantities differ; output agree." in said
+    assert "  2 of 3 quantities differ; equal: output." in said
 
 
 @pytest.mark.parametrize(
@@ -356,6 +358,31 @@ def test_a_wrong_gradient() -> None:
     assert "  1 of 8 quantities differ." in said
     assert ": B is wrong." in said
     assert isinstance(assert_layers_agree(numpy(), wrong, gradients=False), Agreement)
+
+
+@pytest.mark.parametrize(
+    ("output", "gradients", "sentence"),
+    [
+        (lambda y: y._replace(state=mr.State(y.state.h)), None, "B has no final c."),
+        (lambda y: y._replace(sequence=y.sequence[:, :3]), None, "output has the shape (5, 7, 11) in A and (5, 3, 11) in B."),
+        (lambda y: y._replace(sequence=y.sequence.astype("float64")), None, "output is float64 in B, not float32."),
+        (None, lambda g: g._replace(x=None), "B has no gradient of x."),
+        (None, lambda g: g._replace(state=mr.State(g.state.h)), "B has no gradient of initial c."),
+        (None, lambda g: g._replace(weights={}), "B has no gradient of layers.0.forward.weight_ih."),
+    ],
+)  # fmt: skip
+def test_a_layer_that_lacks_something(output: Any, gradients: Any, sentence: str) -> None:
+    class Lacks(AdoptedLayer):
+        def __call__(self, *arguments: Any, **options: Any) -> mr.Output:
+            found = super().__call__(*arguments, **options)
+            return output(found) if output else found
+
+        def vjp(self, *arguments: Any, **options: Any) -> mr.Gradients:
+            found = super().vjp(*arguments, **options)
+            return gradients(found) if gradients else found
+
+    said = told(numpy(LSTM), Lacks(numpy(LSTM)))
+    assert said == f"A, NumpyLayer, and B, NumpyLayer, do not agree: {sentence}"
 
 
 class Miscounts(AdoptedLayer):

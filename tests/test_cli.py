@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -154,9 +155,10 @@ def test_version() -> None:
 def test_examples_run(example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     np.savetxt("weather.csv", seattle_weather().values, delimiter=",")
-    result = run(*example.split()[1:])
+    result = run(*shlex.split(example)[1:])
     missing = "which is not installed" in result.stderr
-    assert result.exit_code == (3 if missing else 0), result.stderr
+    planted = "--mistake" in example  # and found
+    assert result.exit_code == (3 if missing else 1 if planted else 0), result.stderr
     if missing:
         return
     if "--json" in example:

@@ -4,20 +4,29 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from importlib.util import module_from_spec, spec_from_file_location
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 import multirnn as mr
-from multirnn.adoption import adopt
+from multirnn.adoption import AdoptedLayer, adopt
 from multirnn.assembly import Assembly, Plumbing
 from multirnn.catalogue import MISTAKES, mistakes_for
 from multirnn.compare import draw_call
 from multirnn.divergence import Divergence, first_divergence
 from multirnn.mistakes import Change, Mistake
 from multirnn.plot import plot_divergence
+
+# The pairs are those on which `diagnose` is measured.
+_source = spec_from_file_location("diagnosis_benchmark", Path(__file__).parents[1] / "benchmarks" / "diagnosis.py")
+assert _source
+assert _source.loader
+experiment = module_from_spec(_source)
+_source.loader.exec_module(experiment)
 
 BUILD = mr.backend("numpy").build
 TIME = 7  # of the calls that `draw_call` draws
@@ -141,9 +150,20 @@ IN_ALL: dict[str, Place] = {  # of mistakes that are not in the weights, in all 
     "padding read first backward": BACKWARD,
     "mask one step too long": FORWARD,
     "mask one step too short": FORWARD,  # one row has the length 1
+    "empty rows run for one step": FORWARD,
+}
+IN_OUTPUT = {  # by step, in what the last layer hands out
+    "output backward‖forward": 0,
+    "output time-major": 0,
+    "last output repeated at padding": 1,  # one row has the length 1
 }
 AT_FIRST = ("output rounded to float32", "initial state ignored", "initial h ignored", "initial c ignored")
-IN_ONE_AT_FIRST = (
+IN_ONE_IN_OUTPUT = {  # by step, in what the last layer hands out
+    "output backward‖forward": 0,
+    "output time-major": 0,
+    "last output repeated at padding": 1,  # one row has the length 1
+}
+AT_FIRST = (
     *(*AT_FIRST, "initial h and c swapped", "output before the step"),
     *("runs backward in time", "runs backward in time, outputs flipped back"),
 )
@@ -162,8 +182,8 @@ def planted(
     spec, passes = weights.spec, list(weights.spec.passes)
     if one is None:
         layer = mistake.realise(BUILD, weights)
-        if mistake.name == "output backward‖forward":
-            return layer, (spec.num_layers - 1, "forward", 0)
+        if mistake.name in IN_OUTPUT:
+            return layer, (spec.num_layers - 1, "forward", IN_OUTPUT[mistake.name])
         if not in_weights(mistake):
             return layer, IN_ALL.get(mistake.name)
         changed = mistake.realise.weights(weights)
@@ -208,6 +228,42 @@ def test_layer_direction_and_step_of_a_planted_mistake_are_found(seed: int) -> N
         assert (found.kind, *place_of(found)) == ("mistake", *expected), where
         counts[found.pattern] += 1
     print(counts.total(), "pairs:", dict(counts))
+
+
+@pytest.mark.parametrize(("mistakes", "pairs"), [(1, 60), (2, 40)])
+def test_layer_direction_and_step_in_the_pairs_of_the_diagnosis(mistakes: int, pairs: int) -> None:
+    """With two mistakes it is the earlier; either, where both go wrong after equally many steps of one layer."""
+    found = Counter()
+    for pair in experiment.draw_pairs(1, pairs, mistakes):
+        weights, spec = pair.weights, pair.weights.spec
+        shown = [mistake for mistake in pair.mistakes if mistake.shows not in ("gradients", "count")]
+        x, state, lengths = draw_call(spec, 0)
+        if not pair.only_calls:
+            x = np.where((np.arange(TIME) < lengths[:, None])[:, :, None], x, 0)
+        wide = mr.State(*(part.astype("float64") for part in state if part is not None))
+        if shown and all(map(in_weights, shown)):
+            changed = weights
+            for mistake in reversed(shown):
+                changed = mistake.realise.weights(changed)
+            parts = {at: changed.part(*at) for at in spec.passes}
+            places = [first_wrong_pass(weights, parts, x.astype("float64"), wide)]
+        else:
+            places = [planted(mistake, weights, None, x.astype("float64"), wide)[1] for mistake in shown]
+        if not places or None in places:
+            found["not defined"] += 1
+            continue
+        first = min(map(run_until, places))
+        place = place_of(first_divergence(pair.right, pair.wrong))
+        names = " + ".join(mistake.name for mistake in pair.mistakes)
+        assert place in [at for at in places if run_until(at) == first], f"{names} in {spec}"
+        found["right"] += 1
+    print(dict(found))
+
+
+def run_until(place: Place) -> tuple[int, int]:
+    """The layer, and how many steps its direction had run."""
+    layer, direction, step = place
+    return layer, step if direction == "forward" else LAST - step
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -268,7 +324,7 @@ def test_a_drift_is_found_at_its_step(at: tuple[int, str], since: int) -> None:
     weights = stack("gru")
     x, state, _ = draw_call(weights.spec, 5)
     wrong = Drifting(weights, at, since, lambda part: part * part.dtype.type(1.01))
-    found = first_divergence(BUILD(weights), wrong, x, state)
+    found = first_divergence(BUILD(weights), AdoptedLayer(wrong), x, state)
     assert place_of(found) == (*at, since if at[1] == "forward" else LAST - since)
     assert found.pattern == ("late" if since > 1 else "order of time")
     assert "after" in found.says or "follow one another" in found.says
@@ -280,7 +336,7 @@ def test_a_clipped_state_is_found_where_it_is_first_clipped() -> None:
     outputs = [BUILD(weights)(x[:, :steps], state).state.h[0].max() for steps in range(1, TIME + 1)]
     limit = sorted(outputs)[-2]  # of the lowest layer: passed once, by its largest state
     wrong = Drifting(weights, (0, "forward"), 0, lambda part: np.minimum(part, limit))
-    found = first_divergence(BUILD(weights), wrong, x, state)
+    found = first_divergence(BUILD(weights), AdoptedLayer(wrong), x, state)
     assert place_of(found) == (0, "forward", int(np.argmax(outputs)))
     assert found.values is not None
     np.testing.assert_allclose(found.values, (max(outputs), limit), rtol=mr.tolerance("float32"))
@@ -324,6 +380,7 @@ SAID = {
     "padding run through": ("lengths", "runs through the padding"),
     "mask one step too long": ("lengths", "one step longer"),
     "mask one step too short": ("lengths", "one step shorter"),
+    "empty rows run for one step": ("lengths", "rows of length 0"),
     "last output repeated at padding": ("lengths", "should be zero there"),
     "final state at the padded end": ("lengths", "only the final states"),
     "gradient of the recurrent kernel missing": ("gradient", "is zero"),
@@ -401,7 +458,7 @@ def test_lengths_of_a_side_that_is_not_known_by_its_weights() -> None:
         def __call__(self, x: Any, state: Any = None, *, lengths: Any = None) -> mr.Output:
             return right(x, state, lengths=lengths)
 
-    found = first_divergence(Hidden(), made("padding run through", weights))
+    found = first_divergence(AdoptedLayer(Hidden()), made("padding run through", weights))
     assert (found.pattern, found.layer) == ("lengths", 0)
 
 
@@ -539,7 +596,8 @@ def test_rounding_that_grows_is_not_a_mistake() -> None:
 def test_a_mistake_in_a_chaotic_stack_is_not_rounding() -> None:
     x = np.random.default_rng(0).standard_normal((3, 120, 5)).astype("float32")
     weights = chaotic("float32")
-    found = first_divergence(BUILD(weights), Drifting(weights, (0, "forward"), 9, lambda part: 0.9 * part), x)
+    wrong = Drifting(weights, (0, "forward"), 9, lambda part: 0.9 * part)
+    found = first_divergence(BUILD(weights), AdoptedLayer(wrong), x)
     assert (found.kind, *place_of(found)) == ("mistake", 0, "forward", 9)
 
 

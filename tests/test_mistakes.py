@@ -222,11 +222,9 @@ def test_every_wrong_order_of_the_gates_is_a_mistake_of_its_own() -> None:
 
 
 def test_an_order_is_described_as_people_meet_it() -> None:
-    """The issue's own example, and arrays of another framework that were taken as they are."""
+    """In the words of the frameworks; and arrays of another one that were taken as they are are what `undo` makes."""
     z_first = MISTAKES["gates z r n"]
-    assert z_first.says == (
-        "reads the GRU blocks as z r n, the order of Keras, ONNX and TensorFlow 1; they are stored r z n"
-    )
+    assert z_first.says == ("reads the GRU blocks as z r n, the order of Keras and ONNX (z r h); they are stored r z n")
     assert z_first.fix == "swap the first two blocks of weight_ih, weight_hh and the biases"
     weights = mr.initialise(mr.RecurrentSpec("lstm", 3, 4, bias="double"), seed=1)
     onnx = mr.to_arrays(weights, convention="onnx")

@@ -129,7 +129,7 @@ def test_a_mutant_is_a_backend_that_counts_and_hands_back_right() -> None:
         assert layer.spec == weights.spec
         assert layer.parameter_count == weights.spec.parameter_count
         assert mutant.read(layer.native) == layer.weights() == weights
-        assert layer.stream()(np.ones((2, 3, 3), "float32")).sequence.shape == (2, 3, 4)
+        assert layer.stream()(np.ones((2, 2, 3), "float32")).sequence.shape == (2, 2, 4)
 
 
 def test_a_clean_run_passes() -> None:

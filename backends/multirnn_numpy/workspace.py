@@ -6,6 +6,7 @@ from math import prod
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from multirnn.weights import Array
 
@@ -24,7 +25,7 @@ class Workspaces:
     """
 
     def __init__(self) -> None:
-        self._free: list[list[Array]] = []
+        self._free: list[list[NDArray[np.uint8]]] = []
 
     @contextmanager
     def lend(self) -> Iterator[Empty]:

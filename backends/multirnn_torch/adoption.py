@@ -1,6 +1,7 @@
 """A module of the user's own behind the calls of a `Layer`: PyTorch's layers and cells, and what is written by hand."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -82,14 +83,14 @@ class AdoptedModule(AdoptedNative):
 
     def run(self, inputs: Inputs) -> Output:
         """See `BoundaryLayer.run`."""
-        with torch.no_grad():
+        with torch.no_grad(), _buffers_kept(self._module):
             outputs = self._outputs(self._leaves(inputs), inputs)
         return output_of(arrays(outputs), self.spec, self.title)
 
     def pull_back(self, inputs: Inputs, cotangent: Output) -> Gradients:
         """See `BoundaryLayer.pull_back`. What the module's parameters hold in `.grad` stays as it is."""
         weights = list(named_weights(self._module).values()) if self.readable else []
-        with differentiable(self._module) if self.readable else torch.enable_grad():
+        with _buffers_kept(self._module), differentiable(self._module) if self.readable else torch.enable_grad():
             leaves = [leaf.requires_grad_() for leaf in self._leaves(inputs)]
             outputs = self._outputs(leaves, inputs)
             cotangents = tensors([cotangent.sequence, *states_of(cotangent.state)], self._device)
@@ -113,6 +114,24 @@ class AdoptedModule(AdoptedNative):
             else:
                 result = self._called(x, tuple(state) if len(state) == 2 else state[0])
         return arranged(result, inputs.x.shape, self.spec, self.title)
+
+
+@contextmanager
+def _buffers_kept(module: nn.Module) -> Iterator[None]:
+    """What a module writes down of a call, as means or as its own last state, is taken back."""
+    before = [
+        (part, name, buffer, buffer.clone())
+        for part in module.modules()
+        for name, buffer in part.named_buffers(recurse=False)
+    ]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for part, name, buffer, value in before:
+                part._buffers[name] = buffer
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
 
 
 def _gradients(outputs: list[tuple[Tensor, Tensor]], inputs: list[Tensor]) -> list[Tensor]:

@@ -1,7 +1,8 @@
 """The known mistakes as data: what people do wrong when they write, port or wrap a recurrent layer.
 
     gates        the order of the gates
-    parameters   matrices and biases: transposed, merged, dropped, doubled, given to another gate or layer
+    parameters   whole matrices and layers: transposed, reshaped, given to another pass, rounded
+    biases       biases and single gates: dropped, merged, doubled, inverted, one too many
     cells        equations: the form of the GRU, activations, precision
     states       ignored, in another order, h taken for c, taken at the wrong end
     sequences    directions, axes, padding
@@ -13,6 +14,7 @@ Sources: the frameworks' own conventions (`multirnn.conventions`), their release
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from multirnn.catalogue.biases import BIASES
 from multirnn.catalogue.cells import EQUATIONS
 from multirnn.catalogue.gates import GATES
 from multirnn.catalogue.gradients import GRADIENTS
@@ -25,7 +27,7 @@ from multirnn.spec import RecurrentSpec
 __all__ = ["MISTAKES", "mistakes_for"]
 
 MISTAKES: Mapping[str, Mistake] = MappingProxyType(
-    {mistake.name: mistake for mistake in (*GATES, *PARAMETERS, *EQUATIONS, *STATES, *SEQUENCES, *GRADIENTS)}
+    {mistake.name: mistake for mistake in (*GATES, *PARAMETERS, *BIASES, *EQUATIONS, *STATES, *SEQUENCES, *GRADIENTS)}
 )
 """Every known mistake by its name."""
 

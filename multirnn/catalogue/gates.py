@@ -1,44 +1,31 @@
 """Mistakes in the order of the gates: every permutation of the blocks, in all arrays or in some of them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import permutations
 
 import numpy as np
 
+from multirnn.catalogue.edits import EVERYWHERE, Take, in_blocks
 from multirnn.cells import CELLS
-from multirnn.mistakes import Change, Edit, Mistake, edited
+from multirnn.mistakes import Change, Mistake, edited
 from multirnn.spec import RecurrentSpec
 from multirnn.weights import Array
 
 __all__ = ["GATES"]
 
 KNOWN = {  # beside ours, which is that of PyTorch and cuDNN, and for the LSTM that of Keras
-    "i o f g": "the order of ONNX",
-    "i g f o": "the order of TensorFlow 1 and Haiku",
-    "i f o g": "the order of MIOpen",
-    "z r n": "the order of Keras, ONNX and TensorFlow 1",
+    "i o f g": ", the order of ONNX (i o f c)",
+    "i g f o": ", the order of TensorFlow 1 (i j f o) and Haiku",
+    "i f o g": ", the order of MIOpen (i f o c)",
+    "z r n": ", the order of Keras and ONNX (z r h)",
+    # The other way round: arrays of ONNX taken as they are. The other orders are their own inverses.
+    "i g o f": ", as if ONNX's blocks (i o f c) were i f c o",
 }
 PARTS: Mapping[str, tuple[str, ...]] = {
     "weight_ih": ("weight_ih",),
     "weight_hh": ("weight_hh",),
     "the biases": ("bias_ih", "bias_hh"),
 }
-EVERYWHERE = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-
-Take = Callable[[RecurrentSpec, Array], Array]
-
-
-def in_blocks(take: Take, kinds: Sequence[str] = EVERYWHERE) -> Edit:
-    """An edit of every array of these kinds that has all gates; the candidate's recurrent bias alone stays."""
-
-    def edit(spec: RecurrentSpec, arrays: Mapping[str, Array]) -> dict[str, Array]:
-        gates = len(spec.form.gates)
-        return {
-            name: take(spec, array) if len(array) == gates and name.endswith(tuple(kinds)) else array
-            for name, array in arrays.items()
-        }
-
-    return edit
 
 
 def _taken(order: Sequence[int]) -> Take:
@@ -53,11 +40,10 @@ def _order(cell: str, order: tuple[int, ...], part: str = "") -> Mistake:
     kinds = PARTS.get(part, EVERYWHERE)
     # Block k is taken for gate order[k], so gate order[k] gets what is stored at k.
     wrong, right = in_blocks(_taken(np.argsort(order).tolist()), kinds), in_blocks(_taken(order), kinds)
-    known = f", {KNOWN[read]}" if read in KNOWN else ""
     return Mistake(
         name=f"gates {read}{f' in {part}' if part else ''}",
         family="gates",
-        says=f"reads the {cell.upper()} blocks{f' of {part}' if part else ''} as {read}{known}; they are stored {stored}",
+        says=f"reads the {cell.upper()} blocks{f' of {part}' if part else ''} as {read}{KNOWN.get(read, '')}; they are stored {stored}",
         fix=f"{_moved(order, read)} of {part or 'weight_ih, weight_hh and the biases'}",
         applies=lambda spec: (
             spec.cell == cell

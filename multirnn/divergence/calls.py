@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from multirnn.divergence.measures import Marks, Pair, Parted
+from multirnn.divergence.measures import Marks, Pair, Parted, Rearranged
 from multirnn.divergence.record import Divergence
 from multirnn.divergence.report import at, final_report, output_report, report
 from multirnn.divergence.stepping import Known, Seen
@@ -138,8 +138,7 @@ def _order_of_time(pair: Pair, found: Seen) -> Divergence | None:
             turned = [turn != (place in places) for place, turn in enumerate(backward)]
             turned_in, turned_out = turned if turn_in else backward, turned if turn_out else backward
             run = pair.reference.run(x, initial, turned_in=turned_in, turned_out=turned_out)
-            final = [run.after[:, place, :: -1 if turn else 1][:, -1] for place, turn in enumerate(turned_in)]
-            if pair.parted(found, Seen(run.sequence, np.stack(final, axis=1))).any:
+            if pair.parted(found, pair.seen(run, turned_in)).any:
                 continue
             layer, direction = pair.passes[places[0]]
             says = {
@@ -233,7 +232,7 @@ def _parting(pair: Pair, direction: str, steps: int) -> Marks:
     cut = pair.time - steps if direction == "backward" else steps - 1
     x = pair.full.x[:, cut:] if direction == "backward" else pair.full.x[:, :steps]
     states = pair.call.states
-    if pair.trajectory is not None and pair.b.layer.takes_state:
+    if pair.trajectory is not None and pair.b.layer.takes_state and not isinstance(pair, Rearranged):
         states = pair.initial.copy()
         for place, (_, way) in enumerate(pair.passes):
             if way != direction:

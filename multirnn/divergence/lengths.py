@@ -74,6 +74,7 @@ def _taken_for(pair: Pair, given: Lengths, place: int, found: Seen) -> tuple[int
     first, last = int(short.min(initial=pair.time)), int(short.max(initial=0))
     for says, other, step in (
         ("runs through the padding", np.full_like(given, pair.time), first if forward else pair.time - 1),
+        ("runs rows of length 0 for one step", np.maximum(given, 1), 0),
         ("takes rows for one step longer", np.minimum(given + 1, pair.time), first if forward else last),
         (
             "takes rows for one step shorter",

@@ -7,6 +7,7 @@ step is taken for a mistake.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -14,11 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from multirnn.compare import difference, tolerance
+from multirnn.divergence.moves import Move
+from multirnn.divergence.record import Divergence
 from multirnn.divergence.stepping import Known, Seen, Side, Stepped, Trajectory, perturbed, swept
 from multirnn.layer import Lengths
 from multirnn.weights import Array
 
-__all__ = ["Call", "Marks", "Pair", "Parted", "Steps", "apart", "in_eps", "largest_at"]
+__all__ = ["Call", "Marks", "Pair", "Parted", "Rearranged", "Steps", "apart", "in_eps", "largest_at"]
 
 Marks = NDArray[np.bool_]
 
@@ -112,6 +115,13 @@ class Pair:
         _, run, place = min(found)
         return place, abs(self.first_step(place) - run)
 
+    def order(self, found: Divergence) -> tuple[float, float, bool]:
+        """What is first: the lower layer, the fewer steps run, forward."""
+        if found.layer is None or found.step is None:
+            return np.inf, np.inf, True
+        run = self.time - 1 - found.step if found.direction == "backward" else found.step
+        return found.layer, run, found.direction == "backward"
+
     # --- Calls -------------------------------------------------------------------------------------------------------
 
     @cached_property
@@ -146,11 +156,17 @@ class Pair:
         states = self.initial if call.states is None else call.states
         return self.seen(self.reference.run(call.x, states, call.lengths))
 
-    def seen(self, trajectory: Trajectory) -> Seen:
-        """The output of a call with these states; at padding they stay, so the last are the final ones."""
+    def seen(self, trajectory: Trajectory, backward: Sequence[bool] | None = None) -> Seen:
+        """The output of a call with these states; at padding they stay, so the last are the final ones.
+
+        Args:
+            trajectory: the states.
+            backward: which passes ran backward, if not those that should.
+        """
         if not trajectory.after.shape[2]:
             return Seen(trajectory.sequence, self.initial)
-        final = [trajectory.after[:, place, self.running(place)][:, -1] for place in range(len(self.passes))]
+        backward = [way == "backward" for _, way in self.passes] if backward is None else backward
+        final = [trajectory.after[:, place, 0 if back else -1] for place, back in enumerate(backward)]
         return Seen(trajectory.sequence, np.stack(final, axis=1))
 
     def parted(self, found: Seen, expected: Seen) -> Parted:
@@ -345,6 +361,33 @@ class Pair:
         sequence = apart(self.halves(found.sequence), self.halves(expected.sequence))
         growth[top] = np.fmax(growth[top], in_eps(sequence[None], self.size[:1, top], self.eps))
         return growth
+
+
+class Rearranged(Pair):
+    """A pair of which B is known to take and hand back states in other places; A is rearranged likewise.
+
+    Args:
+        pair: the two as they are.
+        taken: what B does to the initial states.
+        out: what B does to the final states.
+    """
+
+    def __init__(self, pair: Pair, taken: Move, out: Move) -> None:
+        super().__init__(pair.a, pair.b, pair.call, pair.dtype, pair.seed, (pair.A, pair.B))
+        self.__dict__ |= {name: pair.__dict__[name] for name in ("reference", "outputs") if name in pair.__dict__}
+        self.initial = taken(pair.initial)
+        self._taken, self._out = taken, out
+
+    def expected(self, call: Call) -> Seen:
+        """See `Pair.expected`."""
+        if call.states is None:
+            return super().expected(call)
+        return super().expected(call._replace(states=self._taken(call.states)))
+
+    def seen(self, trajectory: Trajectory, backward: Sequence[bool] | None = None) -> Seen:
+        """See `Pair.seen`."""
+        seen = super().seen(trajectory, backward)
+        return seen._replace(final=self._out(seen.final))
 
 
 def apart(a: Array, b: Array) -> Array:

@@ -4,8 +4,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from multirnn.divergence.calls import whole_calls
 from multirnn.divergence.gates import gate_errors, measured_gru
-from multirnn.divergence.measures import Pair, Steps, largest_at
+from multirnn.divergence.lengths import lengths
+from multirnn.divergence.measures import Pair, Rearranged, Steps, largest_at
 from multirnn.divergence.moves import Move, lowest_everywhere, state_orders, states_ignored
 from multirnn.divergence.record import Divergence
 from multirnn.divergence.report import at, report
@@ -66,36 +68,51 @@ def _other_states(pair: Pair, steps: Steps, where: _Where) -> Divergence | None:
     from_zero, found_from_zero = reference.step(steps.x, zeros), pair.b.step(steps.x, zeros)
     orders = list(state_orders(spec))
     taken_as = [*orders, *([("of layer 0 in every layer", lowest_everywhere(spec))] if spec.num_layers > 1 else [])]
-    unchanged: tuple[str, Move] = ("", lambda states: states)
-    for out_says, out in (unchanged, *orders):
+    for out_says, out in (("", _unchanged), *orders):
         if not pair.alike(out(from_zero), found_from_zero):
             continue
         if out_says and _explained(pair, steps, out(steps.made)):
             at_the_end = {"step": pair.last_step(where.place), "quantity": f"final {where.quantity}"}
-            return report(
+            found = report(
                 pair,
                 pattern="order of states",
                 says=f"The steps of {pair.B} are those of {pair.A}, but it hands back the final states {out_says}.",
                 **{**where._asdict(), **at_the_end},
             )
+            return _or_earlier(pair, found, _unchanged, out)
         for in_says, taken in taken_as:
             if _explained(pair, steps, out(reference.step(steps.x, taken(steps.states)))):
                 also = f", and hands the final states back {out_says}" if out_says else ""
-                return report(
+                found = report(
                     pair,
                     pattern="order of states",
                     says=f"The steps of {pair.B} are those of {pair.A}, but it takes the initial states {in_says}{also}.",
                     **where._asdict(),
                 )
+                return _or_earlier(pair, found, taken, out)
         for in_says, taken in states_ignored(spec):
             if _explained(pair, steps, out(reference.step(steps.x, taken(steps.states)))):
-                return report(
+                found = report(
                     pair,
                     pattern="initial state",
                     says=f"From zero the steps of {pair.B} are those of {pair.A}: it does not use {in_says}.",
                     **where._asdict(),
                 )
+                return _or_earlier(pair, found, taken, out)
     return None
+
+
+def _unchanged(states: Array) -> Array:
+    return states
+
+
+def _or_earlier(pair: Pair, found: Divergence, taken: Move, out: Move) -> Divergence:
+    """What was found of the states; or of whole calls, if they part in spite of it, and earlier."""
+    rest = Rearranged(pair, taken, out)
+    if not rest.parted(pair.outputs[1], rest.expected(pair.call)).any:
+        return found
+    others = (other for other in (lengths(rest), whole_calls(rest)) if other is not None)
+    return min((found, *others), key=pair.order)
 
 
 # --- What comes up from below ----------------------------------------------------------------------------------------

@@ -213,20 +213,18 @@ class _Pair:
         Raises:
             AssertionError: they do not agree.
         """
-        outputs = [_answered(side, call) for side in (self.a, self.b)]
-        ours, theirs = map(_named_output, outputs)
-        if ours.keys() != theirs.keys():
-            without = "A" if "final h" not in ours else "B"
-            self.notes.append(f"Note: final states are not compared: {without} returns none.")
+        ours, theirs = (_named_output(_answered(side, call)) for side in (self.a, self.b))
+        without = [letter for letter, parts in (("A", ours), ("B", theirs)) if "final h" not in parts]
+        if without:
+            self.notes.append(f"Note: final states are not compared: {' and '.join(without)} returned none.")
         cotangent = None
         if gradients and self._both("differentiable", "gradients are not compared: {} has none"):
             self._both("readable", "gradients of weights are not compared: those of {} cannot be read")
-            known = "final h" in ours and "final h" in theirs
-            cotangent = _cotangent(self.spec, len(call.x), call.x.shape[1], seed, known)
+            cotangent = _cotangent(self.spec, len(call.x), call.x.shape[1], seed, state=not without)
             ours |= _gradients(self.a, call, cotangent)
             theirs |= _gradients(self.b, call, cotangent)
         self._note_zero_biases()
-        ours, theirs = _common(ours, theirs, self.spec)
+        ours, theirs = self._comparable(ours, theirs)
         found = {name: difference(theirs[name], ours[name]) for name in ours}
         failed = {name: one for name, one in found.items() if not one.eps <= self.tolerance}
         miscount = self._miscount() if counts else ""
@@ -240,6 +238,29 @@ class _Pair:
                 "\n".join([f"{self._named} are one function, and not one model.", miscount, *self.notes])
             )
         return found
+
+    def _comparable(self, ours: Answers, theirs: Answers) -> tuple[Answers, Answers]:
+        """What both have, in one form.
+
+        Raises:
+            AssertionError: one lacks what it has to have, or has it in another shape or dtype than the other.
+        """
+        for name in {**ours, **theirs}:
+            for letter, side, parts in (("A", self.a, ours), ("B", self.b, theirs)):
+                if parts.get(name) is None and _expected(side, name, parts):
+                    raise AssertionError(f"{self._named} do not agree: {letter} has no {name}.")
+        ours, theirs = _common(ours, theirs)
+        for name, array in ours.items():
+            if array.shape != theirs[name].shape:
+                raise AssertionError(
+                    f"{self._named} do not agree: {name} has the shape {array.shape} in A and {theirs[name].shape} in B."
+                )
+            for letter, dtype in (("A", array.dtype), ("B", theirs[name].dtype)):
+                if dtype != self.spec.dtype:
+                    raise AssertionError(
+                        f"{self._named} do not agree: {name} is {dtype} in {letter}, not {self.spec.dtype}."
+                    )
+        return ours, theirs
 
     def _note_zero_biases(self) -> None:
         for name, side in (("A", self.a), ("B", self.b)):
@@ -276,7 +297,7 @@ class _Pair:
             yield f"  {self._worst_element(name, failed[name], ours, theirs)}"
         agreeing = [name for name in found if name not in failed]
         yield f"  {len(failed)} of {len(found)} quantities differ" + (
-            f"; {', '.join(agreeing)} agree." if 0 < len(agreeing) <= 4 else "."
+            f"; equal: {', '.join(agreeing)}." if 0 < len(agreeing) <= 4 else "."
         )
         yield self._allowed(failed)
         yield from self._who(call, cotangent, failed)
@@ -309,7 +330,7 @@ class _Pair:
         for letter, side, own in zip("AB", (self.a, self.b), weights, strict=True):
             reference = _reference(own or known[0], call, cotangent)
             mine = {**_named_output(_answered(side, call)), **(_gradients(side, call, cotangent) if cotangent else {})}
-            mine, right = _common(mine, reference, self.spec)
+            mine, right = _common(mine, reference)
             if name in mine:
                 eps = difference(mine[name], right[name]).eps
                 off.append((letter, eps))
@@ -331,6 +352,8 @@ class _Pair:
             return
         if divergence.kind == "mistake":
             yield f"{divergence.title}. {divergence.says}"
+        if self.a.readable or self.b.readable:
+            yield f"What the mistake may be: print(mr.diagnose({'a, b' if self.a.readable else 'b, a'}))."
 
 
 # --- Answers ---------------------------------------------------------------------------------------------------------
@@ -352,12 +375,20 @@ def _gradients(side: Adopted, call: _Call, cotangent: Output) -> Answers:
     found = side.vjp(call.x, call.state, lengths=call.lengths, cotangent=cotangent)
     parts = {"gradient of x": found.x}
     if side.takes_state:
-        parts |= {"gradient of initial h": found.state.h, "gradient of initial c": found.state.c}  # type: ignore[dict-item]
-    parts |= {f"gradient of {name}": array for name, array in found.weights.items()}
-    return {name: array for name, array in parts.items() if array is not None}
+        parts |= {f"gradient of initial {name}": getattr(found.state, name) for name in side.spec.form.states}
+    return parts | {f"gradient of {name}": array for name, array in found.weights.items()}
 
 
-def _cotangent(spec: RecurrentSpec, batch: int, time: int, seed: int, state: bool) -> Output:
+def _expected(side: Adopted, name: str, parts: Mapping[str, Any]) -> bool:
+    """Whether a side has to have what the other has."""
+    if name.startswith("gradient of layers."):
+        return side.readable and name.removeprefix("gradient of ") in side.spec.shapes
+    if name.startswith("gradient of initial "):
+        return side.takes_state
+    return name != "final h" and (name != "final c" or "final h" in parts)
+
+
+def _cotangent(spec: RecurrentSpec, batch: int, time: int, seed: int, *, state: bool) -> Output:
     """Of the sequence, and of the final state if both sides have one."""
     rng = np.random.default_rng(seed + 1)
     sequence = rng.standard_normal((batch, time, spec.output_size)).astype(spec.dtype)
@@ -365,9 +396,9 @@ def _cotangent(spec: RecurrentSpec, batch: int, time: int, seed: int, state: boo
     return Output(sequence, drawn if state else State._make(None if part is None else 0 * part for part in drawn))
 
 
-def _common(ours: Answers, theirs: Answers, spec: RecurrentSpec) -> tuple[Answers, Answers]:
+def _common(ours: Answers, theirs: Answers) -> tuple[Answers, Answers]:
     """What both have. Of recurrent biases in two forms that is the candidate's, the last of its gates."""
-    names = [name for name in ours if name in theirs]
+    names = [name for name, array in ours.items() if array is not None and theirs.get(name) is not None]
     rows = {name: min(len(ours[name]), len(theirs[name])) for name in names if "bias_hh" in name}
     return tuple(
         {name: side[name][-rows[name] :] if name in rows else side[name] for name in names} for side in (ours, theirs)

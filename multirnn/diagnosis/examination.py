@@ -1,0 +1,428 @@
+"""Which mistakes explain what a layer answers: alone, in one layer and direction only, and two together."""
+
+from __future__ import annotations  # or naming np.random.Generator loads numpy.random
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import combinations
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from multirnn.adoption import Adopted
+from multirnn.catalogue import mistakes_for
+from multirnn.compare import TOLERANCE, tolerance
+from multirnn.diagnosis.hypotheses import changed, declared, in_weights, of_parts, only_in
+from multirnn.diagnosis.probes import Answer, Probe, apart, ask, distance, drawn_probe, each
+from multirnn.diagnosis.record import Diagnosis, Explanation, Mistakes, explained
+from multirnn.divergence import first_divergence
+from multirnn.errors import InvalidCall, MultirnnError, Unrepresentable
+from multirnn.mistakes import Build, Mistake, Runs, composed
+from multirnn.registry import backend
+from multirnn.spec import RecurrentSpec
+from multirnn.weights import Weights, fold_biases, split_biases
+
+__all__ = ["Examination"]
+
+
+ROOM = 2**28
+"""Bytes: so many of the layers that were made wrong are kept, and so many of the weights. A large stack is made again."""
+
+
+class Effect(NamedTuple):
+    """In which parts of an answer a mistake does not show, and which parts it alone does not explain."""
+
+    silent: frozenset[str]
+    unfit: frozenset[str]
+
+
+class Examination:
+    """A layer in question, the right weights in NumPy's float64, and what becomes of these under mistakes."""
+
+    def __init__(self, wrong: Adopted, weights: Weights, rng: np.random.Generator, given: Sequence[Probe] = ()) -> None:
+        self.wrong, self.weights, self.rng = wrong, weights, rng
+        self.spec = replace(weights.spec, dtype=wrong.spec.dtype)
+        self.bound = max(tolerance(weights.spec.dtype), tolerance(wrong.spec.dtype))
+        self.wide = weights.astype("float64")
+        self.own = wrong.weights().astype("float64") if wrong.readable else None
+        self.declared = declared(weights.spec, wrong.spec)
+        self.mistakes = mistakes_for(self.spec)
+        self.build: Build = backend("numpy").build
+        self.layer = self.build(self.wide)
+        self.answers: dict[Probe, Answer] = {}
+        self.alone: dict[str, Runs] = {}
+        self.lowest = self.wide.part(0, "forward")
+        self.changed: dict[str, Weights] = {}
+        self.narrow: dict[str, bool] = {}
+        self.alike: dict[str, bool] = {}
+        self.explained_parts: dict[Probe, frozenset[str]] = {}
+        self.right: dict[Probe, Answer] = {}
+        self.effects: dict[tuple[str, Probe], Effect] = {}
+        self.probes = [*given, *self._probes()]
+
+    def diagnosis(self, subject: str, titles: tuple[str, str], right: Adopted | None = None) -> Diagnosis:
+        """What there is to say; where nothing explains it, with the first divergence from `right`."""
+        eps = max(apart(self.right_answer(probe), self.asked(probe)) for probe in self.probes)
+        equal = eps <= self.bound
+        causes = [] if equal else self._explanations()
+        count = _counts_wrongly(self.wrong, subject) if equal else None
+        return Diagnosis(
+            self.weights.spec,
+            titles,
+            equal and count is None,
+            subject,
+            tuple(explained(mistakes, subject) for mistakes in causes) if count is None else (count,),
+            tuple(self._remarks(subject, equal, causes)),
+            len(self.answers),
+            eps / self.bound * TOLERANCE[self.spec.dtype],
+            None if equal or causes or right is None else first_divergence(right, self.wrong),
+            self._corrected(causes[0]) if causes else None,
+        )
+
+    # What is asked
+
+    def _probes(self) -> Iterator[Probe]:
+        """What tells whether it is right; of one shape, since frameworks compile for each.
+
+        As many rows as steps, since what mixes these up takes no initial state otherwise.
+        """
+        lengths = (0, 5, 5, 1, 3)
+        yield self._draw(5, 5)
+        yield self._draw(5, 5, from_zero=True)
+        if self.wrong.takes_lengths:
+            yield self._draw(5, 5, lengths=lengths)
+        if self.wrong.differentiable:
+            yield self._draw(5, 5, gradients=True)
+            if self.wrong.takes_lengths:
+                yield self._draw(5, 5, lengths=lengths, gradients=True)
+
+    def _single_steps(self) -> Iterator[Probe]:
+        """What is quickly answered, and parts the mistakes: from zero no recurrent matrix shows, and so on."""
+        yield self._draw(1, 1)
+        yield self._draw(1, 1, from_zero=True)
+        no_input = self._draw(1, 1)
+        yield replace(no_input, x=np.zeros_like(no_input.x))
+
+    def _further_probes(self) -> Iterator[Probe]:
+        """What may tell two explanations apart: other shapes, and numbers that are small, and large."""
+        for batch, time, scale in ((3, 7, 1.0), (4, 4, 1.0), (1, 1, 1.0), (2, 2, 0.1), (5, 5, 5.0), (6, 2, 1.0)):
+            lengths = [time, *(row % time for row in range(batch - 1))] if self.wrong.takes_lengths else None
+            yield self._draw(batch, time, scale=scale)
+            yield self._draw(batch, time, scale=scale, lengths=lengths)
+            if self.wrong.differentiable:
+                yield self._draw(batch, time, scale=scale, lengths=lengths, gradients=True)
+
+    def _draw(self, batch: int, time: int, *, from_zero: bool = False, **how: Any) -> Probe:
+        return drawn_probe(self.spec, self.rng, batch, time, from_zero=from_zero or not self.wrong.takes_state, **how)
+
+    def asked(self, probe: Probe) -> Answer:
+        """What it answers, asked once; without the gradients of weights where its weights are not the right ones."""
+        if probe not in self.answers:
+            answer = self._answer(probe)
+            if self.own is None or self.own != self.wide:
+                answer = {name: array for name, array in answer.items() if not name.startswith("gradient of layers.")}
+            self.answers[probe] = answer
+        return self.answers[probe]
+
+    def _answer(self, probe: Probe) -> Answer:
+        try:
+            return ask(self.wrong, probe, self.wrong.spec.dtype)
+        except InvalidCall:
+            if not any(self.answers.values()):
+                raise
+            return {}  # it takes some calls, and not this one
+
+    def expected(self, layer: Runs, probe: Probe) -> Answer:
+        """What a layer of NumPy's answers, with or without mistakes; nothing to calls that it cannot take."""
+        try:
+            return ask(layer, probe, "float64")
+        except (MultirnnError, ValueError, IndexError):
+            return {}
+
+    def right_answer(self, probe: Probe) -> Answer:
+        """What the right layer answers, asked once."""
+        if probe not in self.right:
+            self.right[probe] = self.expected(self.layer, probe)
+        return self.right[probe]
+
+    def explains(self, layer: Runs, probes: Sequence[Probe], bound: float) -> bool:
+        """Whether this layer answers as the one in question; it stops at the first probe in which it does not."""
+        return all(apart(self.expected(layer, probe), self.asked(probe)) <= bound for probe in probes)
+
+    # What explains the answers
+
+    def _explanations(self) -> list[Mistakes]:
+        """What gives the answers: the simplest explanations, as many as no further call tells apart."""
+        for hypotheses in (self._as_declared, self._singles, self._confined, self._pairs):
+            found = [mistakes for mistakes in hypotheses() if self._explained_by(mistakes)]
+            found = [m for m in found if self._bound(*m) == self.bound] or found
+            unordered = {frozenset(mistake.name for mistake in m): m for m in reversed(found)}
+            if left := self._told_apart(list(unordered.values())[::-1]):
+                return left
+        return []
+
+    def _explained_by(self, mistakes: Mistakes) -> bool:
+        return self.explains(self._with(*mistakes), self.probes, self._bound(*mistakes))
+
+    def _with(self, *mistakes: Mistake) -> Runs:
+        """The right layer with these mistakes; of one mistake it is kept, while there is room."""
+        if len(mistakes) != 1:
+            return composed(self.build, *mistakes)(self.wide)
+        (mistake,) = mistakes
+        if mistake.name in self.alone:
+            return self.alone[mistake.name]
+        layer = mistake.realise(self.build, self.wide)
+        if _room_for(len(self.alone) + 1, self.wide):
+            self.alone[mistake.name] = layer
+        return layer
+
+    def _bound(self, *mistakes: Mistake) -> float:
+        """What counts as rounding; of mistakes that compute in float32, that of float32."""
+        for mistake in mistakes:
+            if mistake.name not in self.narrow:
+                self.narrow[mistake.name] = changed(mistake, self.wide).spec.dtype == "float32"
+        narrow = any(self.narrow[mistake.name] for mistake in mistakes)
+        return max(self.bound, tolerance("float32")) if narrow else self.bound
+
+    def _lowest_changed(self, mistake: Mistake) -> Weights:
+        """The weights that a mistake makes of the lowest pass alone; kept, while there is room."""
+        if mistake.name in self.changed:
+            return self.changed[mistake.name]
+        weights = changed(mistake, self.lowest)
+        if _room_for(len(self.changed) + 1, self.lowest):
+            self.changed[mistake.name] = weights
+        return weights
+
+    def _as_declared(self) -> Iterator[Mistakes]:
+        """What its spec says it is, where that is not what it is to be."""
+        if self.declared:
+            yield self.declared
+
+    def _singles(self) -> Iterator[Mistakes]:
+        for mistake in self.mistakes:
+            yield (mistake,)
+            if self.declared:
+                yield (*self.declared, mistake)
+
+    def _confined(self) -> Iterator[Mistakes]:
+        """Mistakes in one layer and direction only, where all that this one does not reach is right."""
+        passes = list(self.spec.passes)
+        probe = self.probes[0]
+        actual, expected = self.asked(probe), self.expected(self.layer, probe)
+        right = [
+            all(
+                distance(expected[name][place], actual[name][place]) <= self.bound
+                for name in actual
+                if name.startswith("final")
+            )
+            for place in range(len(passes))
+        ]
+        for layer, direction in passes if len(passes) > 1 else ():
+            beside = [place for place, other in enumerate(passes) if other[0] <= layer and other != (layer, direction)]
+            if all(right[place] for place in beside):
+                for mistake in mistakes_for(replace(self.weights.part(layer, direction).spec, dtype=self.spec.dtype)):
+                    yield (only_in(mistake, layer, direction),)
+
+    def _pairs(self) -> Iterator[Mistakes]:
+        """Two of different families, in both orders where they may matter.
+
+        Most are ruled out by what each does alone: where one does not show, the other has to explain B; and what one
+        mistake explains, or none, is not the work of two others. Mistakes in the weights may bring one another to light,
+        and others undo one another, so those pairs are tried if nothing else is found.
+        """
+        steps = list(self._single_steps())
+        calls = [*steps, *(probe for probe in self.probes if probe.cotangent is None)]
+        rest = []
+        found = False
+        for one, other in combinations(self.mistakes, 2):
+            if one.family == other.family:
+                continue
+            if self._fit_together(one, other, calls) and not self._needless(one, other, steps):
+                for mistakes in self._orders(one, other, steps[0]):
+                    found = found or self._explained_by(mistakes)
+                    yield mistakes
+            else:
+                rest.append((one, other))
+        for one, other in () if found else rest:
+            if in_weights(one) and in_weights(other):
+                worth_trying = not self._needless(one, other, steps)
+            else:
+                alike = self._acts_alike(one) or self._acts_alike(other)
+                worth_trying = not alike and self._fit_together(one, other, calls)
+            if worth_trying:
+                yield from self._orders(one, other, steps[0])
+
+    def _fit_together(self, one: Mistake, other: Mistake, probes: Sequence[Probe]) -> bool:
+        """Whether each explains B wherever the other does not show."""
+        effects = ((self._effect(one, probe), self._effect(other, probe)) for probe in probes)
+        return not any(a.silent & b.unfit or b.silent & a.unfit for a, b in effects)
+
+    def _needless(self, one: Mistake, other: Mistake, probes: Sequence[Probe]) -> bool:
+        """Whether something that neither explains is right, or explained by a mistake alone."""
+        return any(
+            self._effect(one, probe).unfit & self._effect(other, probe).unfit & self._explained_parts(probe)
+            for probe in probes
+        )
+
+    def _explained_parts(self, probe: Probe) -> frozenset[str]:
+        """The parts of an answer that are right, or explained by one mistake alone."""
+        if probe not in self.explained_parts:
+            right, asked = self.right_answer(probe), self.asked(probe)
+            parts = {name for name, array in asked.items() if distance(right.get(name), array) <= self.bound}
+            parts.update(*(asked.keys() - self._effect(mistake, probe).unfit for mistake in self.mistakes))
+            self.explained_parts[probe] = frozenset(parts)
+        return self.explained_parts[probe]
+
+    def _effect(self, mistake: Mistake, probe: Probe) -> Effect:
+        """What a mistake alone does to an answer; looked at once."""
+        key = mistake.name, probe
+        if key not in self.effects:
+            right, asked = self.right_answer(probe), self.asked(probe)
+            answer = self.expected(self._with(mistake), probe)
+            bound = self._bound(mistake)
+            self.effects[key] = Effect(
+                frozenset(name for name in asked if distance(answer.get(name), right[name]) <= self.bound),
+                frozenset(name for name in asked if not distance(answer.get(name), asked[name]) <= bound),
+            )
+        return self.effects[key]
+
+    def _orders(self, one: Mistake, other: Mistake, step: Probe) -> Iterator[Mistakes]:
+        """Two mistakes together, in the orders that explain the outputs of a single step."""
+        bound = self._bound(one, other)
+        if in_weights(one) and in_weights(other):
+            first, second = self._both(one, other, step), self._both(other, one, step)
+            if self._weights_explain(first, step, bound):
+                yield one, other
+            if first != second and self._weights_explain(second, step, bound):
+                yield other, one
+        elif of_parts(one) or of_parts(other):
+            for inner, outer in ((one, other), (other, one)):
+                # What is in how the passes are put together is nearest to the framework, or around what is in a pass.
+                fits = inner.applies(self.lowest.spec) if of_parts(outer) else of_parts(inner)
+                if fits and self.explains(self._around(inner, outer), [step], bound):
+                    yield inner, outer
+        else:
+            inner, outer = (other, one) if in_weights(other) else (one, other)
+            if self.explains(self._around(inner, outer), [step], bound):
+                yield inner, outer
+                yield outer, inner  # of the same outputs, and maybe of other gradients
+            elif not in_weights(inner) and self.explains(self._around(outer, inner), [step], bound):
+                yield outer, inner
+
+    def _both(self, inner: Mistake, outer: Mistake, step: Probe) -> Weights:
+        """The weights that two mistakes make; of the lowest pass alone where that shows as much."""
+        alike = "final h" in self.asked(step) and self._acts_alike(inner) and self._acts_alike(outer)
+        return changed(inner, self._lowest_changed(outer) if alike else changed(outer, self.wide))
+
+    def _acts_alike(self, mistake: Mistake) -> bool:
+        """Whether a mistake does to the weights of the lowest pass what it does to them in the whole stack."""
+        if mistake.name not in self.alike:
+            self.alike[mistake.name] = (
+                in_weights(mistake)
+                and mistake.applies(self.lowest.spec)
+                and self._lowest_changed(mistake) == changed(mistake, self.wide).part(0, "forward")
+            )
+        return self.alike[mistake.name]
+
+    def _weights_explain(self, weights: Weights, step: Probe, bound: float) -> bool:
+        """Whether the lowest pass of these weights ends in B's states, a part of the work; or all of it, without states."""
+        ends = {name: array[:1] for name, array in self.asked(step).items() if name.startswith("final")}
+        if not ends:
+            return self.explains(self.build(weights), [step], bound)
+        first = replace(step, state=None if step.state is None else each(step.state, lambda part: part[:1]))
+        answer = self.expected(self.build(weights.part(0, "forward")), first)
+        return all(distance(answer.get(name), array) <= bound for name, array in ends.items())
+
+    def _around(self, inner: Mistake, outer: Mistake) -> Runs:
+        """The outer mistake around the layer that the inner one made already."""
+
+        def build(weights: Weights) -> Runs:
+            return self._with(inner) if weights is self.wide else inner.realise(self.build, weights)
+
+        return outer.realise(build, self.wide)
+
+    def _told_apart(self, found: list[Mistakes]) -> list[Mistakes]:
+        """Those that are left after calls in which they would answer differently."""
+        for probe in self._further_probes():
+            if len(found) < 2:
+                break
+            first, *others = [self.expected(self._with(*mistakes), probe) for mistakes in found]
+            if any(apart(answer, first) > self.bound for answer in others):
+                found = [m for m in found if self.explains(self._with(*m), [probe], self._bound(*m))]
+        return found
+
+    # What else there is to say
+
+    def _remarks(self, subject: str, equal: bool, causes: list[Mistakes]) -> Iterator[str]:
+        spec, wanted = self.wrong.spec, self.weights.spec
+        said = {mistake.name for cause in causes for mistake in cause}
+        for mistake in (mistake for mistake in self.declared if mistake.name not in said):
+            yield f"{subject} {mistake.says}."
+        if spec.bias != wanted.bias:
+            yield (
+                f'{subject} has bias="{spec.bias}" and {spec.parameter_count} parameters, where bias="{wanted.bias}" '
+                f"has {wanted.parameter_count}."
+            )
+        if spec.dtype != wanted.dtype:
+            yield f"{subject} computes in {spec.dtype}, and the right weights are {wanted.dtype}."
+        if equal or self.own is None or subject == "A":
+            return
+        if self.own == self.wide:
+            yield f"{subject}'s weights are the right ones: the mistake is in what it does with them."
+        elif self._true_to_its_own():
+            yield f"{subject} computes rightly what its own weights say: {self._which_differ(self.own)}."
+
+    def _which_differ(self, own: Weights) -> str:
+        if own.spec.shapes != self.wide.spec.shapes:
+            return "the mistake is in them"
+        wrong = [name for name, array in own.arrays.items() if not np.array_equal(array, self.wide.arrays[name])]
+        few = wrong if len(wrong) <= 3 else [*wrong[:2], f"{len(wrong) - 2} more"]
+        return f"they differ from the right ones in {' and '.join(few)}, of {len(own.arrays)} arrays"
+
+    def _true_to_its_own(self) -> bool:
+        """Whether it computes what its own weights say."""
+        calls = [probe for probe in self.probes if probe.cotangent is None]
+        return self.own is not None and self.explains(self.build(self.own), calls, self.bound)
+
+    def _corrected(self, mistakes: Mistakes) -> Weights | None:
+        """Weights with which it would be right; proven."""
+        calls = [probe for probe in self.probes if probe.cotangent is None]
+        if self._true_to_its_own():
+            return _in_form_of(self.wrong.spec, self.wide)
+        turned = self.wide
+        for mistake in mistakes:
+            if mistake.undo is None:
+                return None
+            turned = mistake.undo(turned)
+        mended = composed(self.build, *mistakes)(turned)
+        if any(apart(self.expected(mended, p), self.expected(self.layer, p)) > self.bound for p in calls):
+            return None
+        return _in_form_of(self.wrong.spec, turned)
+
+
+def _room_for(count: int, weights: Weights) -> bool:
+    return count * weights.spec.parameter_count * np.dtype(weights.spec.dtype).itemsize <= ROOM
+
+
+def _in_form_of(spec: RecurrentSpec, weights: Weights) -> Weights | None:
+    """The same function in another dtype and with another form of the biases, where there is one."""
+    try:
+        if spec.bias == "double":
+            weights = split_biases(weights)
+        elif spec.bias != weights.spec.bias:
+            weights = fold_biases(weights)
+    except Unrepresentable:
+        return None
+    return weights.astype(spec.dtype) if weights.spec.shapes == spec.shapes else None
+
+
+def _counts_wrongly(layer: Adopted, subject: str) -> Explanation | None:
+    """A layer that is the right function and has another number of parameters than its spec."""
+    count, expected = layer.parameter_count, layer.spec.parameter_count
+    if not layer.readable or count in (None, expected):
+        return None
+    return Explanation(
+        (),
+        f"{subject} is the right function, and counts {count} trainable parameters where its spec has {expected}.",
+        "Fix: count every trainable array once, and no constant; a zero bias that is only kept is a buffer.",
+    )

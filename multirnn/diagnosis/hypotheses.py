@@ -1,0 +1,80 @@
+"""What a mistake is in, and mistakes made of other ones: in one layer alone, or out of what a spec says."""
+
+from dataclasses import replace
+
+from multirnn.assembly import Plumbing
+from multirnn.diagnosis.record import Mistakes
+from multirnn.mistakes import Build, Change, Mistake, Runs
+from multirnn.spec import RecurrentSpec
+from multirnn.weights import Weights, split_biases
+
+__all__ = ["changed", "declared", "in_weights", "of_parts", "only_in"]
+
+
+def in_weights(mistake: Mistake) -> bool:
+    """Whether a mistake is in the weights alone, so that the outputs are those of other weights."""
+    change = mistake.realise
+    return isinstance(change, Change) and change.weights is not None and not (change.inputs or change.output)
+
+
+def changed(mistake: Mistake, weights: Weights) -> Weights:
+    """The weights that a mistake makes of these; the same where it is not in the weights."""
+    change = mistake.realise
+    return change.weights(weights) if isinstance(change, Change) and change.weights is not None else weights
+
+
+def of_parts(mistake: Mistake) -> bool:
+    """Whether a mistake is in how the passes of a stack are put together."""
+    return isinstance(mistake.realise, Plumbing)
+
+
+def only_in(mistake: Mistake, layer: int, direction: str) -> Mistake:
+    """The mistake in one layer and direction, all else right."""
+
+    def realise(build: Build, weights: Weights) -> Runs:
+        passes = iter(weights.spec.passes)
+
+        def one(part: Weights) -> Runs:
+            return mistake.realise(build, part) if next(passes) == (layer, direction) else build(part)
+
+        return Plumbing()(one, weights)
+
+    def undo(weights: Weights) -> Weights:
+        assert mistake.undo is not None
+        part = mistake.undo(weights.part(layer, direction)).at(0, "forward")
+        mended = {f"layers.{layer}.{direction}.{name}": array for name, array in part.items()}
+        return Weights(weights.spec, {**weights.arrays, **mended})
+
+    where = f"in layer {layer} {direction} alone"
+    return replace(
+        mistake,
+        name=f"{mistake.name}, {where}",
+        says=f"{mistake.says}, {where}",
+        fix=f"{mistake.fix.rstrip('.')}, {where}",
+        realise=realise,
+        undo=undo if mistake.undo else None,
+    )
+
+
+def declared(right: RecurrentSpec, wrong: RecurrentSpec) -> Mistakes:
+    """In what two specs of one shape make two functions, as mistakes."""
+
+    def mistake(name: str) -> Mistake:
+        value, wanted = getattr(wrong, name), getattr(right, name)
+
+        def change(weights: Weights) -> Weights:
+            # With two biases all forms of a cell have the same arrays.
+            weights = weights if weights.spec.bias == "none" else split_biases(weights)
+            return Weights(replace(weights.spec, **{name: value}), weights.arrays)
+
+        return Mistake(
+            name=f"{name}={value!r}",
+            family=name,
+            says=f"has {name}={value!r}, where {name}={wanted!r} would be right",
+            fix=f"build it with {name}={wanted!r}",
+            applies=lambda spec: True,
+            realise=Change(weights=change),
+        )
+
+    names = ("reset_after", "activation", "recurrent_activation")
+    return tuple(mistake(name) for name in names if getattr(right, name) != getattr(wrong, name))

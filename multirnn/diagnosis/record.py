@@ -1,0 +1,163 @@
+"""What was found: whether two layers are the same function, and what makes them differ."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from multirnn.compare import TOLERANCE
+from multirnn.divergence import Divergence
+from multirnn.mistakes import Mistake
+from multirnn.spec import RecurrentSpec
+from multirnn.weights import Weights
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
+
+__all__ = ["Diagnosis", "Explanation", "Mistakes", "explained"]
+
+Mistakes = tuple[Mistake, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What makes B differ, in words.
+
+    Attributes:
+        mistakes: of the catalogue, the one nearest to the framework first; empty where two specs say it already.
+        sentence: what B does and what would be right.
+        fix: what to do about it; it begins with "Fix:".
+    """
+
+    mistakes: Mistakes
+    sentence: str
+    fix: str
+
+
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class Diagnosis:
+    """Whether two layers are the same function, and what is wrong with the second where they are not.
+
+    Attributes:
+        spec: of A.
+        titles: of A and of B.
+        subject: whom the causes are said of: "B"; "A", where it is A that does not compute what its own weights say.
+        equal: whether they agree in all that was asked; then nothing else is said of a cause.
+        causes: what explains all of B's answers; empty where nothing in the catalogue does.
+        ambiguous: whether there is more than one cause: they are the same function on everything that B takes.
+        remarks: facts beside the cause: in what the specs differ, whether B's own weights are A's.
+        calls: how many calls B was asked.
+        eps: the largest normwise difference of what B answered from what A would, in eps; infinite where an answer is
+            missing, of another shape, or not finite.
+        divergence: where B first parts from A, where no cause explains it; else None.
+        corrected: weights with which B is right, where any are: A's for a layer that computes rightly with its own, else
+            A's turned round so that the mistake turns them back. None where no weights help.
+    """
+
+    spec: RecurrentSpec
+    titles: tuple[str, str]
+    equal: bool
+    subject: str = "B"
+    causes: tuple[Explanation, ...] = ()
+    remarks: tuple[str, ...] = ()
+    calls: int = 0
+    eps: float = 0.0
+    divergence: Divergence | None = None
+    corrected: Weights | None = None
+
+    @property
+    def ambiguous(self) -> bool:
+        """Whether several causes are left that no call of B tells apart."""
+        return len(self.causes) > 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """All that was found, in values that JSON has; of the corrected weights only whether there are any."""
+        return {
+            "equal": self.equal,
+            "a": self.titles[0],
+            "b": self.titles[1],
+            "subject": self.subject,
+            "spec": self.spec.to_dict(),
+            "causes": [
+                {
+                    "mistakes": [mistake.name for mistake in cause.mistakes],
+                    "sentence": cause.sentence,
+                    "fix": cause.fix,
+                }
+                for cause in self.causes
+            ],
+            "ambiguous": self.ambiguous,
+            "remarks": list(self.remarks),
+            "calls": self.calls,
+            "eps": self.eps if np.isfinite(self.eps) else None,
+            "divergence": None if self.divergence is None else self.divergence.to_dict(),
+            "corrected": self.corrected is not None,
+        }
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """`to_dict` as JSON text."""
+        return json.dumps(self.to_dict(), indent=indent, ensure_ascii=False, allow_nan=False)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.text import Text
+
+        yield Text(self._title, style="bold")
+        for line in self._verdict():
+            fix = line.lstrip().startswith("Fix:")
+            yield Text(line, style="green" if self.equal else "cyan" if fix else "red")
+        if self.divergence is not None:
+            yield self.divergence
+        yield from map(Text, self.remarks)
+
+    def __str__(self) -> str:
+        divergence = [] if self.divergence is None else [str(self.divergence)]
+        return "\n".join([self._title, *self._verdict(), *divergence, *self.remarks])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        said = [self._title, *self._verdict(), *self.remarks]
+        divergence = "" if self.divergence is None else self.divergence._repr_html_()
+        return f"<div>{''.join(f'<p>{escape(line)}</p>' for line in said)}{divergence}</div>"
+
+    @property
+    def _title(self) -> str:
+        return f"A: {self.titles[0]}; B: {self.titles[1]}; {self.spec!r}"
+
+    def _verdict(self) -> Iterator[str]:
+        if self.equal:
+            yield (
+                f"A and B are the same function: {self.calls} calls agree within {self.eps:.2g} eps of "
+                f"{self.spec.dtype}, and {TOLERANCE[self.spec.dtype]} count as equal."
+            )
+        elif self.ambiguous:
+            yield f"{self._differ}, and no call of {self.subject} tells these {len(self.causes)} explanations apart:"
+            for place, cause in enumerate(self.causes, 1):
+                yield f"{place}. {cause.sentence}"
+                yield f"   {cause.fix}"
+        elif self.causes:
+            yield self.causes[0].sentence
+            yield self.causes[0].fix
+        else:
+            yield f"{self._differ}, and none of the known mistakes explains it, alone or two together."
+
+    @property
+    def _differ(self) -> str:
+        return "A and B differ" if self.subject == "B" else "A does not compute what its own weights say"
+
+
+def explained(mistakes: Mistakes, subject: str) -> Explanation:
+    """What mistakes of A or B are, in the words of the catalogue."""
+    sentences = [f"{'It also' if place else subject} {mistake.says}." for place, mistake in enumerate(mistakes)]
+    return Explanation(mistakes, " ".join(sentences), f"Fix: {'; and '.join(_lower(m.fix) for m in mistakes)}.")
+
+
+def _lower(sentence: str) -> str:
+    """A sentence that goes on inside another one."""
+    return (sentence[:1].lower() + sentence[1:]).rstrip(".")
