@@ -36,7 +36,6 @@ __all__ = [
     "adopt",
     "adopt_both",
     "arranged",
-    "filled",
     "known_spec",
     "native_spec",
     "noting",
@@ -418,11 +417,6 @@ def output_of(arrays: Sequence[Array], spec: RecurrentSpec, title: str) -> Outpu
         raise InvalidCall(f"{title} returned an array of {wrong[0]}; it must be of {spec.dtype}")
     sequence, *state = (np.array(array, spec.dtype) for array in arrays)
     return Output(sequence, State(*state) if state else State(None))  # type: ignore[arg-type]  # not known
-
-
-def filled(found: Iterable[Array | None], like: Iterable[Array]) -> list[Array]:
-    """The gradients that were found, zero where none reached."""
-    return [np.zeros_like(a) if g is None else g for g, a in zip(found, like, strict=True)]
 
 
 def states_of(state: State) -> list[Array]:

@@ -2,6 +2,8 @@
 
 import json
 import os
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,26 @@ def backend(request: pytest.FixtureRequest) -> mr.Backend:
         return mr.backend(request.param)
     except mr.MissingFramework as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture
+def tell(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Print a sentence at the end of the run, whichever worker of pytest-xdist says it."""
+    return lambda sentence: record_property("tell", sentence)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How many checks of the conformance suite each backend holds, and what tests tell."""
+    passed = terminalreporter.getreports("passed")
+    clean = Counter(
+        report.nodeid.partition("[")[2].split("-")[0] for report in passed if "::test_conformance[" in report.nodeid
+    )
+    lines = [f"{backend}: {held} checks of the conformance suite hold" for backend, held in sorted(clean.items())]
+    lines += sorted(str(value) for report in passed for name, value in report.user_properties if name == "tell")
+    if lines:
+        terminalreporter.section("counts")
+        for line in lines:
+            terminalreporter.line(line)
 
 
 @pytest.fixture(scope="session")

@@ -78,7 +78,7 @@ def test_the_description_is_built_from_below() -> None:
             if name.startswith("multirnn."):
                 other = name.split(".")[1]
                 assert ORDER.index(other) <= ORDER.index(own), f"{own} imports {other}"
-                assert other != own or own in ("cli", "samples", "testing", "catalogue", "divergence", "diagnosis")
+                assert other != own or (ROOT / "multirnn" / own).is_dir()
     assert seen == set(ORDER)
 
 

@@ -84,7 +84,7 @@ def killed_on_numpy(name: str, place: int) -> bool:
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form[0] + ("" if form[1] else " reset before"))
-def test_every_mutant_is_killed(backend: mr.Backend, form: tuple[str, bool]) -> None:
+def test_every_mutant_is_killed(backend: mr.Backend, form: tuple[str, bool], tell: Callable[[str], None]) -> None:
     """By agreement on the smallest stack that can show the mistake, which kills it on NumPy too."""
     built = Built(backend)
     killed, survivors, used = [], [], set()
@@ -104,18 +104,19 @@ def test_every_mutant_is_killed(backend: mr.Backend, form: tuple[str, bool]) -> 
     for place in used:
         COVERING[place][1](built)
     total = len(killed) + len(survivors)
-    print(f"{backend.name}, {form}: {len(killed)} of {total} mutants killed by {len(used)} checks, which hold without")
+    words = form[0] if form[1] else f"{form[0]} reset before"
+    tell(f"{backend.name}, {words}: {len(killed)} of {total} mutants killed by {len(used)} checks, which hold without")
     assert not survivors
     assert backend.refuses(mr.RecurrentSpec(form[0], 3, 4, reset_after=form[1])) or total >= 60
 
 
-def test_the_catalogue_is_killed_over_the_three_cells() -> None:
+def test_the_catalogue_is_killed_over_the_three_cells(tell: Callable[[str], None]) -> None:
     killed = {
         name
         for name in MISTAKES
         if any(MISTAKES[name].applies(spec) and killed_on_numpy(name, k) for k, (spec, _) in enumerate(COVERING))
     }
-    print(f"{len(killed)} of {len(MISTAKES)} mistakes killed; {len(cases())} checks")
+    tell(f"catalogue: {len(killed)} of {len(MISTAKES)} mistakes killed; the suite has {len(cases())} checks")
     assert killed == set(MISTAKES)
     assert len(killed) >= 60
 

@@ -8,7 +8,7 @@ from multirnn.divergence.report import final_report, output_report
 from multirnn.divergence.stepping import Known, Seen
 from multirnn.layer import Lengths
 
-__all__ = ["lengths"]
+__all__ = ["lengths", "lengths_too"]
 
 
 def lengths(pair: Pair) -> Divergence | None:
@@ -23,6 +23,17 @@ def lengths(pair: Pair) -> Divergence | None:
     if not parted.final.any():
         return _outputs(pair, expected, found, parted)
     return _states(pair, given, expected, found, parted)
+
+
+def lengths_too(pair: Pair) -> Divergence | None:
+    """What B does with lengths in passes that are right in full calls, where other passes are not."""
+    if pair.call.lengths is None:
+        return None
+    expected, found = pair.expected(pair.call), pair.outputs[1]
+    wrong = pair.parted(*reversed(pair.full_outputs)).final.any(axis=0)
+    parted = pair.parted(found, expected)
+    parted = parted._replace(final=parted.final & ~wrong)
+    return _states(pair, pair.call.lengths, expected, found, parted) if parted.final.any() else None
 
 
 def _outputs(pair: Pair, expected: Seen, found: Seen, parted: Parted) -> Divergence:

@@ -13,6 +13,7 @@ from multirnn.compare import TOLERANCE, draw_call, tolerance
 from multirnn.divergence.calls import mixed_rows, repetition, whole_calls
 from multirnn.divergence.gradients import gradients
 from multirnn.divergence.lengths import lengths as calls_with_lengths
+from multirnn.divergence.lengths import lengths_too
 from multirnn.divergence.measures import Call, Pair
 from multirnn.divergence.record import Divergence
 from multirnn.divergence.report import report
@@ -121,7 +122,8 @@ def _found(pair: Pair) -> Divergence:
     if not pair.far <= pair.limit:
         for ask in SEARCH:
             if found := ask(pair):
-                return found
+                also = lengths_too(pair) if ask in (single_steps, whole_calls) else None
+                return found if also is None else min((found, also), key=pair.order)
         return _rounding(
             pair,
             f"Given the same states, all steps of A and B agree, and over the whole sequence they are no further apart than "

@@ -28,7 +28,10 @@ from multirnn.layer import Gradients, Layer, Output, State
 from multirnn.spec import BIASES, RecurrentSpec
 from multirnn.weights import Array, Weights, initialise
 
-__all__ = ["FORMS", "Check", "cases", "check_backend", "covering_specs"]
+__all__ = ["FORMS", "VERSION", "Check", "cases", "check_backend", "covering_specs"]
+
+VERSION = 1
+"""Of the suite: it rises when a check is added, or demands more, so that what passed may fail."""
 
 Check = Callable[[Backend], None]
 
@@ -81,6 +84,8 @@ def covering_specs() -> Iterator[RecurrentSpec]:
     for cell, reset_after in FORMS:
         # As wide as its input: a matrix that was not transposed, or another layer's, fits.
         yield RecurrentSpec(cell, HIDDEN_SIZE, HIDDEN_SIZE, num_layers=2, reset_after=reset_after)
+        # One unit: arrays whose gates lie apart by odd strides, for which NumPy and BLAS have loops of their own.
+        yield RecurrentSpec(cell, INPUT_SIZE, 1, reset_after=reset_after)
     for slope in (0.2, 1 / 6):
         gate = Activation("hard_sigmoid", alpha=slope, beta=0.5)
         yield RecurrentSpec("lstm", INPUT_SIZE, HIDDEN_SIZE, recurrent_activation=gate)
