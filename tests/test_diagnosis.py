@@ -85,11 +85,15 @@ def test_a_mistake_on_any_backend(backend: mr.Backend) -> None:
         ("forget bias added twice", "gates f i g o"),
         ("gates f i g o", "forget bias added twice"),
         ("initial states backward first", "directions swapped"),
+        ("recurrent kernel transposed", "input kernel transposed"),
     ],
 )
 def test_mistakes_that_change_one_another(inner: str, outer: str) -> None:
+    stack = mr.RecurrentSpec("simple_rnn", 2, 6, num_layers=3, bias="none")
     spec = next(
-        s for s in (replace(GRU, bidirectional=True), LSTM) if all(MISTAKES[m].applies(s) for m in (inner, outer))
+        s
+        for s in (replace(GRU, bidirectional=True), LSTM, stack)
+        if all(MISTAKES[m].applies(s) for m in (inner, outer))
     )
     pair = Pair(weights_of(spec), (MISTAKES[inner], MISTAKES[outer]), only_calls=False)
     found = diagnose(pair.right, pair.wrong)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import multirnn as mr
+from multirnn.parity import Trains
 
 ROOT = Path(mr.__file__).parent.parent
 EXAMPLE = ROOT / "tests" / "third_party"
@@ -113,7 +114,12 @@ def test_the_page_shows_the_files_that_are_installed() -> None:
 
 
 def test_the_page_names_all_that_is_asked_for() -> None:
-    of_a_backend = {name for name in vars(mr.Backend) | mr.Backend.__annotations__ if not name.startswith("_")}
+    of_a_backend = {
+        name
+        for protocol in (mr.Backend, Trains)
+        for name in vars(protocol) | protocol.__dict__.get("__annotations__", {})
+        if not name.startswith("_")
+    }
     assert of_a_backend | mr.BoundaryLayer.__abstractmethods__ == set(re.findall(r"^\| `(\w+)", README, re.MULTILINE))
 
 

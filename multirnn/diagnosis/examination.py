@@ -2,7 +2,7 @@
 
 from __future__ import annotations  # or naming np.random.Generator loads numpy.random
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations
 from typing import Any, NamedTuple
@@ -29,11 +29,14 @@ ROOM = 2**28
 """Bytes: so many of the layers that were made wrong are kept, and so many of the weights. A large stack is made again."""
 
 
+Parts = frozenset[str]
+
+
 class Effect(NamedTuple):
     """In which parts of an answer a mistake does not show, and which parts it alone does not explain."""
 
-    silent: frozenset[str]
-    unfit: frozenset[str]
+    silent: Parts
+    unfit: Parts
 
 
 class Examination:
@@ -55,7 +58,7 @@ class Examination:
         self.changed: dict[str, Weights] = {}
         self.narrow: dict[str, bool] = {}
         self.alike: dict[str, bool] = {}
-        self.explained_parts: dict[Probe, frozenset[str]] = {}
+        self.explained_parts: dict[Probe, Parts] = {}
         self.right: dict[Probe, Answer] = {}
         self.effects: dict[tuple[str, Probe], Effect] = {}
         self.probes = [*given, *self._probes()]
@@ -227,8 +230,8 @@ class Examination:
         """Two of different families, in both orders where they may matter.
 
         Most are ruled out by what each does alone: where one does not show, the other has to explain B; and what one
-        mistake explains, or none, is not the work of two others. Mistakes in the weights may bring one another to light,
-        and others undo one another, so those pairs are tried if nothing else is found.
+        mistake explains, or none, is hardly the work of two others. But mistakes in the weights may bring one another to
+        light, and others undo one another, so those pairs are tried if nothing else is found.
         """
         steps = list(self._single_steps())
         calls = [*steps, *(probe for probe in self.probes if probe.cotangent is None)]
@@ -237,7 +240,7 @@ class Examination:
         for one, other in combinations(self.mistakes, 2):
             if one.family == other.family:
                 continue
-            if self._fit_together(one, other, calls) and not self._needless(one, other, steps):
+            if self._fit_together(one, other, calls) and not self._miss(one, other, steps, self._explained_parts):
                 for mistakes in self._orders(one, other, steps[0]):
                     found = found or self._explained_by(mistakes)
                     yield mistakes
@@ -245,7 +248,7 @@ class Examination:
                 rest.append((one, other))
         for one, other in () if found else rest:
             if in_weights(one) and in_weights(other):
-                worth_trying = not self._needless(one, other, steps)
+                worth_trying = not self._miss(one, other, steps, self._right_parts)
             else:
                 alike = self._acts_alike(one) or self._acts_alike(other)
                 worth_trying = not alike and self._fit_together(one, other, calls)
@@ -257,20 +260,20 @@ class Examination:
         effects = ((self._effect(one, probe), self._effect(other, probe)) for probe in probes)
         return not any(a.silent & b.unfit or b.silent & a.unfit for a, b in effects)
 
-    def _needless(self, one: Mistake, other: Mistake, probes: Sequence[Probe]) -> bool:
-        """Whether something that neither explains is right, or explained by a mistake alone."""
-        return any(
-            self._effect(one, probe).unfit & self._effect(other, probe).unfit & self._explained_parts(probe)
-            for probe in probes
-        )
+    def _miss(self, one: Mistake, other: Mistake, probes: Sequence[Probe], parts: Callable[[Probe], Parts]) -> bool:
+        """Whether neither explains something in these parts of the answers."""
+        return any(self._effect(one, p).unfit & self._effect(other, p).unfit & parts(p) for p in probes)
 
-    def _explained_parts(self, probe: Probe) -> frozenset[str]:
-        """The parts of an answer that are right, or explained by one mistake alone."""
+    def _right_parts(self, probe: Probe) -> Parts:
+        """The parts of an answer that are right."""
+        right = self.right_answer(probe)
+        return frozenset(n for n, array in self.asked(probe).items() if distance(right.get(n), array) <= self.bound)
+
+    def _explained_parts(self, probe: Probe) -> Parts:
+        """The parts of an answer that are right, or explained by one mistake alone; looked at once."""
         if probe not in self.explained_parts:
-            right, asked = self.right_answer(probe), self.asked(probe)
-            parts = {name for name, array in asked.items() if distance(right.get(name), array) <= self.bound}
-            parts.update(*(asked.keys() - self._effect(mistake, probe).unfit for mistake in self.mistakes))
-            self.explained_parts[probe] = frozenset(parts)
+            parts = (self.asked(probe).keys() - self._effect(mistake, probe).unfit for mistake in self.mistakes)
+            self.explained_parts[probe] = self._right_parts(probe).union(*parts)
         return self.explained_parts[probe]
 
     def _effect(self, mistake: Mistake, probe: Probe) -> Effect:

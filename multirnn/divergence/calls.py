@@ -52,7 +52,11 @@ def mixed_rows(pair: Pair) -> Divergence | None:
     if not wrong.any():
         place, _ = pair.first(pair.of_top(parted.sequence))
     elif layer := pair.passes[int(np.argmax(wrong))][0]:
-        place = (layer - 1) * pair.directions  # the states below are right, and what is handed up is not
+        others = -x
+        others[row] = x[row]
+        mixed = not pair.alike(pair.b(others, states).final[:, :, one], found.final[:, :, one])
+        # The states below are right: if those here hang on other rows, what is handed up does.
+        place = (layer - 1) * pair.directions if mixed else int(np.argmax(wrong))
     return report(
         pair,
         pattern="rows",
