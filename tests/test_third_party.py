@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from inspect import get_annotations
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,7 @@ def test_the_page_names_all_that_is_asked_for() -> None:
     of_a_backend = {
         name
         for protocol in (mr.Backend, Trains)
-        for name in vars(protocol) | protocol.__dict__.get("__annotations__", {})
+        for name in vars(protocol) | get_annotations(protocol)
         if not name.startswith("_")
     }
     assert of_a_backend | mr.BoundaryLayer.__abstractmethods__ == set(re.findall(r"^\| `(\w+)", README, re.MULTILINE))
