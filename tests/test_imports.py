@@ -27,7 +27,6 @@ ORDER = (  # each may import from what stands before it
         "mistakes",
         "assembly",
         "catalogue",
-        "stepping",
         "divergence",
         "diagnosis",
         "parity",

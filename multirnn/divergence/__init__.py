@@ -14,12 +14,15 @@ highest layer and the last step.
 
     stepping     layers called a step at a time, with states of our choice
     measures     how far two of them are apart, and how far that may be
+    moves        what people do to states
     steps        where single steps part, and why
     gates        which gate it is
     calls        where whole calls part, though single steps agree
     lengths      where calls with lengths part, though full ones agree
     gradients    where gradients part, though outputs agree
     record       what was found
+    report       from measures to a record
+    search       all of it in the order in which it has to be asked
 """
 
 from multirnn.divergence.record import Divergence
