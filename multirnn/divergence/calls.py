@@ -95,7 +95,7 @@ def _output(pair: Pair, expected: Seen, found: Seen, parted: Parted) -> Divergen
     elif pair.trajectory and pair.alike(pair.trajectory.before[0, place], b[half]):
         says = f"hands out the states of {way} before each step, in place of those after it"
     else:
-        says = f"does not hand out those of {way}"
+        says = f"hands out a {way} sequence that is not made of them"
     says = f"All states of {pair.B} are those of {pair.A}, but it {says}."
     return output_report(pair, "output", place, step, a[half], b[half], says)
 
