@@ -398,7 +398,7 @@ def test_the_pattern_is_named_and_explained(name: str) -> None:
 ONE_LAYER = {
     "reverse output not flipped": "not flipped back",
     "output before the step": "before each step",
-    "directions interleaved": "does not hand out those",
+    "directions interleaved": "sequence that is not made of them",
 }
 
 
