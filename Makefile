@@ -33,6 +33,8 @@ types: install
 check: lint types test
 
 bench: install
+	$(BIN)/python benchmarks/plugin.py
+	$(BIN)/python benchmarks/diagnosis.py
 	$(BIN)/python benchmarks/foundation.py
 
 # Writes the generated parts of README.md again; `make test` fails while they differ.

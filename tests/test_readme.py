@@ -117,6 +117,11 @@ def rates() -> str:
     )
 
 
+def plugin() -> str:
+    added = json.loads((ROOT / "benchmarks/results/plugin.json").read_text())["wall_ms"]["added"]
+    return f"adds {added:.0f} ms to a run that does not use it"
+
+
 def compare() -> str:
     """Rows without numbers that a machine's arithmetic changes: they are in the section above."""
     comparison = mr.compare(mr.RecurrentSpec("gru", 4, 8, bidirectional=True))
@@ -152,6 +157,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "mutation": mutation,
     "diagnosis": diagnosis,
     "rates": rates,
+    "plugin": plugin,
     "compare": compare,
     "speed": speed,
 }

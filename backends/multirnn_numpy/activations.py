@@ -1,8 +1,8 @@
 """The activation functions over arrays, and their slopes.
 
-A function is called as a ufunc is, `f(x, out)`, and `out` may be `x`. A slope is the derivative in terms of the function's
-own output y, tanh' = 1 - y², so that the way back needs nothing but what the way there has left. At their kinks relu and
-hard_sigmoid have the slope 0, and elu has alpha.
+A function is called as a ufunc is, `f(x, out)`, and `out` may be `x`. A slope, `slope(y, out)`, is the derivative in terms
+of the function's own output y, tanh' = 1 - y², so that the way back needs nothing but what the way there has left. At their
+kinks relu and hard_sigmoid have the slope 0, and elu has alpha.
 
 The functions take complex numbers too, which NumPy orders by their real parts, so that derivatives can be had by complex
 step; not so softsign, whose |x| has no derivative there.
@@ -21,7 +21,7 @@ from multirnn.weights import Array
 __all__ = ["Function", "Slope", "activation"]
 
 Function = Callable[[Array, Array], Any]
-Slope = Callable[[Array], Array]
+Slope = Callable[[Array, Array], None]
 
 
 @cache
@@ -33,16 +33,16 @@ def activation(value: str | Activation) -> tuple[Function, Slope]:
     return PLAIN[chosen.name]
 
 
-def _linear_slope(y: Array) -> Array:
-    return np.ones_like(y)
+def _linear_slope(y: Array, out: Array) -> None:
+    out[...] = 1
 
 
 def _relu(x: Array, out: Array) -> None:
     maximum(x, 0, out=out)
 
 
-def _relu_slope(y: Array) -> Array:
-    return (y > 0).astype(y.dtype)
+def _relu_slope(y: Array, out: Array) -> None:
+    out[...] = y > 0
 
 
 @np.errstate(over="ignore")  # exp(-x) is infinite where the sigmoid is zero
@@ -55,26 +55,23 @@ def _sigmoid(x: Array, out: Array) -> None:
     reciprocal(out, out)
 
 
-def _sigmoid_slope(y: Array) -> Array:
-    slope = 1 - y
-    slope *= y
-    return slope
+def _sigmoid_slope(y: Array, out: Array) -> None:
+    subtract(1, y, out)
+    multiply(out, y, out)
 
 
 def _softsign(x: Array, out: Array) -> None:
     divide(x, 1 + np.abs(x), out)
 
 
-def _softsign_slope(y: Array) -> Array:
-    slope = 1 - np.abs(y)
-    slope *= slope
-    return slope
+def _softsign_slope(y: Array, out: Array) -> None:
+    subtract(1, np.abs(y), out)
+    multiply(out, out, out)
 
 
-def _tanh_slope(y: Array) -> Array:
-    slope = y * y
-    subtract(1, slope, slope)
-    return slope
+def _tanh_slope(y: Array, out: Array) -> None:
+    multiply(y, y, out)
+    subtract(1, out, out)
 
 
 def _elu(alpha: float) -> tuple[Function, Slope]:
@@ -83,8 +80,8 @@ def _elu(alpha: float) -> tuple[Function, Slope]:
         maximum(x, 0, out=out)
         add(out, below, out)
 
-    def slope(y: Array) -> Array:
-        return np.where(y > 0, y.dtype.type(1), y + y.dtype.type(alpha))
+    def slope(y: Array, out: Array) -> None:
+        out[...] = np.where(y > 0, 1, y + alpha)
 
     return elu, slope
 
@@ -95,8 +92,8 @@ def _hard_sigmoid(alpha: float, beta: float) -> tuple[Function, Slope]:
         add(out, beta, out)
         clip(out, 0, 1, out)
 
-    def slope(y: Array) -> Array:
-        return np.where((y > 0) & (y < 1), y.dtype.type(alpha), y.dtype.type(0))
+    def slope(y: Array, out: Array) -> None:
+        out[...] = np.where((y > 0) & (y < 1), alpha, 0)
 
     return hard_sigmoid, slope
 

@@ -52,7 +52,8 @@ class SimpleRnn(Pass):
     def backward(self, dstates: list[Array]) -> tuple[Array, Array, Array]:
         """Everything comes from dz_t = dh_t * a'."""
         (h,), (dh,) = self.states, dstates
-        dz = self.a_slope(h[1:])  # to be multiplied by dh_t
+        dz = self.empty(h[1:].shape, h.dtype)
+        self.a_slope(h[1:], dz)  # to be multiplied by dh_t
         self.at_padding(0, dz)
         U_T, dzU = transposed(self.U), np.empty_like(dh[0])
         for dz_t, dprev_h, dh_t, frozen in steps_back(dz, dh[:-1], dh[1:], self.frozen):
@@ -95,15 +96,20 @@ class Lstm(Pass):
         """First dc_t += dh_t * o * a'; then di, df and dg come from dc_t, do from dh_t, and dc = dc_t * f."""
         (h, c), (dh, dc) = self.states, dstates
         i, f, g, o = gates(self.z, 4)
-        a_c = np.empty_like(c[1:])
+        a_c, dc_dh = (self.empty(c[1:].shape, c.dtype) for _ in range(2))
         self.a(c[1:], a_c)
-        dc_dh = o * self.a_slope(a_c)
+        self.a_slope(a_c, dc_dh)
+        multiply(dc_dh, o, dc_dh)
         dz = self.empty(self.z.shape, self.z.dtype)
         di, df, dg, do = gates(dz, 4)
-        multiply(g, self.s_slope(i), di)
-        multiply(c[:-1], self.s_slope(f), df)
-        multiply(i, self.a_slope(g), dg)
-        multiply(a_c, self.s_slope(o), do)
+        for gate, slope, factor, d in (
+            (i, self.s_slope, g, di),
+            (f, self.s_slope, c[:-1], df),
+            (g, self.a_slope, i, dg),
+            (o, self.s_slope, a_c, do),
+        ):
+            slope(gate, d)
+            multiply(d, factor, d)
         self.at_padding(0, dz, dc_dh)
         self.at_padding(1, f)
         difg, dc_gates = gate_axis(dz, 4)[..., :3, :], dc[..., None, :]
@@ -159,11 +165,15 @@ class GruResetAfter(Pass):
         """All of dr, dz, dm and dn come from dh_t, and dn is not needed before the end; dh = dh_t * z + what U brings."""
         (h,), (dh,) = self.states, dstates
         r, z, n = gates(self.z, 3)
-        dn_dh = (1 - z) * self.a_slope(n)
+        dn_dh = self.empty(n.shape, n.dtype)
+        self.a_slope(n, dn_dh)
+        multiply(dn_dh, 1 - z, dn_dh)
         drzm = self.empty(self.z.shape, self.z.dtype)
         dr, dz, dm = gates(drzm, 3)
-        multiply(dn_dh * self.m, self.s_slope(r), dr)
-        multiply(h[:-1] - n, self.s_slope(z), dz)
+        self.s_slope(r, dr)
+        multiply(dr, dn_dh * self.m, dr)
+        self.s_slope(z, dz)
+        multiply(dz, h[:-1] - n, dz)
         multiply(dn_dh, r, dm)
         self.at_padding(0, drzm, dn_dh)
         self.at_padding(1, z)
@@ -214,9 +224,13 @@ class GruResetBefore(Pass):
         r, z, n = gates(self.z, 3)
         drzn = self.empty(self.z.shape, self.z.dtype)
         dr, dz, dn = gates(drzn, 3)
-        multiply(h[:-1], self.s_slope(r), dr)
-        multiply(h[:-1] - n, self.s_slope(z), dz)
-        multiply(1 - z, self.a_slope(n), dn)
+        for gate, slope, factor, d in (
+            (r, self.s_slope, h[:-1], dr),
+            (z, self.s_slope, h[:-1] - n, dz),
+            (n, self.a_slope, 1 - z, dn),
+        ):
+            slope(gate, d)
+            multiply(d, factor, d)
         self.at_padding(0, drzn)
         self.at_padding(1, z)
         rz_end = 2 * h.shape[-1]

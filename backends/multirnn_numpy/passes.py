@@ -181,10 +181,10 @@ def sum_of_products(left: Array, right: Array) -> Array:
 
 
 def total(array: Array) -> Array:
-    """Σ over time and batch; over time first, since adding whole steps is four times as fast as row by row."""
-    over_time: Array = array.reshape(len(array), -1).sum(axis=0)
-    over_batch: Array = over_time.reshape(-1, array.shape[-1]).sum(axis=0)
-    return over_batch
+    """Σ over time and batch, as a product with ones: NumPy's own sum over rows takes half as long again."""
+    below = rows(array)
+    summed: Array = np.ones(len(below), array.dtype) @ below
+    return summed
 
 
 def steps(*arrays: Any) -> Iterator[Any]:
