@@ -22,7 +22,7 @@ from multirnn.layer import Gradients, Layer, Output, State
 from multirnn.registry import backend as load_backend
 from multirnn.registry import backends as installed_backends
 from multirnn.spec import RecurrentSpec
-from multirnn.weights import Array, Weights, initialise
+from multirnn.weights import Array, Weights, weights_of
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -324,9 +324,7 @@ def compare(
         UnknownBackend: a name that no distribution offers. A framework that is missing and a spec that is refused are rows.
         InvalidCall: x, state or lengths do not fit the spec.
     """
-    weights = initialise(spec_or_weights, seed) if isinstance(spec_or_weights, RecurrentSpec) else spec_or_weights
-    if not isinstance(weights, Weights):
-        raise TypeError(f"compare takes a RecurrentSpec or Weights, not a {type(weights).__name__}")
+    weights = weights_of(spec_or_weights, seed, "compare")
     spec = weights.spec
     rng = np.random.default_rng(seed)
     if x is None:

@@ -36,7 +36,7 @@ from multirnn.layer import Lengths
 from multirnn.registry import backend as load_backend
 from multirnn.registry import backends as installed_backends
 from multirnn.spec import RecurrentSpec
-from multirnn.weights import Array, Weights, fold_biases, initialise, split_biases
+from multirnn.weights import Array, Weights, fold_biases, initialise, split_biases, weights_of
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -523,9 +523,7 @@ def train_parity(
         InvalidCall: x, target or lengths do not fit, there is nothing to train on, an optimiser is none, or the training
             of the reference diverges.
     """
-    weights = initialise(spec_or_weights, seed) if isinstance(spec_or_weights, RecurrentSpec) else spec_or_weights
-    if not isinstance(weights, Weights):
-        raise TypeError(f"train_parity takes a RecurrentSpec or Weights, not a {type(weights).__name__}")
+    weights = weights_of(spec_or_weights, seed, "train_parity")
     if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or steps < 1:
         raise InvalidCall(f"steps must be a positive integer, not {steps!r}")
     chosen = _optimisers(optimisers, learning_rate)

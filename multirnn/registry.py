@@ -19,7 +19,7 @@ from multirnn.backend import Backend
 from multirnn.errors import MissingFramework, UnknownBackend, Unrepresentable
 from multirnn.layer import Layer
 from multirnn.spec import RecurrentSpec
-from multirnn.weights import Weights, initialise
+from multirnn.weights import Weights, weights_of
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -63,10 +63,7 @@ def build(
         InvalidCall: the framework has no such device here.
     """
     chosen = _backend(backend)
-    weights = initialise(spec_or_weights, seed) if isinstance(spec_or_weights, RecurrentSpec) else spec_or_weights
-    if not isinstance(weights, Weights):
-        raise TypeError(f"build takes a RecurrentSpec or Weights, not a {type(weights).__name__}")
-    return chosen.build(weights, device=device)
+    return chosen.build(weights_of(spec_or_weights, seed, "build"), device=device)
 
 
 def read(native: Any) -> Weights:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from multirnn.errors import InvalidSpec, InvalidWeights, Unrepresentable
 from multirnn.spec import RecurrentSpec
 
-__all__ = ["SCHEMES", "Array", "Weights", "fold_biases", "initialise", "split_biases"]
+__all__ = ["SCHEMES", "Array", "Weights", "fold_biases", "initialise", "split_biases", "weights_of"]
 
 Array = NDArray[np.floating[Any]]
 
@@ -171,6 +171,24 @@ def _truncated_normal(rng: np.random.Generator, shape: tuple[int, ...]) -> Array
 
 
 # --- The form of the biases ------------------------------------------------------------------------------------------
+
+
+def weights_of(spec_or_weights: RecurrentSpec | Weights, seed: int, taker: str) -> Weights:
+    """Weights as they are, or those of a spec, drawn by `initialise(spec, seed)`.
+
+    Args:
+        spec_or_weights: what the user gave.
+        seed: of what is drawn.
+        taker: the function that it was given to, for what is raised.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    if isinstance(spec_or_weights, RecurrentSpec):
+        return initialise(spec_or_weights, seed)
+    if not isinstance(spec_or_weights, Weights):
+        raise TypeError(f"{taker} takes a RecurrentSpec or Weights, not a {type(spec_or_weights).__name__}")
+    return spec_or_weights
 
 
 def fold_biases(weights: Weights, *, candidate: bool = False) -> Weights:

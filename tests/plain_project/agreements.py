@@ -43,4 +43,5 @@ def test_swapped_gru(rnn_backend) -> None:
 
 @pytest.mark.rnn_backends(refusal="skip")
 def test_a_form_that_not_every_backend_has(rnn_backend) -> None:
-    mr.build(mr.RecurrentSpec("gru", 5, 4, reset_after=False), rnn_backend)
+    spec = mr.RecurrentSpec("gru", 5, 4, reset_after=False)
+    assert mr.build(spec, rnn_backend).parameter_count == spec.parameter_count
