@@ -16,7 +16,8 @@ class Backend(Protocol):
     """A framework that realises specs: exactly, or not at all.
 
     It may have a method `adopt(native, spec, *, compiled)` besides, which runs a user's own object as it is; see
-    `multirnn.adoption`.
+    `multirnn.adoption`. It may have `implementations`, names of which "native" is one, and then `build` takes an
+    argument `implementation`; see `multirnn.implementation`.
 
     Attributes:
         name: under which it is selected; that of its entry point.

@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike
 
 from multirnn.backend import Backend
 from multirnn.errors import InvalidCall, MissingFramework
+from multirnn.implementation import NATIVE, implementations, realise
 from multirnn.layer import Gradients, Layer, Output, State
 from multirnn.registry import backend as load_backend
 from multirnn.registry import backends as installed_backends
@@ -308,6 +309,7 @@ def compare(
     lengths: ArrayLike | None = None,
     backends: Sequence[str | Backend] | None = None,
     seed: int = 0,
+    implementation: str = NATIVE,
 ) -> Comparison:
     """Hold backends against the reference: outputs, final states, gradients and parameter counts.
 
@@ -319,6 +321,7 @@ def compare(
         lengths: `(batch,)` integers.
         backends: a name, or names and Backend objects; all that are installed unless given.
         seed: of what is drawn: weights, inputs, cotangents.
+        implementation: "native", the frameworks' own layers, or "fast"; a backend that has it not is a row with the reason.
 
     Raises:
         UnknownBackend: a name that no distribution offers. A framework that is missing and a spec that is refused are rows.
@@ -335,7 +338,7 @@ def compare(
     array, state, lengths = batched(x, state, lengths, spec)
     reference = _Reference(weights, array, state, lengths, rng)
     names = installed_backends() if backends is None else [backends] if isinstance(backends, str) else backends
-    return Comparison(spec, array.shape, tuple(_row(name, weights, reference) for name in names))
+    return Comparison(spec, array.shape, tuple(_row(name, implementation, weights, reference) for name in names))
 
 
 def draw_call(spec: RecurrentSpec, seed: int | np.random.Generator = 0) -> tuple[Array, State, Array]:
@@ -401,7 +404,7 @@ class _Reference:
         )
 
 
-def _row(name: str | Backend, weights: Weights, reference: _Reference) -> Row:
+def _row(name: str | Backend, implementation: str, weights: Weights, reference: _Reference) -> Row:
     title = name if isinstance(name, str) else name.name
     try:
         backend = load_backend(name)
@@ -409,9 +412,13 @@ def _row(name: str | Backend, weights: Weights, reference: _Reference) -> Row:
         return Row(title, title, "missing", str(error))
     if engine := getattr(backend, "engine", None):
         title = f"{backend.name} ({engine})"
+    if implementation != NATIVE:
+        title += f" {implementation}"
+    if implementation not in implementations(backend):
+        return Row(backend.name, title, "refuses", f"it has no implementation {implementation!r}", backend.versions())
     if reason := backend.refuses(weights.spec):
         return Row(backend.name, title, "refuses", reason, backend.versions())
-    layer = backend.build(weights)
+    layer = realise(backend, weights, implementation=implementation)
     output = layer(reference.x, reference.state, lengths=reference.lengths)
     gradients = _gradients(layer, reference) if backend.differentiable else None
     row = Row(backend.name, title, "equal", versions=backend.versions(), parameters=layer.parameter_count)

@@ -23,6 +23,7 @@ from multirnn.errors import (
     Unrepresentable,
     Unsupported,
 )
+from multirnn.implementation import Plan, with_implementation
 from multirnn.layer import Gradients, Layer, Output, State, Stream
 from multirnn.registry import backend, backends, build, read
 from multirnn.spec import RecurrentSpec
@@ -59,6 +60,7 @@ __all__ = [
     "MultirnnError",
     "Output",
     "Parity",
+    "Plan",
     "RecurrentSpec",
     "State",
     "Stream",
@@ -83,6 +85,7 @@ __all__ = [
     "to_arrays",
     "tolerance",
     "train_parity",
+    "with_implementation",
 ]
 
 _LATER = {

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from multirnn.backend import Backend
 from multirnn.errors import MissingFramework, UnknownBackend, Unrepresentable
+from multirnn.implementation import NATIVE, realise
 from multirnn.layer import Layer
 from multirnn.spec import RecurrentSpec
 from multirnn.weights import Weights, weights_of
@@ -47,7 +48,12 @@ def backend(name: str | Backend) -> Backend:
 
 
 def build(
-    spec_or_weights: RecurrentSpec | Weights, backend: str | Backend, *, seed: int = 0, device: str | None = None
+    spec_or_weights: RecurrentSpec | Weights,
+    backend: str | Backend,
+    *,
+    seed: int = 0,
+    device: str | None = None,
+    implementation: str = NATIVE,
 ) -> Layer:
     """Realise a stack with a backend.
 
@@ -56,14 +62,15 @@ def build(
         backend: a name out of `backends()`, or a Backend object.
         seed: of the weights, where a spec is given.
         device: a device of the framework; its default unless given.
+        implementation: "native", the framework's own layer; or "fast", the same function and contract, made fast.
 
     Raises:
         UnknownBackend, MissingFramework: see `backend`.
         Unsupported: the backend refuses the spec; the sentence has its reason.
-        InvalidCall: the framework has no such device here.
+        InvalidCall: the framework has no such device here, or the backend no such implementation.
     """
-    chosen = _backend(backend)
-    return chosen.build(weights_of(spec_or_weights, seed, "build"), device=device)
+    weights = weights_of(spec_or_weights, seed, "build")
+    return realise(_backend(backend), weights, device=device, implementation=implementation)
 
 
 def read(native: Any) -> Weights:

@@ -21,6 +21,8 @@ ROOT = Path(mr.__file__).parent.parent
 ORDER = (  # each may import from what stands before it
     *("errors", "activations", "cells", "spec", "weights", "conventions", "layer", "boundary", "backend"),
     *(
+        "implementation",
+        "kernel",
         "registry",
         "compare",
         "adoption",
@@ -31,7 +33,7 @@ ORDER = (  # each may import from what stands before it
         "diagnosis",
         "parity",
     ),
-    *("public", "support", "testing", "pytest_plugin", "plot", "series", "samples", "cli"),
+    *("public", "support", "testing", "pytest_plugin", "plot", "series", "samples", "bench", "doctor", "cli"),
 )
 ALLOWED = {  # beside the standard library and itself
     "multirnn": {"numpy", "rich", "click", "matplotlib", "hypothesis", "pytest"},

@@ -15,6 +15,7 @@ from multirnn.cli import options
 from multirnn.cli.console import heading, progress, show, show_json
 from multirnn.compare import Comparison, Row, compare
 from multirnn.errors import MissingFramework
+from multirnn.implementation import NATIVE
 from multirnn.layer import Lengths
 from multirnn.parity import OPTIMISERS, STEPS, Parity, Trained, train_parity
 from multirnn.plot import picture_format, plot_curves, plot_errors, write_figure
@@ -89,6 +90,13 @@ Found = Comparison | Parity
     show_default=True,
     help="Of weights, windows, cotangents.",
 )
+@click.option(
+    "--implementation",
+    type=click.Choice([NATIVE, "fast"]),
+    default=NATIVE,
+    show_default=True,
+    help="The frameworks' own layers, or those made fast.",
+)
 @click.option("--train", is_flag=True, help="Train instead: each framework by its own optimisers, losses and weights.")
 @click.option("--steps", type=options.POSITIVE, metavar="N", help=f"Of --train.  [default: {STEPS}]")
 @click.option(
@@ -121,6 +129,7 @@ def command(
     window: int | None,
     windows: int,
     seed: int,
+    implementation: str,
     train: bool,
     steps: int | None,
     optimisers: tuple[str, ...],
@@ -141,6 +150,8 @@ def command(
     """
     if not train and (steps or optimisers or defaults):
         raise click.UsageError("--steps, --optimiser and --defaults belong to --train: give it too")
+    if train and implementation != NATIVE:
+        raise click.UsageError("--train trains the frameworks' own layers: leave --implementation out")
     if plot:
         picture_format(plot)
     chosen = options.chosen(names)
@@ -158,7 +169,7 @@ def command(
         given = x.astype(spec.dtype)
         if train:
             return train_parity(spec, x=given, lengths=lengths, backends=chosen, seed=seed, **training)
-        return compare(spec, given, lengths=lengths, backends=chosen, seed=seed)
+        return compare(spec, given, lengths=lengths, backends=chosen, seed=seed, implementation=implementation)
 
     found = _each(specs, find, "training" if train else "comparing", chosen)
     if plot:

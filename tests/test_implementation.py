@@ -1,0 +1,109 @@
+"""Which implementation a backend builds: as it is asked for, or refused in a sentence."""
+
+from dataclasses import dataclass, field
+
+import pytest
+
+import multirnn as mr
+from multirnn.implementation import NATIVE, Planned, implementations, realise
+
+SPEC = mr.RecurrentSpec("gru", 3, 5, num_layers=2, bidirectional=True)
+
+
+@dataclass
+class Recorder:
+    """NumPy under another name, which notes what it is asked for."""
+
+    name: str = "recorder"
+    differentiable: bool = True
+    asked: list[str] = field(default_factory=list)
+
+    def refuses(self, spec):
+        return "it has no GRU; take an LSTM" if spec.cell == "gru" else None
+
+    def build(self, weights, *, device=None, implementation=NATIVE):
+        mr.accept(self, weights.spec)
+        self.asked.append(implementation)
+        return mr.build(weights, "numpy", device=device)
+
+    def read(self, native):
+        return mr.backend("numpy").read(native)
+
+    def versions(self):
+        return {"recorder": "1"}
+
+
+class WithFast(Recorder):
+    implementations = ("native", "fast")
+    engine = "its engine"
+
+
+LSTM = mr.RecurrentSpec("lstm", 3, 5)
+
+
+def test_a_backend_that_names_none_is_native_alone() -> None:
+    assert implementations(Recorder()) == ("native",)
+    with pytest.raises(mr.InvalidCall, match="backend 'recorder' has 'native' alone, not the implementation 'fast'"):
+        mr.build(LSTM, Recorder(), implementation="fast")
+
+
+def test_a_mistyped_implementation_is_refused() -> None:
+    backend = WithFast()
+    with pytest.raises(mr.InvalidCall, match="has the implementations 'native', 'fast', not the implementation 'fsat'"):
+        mr.build(LSTM, backend, implementation="fsat")
+    assert backend.asked == []
+
+
+def test_build_hands_the_implementation_on() -> None:
+    backend = WithFast()
+    mr.build(LSTM, backend)
+    mr.build(LSTM, backend, implementation="fast")
+    realise(backend, mr.initialise(LSTM), implementation="fast")
+    assert backend.asked == ["native", "fast", "fast"]
+
+
+def test_a_backend_with_its_implementation_chosen_is_a_backend() -> None:
+    backend = WithFast()
+    fast = mr.with_implementation(backend, "fast")
+    assert isinstance(fast, mr.Backend)
+    assert (fast.name, fast.differentiable, fast.versions()) == ("recorder fast", True, {"recorder": "1"})
+    assert implementations(fast) == ("native",)
+    assert fast.engine == "its engine"
+    assert not hasattr(fast, "adopt")
+    fast.build(mr.initialise(LSTM))
+    assert backend.asked == ["fast"]
+    assert mr.with_implementation(backend, "native") is backend
+    with pytest.raises(mr.Unsupported, match="it has no GRU"):
+        fast.build(mr.initialise(SPEC))
+
+
+def test_compare_takes_an_implementation() -> None:
+    backend, plain = WithFast(), Recorder()
+    found = mr.compare(LSTM, backends=[backend, plain], implementation="fast")
+    assert [(row.backend, row.title, row.verdict) for row in found.rows] == [
+        ("recorder", "recorder (its engine) fast", "equal"),
+        ("recorder", "recorder fast", "refuses"),
+    ]
+    assert found.rows[1].reason == "it has no implementation 'fast'"
+    assert backend.asked == ["fast"]
+    assert plain.asked == []
+    assert found.ok
+
+
+@pytest.fixture
+def fast(backend: mr.Backend) -> mr.Backend:
+    if "fast" not in implementations(backend):
+        pytest.skip(f"{backend.name} has no fast implementation")
+    return mr.with_implementation(backend, "fast")
+
+
+@pytest.mark.parametrize(("batch", "time"), [(1, 1), (1, 101), (37, 7)])
+def test_a_fast_layer_tells_what_it_runs(fast: mr.Backend, batch: int, time: int) -> None:
+    spec = SPEC if fast.refuses(SPEC) is None else LSTM
+    layer = fast.build(mr.initialise(spec))
+    assert isinstance(layer, Planned)
+    for lengths in (False, True):
+        for gradients in (False, True):
+            plan = layer.plan(batch, time, lengths=lengths, gradients=gradients)
+            assert plan.implementation in ("fast", "native")
+            assert len(plan.sentence.split()) > 2
