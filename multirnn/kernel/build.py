@@ -1,0 +1,96 @@
+"""`source/*.c` compiled into one library, once for every instruction set and dtype.
+
+`hook.py` runs it when multirnn is installed; `python -m multirnn.kernel.build` builds in place. It needs nothing of multirnn,
+which is not installed yet.
+"""
+
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+__all__ = ["INSTRUCTIONS", "LIBRARY", "build", "fingerprint"]
+
+FOLDER = Path(__file__).parent
+SOURCE = FOLDER / "source"
+LIBRARY = FOLDER / {"win32": "recurrence.dll", "darwin": "recurrence.dylib"}.get(sys.platform, "recurrence.so")
+
+X86 = {
+    "avx512": "-mavx512f -mavx512dq -mavx512bw -mavx512vl -mfma -mprefer-vector-width=512",
+    "avx2": "-mavx2 -mfma",
+    "baseline": "",
+}
+INSTRUCTIONS: Mapping[str, str] = X86 if platform.machine() in ("x86_64", "AMD64") else {"baseline": ""}
+"""The instruction sets that the library is compiled for, best first, with the compiler's flags."""
+
+DTYPES = {"float32": "", "float64": "-DDOUBLE"}
+
+# A product and its sum in one rounding is more exact, and what is not finite stays so: no -ffast-math.
+FLAGS = "-std=gnu11 -O3 -fPIC -fvisibility=hidden -fno-math-errno -ffp-contract=fast -pthread"
+
+
+def fingerprint() -> str:
+    """What the sources are: a library that does not say the same was built from others."""
+    digest = hashlib.sha256()
+    for path in sorted(SOURCE.iterdir()):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def build() -> str | None:
+    """Compile the library in place; None, or a sentence that says why there is none."""
+    compiler = _compiler()
+    if compiler is None:
+        return "no C compiler was found: none in $CC, and no cc, gcc or clang"
+    with tempfile.TemporaryDirectory() as folder:
+        objects: list[str] = []
+        commands: list[list[str]] = []
+
+        def compile_to(name: str, source: str, *flags: str) -> None:
+            objects.append(str(Path(folder, name)))
+            commands.append([*compiler, *FLAGS.split(), *flags, "-c", str(SOURCE / source), "-o", objects[-1]])
+
+        for instructions, instruction_flags in INSTRUCTIONS.items():
+            for dtype, dtype_flag in DTYPES.items():
+                name = f"{instructions}_{dtype}"
+                flags = [*instruction_flags.split(), *dtype_flag.split()]
+                compile_to(f"{name}.o", "recurrence.c", f"-DNAME(x)=multirnn_##x##_{name}", *flags)
+        compile_to("team.o", "team.c")
+        compile_to("entry.o", "entry.c", f'-DFINGERPRINT="{fingerprint()}"')
+        fresh = str(Path(folder, LIBRARY.name))
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for reason in pool.map(_run, commands):
+                if reason is not None:
+                    return reason
+        if (reason := _run([*compiler, "-shared", "-pthread", *objects, "-o", fresh])) is not None:
+            return reason
+        # Not written over: a process may have the old one loaded.
+        LIBRARY.unlink(missing_ok=True)
+        shutil.move(fresh, LIBRARY)
+    return None
+
+
+def _compiler() -> Sequence[str] | None:
+    if named := os.environ.get("CC"):
+        return shlex.split(named)
+    return next(([found] for name in ("cc", "gcc", "clang") if (found := shutil.which(name))), None)
+
+
+def _run(command: Sequence[str]) -> str | None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - the user's own compiler
+    except OSError as error:
+        return f"{command[0]} cannot be run: {error}"
+    return None if done.returncode == 0 else f"{shlex.join(command)} failed:\n{done.stderr.strip()}"
+
+
+if __name__ == "__main__":
+    if (failure := build()) is not None:
+        raise SystemExit(failure)

@@ -1,0 +1,478 @@
+/* The way back: layer by layer from the last one, the slices of every direction step by step from the last one.
+
+   Step by step only what has to be: dz, the gradient of what goes into the gates, and dh, which it sends to the step before.
+   What it means for the weights and for x is a product over all steps afterwards. dz of a row and step is a row of planes, a
+   gate each, padded(hidden) long. Of the reset-after GRU they are dn dr dz dm: x has brought n r z, and h has brought r z m. */
+#ifndef BACKWARD_H
+#define BACKWARD_H
+
+#include "forward.h"
+
+#define DEPTH_BLOCK 96      /* steps whose gates and inputs lie in the nearest cache during a sum of outer products */
+#define ROWS_BYTES (256 << 10) /* of dz, that stay in the cache while they are multiplied with all of the weights */
+
+/* One layer in one direction; the memory is used again by every layer. */
+typedef struct {
+    matrix to_x;          /* dz of what x has brought -> dx */
+    matrix to_h[2];       /* dz of what h has brought -> dh; of the reset-before GRU first the candidate's, to r * h */
+    real *dz;             /* rows of dz_size, in the order of slice.place */
+    real *rh;             /* r * h of the reset-before GRU, in the same order */
+    const real **x, **h, **rh_rows; /* the row of x, of h before the step, of rh, for each of them */
+    real **dx;            /* and where the gradient of x goes */
+} back_pass;
+
+typedef struct {
+    real *dh, *dc, *drh, *first_c; /* rows of state_size */
+    const real **from;             /* rows that are multiplied */
+    const real **y, **h, **dy;     /* rows of the outputs of a step, of h before it, of the outputs' gradient */
+} back_workspace;
+
+typedef struct {
+    stack stack;
+    const parameters *gradients;
+    real **z_stash, **c_stash;
+    back_pass passes[2]; /* of both directions */
+    back_workspace *workspaces;
+    real **sums;         /* of every member, for the gradient of some weights before it is transposed */
+    sequence *douts;     /* the gradient of the outputs of every layer */
+    long dz_size;
+    int input_plane, recurrent_plane; /* the first of those that x, and h, have brought */
+    real *zeros;
+    real one;
+} backward_run;
+
+/* The canonical numbers of the gates in the order of their planes. */
+static const int PLANES[][4] = {[SIMPLE_RNN] = {0}, [LSTM] = {0, 1, 2, 3}, [GRU_AFTER] = {2, 0, 1, 2}, [GRU_BEFORE] = {0, 1, 2}};
+
+static matrix back_matrix(const stack *k, arena *a, long planes, long units)
+{
+    matrix m = {{1, {0}, 0, 1}, planes * k->plane, units, NULL, NULL};
+    m.panels = TAKE(a, real, packed_size(&m));
+    return m;
+}
+
+/* How many rows of dz are multiplied with all of the weights before the next. */
+static long rows_of_dx(const backward_run *run)
+{
+    return larger(ROWS_BYTES / (run->dz_size * (long)sizeof(real)), ROWS_OF_A_TILE);
+}
+
+static void lay_out_backward(backward_run *run, arena *a)
+{
+    stack *k = &run->stack;
+    const call *c = k->call;
+    long layers = k->spec->layers, count = layers * k->directions, features = k->directions * k->hidden;
+    long most_features = larger(k->spec->input_size, layers > 1 ? features : 0);
+    long planes = k->spec->cell == GRU_AFTER ? 4 : k->gates;
+    run->dz_size = odd_vectors(planes * k->plane / LANES);
+    run->input_plane = 0;
+    run->recurrent_plane = k->spec->cell == GRU_AFTER;
+    deal(k, a);
+    k->outputs = TAKE(a, sequence, layers);
+    run->douts = TAKE(a, sequence, layers);
+    run->z_stash = TAKE(a, real *, count);
+    run->c_stash = TAKE(a, real *, count);
+    arena stash = {c->stash, 0};
+    if (a->base) {
+        lay_out_stash(k, &stash, run->z_stash, run->c_stash);
+        k->outputs[layers - 1] = c->y;
+        run->douts[layers - 1] = c->dy;
+    }
+    for (int i = 0; i < smaller(layers - 1, 2); i++) {
+        real *douts = TAKE(a, real, c->batch * c->time * features);
+        for (long layer = layers - 2 - i; a->base && layer >= 0; layer -= 2)
+            run->douts[layer] = (sequence){douts, features, c->batch * features};
+    }
+    for (long d = 0; d < k->directions; d++) {
+        back_pass *p = &run->passes[d];
+        p->to_x = back_matrix(k, a, k->gates, most_features);
+        if (k->spec->cell == GRU_BEFORE) {
+            p->to_h[0] = back_matrix(k, a, 1, k->hidden);
+            p->to_h[1] = back_matrix(k, a, 2, k->hidden);
+            p->rh = TAKE(a, real, k->valid * k->state_size);
+            p->rh_rows = TAKE(a, const real *, k->valid);
+        } else
+            p->to_h[0] = back_matrix(k, a, k->gates, k->hidden);
+        p->dz = TAKE(a, real, k->valid * run->dz_size);
+        p->x = TAKE(a, const real *, k->valid);
+        p->h = TAKE(a, const real *, k->valid);
+        p->dx = TAKE(a, real *, k->valid);
+    }
+    long rows = ceiling(c->batch, k->sharing.slices);
+    run->workspaces = TAKE(a, back_workspace, k->sharing.members);
+    run->sums = TAKE(a, real *, k->sharing.members);
+    back_workspace w = {0};
+    for (int i = 0; i < k->sharing.members; i++) {
+        if (i == 0 || !k->sharing.split_units) {
+            w.dh = TAKE(a, real, rows * k->state_size);
+            w.dc = TAKE(a, real, rows * k->state_size);
+            w.drh = TAKE(a, real, rows * k->state_size);
+            w.first_c = TAKE(a, real, rows * k->state_size);
+        }
+        w.from = TAKE(a, const real *, larger(rows, rows_of_dx(run)));
+        w.y = TAKE(a, const real *, rows);
+        w.h = TAKE(a, const real *, rows);
+        w.dy = TAKE(a, const real *, rows);
+        real *sums = TAKE(a, real, (larger(most_features, k->hidden) + 1) * WIDTH * LANES);
+        if (a->base) {
+            run->workspaces[i] = w;
+            run->sums[i] = sums;
+        }
+    }
+    run->zeros = TAKE(a, real, larger(k->plane, WIDTH * LANES));
+    if (a->base)
+        memset(run->zeros, 0, larger(k->plane, WIDTH * LANES) * sizeof(real));
+    run->one = 1;
+}
+
+/* The rows of one step of the way back. */
+typedef struct {
+    long rows, first, last; /* units: vectors from first to last are this member's */
+    const real *z, *c, *prev_c; /* the stash, and rows of state_size */
+    real *dh, *dc, *drh, *rh, *dz;
+    const real **y, **h, **dy; /* h is the one before the step */
+} back_step;
+
+static void simple_rnn_back(const backward_run *run, const back_step *s)
+{
+    const stack *k = &run->stack;
+    for (long r = 0; r < s->rows; r++)
+        for (long v = s->first; v < s->last; v++) {
+            long unit = v * LANES, left = k->hidden - unit;
+            real *dh = s->dh + r * k->state_size + unit;
+            vector h = load_part(s->y[r] + unit, left);
+            vector all = load(dh) + load_part(s->dy[r] + unit, left);
+            store(s->dz + r * run->dz_size + unit, all * slope(&k->spec->activation, h));
+            store(dh, (vector){0});
+        }
+}
+
+static void lstm_back(const backward_run *run, const back_step *s)
+{
+    const stack *k = &run->stack;
+    const activation *a = &k->spec->activation, *sigma = &k->spec->recurrent_activation;
+    for (long r = 0; r < s->rows; r++)
+        for (long v = s->first; v < s->last; v++) {
+            long unit = v * LANES, left = k->hidden - unit;
+            const real *z = s->z + r * k->row_size + 4 * unit;
+            real *dz = s->dz + r * run->dz_size + unit, *dh = s->dh + r * k->state_size + unit;
+            real *dc = s->dc + r * k->state_size + unit;
+            vector i = load(z), f = load(z + LANES), g = load(z + 2 * LANES), o = load(z + 3 * LANES);
+            vector a_c = activate(a, load(s->c + r * k->state_size + unit));
+            vector all_h = load(dh) + load_part(s->dy[r] + unit, left);
+            vector all_c = load(dc) + all_h * o * slope(a, a_c);
+            store(dz, all_c * g * slope(sigma, i));
+            store(dz + k->plane, all_c * load(s->prev_c + r * k->state_size + unit) * slope(sigma, f));
+            store(dz + 2 * k->plane, all_c * i * slope(a, g));
+            store(dz + 3 * k->plane, all_h * a_c * slope(sigma, o));
+            store(dc, all_c * f);
+            store(dh, (vector){0});
+        }
+}
+
+static void gru_after_back(const backward_run *run, const back_step *s)
+{
+    const stack *k = &run->stack;
+    const activation *a = &k->spec->activation, *sigma = &k->spec->recurrent_activation;
+    for (long row = 0; row < s->rows; row++)
+        for (long v = s->first; v < s->last; v++) {
+            long unit = v * LANES, left = k->hidden - unit;
+            const real *gates = s->z + row * k->row_size + 4 * unit;
+            real *dz = s->dz + row * run->dz_size + unit, *dh = s->dh + row * k->state_size + unit;
+            vector n = load(gates), r = load(gates + LANES), z = load(gates + 2 * LANES), m = load(gates + 3 * LANES);
+            vector all = load(dh) + load_part(s->dy[row] + unit, left);
+            vector dn = all * ((real)1 - z) * slope(a, n);
+            store(dz, dn);
+            store(dz + k->plane, dn * m * slope(sigma, r));
+            store(dz + 2 * k->plane, all * (load_part(s->h[row] + unit, left) - n) * slope(sigma, z));
+            store(dz + 3 * k->plane, dn * r);
+            store(dh, all * z);
+        }
+}
+
+static void gru_before_back_candidate(const backward_run *run, const back_step *s)
+{
+    const stack *k = &run->stack;
+    const activation *a = &k->spec->activation, *sigma = &k->spec->recurrent_activation;
+    for (long row = 0; row < s->rows; row++)
+        for (long v = s->first; v < s->last; v++) {
+            long unit = v * LANES, left = k->hidden - unit;
+            const real *gates = s->z + row * k->row_size;
+            real *dz = s->dz + row * run->dz_size + unit, *dh = s->dh + row * k->state_size + unit;
+            vector z = load(gates + 2 * unit + LANES), n = load(gates + 2 * k->plane + unit);
+            vector all = load(dh) + load_part(s->dy[row] + unit, left);
+            store(dz + k->plane, all * (load_part(s->h[row] + unit, left) - n) * slope(sigma, z));
+            store(dz + 2 * k->plane, all * ((real)1 - z) * slope(a, n));
+            store(dh, all * z);
+            store(s->drh + row * k->state_size + unit, (vector){0});
+        }
+}
+
+static void gru_before_back_reset(const backward_run *run, const back_step *s)
+{
+    const stack *k = &run->stack;
+    const activation *sigma = &k->spec->recurrent_activation;
+    for (long row = 0; row < s->rows; row++)
+        for (long v = s->first; v < s->last; v++) {
+            long unit = v * LANES;
+            vector r = load(s->z + row * k->row_size + 2 * unit), h = load_part(s->h[row] + unit, k->hidden - unit);
+            vector drh = load(s->drh + row * k->state_size + unit);
+            real *dh = s->dh + row * k->state_size + unit;
+            store(s->dz + row * run->dz_size + unit, drh * h * slope(sigma, r));
+            store(s->rh + row * k->state_size + unit, r * h);
+            store(dh, load(dh) + drh * r);
+        }
+}
+
+/* dh += dz times the weights; this member's panels of it. */
+static void send_back(const stack *k, const matrix *m, const real **from, const real *dz, long dz_size, real *dh, long rows,
+                      int rank, int members)
+{
+    long n, end;
+    for (long r = 0; r < rows; r++)
+        from[r] = dz + r * dz_size;
+    share(panel_count(m), rank, members, &n, &end);
+    for (; n < end; n++) {
+        panel p = panel_of(m, n);
+        real *to = dh + p.slot * LANES;
+        multiply(&p, m->depth, from, rows, to, k->state_size, to, k->state_size);
+    }
+}
+
+/* All steps of one slice, the last one first. */
+static void run_slice_back(backward_run *run, long layer, long direction, const slice *s, back_workspace *w, int rank,
+                           int members)
+{
+    stack *k = &run->stack;
+    const call *c = k->call;
+    long index = layer * k->directions + direction, offset = direction * k->hidden;
+    back_pass *p = &run->passes[direction];
+    sequence x = input_of(k, layer), y = k->outputs[layer], dy = run->douts[layer];
+    sequence dx = layer ? run->douts[layer - 1] : c->dx;
+    size_t row_bytes = k->hidden * sizeof(real);
+    if (rank == 0) {
+        memset(w->dh, 0, s->rows * k->state_size * sizeof(real));
+        memset(w->dc, 0, s->rows * k->state_size * sizeof(real));
+        memset(w->first_c, 0, s->rows * k->state_size * sizeof(real));
+        for (long r = 0; r < s->rows; r++) {
+            if (c->last.h)
+                memcpy(w->dh + r * k->state_size, state_row(k, c->last.h, layer, direction, s->row[r]), row_bytes);
+            if (c->first.c)
+                memcpy(w->first_c + r * k->state_size, state_row(k, c->first.c, layer, direction, s->row[r]), row_bytes);
+            if (c->last.c)
+                memcpy(w->dc + r * k->state_size, state_row(k, c->last.c, layer, direction, s->row[r]), row_bytes);
+        }
+    }
+    multirnn_meet(&k->meeting, members);
+    long first, last;
+    share(panel_count(&p->to_h[0]), rank, members, &first, &last);
+    first *= WIDTH, last = smaller(last * WIDTH, unit_vectors(k->hidden));
+    for (long step = c->time - 1; step >= 0; step--) {
+        long rows = s->active[step], place = s->place[step];
+        if (!rows)
+            continue;
+        for (long r = 0; r < rows; r++) {
+            long b = s->row[r], t = time_of(s, direction, r, step);
+            w->y[r] = at(&y, b, t) + offset;
+            w->dy[r] = dy.at ? at(&dy, b, t) + offset : run->zeros;
+            w->h[r] = step            ? at(&y, b, direction ? t + 1 : t - 1) + offset
+                              : c->first.h ? state_row(k, c->first.h, layer, direction, b)
+                                           : run->zeros;
+            if (rank == 0) {
+                p->x[place + r] = at(&x, b, t);
+                p->dx[place + r] = dx.at ? at(&dx, b, t) : NULL;
+                p->h[place + r] = w->h[r];
+                if (p->rh)
+                    p->rh_rows[place + r] = p->rh + (place + r) * k->state_size;
+            }
+        }
+        back_step now = {.rows = rows, .first = first, .last = last, .dh = w->dh, .dc = w->dc, .drh = w->drh,
+                         .dz = p->dz + place * run->dz_size, .y = w->y, .dy = w->dy, .h = w->h};
+        if (run->z_stash[index])
+            now.z = run->z_stash[index] + place * k->row_size;
+        if (p->rh)
+            now.rh = p->rh + place * k->state_size;
+        switch (k->spec->cell) {
+        case SIMPLE_RNN:
+            simple_rnn_back(run, &now);
+            break;
+        case LSTM:
+            now.c = run->c_stash[index] + place * k->state_size;
+            now.prev_c = step ? run->c_stash[index] + s->place[step - 1] * k->state_size : w->first_c;
+            lstm_back(run, &now);
+            break;
+        case GRU_AFTER:
+            gru_after_back(run, &now);
+            break;
+        case GRU_BEFORE:
+            gru_before_back_candidate(run, &now);
+            multirnn_meet(&k->meeting, members);
+            send_back(k, &p->to_h[0], w->from, now.dz + 2 * k->plane, run->dz_size, w->drh, rows, rank, members);
+            gru_before_back_reset(run, &now);
+            break;
+        }
+        multirnn_meet(&k->meeting, members);
+        const matrix *to_h = &p->to_h[k->spec->cell == GRU_BEFORE];
+        send_back(k, to_h, w->from, now.dz + run->recurrent_plane * k->plane, run->dz_size, w->dh, rows, rank, members);
+    }
+    multirnn_meet(&k->meeting, members);
+    if (rank == 0)
+        for (long r = 0; r < s->rows; r++) {
+            if (c->dfirst.h)
+                memcpy(state_row(k, c->dfirst.h, layer, direction, s->row[r]), w->dh + r * k->state_size, row_bytes);
+            if (c->dfirst.c)
+                memcpy(state_row(k, c->dfirst.c, layer, direction, s->row[r]), w->dc + r * k->state_size, row_bytes);
+        }
+}
+
+static matrix to_x(const stack *k, const back_pass *p, long layer)
+{
+    matrix m = p->to_x;
+    m.units = features_of(k, layer);
+    return m;
+}
+
+/* dx of some rows, written or added to what the other direction wrote. */
+static void find_dx(const backward_run *run, long layer, long direction, int rank, int members)
+{
+    const stack *k = &run->stack;
+    const back_pass *p = &run->passes[direction];
+    matrix m = to_x(k, p, layer);
+    const real **from = run->workspaces[rank].from;
+    long block = rows_of_dx(run), i, end;
+    real out[ROWS_OF_A_TILE * WIDTH * LANES] __attribute__((aligned(64)));
+    share(k->valid, rank, members, &i, &end);
+    for (; i < end; i += block) {
+        long rows = smaller(block, end - i);
+        for (long r = 0; r < rows; r++)
+            from[r] = p->dz + (i + r) * run->dz_size + run->input_plane * k->plane;
+        for (long n = 0; n < panel_count(&m); n++) {
+            panel panel = panel_of(&m, n);
+            long width = panel.vectors * LANES, unit = panel.unit * LANES;
+            for (long r = 0, some; r < rows; r += some) {
+                some = rows_of_next_tile(rows - r, panel.vectors);
+                multiply(&panel, m.depth, from + r, some, run->zeros, 0, out, width);
+                for (long q = 0; q < some; q++)
+                    for (long v = 0; v < panel.vectors; v++) {
+                        real *to = p->dx[i + r + q] + unit + v * LANES;
+                        long left = m.units - unit - v * LANES;
+                        vector value = load(out + q * width + v * LANES);
+                        store_part(to, direction ? value + load_part(to, left) : value, left);
+                    }
+            }
+        }
+    }
+}
+
+/* The sum over all rows of dz times rows of another array: the gradient of some gates' weights, and of their biases. */
+static void find_dweights(const backward_run *run, const back_pass *p, int first_plane, int planes, const int *gates,
+                          const real **others, long features, const weight *dweight, const bias *dbias, long bias_gates,
+                          real *sums, int rank, int members)
+{
+    const stack *k = &run->stack;
+    long vectors = planes * k->plane / LANES, panels = ceiling(vectors, WIDTH);
+    const real *ones[DEPTH_BLOCK];
+    for (int i = 0; i < DEPTH_BLOCK; i++)
+        ones[i] = &run->one;
+    long pieces = panels >= 4 * members ? 1 : members, from, to;
+    share(panels * pieces, rank, members, &from, &to);
+    for (long item = from; item < to; item++) {
+        long first_vector = item / pieces * WIDTH, width = smaller(vectors - first_vector, WIDTH), feature, last;
+        share(features, (int)(item % pieces), (int)pieces, &feature, &last);
+        long count = last - feature;
+        real *bias_sum = sums + count * width * LANES;
+        memset(sums, 0, (count + 1) * width * LANES * sizeof(real));
+        for (long row = 0; row < k->valid; row += DEPTH_BLOCK) {
+            long depth = smaller(DEPTH_BLOCK, k->valid - row);
+            const real *dz = p->dz + row * run->dz_size + first_plane * k->plane + first_vector * LANES;
+            if (dweight)
+                for (long i = 0, n; i < count; i += n) {
+                    n = rows_of_next_tile(count - i, (int)width);
+                    OUTER_TILES[width][n](depth, others + row, feature + i, dz, run->dz_size, sums + i * width * LANES,
+                                          width * LANES);
+                }
+            if (item % pieces == 0)
+                OUTER_TILES[width][1](depth, ones, 0, dz, run->dz_size, bias_sum, width * LANES);
+        }
+        for (long v = 0; v < width; v++) {
+            long column = (first_vector + v) * LANES, gate = gates[column / k->plane], unit = column % k->plane;
+            long lanes = smaller(k->hidden - unit, LANES);
+            if (dweight)
+                move_out(sums + v * LANES, width * LANES, lanes, count,
+                         dweight->at + gate * dweight->gate + unit * dweight->unit + feature * dweight->k, dweight->unit,
+                         dweight->k);
+            /* Where there is one recurrent bias for all gates, it is that of the last. */
+            long bias_gate = gate - (k->gates - bias_gates);
+            if (item % pieces == 0 && dbias->at && bias_gate >= 0)
+                move_out(bias_sum + v * LANES, LANES, lanes, 1, dbias->at + bias_gate * dbias->gate + unit * dbias->unit,
+                         dbias->unit, 1);
+        }
+    }
+}
+
+static void find_gradients(const backward_run *run, long layer, long direction, int rank, int members)
+{
+    const stack *k = &run->stack;
+    const back_pass *p = &run->passes[direction];
+    const parameters *into = &run->gradients[layer * k->directions + direction];
+    const int *gates = PLANES[k->spec->cell];
+    long features = features_of(k, layer);
+    real *sums = run->sums[rank];
+    if (into->input.at || into->input_bias.at)
+        find_dweights(run, p, 0, (int)k->gates, gates, p->x, features, into->input.at ? &into->input : NULL, &into->input_bias,
+                      k->gates, sums, rank, members);
+    if (!into->recurrent.at && !into->recurrent_bias.at)
+        return;
+    const weight *recurrent = into->recurrent.at ? &into->recurrent : NULL;
+    int planes = k->spec->cell == GRU_BEFORE ? 2 : (int)k->gates, first = run->recurrent_plane;
+    find_dweights(run, p, first, planes, gates + first, p->h, k->hidden, recurrent, &into->recurrent_bias,
+                  k->spec->recurrent_biases, sums, rank, members);
+    if (k->spec->cell == GRU_BEFORE)
+        find_dweights(run, p, 2, 1, gates + 2, p->rh_rows, k->hidden, recurrent, &into->recurrent_bias,
+                      k->spec->recurrent_biases, sums, rank, members);
+}
+
+static void backward_work(void *argument, int rank, int members)
+{
+    backward_run *run = argument;
+    stack *k = &run->stack;
+    const int *gates = PLANES[k->spec->cell];
+    for (long layer = k->spec->layers - 1; layer >= 0; layer--) {
+        sequence dx = layer ? run->douts[layer - 1] : k->call->dx;
+        multirnn_meet(&k->meeting, members); /* nobody still reads what is packed anew */
+        for (long d = 0; d < k->directions; d++) {
+            back_pass *p = &run->passes[d];
+            const parameters *from = &k->table[layer * k->directions + d];
+            matrix m = to_x(k, p, layer);
+            for (long n = rank; dx.at && n < panel_count(&m); n += members)
+                pack_panel_transposed(&m, &from->input, gates, k->hidden, n);
+            for (long n = rank; n < panel_count(&p->to_h[0]); n += members)
+                if (k->spec->cell == GRU_BEFORE) {
+                    pack_panel_transposed(&p->to_h[0], &from->recurrent, gates + 2, k->hidden, n);
+                    pack_panel_transposed(&p->to_h[1], &from->recurrent, gates, k->hidden, n);
+                } else
+                    pack_panel_transposed(&p->to_h[0], &from->recurrent, gates + run->recurrent_plane, k->hidden, n);
+        }
+        multirnn_meet(&k->meeting, members);
+        if (k->sharing.split_units)
+            for (long d = 0; d < k->directions; d++)
+                run_slice_back(run, layer, d, k->slices, &run->workspaces[rank], rank, members);
+        else
+            for (long task = rank; task < k->directions * k->sharing.slices; task += members)
+                run_slice_back(run, layer, task % k->directions, &k->slices[task / k->directions], &run->workspaces[rank], 0, 1);
+        multirnn_meet(&k->meeting, members);
+        for (long d = 0; d < k->directions; d++) {
+            if (dx.at) {
+                if (d)
+                    multirnn_meet(&k->meeting, members);
+                find_dx(run, layer, d, rank, members);
+            }
+            find_gradients(run, layer, d, rank, members);
+        }
+        if (!layer && dx.at && rank == 0)
+            for (long q = 0; q < k->sharing.slices; q++)
+                clear_padding(k, &dx, &k->slices[q], 0, k->spec->input_size);
+    }
+}
+
+#endif

@@ -1,0 +1,21 @@
+/* What the library says of itself before anything of it is called. */
+#include <string.h>
+
+#include "export.h"
+
+/* Of the sources that this was built from; see multirnn/kernel/build.py. */
+EXPORT const char *multirnn_fingerprint(void) { return FINGERPRINT; }
+
+/* Whether this machine runs an instruction set, by its name in build.py. */
+EXPORT int multirnn_runs(const char *instructions)
+{
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (!strcmp(instructions, "avx512"))
+        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+               __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
+    if (!strcmp(instructions, "avx2"))
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#endif
+    return !strcmp(instructions, "baseline");
+}

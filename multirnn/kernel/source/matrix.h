@@ -1,0 +1,213 @@
+/* Packed matrices, and products of rows with them.
+
+   The columns of a packed matrix are units, a vector of them for every gate of a group side by side: i f g o of units 0-15,
+   i f g o of units 16-31, and so on, so that a tile has all gates of its units. WIDTH vectors (or all gates of one vector of
+   units) make a panel, and a panel holds its vectors for k = 0, for k = 1, and so on. */
+#ifndef MATRIX_H
+#define MATRIX_H
+
+#include "problem.h"
+#include "tile.h"
+
+/* The gates that are multiplied together, and where their vectors lie in a row of results. */
+typedef struct {
+    int count;   /* of gates */
+    int gate[4]; /* their canonical numbers */
+    int slot;    /* of the first vector in a row */
+    int pitch;   /* from the vectors of one vector of units to those of the next */
+} group;
+
+typedef struct {
+    group group;
+    long depth, units;
+    real *panels;
+    real *bias; /* packed as one k */
+} matrix;
+
+INLINE long unit_vectors(long units) { return ceiling(units, LANES); }
+INLINE long padded(long units) { return unit_vectors(units) * LANES; }
+INLINE long units_of_a_panel(const matrix *m) { return larger(WIDTH / m->group.count, 1); } /* vectors of units */
+INLINE long panel_count(const matrix *m) { return ceiling(unit_vectors(m->units), units_of_a_panel(m)); }
+INLINE long packed_size(const matrix *m) { return m->depth * unit_vectors(m->units) * m->group.count * LANES; }
+
+typedef struct {
+    long unit, units; /* vectors of units: the first, how many */
+    int vectors;
+    long slot; /* of the first vector in a row of results */
+    real *packed;
+    real *bias;
+} panel;
+
+INLINE panel panel_of(const matrix *m, long index)
+{
+    long most = units_of_a_panel(m), first = index * most, units = smaller(unit_vectors(m->units) - first, most);
+    long vector = first * m->group.count;
+    return (panel){first, units, (int)(units * m->group.count), m->group.slot + first * m->group.pitch,
+                   m->panels + vector * m->depth * LANES, m->bias + vector * LANES};
+}
+
+#define PANEL_BYTES (32 << 10) /* of a panel, that stay in the nearest cache while the rows pass */
+
+/* rows of results: out[r] = start[r] + rows[r] times the panel */
+INLINE void multiply(const panel *p, long depth, const real *const *rows, long count, const real *start, long start_stride,
+                     real *out, long out_stride)
+{
+    long width = p->vectors * LANES, block = count > MOST_ROWS[p->vectors] ? PANEL_BYTES / (width * (long)sizeof(real)) : depth;
+    for (long k = 0; k < depth; k += block) {
+        long some = smaller(block, depth - k);
+        const real *from = k ? out : start, *packed = p->packed + k * width;
+        const char *ahead = (const char *)(packed + some * width);
+        long from_stride = k ? out_stride : start_stride;
+        for (long r = 0, n; r < count; r += n, ahead += some * 64) {
+            n = rows_of_next_tile(count - r, p->vectors);
+            TILES[p->vectors][n](k, some, rows + r, packed, (const real *)ahead, from + r * from_stride, from_stride,
+                                 out + r * out_stride, out_stride);
+        }
+    }
+}
+
+/* to[step][lane] = from[lane][step], given the strides of both; the lanes of a vector that are missing become zero.
+   Blocks of them are transposed in registers, four times as fast as one by one. */
+static void move_in(const real *from, long lane_stride, long step_stride, long lanes, long steps, real *to, long to_stride)
+{
+    long step = 0;
+    lanes = smaller(lanes, LANES);
+    if (lane_stride == 1)
+        for (; step < steps; step++)
+            store(to + step * to_stride, load_part(from + step * step_stride, lanes));
+    else if (step_stride == 1)
+        for (; step + LANES <= steps; step += LANES) {
+            vector block[LANES];
+            const real *row = from + step;
+            UNROLL for (long lane = 0; lane < LANES; lane++)
+            {
+                block[lane] = load(row);
+                row += lane + 1 < lanes ? lane_stride : 0; /* the missing ones are the last one again */
+            }
+            transpose(block);
+            if (lanes < LANES)
+                for (long i = 0; i < LANES; i++)
+                    store(to + (step + i) * to_stride, load_part((real *)&block[i], lanes));
+            else
+                UNROLL for (long i = 0; i < LANES; i++) store(to + (step + i) * to_stride, block[i]);
+        }
+    for (; step < steps; step++)
+        for (long lane = 0; lane < LANES; lane++)
+            to[step * to_stride + lane] = lane < lanes ? from[lane * lane_stride + step * step_stride] : 0;
+}
+
+/* The other way: to[lane][step] = from[step][lane]. */
+static void move_out(const real *from, long from_stride, long lanes, long steps, real *to, long lane_stride, long step_stride)
+{
+    long step = 0;
+    lanes = smaller(lanes, LANES);
+    if (lane_stride == 1)
+        for (; step < steps; step++)
+            store_part(to + step * step_stride, load(from + step * from_stride), lanes);
+    else if (step_stride == 1)
+        for (; step + LANES <= steps; step += LANES) {
+            vector block[LANES];
+            UNROLL for (long i = 0; i < LANES; i++) block[i] = load(from + (step + i) * from_stride);
+            transpose(block);
+            UNROLL for (long lane = 0; lane < LANES; lane++)
+                if (lane < lanes)
+                    store(to + lane * lane_stride + step, block[lane]);
+        }
+    for (; step < steps; step++)
+        for (long lane = 0; lane < lanes; lane++)
+            to[lane * lane_stride + step * step_stride] = from[step * from_stride + lane];
+}
+
+/* Element (gate, unit, k) of a weight to the lane of its unit. */
+static void pack_panel(const matrix *m, const weight *w, long index)
+{
+    panel p = panel_of(m, index);
+    for (long v = 0; v < p.vectors; v++) {
+        long unit = (p.unit + v / m->group.count) * LANES;
+        move_in(w->at + m->group.gate[v % m->group.count] * w->gate + unit * w->unit, w->unit, w->k, m->units - unit, m->depth,
+                p.packed + v * LANES, p.vectors * LANES);
+    }
+}
+
+/* The input's bias of each gate, and the recurrent one of the first `folded` gates, to which it is only added. */
+static void pack_bias(const matrix *m, const bias *input, const bias *recurrent, int folded, long index)
+{
+    panel p = panel_of(m, index);
+    for (long v = 0; v < p.vectors; v++) {
+        int gate = m->group.gate[v % m->group.count];
+        for (long lane = 0; lane < LANES; lane++) {
+            long unit = (p.unit + v / m->group.count) * LANES + lane;
+            real value = 0;
+            if (unit < m->units && input->at)
+                value = input->at[gate * input->gate + unit * input->unit];
+            if (unit < m->units && recurrent->at && gate < folded)
+                value += recurrent->at[gate * recurrent->gate + unit * recurrent->unit];
+            p.bias[v * LANES + lane] = value;
+        }
+    }
+}
+
+/* The transposed matrix, for products with the gates of all units one after another, `gates` planes of padded(hidden) each:
+   element (gate, unit, k) to row (gate, unit) and column k. What stands at padding units is multiplied by zero. */
+static void pack_panel_transposed(const matrix *m, const weight *w, const int *gates, long hidden, long index)
+{
+    panel p = panel_of(m, index);
+    long plane = padded(hidden), row_size = p.vectors * LANES;
+    for (long first = 0; first < m->depth; first += plane) {
+        real *to = p.packed + first * row_size;
+        for (long v = 0; v < p.vectors; v++) {
+            long column = (p.unit + v) * LANES;
+            move_in(w->at + gates[first / plane] * w->gate + column * w->k, w->k, w->unit, m->units - column, hidden,
+                    to + v * LANES, row_size);
+        }
+        memset(to + hidden * row_size, 0, (plane - hidden) * row_size * sizeof(real));
+    }
+}
+
+/* The sum of the products of one row with the weights of a vector of units, whose k are dense. */
+INLINE vector dots(long depth, const real *row, const real *from, long unit_stride, long lanes)
+{
+    vector sum[LANES];
+    long k = 0;
+    UNROLL for (long lane = 0; lane < LANES; lane++) sum[lane] = (vector){0};
+    if (lanes == LANES)
+        for (; k + LANES <= depth; k += LANES) {
+            vector x = load(row + k);
+            UNROLL for (long lane = 0; lane < LANES; lane++) sum[lane] += x * load(from + lane * unit_stride + k);
+        }
+    for (; k < depth; k += LANES) {
+        vector x = load_part(row + k, depth - k);
+        for (long lane = 0; lane < lanes; lane++)
+            sum[lane] += x * load_part(from + lane * unit_stride + k, depth - k);
+    }
+    return sums_of(sum);
+}
+
+/* out[r] += rows[r] times a panel that was not packed: for few rows that costs less than to pack it. */
+static void multiply_unpacked(const matrix *m, const panel *p, const weight *w, const real *const *rows, long count, real *out,
+                              long out_stride)
+{
+    for (long v = 0; v < p->vectors; v++) {
+        long unit = (p->unit + v / m->group.count) * LANES, lanes = smaller(m->units - unit, LANES);
+        const real *from = w->at + m->group.gate[v % m->group.count] * w->gate + unit * w->unit;
+        for (long r = 0; r < count; r++) {
+            real *to = out + r * out_stride + v * LANES;
+            vector sum[4] = {load(to)};
+            if (w->k == 1)
+                sum[0] += dots(m->depth, rows[r], from, w->unit, lanes);
+            else if (w->unit == 1 && lanes == LANES) {
+                long k = 0;
+                for (; k + 4 <= m->depth; k += 4)
+                    UNROLL for (int i = 0; i < 4; i++) sum[i] += rows[r][k + i] * load(from + (k + i) * w->k);
+                for (; k < m->depth; k++)
+                    sum[0] += rows[r][k] * load(from + k * w->k);
+            } else
+                for (long k = 0; k < m->depth; k++)
+                    for (long lane = 0; lane < lanes; lane++)
+                        sum[0][lane] += rows[r][k] * from[lane * w->unit + k * w->k];
+            store(to, (sum[0] + sum[1]) + (sum[2] + sum[3]));
+        }
+    }
+}
+
+#endif

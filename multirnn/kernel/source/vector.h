@@ -1,0 +1,168 @@
+/* Vectors of the instruction set that this file is compiled for, by the vector extensions of GCC and Clang. */
+#ifndef VECTOR_H
+#define VECTOR_H
+
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__x86_64__) || defined(__i386__)
+#include <immintrin.h>
+#endif
+
+#if defined(__AVX512F__)
+#define VECTOR_BYTES 64
+#elif defined(__AVX__)
+#define VECTOR_BYTES 32
+#else
+#define VECTOR_BYTES 16
+#endif
+
+#ifdef DOUBLE
+typedef double real;
+typedef int64_t integer;
+#else
+typedef float real;
+typedef int32_t integer;
+#endif
+
+typedef real vector __attribute__((vector_size(VECTOR_BYTES)));
+typedef integer mask __attribute__((vector_size(VECTOR_BYTES)));
+typedef real loose __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias)); /* at any address */
+
+#ifdef DOUBLE
+#define LANES (VECTOR_BYTES / 8L)
+#else
+#define LANES (VECTOR_BYTES / 4L)
+#endif
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 16")
+
+INLINE vector load(const real *from) { return *(const loose *)from; }
+INLINE void store(real *to, vector value) { *(loose *)to = value; }
+INLINE vector splat(real value) { return value - (vector){0}; } /* x - 0 is x, of -0 too */
+
+#if defined(__AVX512F__) && defined(DOUBLE)
+#define MASKED_LOAD(FROM, COUNT) ((vector)_mm512_maskz_loadu_pd((__mmask8)((1u << (COUNT)) - 1), FROM))
+#define MASKED_STORE(TO, VALUE, COUNT) _mm512_mask_storeu_pd(TO, (__mmask8)((1u << (COUNT)) - 1), (__m512d)(VALUE))
+#elif defined(__AVX512F__)
+#define MASKED_LOAD(FROM, COUNT) ((vector)_mm512_maskz_loadu_ps((__mmask16)((1u << (COUNT)) - 1), FROM))
+#define MASKED_STORE(TO, VALUE, COUNT) _mm512_mask_storeu_ps(TO, (__mmask16)((1u << (COUNT)) - 1), (__m512)(VALUE))
+#endif
+
+/* The first `count` lanes, the others zero; `count` may be more than there are. */
+INLINE vector load_part(const real *from, long count)
+{
+    if (count >= LANES)
+        return load(from);
+#ifdef MASKED_LOAD
+    return MASKED_LOAD(from, count);
+#else
+    vector value = {0};
+    for (long i = 0; i < count; i++)
+        value[i] = from[i];
+    return value;
+#endif
+}
+
+INLINE void store_part(real *to, vector value, long count)
+{
+    if (count >= LANES)
+        store(to, value);
+    else {
+#ifdef MASKED_STORE
+        MASKED_STORE(to, value, count);
+#else
+        for (long i = 0; i < count; i++)
+            to[i] = value[i];
+#endif
+    }
+}
+
+INLINE vector choose(mask where, vector yes, vector no) { return (vector)(((mask)yes & where) | ((mask)no & ~where)); }
+
+/* Of a NaN both make the NaN again: the x86 instructions return their second operand, which is x. */
+#if defined(__AVX512F__) && defined(DOUBLE)
+INLINE vector at_most(vector x, real limit) { return (vector)_mm512_min_pd((__m512d)splat(limit), (__m512d)x); }
+INLINE vector at_least(vector x, real limit) { return (vector)_mm512_max_pd((__m512d)splat(limit), (__m512d)x); }
+#elif defined(__AVX512F__)
+INLINE vector at_most(vector x, real limit) { return (vector)_mm512_min_ps((__m512)splat(limit), (__m512)x); }
+INLINE vector at_least(vector x, real limit) { return (vector)_mm512_max_ps((__m512)splat(limit), (__m512)x); }
+#elif defined(__AVX__) && defined(DOUBLE)
+INLINE vector at_most(vector x, real limit) { return (vector)_mm256_min_pd((__m256d)splat(limit), (__m256d)x); }
+INLINE vector at_least(vector x, real limit) { return (vector)_mm256_max_pd((__m256d)splat(limit), (__m256d)x); }
+#elif defined(__AVX__)
+INLINE vector at_most(vector x, real limit) { return (vector)_mm256_min_ps((__m256)splat(limit), (__m256)x); }
+INLINE vector at_least(vector x, real limit) { return (vector)_mm256_max_ps((__m256)splat(limit), (__m256)x); }
+#else
+INLINE vector at_most(vector x, real limit) { return choose(x > splat(limit), splat(limit), x); }
+INLINE vector at_least(vector x, real limit) { return choose(x < splat(limit), splat(limit), x); }
+#endif
+
+/* a0 b0 a1 b1 ..., of the first halves of a and b, or of the second ones. */
+#ifdef __clang__
+#define SHUFFLE(A, B, ...) __builtin_shufflevector(A, B, __VA_ARGS__)
+#else
+#define SHUFFLE(A, B, ...) __builtin_shuffle(A, B, (mask){__VA_ARGS__})
+#endif
+#if LANES == 16
+INLINE vector zip_low(vector a, vector b) { return SHUFFLE(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23); }
+INLINE vector zip_high(vector a, vector b) { return SHUFFLE(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31); }
+#elif LANES == 8
+INLINE vector zip_low(vector a, vector b) { return SHUFFLE(a, b, 0, 8, 1, 9, 2, 10, 3, 11); }
+INLINE vector zip_high(vector a, vector b) { return SHUFFLE(a, b, 4, 12, 5, 13, 6, 14, 7, 15); }
+#elif LANES == 4
+INLINE vector zip_low(vector a, vector b) { return SHUFFLE(a, b, 0, 4, 1, 5); }
+INLINE vector zip_high(vector a, vector b) { return SHUFFLE(a, b, 2, 6, 3, 7); }
+#else
+INLINE vector zip_low(vector a, vector b) { return SHUFFLE(a, b, 0, 2); }
+INLINE vector zip_high(vector a, vector b) { return SHUFFLE(a, b, 1, 3); }
+#endif
+
+/* As many vectors as they have lanes, transposed: row i is zipped with row i + LANES / 2, log2(LANES) times. */
+INLINE void zip_rows(vector *block)
+{
+    vector zipped[LANES];
+    UNROLL for (long i = 0; i < LANES / 2; i++)
+    {
+        zipped[2 * i] = zip_low(block[i], block[i + LANES / 2]);
+        zipped[2 * i + 1] = zip_high(block[i], block[i + LANES / 2]);
+    }
+    UNROLL for (long i = 0; i < LANES; i++) block[i] = zipped[i];
+}
+
+INLINE void transpose(vector *block)
+{
+    zip_rows(block);
+    if (LANES > 2)
+        zip_rows(block);
+    if (LANES > 4)
+        zip_rows(block);
+    if (LANES > 8)
+        zip_rows(block);
+}
+
+/* The sums of as many vectors as they have lanes, each in its own lane; the rounds of a transposition, with sums. */
+INLINE vector sums_of(vector *block)
+{
+    for (long half = LANES / 2; half; half /= 2)
+        for (long i = 0; i < half; i++)
+            block[i] = zip_low(block[i], block[i + half]) + zip_high(block[i], block[i + half]);
+    return block[0];
+}
+
+/* An approximate quotient, 2 ulp; the denominator is finite, and not zero. */
+#if defined(__AVX512F__) && !defined(DOUBLE)
+INLINE vector quotient(vector numerator, vector denominator)
+{
+    vector guess = (vector)_mm512_rcp14_ps((__m512)denominator); /* and a step of Newton's; a division takes 16 cycles */
+    return numerator * (guess + guess * ((real)1 - denominator * guess));
+}
+#else
+INLINE vector quotient(vector numerator, vector denominator) { return numerator / denominator; }
+#endif
+
+INLINE long smaller(long a, long b) { return a < b ? a : b; }
+INLINE long larger(long a, long b) { return a > b ? a : b; }
+INLINE long ceiling(long a, long b) { return (a + b - 1) / b; }
+
+#endif
