@@ -238,7 +238,7 @@ class AdoptedLayer(Adopted):
         self.title = title or type(layer).__name__
         self.native = getattr(layer, "native", layer)
         self.readable = hasattr(layer, "weights")
-        self.differentiable = hasattr(layer, "vjp")
+        self.differentiable = getattr(layer, "differentiable", hasattr(layer, "vjp"))
         self._layer = layer
 
     @property

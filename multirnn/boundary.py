@@ -10,7 +10,7 @@ its own and is read as the spec's.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from multirnn.layer import Gradients, Lengths, Output, State, Stream
 from multirnn.spec import RecurrentSpec
 from multirnn.weights import Array, Weights
 
-__all__ = ["Boundary", "BoundaryLayer", "Inputs"]
+__all__ = ["Boundary", "BoundaryLayer", "InferenceLayer", "Inputs"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Inputs:
     """A checked call.
 
     Attributes:
-        x: `(batch, time, input_size)`, C-contiguous, zero at padding; possibly read-only.
+        x: `(batch, time, input_size)`, zero at padding, C-contiguous unless the layer `takes_strides`; possibly read-only.
         state: the initial state, `(num_layers * directions, batch, hidden_size)` each, C-contiguous.
         lengths: `(batch,)`; None where every row is full.
         state_given: False where the state is zero because the call had none.
@@ -55,10 +55,20 @@ class Inputs:
 
 
 class Boundary(ABC):
-    """The checked calls of a spec: what is left to write are `run` and `pull_back`."""
+    """The checked calls of a spec: what is left to write are `run` and `pull_back`.
+
+    Attributes:
+        spec: what is called.
+        takes_strides: whether `run` and `pull_back` take sequences as they lie in memory, features dense, batch and time
+            at any strides of whole elements: outputs of a layer whose memory is time first are then copied nowhere.
+    """
+
+    takes_strides = False
 
     def __init__(self, spec: RecurrentSpec) -> None:
         self.spec = spec
+        # Asked for in every call: reading them out of the spec takes as long as a step of a small layer.
+        self._dtype, self._rows, self._states = np.dtype(spec.dtype), len(list(spec.passes)), spec.form.states
 
     @abstractmethod
     def run(self, inputs: Inputs) -> Output:
@@ -102,30 +112,28 @@ class Boundary(ABC):
         batched = array.ndim == 3
         if not batched:
             array = array[None]
-        array = np.ascontiguousarray(array)
+        array = self._laid_out(array)
         initial = self._check_state("state", state, array.shape[0], batched)
         checked = None if lengths is None else _check_lengths(lengths, array.shape[0], array.shape[1], batched)
         inputs = Inputs(array, initial, checked, state is not None)
         if checked is not None:
-            inputs = Inputs(
-                np.where(inputs.valid[:, :, None], array, array.dtype.type(0)), initial, checked, state is not None
-            )
+            inputs = replace(inputs, x=np.where(inputs.valid[:, :, None], array, array.dtype.type(0)))
         return inputs, batched
 
     def _check_state(self, name: str, state: State | None, batch: int, batched: bool) -> State:
         spec = self.spec
-        shape = (spec.num_layers * len(spec.directions), batch, spec.hidden_size)
+        shape = (self._rows, batch, spec.hidden_size)
         if state is None:
-            return State(*(np.zeros(shape, spec.dtype) for _ in spec.form.states))
+            return State(*[np.zeros(shape, self._dtype) for _ in self._states])
         if not isinstance(state, State):
             raise InvalidCall(f"{name} must be a multirnn.State, not {type(state).__name__}")
-        if state.c is not None and "c" not in spec.form.states:
+        if state.c is not None and "c" not in self._states:
             raise InvalidCall(f"{name}.c is the cell state of an LSTM; a {spec.cell} has none, so it must be None")
-        if state.c is None and "c" in spec.form.states:
+        if state.c is None and "c" in self._states:
             raise InvalidCall(f"{name} of an LSTM needs the cell state too: State(h, c)")
         expected = shape if batched else (shape[0], shape[2])
         arrays = []
-        for part in spec.form.states:
+        for part in self._states:
             array = self._array(f"{name}.{part}", getattr(state, part))
             if array.shape != expected:
                 axes = (
@@ -153,17 +161,17 @@ class Boundary(ABC):
                     f"cotangent.sequence must have the shape of the call's output, "
                     f"{shape if batched else shape[1:]}, not {sequence.shape}"
                 )
-            sequence = np.ascontiguousarray(sequence.reshape(shape))
+            sequence = self._laid_out(sequence if batched else sequence[None])
             if inputs.lengths is not None:
                 sequence = np.where(inputs.valid[:, :, None], sequence, sequence.dtype.type(0))
         return Output(sequence, self._check_state("cotangent.state", cotangent.state, batch, batched))
 
     def _array(self, name: str, value: ArrayLike) -> Array:
         try:
-            array = np.asarray(value) if hasattr(value, "dtype") else np.asarray(value, self.spec.dtype)
+            array = np.asarray(value) if hasattr(value, "dtype") else np.asarray(value, self._dtype)
         except (TypeError, ValueError) as error:
             raise InvalidCall(f"{name} must be an array of {self.spec.dtype}: {error}") from error
-        if array.dtype != self.spec.dtype:
+        if array.dtype != self._dtype:
             raise InvalidCall(
                 f"{name} is {array.dtype}, and the layer computes in {self.spec.dtype}; "
                 f"pass {name}.astype({self.spec.dtype!r}), or build the layer with dtype={str(array.dtype)!r}"
@@ -172,6 +180,12 @@ class Boundary(ABC):
                 f"pass {name}.astype({self.spec.dtype!r})"
             )
         return array
+
+    def _laid_out(self, sequence: Array) -> Array:
+        """A sequence in the order in memory that `run` takes."""
+        if self.takes_strides and sequence.strides[-1] == sequence.itemsize and sequence.flags.aligned:
+            return sequence
+        return np.ascontiguousarray(sequence)
 
 
 class BoundaryLayer(Boundary):
@@ -194,6 +208,29 @@ class BoundaryLayer(Boundary):
     def stream(self) -> Stream:
         """A runner that carries the state from chunk to chunk; see `Layer.stream`."""
         return Stream(self)
+
+
+class InferenceLayer(BoundaryLayer):
+    """A `BoundaryLayer` without gradients, of a backend whose `differentiable` is False: `pull_back` need not be written."""
+
+    differentiable = False
+
+    def vjp(
+        self, x: ArrayLike, state: State | None = None, *, lengths: ArrayLike | None = None, cotangent: Output
+    ) -> Gradients:
+        """Refused, whatever the call; see `pull_back`."""
+        inputs, _ = self._check(x, state, lengths)
+        return self.pull_back(inputs, cotangent)
+
+    def pull_back(self, inputs: Inputs, cotangent: Output) -> Gradients:
+        """See `BoundaryLayer.pull_back`.
+
+        Raises:
+            InvalidCall: it is for inference only.
+        """
+        raise InvalidCall(
+            f"{type(self).__name__} is for inference only and has no gradients; build the layer with another backend"
+        )
 
 
 def _check_lengths(lengths: ArrayLike, batch: int, time: int, batched: bool) -> Lengths | None:

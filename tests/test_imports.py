@@ -36,11 +36,12 @@ ORDER = (  # each may import from what stands before it
     *("public", "support", "testing", "pytest_plugin", "plot", "series", "samples", "bench", "doctor", "cli"),
 )
 ALLOWED = {  # beside the standard library and itself
-    "multirnn": {"numpy", "rich", "click", "matplotlib", "hypothesis", "pytest"},
+    "multirnn": {"numpy", "rich", "click", "matplotlib", "hypothesis", "pytest", "threadpoolctl", "hatchling"},
     "multirnn_numpy": {"numpy", "multirnn"},
     "multirnn_torch": {"numpy", "multirnn", "torch"},
     "multirnn_keras": {"numpy", "multirnn", "keras", "tensorflow", "jax", "torch"},
     "multirnn_jax": {"numpy", "multirnn", "jax"},
+    "multirnn_onnxruntime": {"numpy", "multirnn", "onnx", "onnxruntime"},
 }
 SOURCES = [
     (package, path)

@@ -16,7 +16,7 @@ import pytest
 import multirnn as mr
 
 ROOT = Path(mr.__file__).parent.parent
-PACKAGES = ("multirnn", "multirnn_jax", "multirnn_keras", "multirnn_numpy", "multirnn_torch")
+PACKAGES = ("multirnn", "multirnn_jax", "multirnn_keras", "multirnn_numpy", "multirnn_onnxruntime", "multirnn_torch")
 
 
 class Built(NamedTuple):
@@ -56,13 +56,15 @@ def sources(package: str) -> set[str]:
     }
 
 
-def test_the_wheel_has_the_five_packages_and_nothing_else(built: Built) -> None:
+def test_the_wheel_has_the_six_packages_and_nothing_else(built: Built) -> None:
     assert built.wheel == set().union(*map(sources, PACKAGES))
 
 
 def test_each_package_is_typed_and_the_sample_is_there(built: Built) -> None:
     assert {f"{package}/py.typed" for package in PACKAGES} <= built.wheel
     assert "multirnn/samples/seattle-weather.csv" in built.wheel
+    assert {f"multirnn/bench/{name}" for name in ("deepbench-rnn.csv", "report.css", "report.js")} <= built.wheel
+    assert "multirnn/kernel/source/recurrence.c" in built.wheel
 
 
 def test_the_sdist_has_what_builds_and_tests_it(built: Built) -> None:
@@ -84,6 +86,9 @@ def test_the_entry_points(built: Built) -> None:
             "keras": ours["keras"],
             "multirnn_jax": ours["jax"],
             "multirnn_numpy": ours["numpy"],
+            "multirnn_onnxruntime": ours["onnxruntime"],
+            "onnx": ours["onnxruntime"],
+            "onnxruntime": ours["onnxruntime"],
             "torch": ours["torch"],
         },
     }
@@ -104,9 +109,11 @@ def test_the_metadata(built: Built) -> None:
         "torch": {"torch"},
         "keras": {"keras", "tensorflow"},
         "jax": {"jax"},
+        "onnxruntime": {"onnxruntime", "onnx"},
+        "bench": {"threadpoolctl"},
         "plot": {"matplotlib"},
         "testing": {"pytest", "hypothesis"},
-        "all": {"torch", "keras", "tensorflow", "jax", "matplotlib"},
+        "all": {"torch", "keras", "tensorflow", "jax", "onnxruntime", "onnx", "threadpoolctl", "matplotlib"},
     }
 
 

@@ -118,6 +118,10 @@ class MutantLayer:
         return self._build(self._given)
 
     @property
+    def differentiable(self) -> bool:
+        return getattr(self._right, "differentiable", True)
+
+    @property
     def native(self) -> Any:
         return self._right.native
 
@@ -236,6 +240,9 @@ def mutation_score(
     killed, survivors, not_exercised = {}, {}, {}
     for mistake in named:
         if not any(mistake.applies(spec) for spec in seen):
+            continue
+        if mistake.shows == "gradients" and not right.differentiable:
+            not_exercised[mistake.name] = mistake.says
             continue
         mutant = Mutant(right.inner, mistake)
         failure = _failure(check, mutant)

@@ -10,7 +10,8 @@ A check is a name and a function of a backend that raises `AssertionError` with 
         check(MY_BACKEND)
 
 or all at once: `check_backend(MY_BACKEND)`. A spec that the backend refuses passes if it is refused properly: with a
-reason, and by `build` with the same reason.
+reason, and by `build` with the same reason. Of a backend that is not `differentiable` no gradients are asked, but that its
+layers refuse them.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -23,14 +24,14 @@ from multirnn.activations import Activation
 from multirnn.backend import Backend
 from multirnn.cells import CELLS
 from multirnn.compare import compare, difference, draw_call, tolerance
-from multirnn.errors import Unsupported
+from multirnn.errors import InvalidCall, Unsupported
 from multirnn.layer import Gradients, Layer, Output, State
 from multirnn.spec import BIASES, RecurrentSpec
 from multirnn.weights import Array, Weights, initialise
 
 __all__ = ["FORMS", "VERSION", "Check", "cases", "check_backend", "covering_specs"]
 
-VERSION = 1
+VERSION = 2
 """Of the suite: it rises when a check is added, or demands more, so that what passed may fail."""
 
 Check = Callable[[Backend], None]
@@ -107,6 +108,7 @@ def cases() -> list[tuple[str, Check]]:
         ("what stands in padding reaches nothing", _padding),
         ("empty rows, batches and times", _empty),
         ("calls leave no trace", _no_trace),
+        ("gradients are there, or refused", _gradients_as_said),
     ]
     for name, law in laws:
         for cell, reset_after in FORMS:
@@ -428,3 +430,21 @@ def _no_trace(backend: Backend, spec: RecurrentSpec) -> None:
     )
     _equal_outputs("the same call again, strided and read-only", again, first)
     _equal_outputs("the same call with lists", layer(x.tolist(), state, lengths=lengths), first)
+
+
+def _gradients_as_said(backend: Backend, spec: RecurrentSpec) -> None:
+    """That they are right is held wherever they are there; here, that nothing else is handed out in their stead."""
+    layer = backend.build(initialise(spec, seed=1))
+    x, state, _ = draw_call(spec, 4)
+    _hold(
+        backend.differentiable or not getattr(layer, "differentiable", False), "its layers say that they have gradients"
+    )
+    for rows in (len(x), 0):
+        first = np.arange(rows)
+        given, initial = x[first], _rows(state, first)
+        try:
+            layer.vjp(given, initial, cotangent=_cotangent(layer, layer(given, initial)))
+        except (InvalidCall, AttributeError) as error:
+            _hold(not backend.differentiable, f"it is differentiable, and a batch of {rows} has no gradients: {error}")
+        else:
+            _hold(backend.differentiable, f"it is not differentiable, and hands out gradients of a batch of {rows}")

@@ -1,0 +1,113 @@
+"""A stack realised by ONNX Runtime: what is refused, how it is built and run. It has no gradients."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from multirnn import Inputs, InvalidCall, InvalidWeights, Output, RecurrentSpec, State, Weights
+from multirnn.boundary import InferenceLayer
+from multirnn.layer import Lengths
+from multirnn.weights import Array
+from multirnn_onnxruntime.graph import inputs_of, outputs_of
+from multirnn_onnxruntime.nan import has_nan, spread
+from multirnn_onnxruntime.session import OnnxStack
+from multirnn_onnxruntime.weights import model, read_as
+
+__all__ = ["OnnxRuntimeLayer", "build", "refuses", "settle", "steps"]
+
+LARGEST = 2**31 - 2**20  # bytes: those of a message of Protocol Buffers, less what is no weight
+
+
+def refuses(spec: RecurrentSpec) -> str | None:
+    """None where ONNX Runtime has operators for the spec, else why not."""
+    if spec.dtype != "float32":
+        return (
+            f"ONNX Runtime computes RNN, LSTM and GRU in float32 alone, not in {spec.dtype}; take dtype='float32', "
+            "or another backend"
+        )
+    if 4 * spec.parameter_count > LARGEST:
+        return (
+            f"an ONNX model in memory holds at most 2 GB, and {spec.parameter_count} parameters are more; take fewer, "
+            "or another backend"
+        )
+    return None
+
+
+def build(weights: Weights, device: str | None, threads: int = 0) -> "OnnxRuntimeLayer":
+    """The layer of these weights.
+
+    Raises:
+        InvalidCall: a device other than "cpu".
+        InvalidWeights: one is NaN.
+    """
+    if bad := [name for name, array in weights.arrays.items() if has_nan([array])]:
+        raise InvalidWeights(
+            f"{bad[0]} holds NaN, which ONNX Runtime takes for a large number; it can only hold numbers"
+        )
+    if device not in (None, "cpu"):
+        raise InvalidCall(
+            f"the ONNX Runtime backend computes on the device 'cpu' alone, not on {device!r}: the operators of other "
+            "execution providers are not held to the same function"
+        )
+    return OnnxRuntimeLayer(weights.spec, OnnxStack(model(weights), threads=threads))
+
+
+class OnnxRuntimeLayer(InferenceLayer):
+    """A stack realised by ONNX Runtime's operators RNN, LSTM and GRU; for inference only.
+
+    Args:
+        spec: what it computes.
+        native: the model and its session.
+    """
+
+    takes_strides = True  # what is time first already is not copied
+
+    def __init__(self, spec: RecurrentSpec, native: OnnxStack) -> None:
+        super().__init__(spec)
+        self._native = native
+        self._inputs, self._outputs = inputs_of(spec), outputs_of(spec)
+
+    @property
+    def native(self) -> OnnxStack:
+        """The model and its session; the weights are constants in both."""
+        return self._native
+
+    @property
+    def parameter_count(self) -> int:
+        """The sizes of the model's initialisers, added up."""
+        return sum(int(np.prod(tensor.dims)) for tensor in self._native.model.graph.initializer)
+
+    def weights(self) -> Weights:
+        """The model's initialisers, which are those that the layer was built from."""
+        return read_as(self.spec, self._native.model)
+
+    def run(self, inputs: Inputs) -> Output:
+        """See `BoundaryLayer.run`."""
+        batch, time, _ = inputs.x.shape
+        state = [part for part in inputs.state if part is not None]
+        values = (inputs.x.swapaxes(0, 1), steps(inputs.lengths, batch, time), *state)
+        y, *final = self._native.session.run(self._outputs, dict(zip(self._inputs, values, strict=True)))
+        if has_nan([inputs.x, *(state if inputs.state_given else ())]):
+            spread(self.spec, inputs, y, final)
+        settle(y, final, state, inputs.lengths)
+        return Output(y.swapaxes(0, 1), State(*final))
+
+
+# ONNX Runtime returns zeros for the state of a row of length 0, and its RNN reads before its own memory. So such a row is
+# run for a step, and what comes of it is put right.
+
+
+def steps(lengths: Lengths | None, batch: int, time: int) -> NDArray[np.int32]:
+    """How long the rows are run: `(batch,)`, each from 1 to time."""
+    return np.full(batch, time, np.int32) if lengths is None else np.maximum(lengths, 1).astype(np.int32)
+
+
+def settle(y: Array, final: Sequence[Array], state: Sequence[Array], lengths: Lengths | None) -> None:
+    """Give the rows of length 0 outputs that are zero and the state that they had, in place."""
+    if lengths is None or lengths.all():
+        return
+    nothing = lengths == 0
+    y[:, nothing] = 0
+    for end, start in zip(final, state, strict=True):
+        end[:, nothing] = start[:, nothing]

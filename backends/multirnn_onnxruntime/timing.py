@@ -1,0 +1,60 @@
+"""What is timed of a layer: its session on arrays that are bound to it once, in and out."""
+
+from typing import Any
+
+import numpy as np
+
+from multirnn import Output, State
+from multirnn.bench.work import Prepared, Work
+from multirnn.weights import Array
+from multirnn_onnxruntime.graph import inputs_of, outputs_of
+from multirnn_onnxruntime.layer import OnnxRuntimeLayer, settle, steps
+from multirnn_onnxruntime.session import OnnxStack
+
+__all__ = ["prepare"]
+
+
+def prepare(layer: OnnxRuntimeLayer, work: Work, threads: int) -> Prepared:
+    """The work, in the modes "inference" and "streaming", by a session of so many threads.
+
+    In "streaming" there are two bindings, each of which starts from the state that the other has left.
+    """
+    spec = layer.spec
+    native = OnnxStack(layer.native.model, threads=threads)
+    session = native.session
+    batch, time, _ = work.x.shape
+    x = np.ascontiguousarray(work.x.swapaxes(0, 1))
+    y = np.empty((time, batch, spec.output_size), spec.dtype)
+    shape = (spec.num_layers * len(spec.directions), batch, spec.hidden_size)
+    start, end = ([np.zeros(shape, spec.dtype) for _ in spec.form.states] for _ in range(2))
+
+    def bound(before: list[Array], after: list[Array]) -> Any:
+        binding = session.io_binding()
+        for name, array in zip(inputs_of(spec), (x, steps(work.lengths, batch, time), *before), strict=True):
+            binding.bind_cpu_input(name, array)
+        for name, array in zip(outputs_of(spec), (y, *after), strict=True):
+            binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+        return binding
+
+    there = bound(start, end)
+    same = OnnxRuntimeLayer(spec, native)
+
+    def result() -> Output:
+        session.run_with_iobinding(there)
+        settle(y, end, start, work.lengths)
+        return Output(y.swapaxes(0, 1).copy(), State(*(part.copy() for part in end)))
+
+    plan = "operators of ONNX Runtime, on arrays bound to the session once"
+    if work.mode == "inference":
+        return Prepared(
+            lambda: session.run_with_iobinding(there), result, lambda: same(work.x, lengths=work.lengths), plan
+        )
+    back = bound(end, start)
+    bindings = [there, back]
+
+    def step() -> None:
+        bindings.reverse()
+        session.run_with_iobinding(bindings[0])
+
+    stream = same.stream()
+    return Prepared(step, result, lambda: stream(work.x), plan)

@@ -1,0 +1,510 @@
+"""The ONNX Runtime backend: its graph, what it refuses, how it steps around ONNX Runtime, and which models it reads."""
+
+import copy
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import multirnn_onnxruntime
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from multirnn_onnxruntime import BACKEND, OnnxStack
+from onnx import helper, numpy_helper
+
+import multirnn as mr
+from multirnn.adoption import adopt
+from multirnn.bench.verify import answer, error, expected
+from multirnn.bench.work import Work
+from multirnn.compare import difference, draw_call, tolerance, widened
+from multirnn.support import ACTIVATIONS_ASKED
+from multirnn.testing import assert_layers_agree, mutation_score
+
+FORMS = [("simple_rnn", True), ("lstm", True), ("gru", True), ("gru", False)]
+BOTH = {"num_layers": 2, "bidirectional": True}
+
+
+def spec_of(cell: str = "gru", reset_after: bool = True, **fields: Any) -> mr.RecurrentSpec:
+    return mr.RecurrentSpec(cell, 5, 11, reset_after=reset_after, **fields)
+
+
+def assert_agrees(layer: mr.Layer, x: Any, state: Any = None, lengths: Any = None) -> None:
+    """Outputs and states are those of the reference."""
+    reference = mr.build(layer.weights().astype("float64"), "numpy")
+    found, wanted = layer(x, state, lengths=lengths), reference(x.astype("float64"), widened(state), lengths=lengths)
+    for actual, array in ((found.sequence, wanted.sequence), *zip(found.state, wanted.state, strict=True)):
+        if array is not None:
+            assert difference(actual, array).normwise <= tolerance(layer.spec.dtype)
+
+
+@pytest.mark.parametrize(("cell", "reset_after"), FORMS)
+def test_every_activation_in_every_place(cell: str, reset_after: bool) -> None:
+    """The suite asks for activations in float64, which ONNX Runtime has not; so here are all of them in float32.
+
+    The weights are halved: gates that may be larger than one would let the states grow.
+    """
+    gates = ["sigmoid"] if cell == "simple_rnn" else ACTIVATIONS_ASKED
+    for activation, recurrent in product(ACTIVATIONS_ASKED, gates):
+        spec = spec_of(cell, reset_after, activation=activation, recurrent_activation=recurrent, **BOTH)
+        drawn = mr.initialise(spec, seed=3)
+        weights = mr.Weights(spec, {name: array * np.float32(0.5) for name, array in drawn.arrays.items()})
+        layer = BACKEND.build(weights)
+        assert_agrees(layer, *draw_call(spec, 4))
+        assert BACKEND.read(layer.native) == weights
+
+
+@pytest.mark.parametrize(("cell", "reset_after"), FORMS)
+def test_batches_that_it_splits_among_threads(cell: str, reset_after: bool) -> None:
+    """Its LSTM runs more than four rows in parallel, its other operators a large product."""
+    layer = multirnn_onnxruntime.build(mr.initialise(spec_of(cell, reset_after, bidirectional=True), seed=1), threads=2)
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((37, 23, 5)).astype("float32")
+    assert_agrees(layer, x)
+    assert_agrees(layer, x, lengths=rng.integers(0, 24, 37))
+
+
+# --- What it refuses -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        (spec_of(dtype="float64"), "in float32 alone, not in float64; take dtype='float32', or another backend"),
+        (mr.RecurrentSpec("lstm", 8192, 8192), "at most 2 GB, and 536903680 parameters are more; take fewer"),
+    ],
+)
+def test_refuses(spec: mr.RecurrentSpec, reason: str) -> None:
+    assert reason in (BACKEND.refuses(spec) or "")
+
+
+def test_the_double_kernels_are_still_missing() -> None:
+    """The reason of the refusal; where this fails, ONNX Runtime has learned it."""
+    weights = mr.initialise(spec_of("lstm"))
+    model = BACKEND.build(weights).native.model
+    for value in (*model.graph.input, *model.graph.output):
+        if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT:
+            value.type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
+    for tensor in (
+        *model.graph.initializer,
+        *(node.attribute[0].t for node in model.graph.node if node.op_type == "Constant"),
+    ):
+        if tensor.data_type == onnx.TensorProto.FLOAT:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype("float64"), tensor.name))
+    x, state = np.ones((2, 3, 5)), np.zeros((1, 3, 11))
+    with pytest.raises(Exception, match="does not support double"):
+        OnnxStack(model).session.run(None, {"x": x, "lengths": np.full(3, 2, "int32"), "h_0": state, "c_0": state})
+
+
+def test_another_device() -> None:
+    with pytest.raises(mr.InvalidCall, match=r"on the device 'cpu' alone, not on 'cuda'"):
+        mr.build(spec_of(), BACKEND, device="cuda")
+    assert BACKEND.devices() == ("cpu",)
+
+
+def test_gradients_are_refused_of_every_call() -> None:
+    layer = mr.build(spec_of(), BACKEND)
+    x = draw_call(layer.spec)[0]
+    for rows in (x, x[:0]):
+        with pytest.raises(
+            mr.InvalidCall, match="is for inference only and has no gradients; build the layer with another"
+        ):
+            layer.vjp(rows, cotangent=layer(rows))
+    with pytest.raises(mr.InvalidCall, match="x must have the shape"):
+        layer.vjp(x[..., :2], cotangent=layer(x))
+
+
+def test_inference_only_is_said() -> None:
+    comparison = mr.compare(spec_of(), backends=["numpy", BACKEND])
+    assert comparison.ok
+    assert "inference only" in str(comparison).splitlines()[4]
+    assert comparison.rows[1].gradient is None
+    (trained,) = mr.train_parity(spec_of(), backends=[BACKEND]).rows
+    assert (trained.verdict, trained.reason) == ("refuses", "it is for inference only: it has no gradients to train by")
+    layers = mr.build(spec_of(), BACKEND), mr.build(spec_of(), "numpy")
+    assert "gradients are not compared: A has none" in str(assert_layers_agree(*layers))
+    assert "are the same function" in str(mr.diagnose(*layers))
+
+
+def test_mistakes_in_gradients_are_not_tried() -> None:
+    def check(backend: mr.Backend) -> None:
+        assert mr.compare(spec_of(), backends=[backend]).ok
+
+    score = mutation_score(check, backend=BACKEND)
+    assert score.fraction == 1
+    assert "gradient of the input missing" in score.not_exercised
+
+
+# --- What ONNX Runtime does otherwise --------------------------------------------------------------------------------
+
+EMPTY = """
+import sys
+import numpy as np
+import multirnn as mr
+from multirnn_onnxruntime import BACKEND
+
+for cell in ("simple_rnn", "lstm", "gru"):
+    spec = mr.RecurrentSpec(cell, 5, 11, bidirectional=True)
+    layer = BACKEND.build(mr.initialise(spec))
+    for batch, time in ((0, 7), (3, 0), (0, 0)):
+        x = np.ones((batch, time, 5), "float32")
+        if "through" in sys.argv:
+            state = {f"{name}_0": np.zeros((2, batch, 11), "float32") for name in spec.form.states}
+            lengths = np.full(batch, time, "int32")
+            layer.native.session.run(None, {"x": x.swapaxes(0, 1), "lengths": lengths, **state})
+        else:
+            assert layer(x).sequence.shape == (batch, time, 22)
+print("alive")
+"""
+
+
+def test_empty_batches_and_times_never_reach_it() -> None:
+    """In a process of its own, for ONNX Runtime ends the process; that it still does is held too."""
+    command = [sys.executable, "-c", EMPTY]
+    guarded = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (guarded.returncode, guarded.stdout) == (0, "alive\n"), guarded.stderr
+    assert subprocess.run([*command, "through"], capture_output=True, check=False).returncode != 0
+
+
+@pytest.mark.parametrize("cell", ["simple_rnn", "lstm", "gru"])
+def test_rows_of_length_0_keep_their_state(cell: str) -> None:
+    layer = mr.build(spec_of(cell, **BOTH), BACKEND, seed=2)
+    x, state, _ = draw_call(layer.spec, 1)
+    lengths = [0, 7, 3, 0, 1]
+    output = layer(x, state, lengths=lengths)
+    for row in (0, 3):
+        assert not output.sequence[row].any()
+        for end, start in zip(output.state, state, strict=True):
+            assert end is None or np.array_equal(end[:, row], start[:, row])
+    assert_agrees(layer, x, state, lengths)
+
+
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+@pytest.mark.parametrize("cell", ["simple_rnn", "lstm", "gru"])
+@pytest.mark.parametrize("stack", [{}, {"num_layers": 2}, {"bidirectional": True}, BOTH])
+def test_nan_is_where_the_reference_has_it(cell: str, activation: str, stack: dict[str, Any]) -> None:
+    layer = mr.build(spec_of(cell, activation=activation, **stack), BACKEND, seed=2)
+    reference = mr.build(layer.weights(), "numpy")
+    x, state, _ = draw_call(layer.spec, 1)
+    for lengths in (None, [5, 7, 3, 0, 1]):
+        for place in ("x", "h"):
+            given, start = x.copy(), mr.State(*(None if part is None else part.copy() for part in state))
+            if place == "x":
+                given[1, 2, 0] = given[0, 4, 1] = np.nan
+            else:
+                start.h[-1, 0, 1] = start.h[0, 2, 3] = start.h[0, 3, 0] = np.nan
+            found, wanted = layer(given, start, lengths=lengths), reference(given, start, lengths=lengths)
+            for actual, array in ((found.sequence, wanted.sequence), *zip(found.state, wanted.state, strict=True)):
+                assert array is None or np.array_equal(np.isnan(actual), np.isnan(array))
+
+
+def test_weights_that_are_nan() -> None:
+    weights = mr.initialise(spec_of())
+    arrays = {name: array.copy() for name, array in weights.arrays.items()}
+    arrays["layers.0.forward.bias_hh"][2, 3] = np.nan
+    with pytest.raises(mr.InvalidWeights, match=r"layers.0.forward.bias_hh holds NaN"):
+        BACKEND.build(mr.Weights(weights.spec, arrays))
+
+
+# --- The model and its session ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bias", ["none", "single", "double"])
+@pytest.mark.parametrize(("cell", "reset_after"), FORMS)
+def test_initialisers_are_the_parameters(cell: str, reset_after: bool, bias: str) -> None:
+    weights = mr.initialise(spec_of(cell, reset_after, bias=bias, **BOTH), seed=5)
+    native = BACKEND.build(weights).native
+    onnx.checker.check_model(native.model, full_check=True)
+    sizes = [numpy_helper.to_array(tensor).size for tensor in native.model.graph.initializer]
+    assert sum(sizes) == weights.spec.parameter_count
+    assert BACKEND.read(native) == weights
+
+
+def test_the_model_is_a_file_that_runs_elsewhere(tmp_path: Path) -> None:
+    layer = mr.build(spec_of("lstm", **BOTH), BACKEND)
+    onnx.save(layer.native.model, tmp_path / "lstm.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "lstm.onnx")
+    x, state, lengths = draw_call(layer.spec)
+    lengths = np.maximum(lengths, 1).astype("int32")
+    y, *_ = session.run(None, {"x": x.swapaxes(0, 1), "lengths": lengths, "h_0": state.h, "c_0": state.c})
+    assert np.array_equal(y.swapaxes(0, 1), layer(x, state, lengths=lengths).sequence)
+    assert mr.read(onnx.load(tmp_path / "lstm.onnx")) == layer.weights()
+
+
+def test_weights_are_constants_and_another_stack_has_others() -> None:
+    layer = mr.build(spec_of(), BACKEND, seed=1)
+    x = draw_call(layer.spec)[0]
+    before = layer(x).sequence
+    model = layer.native.model
+    for tensor in model.graph.initializer:
+        tensor.CopyFrom(numpy_helper.from_array(2 * numpy_helper.to_array(tensor), tensor.name))
+    assert np.array_equal(layer(x).sequence, before)
+    assert layer.weights() == mr.initialise(layer.spec, 1)
+    doubled = BACKEND.read(OnnxStack(model))
+    assert np.array_equal(
+        doubled.arrays["layers.0.forward.weight_hh"], 2 * layer.weights().arrays["layers.0.forward.weight_hh"]
+    )
+
+
+def test_a_stack_is_pickled_and_copied() -> None:
+    layer = mr.build(spec_of(), BACKEND)
+    for stack in (pickle.loads(pickle.dumps(layer.native)), copy.deepcopy(layer.native)):
+        assert BACKEND.read(stack) == layer.weights()
+
+
+def test_the_build_of_the_package() -> None:
+    weights = mr.initialise(spec_of())
+    layer = multirnn_onnxruntime.build(weights, device="cpu", threads=1)
+    assert layer.weights() == weights
+    assert BACKEND.versions() == {"onnxruntime": onnxruntime.__version__, "onnx": onnx.__version__}
+    with pytest.raises(mr.Unsupported, match="float32 alone"):
+        multirnn_onnxruntime.build(weights.astype("float64"))
+
+
+def test_time_first_arrays_are_not_copied_in_vain() -> None:
+    layer = mr.build(spec_of(), BACKEND)
+    x, state, lengths = draw_call(layer.spec)
+    memory = np.ascontiguousarray(x.swapaxes(0, 1))
+    found = layer(memory.swapaxes(0, 1), state, lengths=lengths)
+    assert np.array_equal(found.sequence, layer(x, state, lengths=lengths).sequence)
+
+
+# --- What is timed ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cell", ["simple_rnn", "lstm", "gru"])
+def test_what_is_timed_is_right(cell: str) -> None:
+    weights = mr.initialise(spec_of(cell, **BOTH), seed=3)
+    x, _, lengths = draw_call(weights.spec, 2)
+    for given in (None, lengths):
+        work = Work(weights, x, given, "inference")
+        prepared = BACKEND.prepare(BACKEND.build(weights), work, 1)
+        found = prepared.result()
+        prepared.call()
+        assert error(work, answer(work, found), expected(work))[0] * np.finfo("float32").eps <= tolerance("float32")
+        assert prepared.boundary is not None
+        assert np.array_equal(prepared.boundary().sequence, found.sequence)
+
+
+@pytest.mark.parametrize("cell", ["simple_rnn", "lstm", "gru"])
+def test_what_is_streamed_is_right(cell: str) -> None:
+    """The states that the bindings hand to each other are those of one long run."""
+    layer = BACKEND.build(mr.initialise(spec_of(cell, num_layers=2), seed=3))
+    step = np.ones((3, 1, 5), "float32")
+    work = Work(layer.weights(), step, None, "streaming")
+    prepared = BACKEND.prepare(layer, work, 1)
+    found = prepared.result()
+    assert error(work, answer(work, found), expected(work))[0] * np.finfo("float32").eps <= tolerance("float32")
+    for _ in range(3):
+        binding = prepared.call()
+    whole = layer(np.ones((3, 4, 5), "float32"))
+    assert binding is None
+    assert prepared.boundary is not None
+    for _ in range(4):
+        last = prepared.boundary()
+    assert np.array_equal(last.sequence[:, 0], whole.sequence[:, -1])
+
+
+# --- Models of others ------------------------------------------------------------------------------------------------
+
+
+def changed(change: Callable[[onnx.ModelProto], Any], **fields: Any) -> onnx.ModelProto:
+    """The model of a stack, and something done to it."""
+    model = mr.build(spec_of(**fields), BACKEND).native.model
+    change(model)
+    return model
+
+
+def operator(model: onnx.ModelProto, number: int = 0) -> onnx.NodeProto:
+    return [node for node in model.graph.node if node.op_type in ("RNN", "LSTM", "GRU")][number]
+
+
+def attribute(name: str, value: Any, number: int = 0) -> Callable[[onnx.ModelProto], Any]:
+    def change(model: onnx.ModelProto) -> None:
+        node = operator(model, number)
+        for place, one in enumerate(node.attribute):
+            if one.name == name:
+                del node.attribute[place]
+                break
+        node.attribute.append(helper.make_attribute(name, value))
+
+    return change
+
+
+def constant(model: onnx.ModelProto, place: int, array: np.ndarray) -> None:
+    """A constant in the place of an input of the first operator."""
+    model.graph.initializer.append(numpy_helper.from_array(array, "its_own"))
+    node = operator(model)
+    node.input.extend([""] * (place + 1 - len(node.input)))
+    node.input[place] = "its_own"
+
+
+def appended(kind: str) -> Callable[[onnx.ModelProto], Any]:
+    return lambda model: model.graph.node.append(helper.make_node(kind, ["y"], ["more"]))
+
+
+def mixed(model: onnx.ModelProto) -> None:
+    """The classic mistake between layers: reshaped without being transposed."""
+    transpose = next(node for node in model.graph.node if node.op_type == "Transpose")
+    transpose.attribute[0].ints[:] = (0, 1, 2, 3)
+
+
+def side_by_side(model: onnx.ModelProto) -> None:
+    operator(model, 1).input[0] = "x"
+
+
+ONE_WAY = {"cell": "lstm"}
+
+
+@pytest.mark.parametrize(
+    ("model", "sentence"),
+    [
+        (changed(attribute("clip", 3.0)), "the GRU clips what goes into its activations (clip), which no spec does"),
+        (
+            changed(attribute("direction", "reverse")),
+            "the GRU runs backward alone, and a spec runs forward or both ways",
+        ),
+        (changed(attribute("input_forget", 1), **ONE_WAY), "has one gate for input and forgetting (input_forget)"),
+        (
+            changed(lambda m: constant(m, 7, np.ones((1, 33), "float32")), **ONE_WAY),
+            "the LSTM has peepholes (input P), which no spec has",
+        ),
+        (
+            changed(lambda m: constant(m, 4, np.array([3, 2], "int32"))),
+            "the GRU has lengths of its own, and those of a spec are given in a call",
+        ),
+        (
+            changed(lambda m: constant(m, 5, np.ones((1, 2, 11), "float32"))),
+            "the GRU starts from a state of its own, and a spec from one that it is given",
+        ),
+        (
+            changed(attribute("activations", ["Sigmoid", "Softplus"])),
+            "no spec has the activation 'Softplus' of ONNX; it has Elu, HardSigmoid, Affine, Relu, Sigmoid, Softsign, Tanh",
+        ),
+        (changed(attribute("activations", ["Sigmoid", "Affine"])), "no spec has the activation Affine with"),
+        (
+            changed(attribute("activations", ["Sigmoid", "Tanh", "Relu"]), **ONE_WAY),
+            "other activations for its candidate and its output",
+        ),
+        (
+            changed(attribute("activations", ["Sigmoid", "Tanh", "Sigmoid", "Relu"]), bidirectional=True),
+            "the GRU has other activations in each direction",
+        ),
+        (
+            changed(attribute("activations", ["Sigmoid", "Relu"]), num_layers=2),
+            "those of the model differ in their activations",
+        ),
+        (
+            changed(attribute("linear_before_reset", 0), num_layers=2),
+            "those of the model differ in linear_before_reset",
+        ),
+        (
+            changed(appended("Softmax")),
+            "the model also computes Softmax, which no spec has; read a model of the recurrent",
+        ),
+        (changed(mixed, **BOTH), "layer 1 of the model is not fed by the outputs of the one below as they are"),
+        (changed(lambda m: m.graph.ClearField("node")), "a spec has one kind of cell, and the model none"),
+    ],
+)
+def test_models_that_no_spec_describes(model: onnx.ModelProto, sentence: str) -> None:
+    with pytest.raises(mr.Unrepresentable) as error:
+        mr.read(model)
+    assert sentence in str(error.value)
+
+
+def test_layers_that_are_fed_alike() -> None:
+    """Of an input as wide as the hidden state two layers side by side have the arrays of one on the other."""
+    weights = mr.initialise(mr.RecurrentSpec("gru", 11, 11, num_layers=2))
+    model = BACKEND.build(weights).native.model
+    assert mr.read(model) == weights
+    side_by_side(model)
+    with pytest.raises(mr.Unrepresentable, match="layer 1 of the model is not fed by the outputs of the one below"):
+        mr.read(model)
+
+
+def test_what_is_no_model() -> None:
+    session = mr.build(spec_of(), BACKEND).native.session
+    with pytest.raises(
+        mr.Unrepresentable, match=r"hands out no weights; read the onnx\.ModelProto that it was made of"
+    ):
+        mr.read(session)
+    with pytest.raises(mr.Unrepresentable, match=r"a dict is not an onnx\.ModelProto; onnx\.load\(path\) reads one"):
+        BACKEND.read({})
+
+
+def test_a_model_with_the_defaults_of_onnx() -> None:
+    """Without lengths, states, biases and activations, its weights in constants, as short as ONNX allows."""
+    rng = np.random.default_rng(0)
+    arrays = {"W": rng.standard_normal((1, 11, 5)), "R": rng.standard_normal((1, 11, 11))}
+    nodes = [
+        helper.make_node("Constant", [], [name], value=numpy_helper.from_array(array.astype("float32")))
+        for name, array in arrays.items()
+    ]
+    described = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [*nodes, helper.make_node("RNN", ["x", "W", "R"], ["Y"], hidden_size=11)],
+        "short",
+        [described("x", onnx.TensorProto.FLOAT, ("T", "B", 5))],
+        [described("Y", onnx.TensorProto.FLOAT, ("T", 1, "B", 11))],
+    )
+    weights = mr.read(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8))
+    assert weights.spec == mr.RecurrentSpec("simple_rnn", 5, 11, bias="none")
+    assert np.array_equal(weights.arrays["layers.0.forward.weight_hh"], arrays["R"].astype("float32"))
+
+
+def test_alphas_that_were_meant() -> None:
+    """ONNX has them in float32, which is none of these numbers."""
+    for alpha in (0.2, 1 / 6, 0.1, 0.7, 1 / 3, 0.123456):
+        spec = spec_of(recurrent_activation=mr.Activation("hard_sigmoid", alpha, 0.5))
+        assert mr.read(mr.build(spec, BACKEND).native).spec == spec
+
+
+@pytest.mark.filterwarnings("ignore")  # of the exporter, about sizes that it may have fixed
+@pytest.mark.parametrize("stack", [{}, {"num_layers": 3}, BOTH])
+@pytest.mark.parametrize("cell", ["LSTM", "GRU", "RNN"])
+def test_models_that_pytorch_exports(cell: str, stack: dict[str, Any], tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    module = getattr(torch.nn, cell)(5, 11, batch_first=True, **stack)
+    path = tmp_path / "exported.onnx"
+    x = torch.zeros(3, 7, 5)
+    torch.onnx.export(module, (x,), path, dynamo=False, opset_version=14, dynamic_axes={"x": [0, 1]}, input_names=["x"])
+    assert mr.read(onnx.load(path)) == mr.read(module)
+
+
+# --- Models that run as they are -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("native", [lambda stack: stack, lambda stack: stack.model], ids=["stack", "model"])
+def test_a_model_is_adopted_as_it_is(native: Callable[[OnnxStack], Any]) -> None:
+    layer = mr.build(spec_of("lstm", **BOTH), BACKEND, seed=4)
+    mine = native(layer.native)
+    adopted = adopt(mine)
+    assert adopted.native is mine
+    assert (adopted.readable, adopted.differentiable, adopted.takes_lengths, adopted.compilable) == (
+        True,
+        False,
+        True,
+        False,
+    )
+    assert (adopted.weights(), adopted.parameter_count) == (layer.weights(), layer.spec.parameter_count)
+    x, state, lengths = draw_call(layer.spec)
+    assert np.array_equal(adopted(x, state, lengths=lengths).sequence, layer(x, state, lengths=lengths).sequence)
+    assert "agree in 3 quantities" in str(assert_layers_agree(mine, mr.build(layer.weights(), "numpy")))
+    with pytest.raises(mr.InvalidCall, match="has no gradients"):
+        adopted.vjp(x, cotangent=layer(x))
+    with pytest.raises(mr.InvalidCall, match="no compiled form of a model beside its session; run it"):
+        adopt(mine, compiled=True)
+
+
+def test_a_model_that_nobody_can_call() -> None:
+    model = changed(lambda m: setattr(m.graph.input[0], "name", "input"))
+    with pytest.raises(
+        mr.InvalidCall, match=r"it takes input, lengths, h_0 and returns y, h_n, and x, lengths, h_0 and returns"
+    ):
+        adopt(model)
+    with pytest.raises(mr.InvalidCall, match=r"runs an onnx.ModelProto or an OnnxStack, not a InferenceSession"):
+        adopt(mr.build(spec_of(), BACKEND).native.session, spec=spec_of())
