@@ -1,7 +1,7 @@
 """The NumPy backend: the loops themselves, with gradients by hand; in float64 the reference for all others."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -9,12 +9,16 @@ from multirnn import RecurrentSpec, Weights, accept
 from multirnn.adoption import Adopted
 from multirnn.parity import Batch, Optimiser
 from multirnn.weights import Array
-from multirnn_numpy import adoption, layer, training
+from multirnn_numpy import adoption, fast, layer, training
 from multirnn_numpy import weights as conversion
+from multirnn_numpy.fast import FastNumpyLayer
 from multirnn_numpy.layer import NumpyLayer
 from multirnn_numpy.stack import Stack
 
-__all__ = ["BACKEND", "NumpyLayer", "Stack", "build"]
+__all__ = ["BACKEND", "FastNumpyLayer", "NumpyLayer", "Stack", "build"]
+
+if TYPE_CHECKING:
+    from multirnn.bench.work import Prepared, Work
 
 
 class NumpyBackend:
@@ -22,15 +26,22 @@ class NumpyBackend:
 
     name = "numpy"
     differentiable = True
+    implementations = ("native", "fast")
 
     def refuses(self, spec: RecurrentSpec) -> str | None:
         """None: there is no spec that it does not realise."""
         return layer.refuses(spec)
 
-    def build(self, weights: Weights, *, device: str | None = None) -> NumpyLayer:
+    def build(self, weights: Weights, *, device: str | None = None, implementation: str = "native") -> NumpyLayer:
         """Realise `weights.spec` with these weights; see `build`."""
         accept(self, weights.spec)
-        return layer.build(weights, device)
+        return fast.build(weights, device) if implementation == "fast" else layer.build(weights, device)
+
+    def prepare(self, layer: NumpyLayer, work: "Work", threads: int) -> "Prepared":
+        """Make a layer ready to be timed; see `timing.prepare`."""
+        from multirnn_numpy.timing import prepare
+
+        return prepare(layer, work, threads)
 
     def read(self, native: Any) -> Weights:
         """The spec and the weights of a `Stack`; see `weights.read`."""
@@ -69,14 +80,15 @@ class NumpyBackend:
 BACKEND = NumpyBackend()
 
 
-def build(weights: Weights, *, device: str | None = None) -> NumpyLayer:
+def build(weights: Weights, *, device: str | None = None, implementation: str = "native") -> NumpyLayer:
     """Realise `weights.spec` in NumPy.
 
     Args:
         weights: copied into the parameters of a `Stack`.
         device: "cpu", which is also the default; there is no other.
+        implementation: "native", or "fast": the same by the compiled recurrence, or by fewer operations a step.
 
     Raises:
         InvalidCall: another device.
     """
-    return BACKEND.build(weights, device=device)
+    return BACKEND.build(weights, device=device, implementation=implementation)

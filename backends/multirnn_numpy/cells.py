@@ -2,12 +2,12 @@
 
 Rows times matrices: x_t is `(batch, features)`, h `(batch, hidden_size)`, W `(features, gates * hidden_size)` and U
 `(hidden_size, gates * hidden_size)`. Equations, gates and biases are those of `multirnn.cells`; where only the sum of
-both biases counts, it is called b. h_t and c_t are the state after step t, prev_h and prev_c the one before it, and dh_t
-is the gradient of h_t.
+both biases counts, it is called b. h_t and c_t are the state after step t, prev_h and prev_c the one before it, and dh and
+dprev_h are the gradients of h_t and prev_h.
 
     forward    x W + b waits in z; step by step, what h enters
-    backward   for all steps at once, the factor by which the gradient of each gate hangs on dh_t (or dc_t);
-               step by step, dz_t = factor * dh_t and dprev_h += dz_t Uᵀ
+    backward   for all steps at once, the factor by which the gradient of each gate hangs on dh (or dc);
+               step by step, dh += dy_t, dz_t = factor * dh and dprev_h = dz_t Uᵀ
 
 Steps are counted in the order in which they run: the backward direction is given a reversed x. At padding the state
 stays as it is, and its gradient passes as it is.
@@ -39,7 +39,7 @@ class SimpleRnn(Pass):
     def forward(self) -> None:
         """Three operations a step."""
         (h,) = self.states
-        a, U = self.a, self.U
+        a, U = self.a, self.U_there
         prev_h, hU = h[0], np.empty_like(h[0])
         for h_t, frozen in steps(h[1:], self.frozen):
             prev_h.dot(U, hU)
@@ -49,19 +49,19 @@ class SimpleRnn(Pass):
                 copyto(h_t, prev_h, where=frozen)
             prev_h = h_t
 
-    def backward(self, dstates: list[Array]) -> tuple[Array, Array, Array]:
-        """Everything comes from dz_t = dh_t * a'."""
-        (h,), (dh,) = self.states, dstates
+    def backward(self, dy: Array, dstate: list[Array]) -> tuple[Array, Array, Array]:
+        """Everything comes from dz_t = dh * a'."""
+        (h,), (dh,) = self.states, dstate
         dz = self.empty(h[1:].shape, h.dtype)
-        self.a_slope(h[1:], dz)  # to be multiplied by dh_t
-        self.at_padding(0, dz)
-        U_T, dzU = transposed(self.U), np.empty_like(dh[0])
-        for dz_t, dprev_h, dh_t, frozen in steps_back(dz, dh[:-1], dh[1:], self.frozen):
-            multiply(dz_t, dh_t, dz_t)
-            dz_t.dot(U_T, dzU)
-            add(dprev_h, dzU, dprev_h)
+        U_T, dprev_h = transposed(self.U), np.empty_like(dh)
+        for dz_t, dy_t, frozen in zip(self.slopes_back(h[1:], dz), dy[::-1], self.frozen[::-1], strict=True):
+            add(dh, dy_t, dh)  # all of dh
+            multiply(dz_t, dh, dz_t)  # dz_t = dh * a'
+            dz_t.dot(U_T, dprev_h)
             if frozen is not None:
-                add(dprev_h, dh_t, dprev_h, where=frozen)
+                copyto(dprev_h, dh, where=frozen)
+            dh, dprev_h = dprev_h, dh
+        dstate[0] = dh
         return dz, dz, sum_of_products(dz, h[:-1])
 
 
@@ -71,7 +71,7 @@ class Lstm(Pass):
     def forward(self) -> None:
         """The gates stay in z."""
         h, c = self.states
-        a, s, U = self.a, self.s, self.U
+        a, s, U = self.a, self.s, self.U_there
         i, f, g, o = gates(self.z, 4)
         i_f = self.z[..., : 2 * h.shape[-1]]
         hU, ig = np.empty_like(self.z[0]), np.empty_like(h[0])
@@ -92,9 +92,9 @@ class Lstm(Pass):
                 copyto(h_t, prev_h, where=frozen)
                 copyto(c_t, prev_c, where=frozen)
 
-    def backward(self, dstates: list[Array]) -> tuple[Array, Array, Array]:
-        """First dc_t += dh_t * o * a'; then di, df and dg come from dc_t, do from dh_t, and dc = dc_t * f."""
-        (h, c), (dh, dc) = self.states, dstates
+    def backward(self, dy: Array, dstate: list[Array]) -> tuple[Array, Array, Array]:
+        """First dc += dh * o * a'; then di, df and dg come from dc, do from dh, and dprev_c = dc * f."""
+        (h, c), (dh, dc) = self.states, dstate
         i, f, g, o = gates(self.z, 4)
         a_c, dc_dh = (self.empty(c[1:].shape, c.dtype) for _ in range(2))
         self.a(c[1:], a_c)
@@ -113,19 +113,19 @@ class Lstm(Pass):
         self.at_padding(0, dz, dc_dh)
         self.at_padding(1, f)
         difg, dc_gates = gate_axis(dz, 4)[..., :3, :], dc[..., None, :]
-        U_T, dzU = transposed(self.U), np.empty_like(dh[0])
-        for dz_t, difg_t, do_t, dc_dh_t, f_t, dprev_h, dh_t, frozen in steps_back(
-            dz, difg, do, dc_dh, f, dh[:-1], dh[1:], self.frozen
-        ):
-            multiply(dc_dh_t, dh_t, dc_dh_t)
-            add(dc, dc_dh_t, dc)  # all of dc_t
+        U_T, dprev_h = transposed(self.U), np.empty_like(dh)
+        for dz_t, difg_t, do_t, dc_dh_t, f_t, dy_t, frozen in steps_back(dz, difg, do, dc_dh, f, dy, self.frozen):
+            add(dh, dy_t, dh)  # all of dh
+            multiply(dc_dh_t, dh, dc_dh_t)
+            add(dc, dc_dh_t, dc)  # all of dc
             multiply(difg_t, dc_gates, difg_t)
-            multiply(do_t, dh_t, do_t)
-            multiply(dc, f_t, dc)  # dc_t as far as it is prev_c's
-            dz_t.dot(U_T, dzU)
-            add(dprev_h, dzU, dprev_h)
+            multiply(do_t, dh, do_t)
+            multiply(dc, f_t, dc)  # dprev_c
+            dz_t.dot(U_T, dprev_h)
             if frozen is not None:
-                add(dprev_h, dh_t, dprev_h, where=frozen)
+                copyto(dprev_h, dh, where=frozen)
+            dh, dprev_h = dprev_h, dh
+        dstate[0] = dh
         return dz, dz, sum_of_products(dz, h[:-1])
 
 
@@ -141,7 +141,7 @@ class GruResetAfter(Pass):
     def forward(self) -> None:
         """The gates stay in z, and m = h U_n + d_n beside them."""
         (h,) = self.states
-        a, s, U = self.a, self.s, self.U
+        a, s, U = self.a, self.s, self.U_there
         d_n = self.parameters["bias_hh"][-1] if "bias_hh" in self.parameters else np.zeros_like(h[0])
         r, z, n = gates(self.z, 3)
         self.m = np.empty_like(n, order="C")
@@ -161,9 +161,9 @@ class GruResetAfter(Pass):
             if frozen is not None:
                 copyto(h_t, prev_h, where=frozen)
 
-    def backward(self, dstates: list[Array]) -> tuple[Array, Array, Array]:
-        """All of dr, dz, dm and dn come from dh_t, and dn is not needed before the end; dh = dh_t * z + what U brings."""
-        (h,), (dh,) = self.states, dstates
+    def backward(self, dy: Array, dstate: list[Array]) -> tuple[Array, Array, Array]:
+        """All of dr, dz, dm and dn come from dh, and dn is not needed before the end; dprev_h = dh * z + what U brings."""
+        (h,), (dh,) = self.states, dstate
         r, z, n = gates(self.z, 3)
         dn_dh = self.empty(n.shape, n.dtype)
         self.a_slope(n, dn_dh)
@@ -177,17 +177,18 @@ class GruResetAfter(Pass):
         multiply(dn_dh, r, dm)
         self.at_padding(0, drzm, dn_dh)
         self.at_padding(1, z)
-        U_T, to_h = transposed(self.U), np.empty_like(dh[0])
-        for drzm_t, gates_t, z_t, dprev_h, dh_t, dh_gates in steps_back(
-            drzm, gate_axis(drzm, 3), z, dh[:-1], dh[1:], dh[1:, ..., None, :]
+        dhs = self.empty(dy.shape, dy.dtype)
+        U_T, to_h = transposed(self.U), np.empty_like(dh)
+        for drzm_t, gates_t, z_t, dy_t, dh_t, dh_gates in steps_back(
+            drzm, gate_axis(drzm, 3), z, dy, dhs, dhs[..., None, :]
         ):
+            add(dh, dy_t, dh_t)  # all of dh
             multiply(gates_t, dh_gates, gates_t)
+            multiply(dh_t, z_t, dh)
             drzm_t.dot(U_T, to_h)
-            add(dprev_h, to_h, dprev_h)
-            multiply(dh_t, z_t, to_h)
-            add(dprev_h, to_h, dprev_h)
+            add(dh, to_h, dh)  # dprev_h
         drzn = drzm.copy()
-        multiply(dn_dh, dh[1:], gates(drzn, 3)[2])
+        multiply(dn_dh, dhs, gates(drzn, 3)[2])
         return drzn, drzm, sum_of_products(drzm, h[:-1])
 
 
@@ -199,7 +200,7 @@ class GruResetBefore(Pass):
         (h,) = self.states
         a, s = self.a, self.s
         rz_end = 2 * h.shape[-1]
-        U_rz, U_n = np.ascontiguousarray(self.U[:, :rz_end]), np.ascontiguousarray(self.U[:, rz_end:])
+        U_rz, U_n = (np.ascontiguousarray(U) for U in (self.U_there[:, :rz_end], self.U_there[:, rz_end:]))
         r, z, n = gates(self.z, 3)
         rz = self.z[..., :rz_end]
         self.rh = np.empty_like(n, order="C")
@@ -218,9 +219,9 @@ class GruResetBefore(Pass):
             if frozen is not None:
                 copyto(h_t, prev_h, where=frozen)
 
-    def backward(self, dstates: list[Array]) -> tuple[Array, Array, Array]:
-        """First dz and dn come from dh_t, then dr from d(r * h) = dn U_nᵀ; dh = dh_t * z + d(r * h) * r + what U brings."""
-        (h,), (dh,) = self.states, dstates
+    def backward(self, dy: Array, dstate: list[Array]) -> tuple[Array, Array, Array]:
+        """First dz and dn come from dh, then dr from d(r * h) = dn U_nᵀ; dprev_h = dh * z + d(r * h) * r + what U brings."""
+        (h,), (dh,) = self.states, dstate
         r, z, n = gates(self.z, 3)
         drzn = self.empty(self.z.shape, self.z.dtype)
         dr, dz, dn = gates(drzn, 3)
@@ -236,19 +237,17 @@ class GruResetBefore(Pass):
         rz_end = 2 * h.shape[-1]
         U_rz_T, U_n_T = transposed(self.U[:, :rz_end]), transposed(self.U[:, rz_end:])
         drz, dzn = drzn[..., :rz_end], gate_axis(drzn, 3)[..., 1:, :]
-        drh, to_h = np.empty_like(dh[0]), np.empty_like(dh[0])
-        for drz_t, dzn_t, dr_t, dn_t, r_t, z_t, dprev_h, dh_t, dh_gates in steps_back(
-            drz, dzn, dr, dn, r, z, dh[:-1], dh[1:], dh[1:, ..., None, :]
-        ):
+        drh, to_h, dh_gates = np.empty_like(dh), np.empty_like(dh), dh[..., None, :]
+        for drz_t, dzn_t, dr_t, dn_t, r_t, z_t, dy_t in steps_back(drz, dzn, dr, dn, r, z, dy):
+            add(dh, dy_t, dh)  # all of dh
             multiply(dzn_t, dh_gates, dzn_t)
             dn_t.dot(U_n_T, drh)
             multiply(dr_t, drh, dr_t)
+            multiply(dh, z_t, dh)
+            multiply(drh, r_t, drh)
+            add(dh, drh, dh)
             drz_t.dot(U_rz_T, to_h)
-            add(dprev_h, to_h, dprev_h)
-            multiply(drh, r_t, to_h)
-            add(dprev_h, to_h, dprev_h)
-            multiply(dh_t, z_t, to_h)
-            add(dprev_h, to_h, dprev_h)
+            add(dh, to_h, dh)  # dprev_h
         dU = np.concatenate([sum_of_products(drz, h[:-1]), sum_of_products(dn, self.rh)])
         return drzn, drzn, dU
 

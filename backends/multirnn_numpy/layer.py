@@ -1,13 +1,16 @@
 """A stack realised by NumPy: how it is built and run, and its gradients. Nothing is refused."""
 
+from collections.abc import Callable
+
 from multirnn import BoundaryLayer, Gradients, Inputs, InvalidCall, Output, RecurrentSpec, State, Weights
 from multirnn.weights import Array
 from multirnn_numpy.passes import Padding
 from multirnn_numpy.stack import Stack
-from multirnn_numpy.weights import read, stack
+from multirnn_numpy.weights import read
+from multirnn_numpy.weights import stack as stack_of
 from multirnn_numpy.workspace import Workspaces
 
-__all__ = ["NumpyLayer", "build", "refuses"]
+__all__ = ["NumpyLayer", "batch_first", "build", "padding", "refuse_device", "refuses", "time_first"]
 
 
 def refuses(spec: RecurrentSpec) -> str | None:
@@ -21,9 +24,18 @@ def build(weights: Weights, device: str | None) -> "NumpyLayer":
     Raises:
         InvalidCall: a device other than "cpu".
     """
+    refuse_device(device)
+    return NumpyLayer(stack_of(weights))
+
+
+def refuse_device(device: str | None) -> None:
+    """Go on only with the one device that there is.
+
+    Raises:
+        InvalidCall: another.
+    """
     if device not in (None, "cpu"):
         raise InvalidCall(f"NumPy computes on the device 'cpu' alone, not on {device!r}")
-    return NumpyLayer(stack(weights))
 
 
 class NumpyLayer(BoundaryLayer):
@@ -32,6 +44,8 @@ class NumpyLayer(BoundaryLayer):
     Args:
         native: the parameters, and the way there and back; trained by writing into `native.parameters`.
     """
+
+    takes_strides = True
 
     def __init__(self, native: Stack) -> None:
         super().__init__(native.spec)
@@ -58,19 +72,32 @@ class NumpyLayer(BoundaryLayer):
 
     def run(self, inputs: Inputs) -> Output:
         """See `BoundaryLayer.run`."""
-        y, state, _ = self._native.forward(*_time_first(inputs.x, inputs.state), _padded(inputs))
-        return Output(*_batch_first(y, state))
+        y, state, _ = self._native.forward(*time_first(inputs.x, inputs.state), padding(inputs))
+        return Output(*batch_first(y, state))
 
     def pull_back(self, inputs: Inputs, cotangent: Output) -> Gradients:
         """See `BoundaryLayer.pull_back`."""
-        x, state = _time_first(inputs.x, inputs.state)
+        return self.there_and_back(inputs, lambda output: cotangent)
+
+    def there_and_back(self, inputs: Inputs, cotangent_of: Callable[[Output], Output]) -> Gradients:
+        """The gradients of a checked call, of a cotangent that depends on its output, as that of a loss does.
+
+        Args:
+            inputs: the call.
+            cotangent_of: from the output, whose memory is used again afterwards, to its cotangent, zero at padding.
+        """
+        return self.through(self._native, inputs, cotangent_of)
+
+    def through(self, stack: Stack, inputs: Inputs, cotangent_of: Callable[[Output], Output]) -> Gradients:
+        """`there_and_back` through this stack."""
         with self._workspaces.lend() as empty:
-            _, _, passes = self._native.forward(x, state, _padded(inputs), empty)
-            dparameters, dx, dstate = self._native.backward(passes, *_time_first(cotangent.sequence, cotangent.state))
-        return Gradients(dparameters, *_batch_first(dx, dstate))
+            y, last, passes = stack.forward(*time_first(inputs.x, inputs.state), padding(inputs), empty)
+            cotangent = cotangent_of(Output(*batch_first(y, last)))
+            dparameters, dx, dstate = stack.backward(passes, *time_first(cotangent.sequence, cotangent.state))
+        return Gradients(dparameters, *batch_first(dx, dstate))
 
 
-def _time_first(sequence: Array, state: State) -> tuple[Array, list[Array]]:
+def time_first(sequence: Array, state: State) -> tuple[Array, list[Array]]:
     """As `Stack` takes them; a batch of one without its axis."""
     parts = [part for part in state if part is not None]
     if len(sequence) == 1:
@@ -78,14 +105,15 @@ def _time_first(sequence: Array, state: State) -> tuple[Array, list[Array]]:
     return sequence.swapaxes(0, 1), parts
 
 
-def _batch_first(sequence: Array, state: list[Array]) -> tuple[Array, State]:
+def batch_first(sequence: Array, state: list[Array]) -> tuple[Array, State]:
     """As `Layer` returns them."""
     if sequence.ndim == 2:
         return sequence[None], State(*(part[:, None] for part in state))
     return sequence.swapaxes(0, 1), State(*state)
 
 
-def _padded(inputs: Inputs) -> Padding | None:
+def padding(inputs: Inputs) -> Padding | None:
+    """Which steps are padding, as `Stack` takes it."""
     if inputs.lengths is None:
         return None
     padded = ~inputs.valid[..., None]

@@ -33,6 +33,10 @@ is busy. Above it the one product is faster, 16.0 ms against 16.4 for (32, 100, 
 """
 
 
+SLOPES = 2**15
+"""So many slopes are computed at once, 128 kB of them in float32."""
+
+
 class Pass(ABC):
     """One layer in one direction over one sequence; it remembers what the way back needs.
 
@@ -47,6 +51,7 @@ class Pass(ABC):
     Attributes:
         states: h, and of an LSTM c, before the first and after every step: `(time + 1, batch, hidden_size)`.
         z: `(time, batch, gates * hidden_size)`; x W + b, which `forward` turns into the gates.
+        U_there: U, as `forward` multiplies by it.
     """
 
     def __init__(
@@ -71,24 +76,29 @@ class Pass(ABC):
         for state, part in zip(self.states, first, strict=True):
             state[0] = part
         self.z = self.room_for_z()
-        self.project()
+        W, self.U_there, b = self.there()
+        self.project(W, b)
 
     def room_for_z(self) -> Array:
         """Where x W + b goes."""
         return self.empty((*self.x.shape[:-1], self.W.shape[1]), self.x.dtype)
 
-    def project(self) -> None:
+    def there(self) -> tuple[Array, Array, Array | None]:
+        """W, U and b as `forward` multiplies and adds them."""
+        return self.W, self.U, self.bias().ravel() if "bias_ih" in self.parameters else None
+
+    def project(self, W: Array, b: Array | None) -> None:
         """Fill z with x W + b."""
-        if self.x.ndim == 3 and self.x[0].size * self.W.shape[1] <= ONE_THREAD:
-            np.matmul(self.x, self.W, self.z)  # a product a step
+        if self.x.ndim == 3 and self.x[0].size * W.shape[1] <= ONE_THREAD:
+            np.matmul(self.x, W, self.z)  # a product a step
         else:
             if not self.x.flags.c_contiguous:
                 x = self.x
                 self.x = self.empty(x.shape, x.dtype)
                 copyto(self.x, x)
-            rows(self.x).dot(self.W, rows(self.z))
-        if "bias_ih" in self.parameters:
-            self.z += np.full(self.z.shape[1:], self.bias().ravel())  # whole steps: four times as fast as row by row
+            rows(self.x).dot(W, rows(self.z))
+        if b is not None:
+            self.z += np.full(self.z.shape[1:], b)  # whole steps: four times as fast as row by row
 
     def bias(self) -> Array:
         """What is added to x W: b, and d where there is one."""
@@ -110,13 +120,12 @@ class Pass(ABC):
         return [state[-1] for state in self.states]
 
     @abstractmethod
-    def backward(self, dstates: list[Array]) -> tuple[Array, Array, Array]:
+    def backward(self, dy: Array, dstate: list[Array]) -> tuple[Array, Array, Array]:
         """Run from the last step to the first.
 
         Args:
-            dstates: the gradient of h before the first and after every step, `(time + 1, batch, hidden_size)`, without
-                what comes through later steps, which is added to it. Of an LSTM also the gradient of the last c,
-                `(batch, hidden_size)`, which becomes that of the first.
+            dy: the gradient of the outputs, `(time, batch, hidden_size)`.
+            dstate: the gradient of the state after the last step, which becomes that of the state before the first.
 
         Returns:
             The gradients of x W + b and of h U + d, `(time, batch, gates * hidden_size)` each, and of Uᵀ.
@@ -124,12 +133,8 @@ class Pass(ABC):
 
     def pull_back(self, dy: Array, dlast: Sequence[Array]) -> tuple[dict[str, Array], Array, list[Array]]:
         """From the gradients of outputs and last state to those of parameters (by last name), x and first state."""
-        dh = self.empty(self.states[0].shape, self.states[0].dtype)
-        dh[0] = 0
-        dh[1:] = dy
-        dh[-1] += dlast[0]
-        dstates = [dh, *(part.copy() for part in dlast[1:])]
-        dz, dhU, dU_T = self.backward(dstates)
+        dstate = [part.copy() for part in dlast]
+        dz, dhU, dU_T = self.backward(dy, dstate)
         db = total(dz)
         dd = db.copy() if dhU is dz else total(dhU)
         found = {"weight_ih": sum_of_products(dz, self.x), "weight_hh": dU_T, "bias_ih": db, "bias_hh": dd}
@@ -139,7 +144,20 @@ class Pass(ABC):
             # One recurrent bias for all gates is the candidate's, and the candidate is the last gate.
             parameters[name] = gradient[-len(parameter) :]
         dx = (rows(dz) @ self.W.T).reshape(self.x.shape)
-        return parameters, dx, [dh[0], *dstates[1:]]
+        return parameters, dx, dstate
+
+    def slopes_back(self, y: Array, out: Array) -> Iterator[Array]:
+        """The steps of `out`, the last first, with a' in terms of a step's output y in them, and zero at padding.
+
+        They are filled a block at a time, so that a step is still in the cache when it is used.
+        """
+        block = max(1, SLOPES // y[0].size)
+        for end in range(len(y), 0, -block):
+            steps = slice(max(0, end - block), end)
+            self.a_slope(y[steps], out[steps])
+            if self.padded is not None:
+                copyto(out[steps], 0, where=self.padded[steps])
+            yield from out[steps][::-1]
 
     def at_padding(self, value: float, *arrays: Array) -> None:
         """Write a value into the padded steps of arrays `(time, batch, …)`."""

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from multirnn import RecurrentSpec
+from multirnn import Cell, RecurrentSpec
 from multirnn.weights import Array
 from multirnn_numpy.cells import CELLS
 from multirnn_numpy.passes import Padding, Pass
@@ -27,10 +27,12 @@ class Stack:
         parameters: by name, in canonical shapes. They are live: what is written into them holds from the next call on.
     """
 
-    def __init__(self, spec: RecurrentSpec, parameters: dict[str, Array]) -> None:
+    def __init__(
+        self, spec: RecurrentSpec, parameters: dict[str, Array], cells: Mapping[Cell, type[Pass]] = CELLS
+    ) -> None:
         self.spec = spec
         self.parameters = parameters
-        self._cell = CELLS[spec.form]
+        self._cell = cells[spec.form]
         self._names = {(layer, direction): _names(spec, layer, direction) for layer, direction in spec.passes}
 
     def forward(

@@ -1,0 +1,86 @@
+"""NumPy's layers, native and fast, in a benchmark: called with arrays, as their users call them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from multirnn import Inputs, Output, State
+from multirnn.bench.work import SGD_RATE, Prepared, Work
+from multirnn_numpy.fast import FastNumpyLayer
+from multirnn_numpy.layer import NumpyLayer
+
+__all__ = ["prepare"]
+
+
+def prepare(layer: NumpyLayer, work: Work, threads: int) -> Prepared:
+    """Make a layer ready for a work; see `multirnn.bench.work.Contender.prepare`.
+
+    How many threads NumPy's own products take is decided when NumPy is loaded, by the environment.
+    """
+    prepared = _MODES[work.mode](layer, work)
+    prepared.plan = "the loops in NumPy"
+    if isinstance(layer, FastNumpyLayer):
+        layer.threads = threads
+        batch, time, _ = work.x.shape
+        gradients = work.mode in ("gradients", "training")
+        prepared.plan = layer.plan(batch, time, lengths=work.lengths is not None, gradients=gradients).sentence
+    return prepared
+
+
+def _inference(layer: NumpyLayer, work: Work) -> Prepared:
+    def call() -> Output:
+        return layer(work.x, lengths=work.lengths)
+
+    return Prepared(call, call, call)
+
+
+def _gradients(layer: NumpyLayer, work: Work) -> Prepared:
+    assert work.cotangent is not None
+    cotangent = work.cotangent
+
+    def call() -> Any:
+        return layer.vjp(work.x, lengths=work.lengths, cotangent=cotangent)
+
+    return Prepared(call, call, call)
+
+
+def _training(layer: NumpyLayer, work: Work) -> Prepared:
+    assert work.target is not None
+    target, spec, parameters = work.target, layer.spec, layer.native.parameters
+    shape = len(list(spec.passes)), len(work.x), spec.hidden_size
+    zero = State(*(np.zeros(shape, spec.dtype) for _ in spec.form.states))
+    inputs = Inputs(work.x, zero, work.lengths, state_given=False)
+    if work.lengths is not None:
+        inputs = Inputs(work.x * inputs.valid[..., None], zero, work.lengths, state_given=False)
+
+    def cotangent_of(output: Output) -> Output:
+        dy = output.sequence - target
+        dy *= 2 / target.size
+        if work.lengths is not None:
+            dy *= inputs.valid[..., None]
+        return Output(dy, zero)
+
+    def call() -> None:
+        gradients = layer.there_and_back(inputs, cotangent_of)
+        for name, gradient in gradients.weights.items():
+            parameters[name] -= SGD_RATE * gradient
+
+    def result() -> Any:
+        call()
+        return layer.weights().arrays
+
+    return Prepared(call, result)
+
+
+def _streaming(layer: NumpyLayer, work: Work) -> Prepared:
+    stream, first = layer.stream(), layer.stream()
+    return Prepared(lambda: stream(work.x, lengths=work.lengths), lambda: first(work.x, lengths=work.lengths))
+
+
+_MODES: dict[str, Callable[[NumpyLayer, Work], Prepared]] = {
+    "inference": _inference,
+    "gradients": _gradients,
+    "training": _training,
+    "streaming": _streaming,
+}

@@ -1,0 +1,276 @@
+"""NumPy's fast layers: the same function through the compiled recurrence and in NumPy, live weights, plans, threads."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+from multirnn_numpy import BACKEND, FastNumpyLayer, Stack
+from multirnn_numpy.halved import halvable
+
+import multirnn as mr
+from multirnn import kernel
+from multirnn.bench.work import MODES, SGD_RATE, Work
+from multirnn.compare import draw_call, draw_state, widened
+from multirnn.testing import cases
+from multirnn.testing.suite import covering_specs
+
+needs_kernel = pytest.mark.skipif(kernel.missing() is not None, reason=str(kernel.missing()))
+
+
+class OneWay:
+    """The fast layers by one way, whatever is installed."""
+
+    differentiable = True
+
+    def __init__(self, compiled: bool) -> None:
+        self.compiled = compiled
+        self.name = "numpy fast, compiled" if compiled else "numpy fast, in NumPy"
+
+    def refuses(self, spec: mr.RecurrentSpec) -> str | None:
+        return BACKEND.refuses(spec)
+
+    def build(self, weights: mr.Weights, *, device: str | None = None) -> FastNumpyLayer:
+        return FastNumpyLayer(weights, compiled=self.compiled)
+
+    def read(self, native: Any) -> mr.Weights:
+        return BACKEND.read(native)
+
+    def versions(self) -> Mapping[str, str]:
+        return BACKEND.versions()
+
+
+WAYS = [pytest.param(OneWay(True), id="compiled", marks=needs_kernel), pytest.param(OneWay(False), id="in_numpy")]
+every_way = pytest.mark.parametrize("way", WAYS)
+
+
+@every_way
+@pytest.mark.parametrize("check", [pytest.param(check, id=name) for name, check in cases()])
+def test_the_conformance_suite(
+    way: OneWay, check: Callable[[mr.Backend], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("multirnn_numpy.fast.HALVABLE", 0)  # its shapes are small
+    check(way)
+
+
+def largest(actual: Any, expected: Any) -> float:
+    """The largest normwise difference of outputs or gradients."""
+    if isinstance(expected, np.ndarray):
+        return mr.difference(np.ascontiguousarray(actual), expected).normwise
+    if isinstance(expected, Mapping):
+        return max(largest(actual[name], array) for name, array in expected.items())
+    return max(largest(a, b) for a, b in zip(actual, expected, strict=True) if b is not None)
+
+
+# --- The layer -------------------------------------------------------------------------------------------------------
+
+
+@every_way
+@pytest.mark.parametrize("cell", mr.CELLS)
+def test_what_is_written_into_native_counts_from_the_next_call_on(way: OneWay, cell: str) -> None:
+    spec = mr.RecurrentSpec(cell, 5, 11, num_layers=2, bidirectional=True, dtype="float64")
+    layer = way.build(mr.initialise(spec, 1))
+    assert isinstance(layer.native, Stack)
+    assert layer.parameter_count == spec.parameter_count
+    x, state, lengths = draw_call(spec)
+    before = layer(x, state, lengths=lengths)
+    for name, array in mr.initialise(spec, 2).arrays.items():
+        layer.native.parameters[name][...] = array
+    expected = mr.build(mr.initialise(spec, 2), "numpy")(x, state, lengths=lengths)
+    assert largest(layer(x, state, lengths=lengths), expected) <= mr.tolerance("float64")
+    assert largest(before, expected) > mr.tolerance("float64")
+    assert layer.weights() == mr.initialise(spec, 2)
+
+
+@every_way
+def test_parameters_may_be_replaced_by_others_of_any_layout(way: OneWay) -> None:
+    spec = mr.RecurrentSpec("lstm", 5, 11)
+    layer, other = way.build(mr.initialise(spec, 1)), mr.initialise(spec, 2)
+    x, state, lengths = draw_call(spec)
+    layer(x, state, lengths=lengths)
+    for name, array in other.arrays.items():
+        layer.native.parameters[name] = np.repeat(array, 2, axis=-1)[..., ::2]
+    expected = mr.build(other.astype("float64"), "numpy")(x.astype("float64"), widened(state), lengths=lengths)
+    assert largest(layer(x, state, lengths=lengths), expected) <= mr.tolerance("float32")
+
+
+@needs_kernel
+def test_parameters_that_are_not_the_specs_reach_no_address() -> None:
+    layer = FastNumpyLayer(mr.initialise(mr.RecurrentSpec("gru", 5, 11)), compiled=True)
+    layer.native.parameters["layers.0.forward.weight_hh"] = np.zeros((3, 11, 7), "float32")
+    with pytest.raises(mr.InvalidWeights, match="weight_hh"):
+        layer(np.zeros((2, 3, 5), "float32"))
+    layer.native.parameters["layers.0.forward.weight_hh"] = crooked((3, 11, 11))
+    with pytest.raises(mr.InvalidWeights, match="not aligned"):
+        layer(np.zeros((2, 3, 5), "float32"))
+
+
+def crooked(shape: tuple[int, ...]) -> np.ndarray:
+    """Zeros that begin, and whose rows begin, in the middle of an element."""
+    rows = np.zeros((*shape[:-1], 4 * shape[-1] + 1), "uint8")
+    kind = np.dtype({"names": ["row"], "formats": [("float32", shape[-1])], "offsets": [1], "itemsize": rows.shape[-1]})
+    return rows.view(kind)["row"].reshape(shape)
+
+
+@every_way
+def test_memory_of_any_layout_is_read_right_and_results_are_the_callers_own(way: OneWay) -> None:
+    spec = mr.RecurrentSpec("gru", 5, 11)
+    layer = way.build(mr.initialise(spec))
+    x, state, lengths = draw_call(spec)
+    output = layer(x, state, lengths=lengths)
+    cotangent = mr.Output(
+        np.random.default_rng(3).standard_normal(output.sequence.shape).astype("float32"),
+        draw_state(spec, len(x), np.random.default_rng(4)),
+    )
+    gradients = layer.vjp(x, state, lengths=lengths, cotangent=cotangent)
+    copies = [array.copy() for array in (output.sequence, output.state.h, gradients.x)]
+    frozen = x.copy()
+    frozen.flags.writeable = False
+    time_first = np.ascontiguousarray(x.swapaxes(0, 1)).swapaxes(0, 1)
+    reversed_twice = np.ascontiguousarray(x[::-1, ::-1])[::-1, ::-1]
+    between = crooked(x.shape)
+    between[...] = x
+    for same in (frozen, time_first, reversed_twice, between, np.repeat(x, 2, axis=-1)[..., ::2], np.asfortranarray(x)):
+        again = layer(same, state, lengths=lengths)
+        assert np.array_equal(again.sequence, copies[0])
+        assert np.array_equal(layer.vjp(same, state, lengths=lengths, cotangent=cotangent).x, copies[2])
+    slanted = mr.Output(np.asfortranarray(cotangent.sequence), cotangent.state)
+    assert np.array_equal(layer.vjp(x, state, lengths=lengths, cotangent=slanted).x, copies[2])
+    layer(x + 1)
+    layer.vjp(x + 1, cotangent=cotangent)
+    for array, copy in zip((output.sequence, output.state.h, gradients.x), copies, strict=True):
+        assert np.array_equal(array, copy)
+
+
+@every_way
+def test_a_stream_is_the_sequence(way: OneWay) -> None:
+    spec = mr.RecurrentSpec("lstm", 5, 11, num_layers=2)
+    layer = way.build(mr.initialise(spec))
+    x, _, _ = draw_call(spec)
+    stream = layer.stream()
+    parts = [stream(x[:, t : t + 1]).sequence for t in range(x.shape[1])]
+    whole = mr.build(mr.initialise(spec).astype("float64"), "numpy")(x.astype("float64"))
+    assert mr.difference(np.concatenate(parts, axis=1), whole.sequence).normwise <= mr.tolerance("float32")
+    assert stream.state is not None
+    assert mr.difference(stream.state.h, whole.state.h).normwise <= mr.tolerance("float32")
+
+
+@needs_kernel
+@pytest.mark.parametrize("shape", [(1, 40, 96, 700), (67, 13, 31, 37)])
+def test_threads_do_not_change_what_is_computed(shape: tuple[int, int, int, int]) -> None:
+    batch, time, features, hidden = shape
+    weights = mr.initialise(mr.RecurrentSpec("gru", features, hidden))
+    layer = FastNumpyLayer(weights, compiled=True)
+    x = np.random.default_rng(0).standard_normal((batch, time, features)).astype("float32")
+    expected = mr.build(weights.astype("float64"), "numpy")(x.astype("float64"))
+    for layer.threads in (1, 2, 3):
+        assert largest(layer(x), expected) <= mr.tolerance("float32")
+
+
+# --- What it says of itself ------------------------------------------------------------------------------------------
+
+
+@needs_kernel
+def test_the_plan_names_the_compiled_recurrence_and_its_instructions() -> None:
+    layer = mr.build(mr.RecurrentSpec("simple_rnn", 5, 11), "numpy", implementation="fast")
+    assert isinstance(layer, FastNumpyLayer)
+    plan = layer.plan(3, 7, lengths=True, gradients=True)
+    assert plan.implementation == "fast"
+    assert kernel.instruction_sets()[0] in plan.sentence
+
+
+@pytest.mark.parametrize("spec", list(covering_specs()), ids=repr)
+def test_without_it_the_plan_is_fast_where_sigmoids_can_be_had_by_tanh(spec: mr.RecurrentSpec) -> None:
+    plan = FastNumpyLayer(mr.initialise(spec), compiled=False).plan(32, 7)
+    assert plan.implementation == ("fast" if halvable(spec) else "native")
+    assert ("sigmoids by tanh" in plan.sentence) == halvable(spec)
+
+
+@every_way
+def test_the_plan_is_native_where_preparing_the_weights_costs_more_than_the_steps(way: OneWay) -> None:
+    layer = way.build(mr.initialise(mr.RecurrentSpec("lstm", 128, 128)))
+    assert [layer.plan(batch, 5).implementation for batch in (1, 60)] == ["native", "fast"]
+    assert "takes longer than 5 steps" in layer.plan(1, 5).sentence
+
+
+@every_way
+@pytest.mark.parametrize("form", [("lstm", True), ("gru", True), ("gru", False)])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_many_rows_and_steps_agree_too(way: OneWay, form: tuple[str, bool], dtype: str) -> None:
+    spec = mr.RecurrentSpec(
+        form[0], 5, 11, num_layers=2, bidirectional=True, bias="double", reset_after=form[1], dtype=dtype
+    )
+    layer, reference = way.build(mr.initialise(spec)), mr.build(mr.initialise(spec).astype("float64"), "numpy")
+    rng = np.random.default_rng(7)
+    for batch, time in ((1, 131), (37, 7)):
+        assert layer.plan(batch, time).implementation == "fast"
+        x, state = rng.standard_normal((batch, time, 5)).astype(dtype), draw_state(spec, batch, rng)
+        lengths = rng.integers(0, time + 1, batch)
+        lengths[0] = time - 1
+        output = reference(x.astype("float64"), widened(state), lengths=lengths)
+        assert largest(layer(x, state, lengths=lengths), output) <= mr.tolerance(dtype)
+        cotangent = mr.Output(rng.standard_normal(output.sequence.shape).astype(dtype), draw_state(spec, batch, rng))
+        wide = mr.Output(cotangent.sequence.astype("float64"), widened(cotangent.state))  # type: ignore[arg-type]
+        expected = reference.vjp(x.astype("float64"), widened(state), lengths=lengths, cotangent=wide)
+        assert largest(layer.vjp(x, state, lengths=lengths, cotangent=cotangent), expected) <= mr.tolerance(dtype)
+
+
+def test_where_it_is_missing_the_plan_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("multirnn_numpy.fast.missing", lambda: "there is no compiler here")
+    layer = BACKEND.build(mr.initialise(mr.RecurrentSpec("gru", 5, 11)), implementation="fast")
+    assert layer.plan(3, 7).sentence.endswith("there is no compiler here")  # type: ignore[attr-defined]
+    assert layer(np.zeros((2, 3, 5), "float32")).sequence.shape == (2, 3, 11)
+
+
+def test_an_unknown_implementation_and_a_device_are_refused() -> None:
+    spec = mr.RecurrentSpec("gru", 5, 11)
+    with pytest.raises(mr.InvalidCall, match="'native', 'fast'"):
+        mr.build(spec, "numpy", implementation="quick")
+    with pytest.raises(mr.InvalidCall, match="cuda"):
+        mr.build(spec, "numpy", implementation="fast", device="cuda")
+
+
+def test_the_threads_are_those_of_openmp(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = mr.initialise(mr.RecurrentSpec("gru", 5, 11))
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert FastNumpyLayer(weights).threads == 3
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert FastNumpyLayer(weights).threads >= 1
+
+
+# --- In a benchmark --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("implementation", BACKEND.implementations)
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_of_the_benchmark_computes_what_it_says(mode: str, ragged: bool, implementation: str) -> None:
+    spec = mr.RecurrentSpec("lstm", 5, 11, dtype="float64")
+    weights = mr.initialise(spec)
+    x, _, lengths = draw_call(spec)
+    if mode == "streaming":
+        x, lengths = np.ascontiguousarray(x[:, :1]), np.minimum(lengths, 1)
+    given: Any = lengths if ragged else None
+    reference = mr.build(weights, "numpy")
+    output = reference(x, lengths=given)
+    rng = np.random.default_rng(5)
+    cotangent = mr.Output(rng.standard_normal(output.sequence.shape), draw_state(spec, len(x), rng))
+    target = rng.standard_normal(output.sequence.shape)
+    layer = BACKEND.build(weights, implementation=implementation)
+    prepared = BACKEND.prepare(layer, Work(weights, x, given, mode, cotangent, target), 1)
+    found = prepared.result()
+    if mode in ("inference", "streaming"):
+        expected: Any = output
+    elif mode == "gradients":
+        expected = reference.vjp(x, lengths=given, cotangent=cotangent)
+        found, expected = found[:2], expected[:2]
+    else:
+        slope = mr.Output((output.sequence - target) * 2 / target.size, None)  # type: ignore[arg-type]
+        gradients = reference.vjp(x, lengths=given, cotangent=slope).weights
+        expected = {name: array - SGD_RATE * gradients[name] for name, array in weights.arrays.items()}
+    assert largest(found, expected) <= mr.tolerance("float64")
+    before = {name: array.copy() for name, array in layer.native.parameters.items()}
+    prepared.call()
+    same = all(np.array_equal(array, before[name]) for name, array in layer.native.parameters.items())
+    assert same == (mode != "training")
+    assert prepared.plan
