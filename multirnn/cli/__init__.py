@@ -31,6 +31,8 @@ COMMANDS = {
     "explain": "Say why frameworks count differently, and which array is which.",
     "compare": "Hold every backend against the reference, on real data.",
     "diagnose": "Name the mistake that makes two layers differ.",
+    "bench": "Time every backend, verified first and side by side.",
+    "doctor": "Say what is slowing this machine, and what to do.",
 }
 
 
@@ -115,4 +117,4 @@ def _explained(error: Exception) -> Failure:
 @click.version_option(__version__, prog_name="multirnn", message="%(prog)s %(version)s")
 @options.debug
 def main() -> None:
-    """One recurrent layer on NumPy, PyTorch, Keras and JAX, proven to be the same function."""
+    """One recurrent layer on NumPy, PyTorch, Keras, JAX and ONNX Runtime, proven the same function."""

@@ -246,13 +246,18 @@ def _report(
     rows = [(one.spec.cell, row) for one in found for row in one.rows]
     if different := dict.fromkeys(f"{cell} on {row.title}" for cell, row in rows if row.verdict == "differs"):
         yield Text(f"different: {', '.join(different)}", style="bold red")
-    elif equal := dict.fromkeys(row.title for _, row in rows if row.verdict in ("equal", "explained")):
+    elif equal := dict.fromkeys(_held(row) for _, row in rows if row.verdict in ("equal", "explained")):
         what = "outputs, states, gradients and counts"
         if isinstance(found[0], Parity):
             what = "losses and final weights, but for what is explained above"
         yield Text(f"equal: {what}, on {', '.join(equal)}", style="bold green")
     if plot:
         yield f"picture: {plot}"
+
+
+def _held(row: Row | Trained) -> str:
+    """The backend, and what could not be held of it."""
+    return f"{row.title} (inference only)" if isinstance(row, Row) and row.gradient is None else row.title
 
 
 def _about(series: Series, data: Path | None, lengths: Lengths, seed: int) -> dict[str, Any]:

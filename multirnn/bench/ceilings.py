@@ -1,0 +1,132 @@
+"""The ceilings of this machine by measurement: the rate of a matrix product, the bandwidth of each level of memory.
+
+A ceiling that is too low makes every share too high, so each is measured by several means and the best is taken: with
+the BLAS as it is installed, with the kernels of another instruction set where the processor has one that the BLAS may
+not have noticed, and with all cores in one product or each core in its own, where no core waits for another. What no two cores share is
+taken as many times as there are cores. Memory is read by NumPy and, where
+it is there, by the compiled recurrence.
+"""
+
+from collections.abc import Iterator, Mapping
+
+from multirnn.bench.alone import allowed_cores, measure_alone, measure_together, thread_variables
+from multirnn.bench.machine import cache_sizes, cpu_features
+from multirnn.errors import InvalidCall
+
+__all__ = ["CORE_TYPES", "bandwidths", "first_cores", "joint_products", "matrix_products"]
+
+SIZE = 1536  # of the matrices: 3 x 9 MB in float32; larger ones are at most 4 % faster
+PERIOD = 0.2
+PASSES = 2  # a moment in which a neighbour takes half of the machine is as long as one
+DTYPES = ("float32", "float64")
+READING = 0.15
+BEYOND = 256 * 2**20  # bytes that are in no cache
+LARGEST_SHARED = 24 * 2**20  # bytes of a shared cache that neighbours leave: of 105 MB one guest has not much more
+
+CORE_TYPES: Mapping[str, str] = {"avx512f": "SkylakeX", "avx2": "Haswell"}
+"""Instruction sets, best first, and the name of the OpenBLAS kernels that need them."""
+
+
+def matrix_products() -> dict[str, dict[str, float]]:
+    """Floating-point operations a second of one core, by dtype and means."""
+    core = allowed_cores()[:1]
+    rates: dict[str, dict[str, float]] = {dtype: {} for dtype in DTYPES}
+    for _ in range(PASSES):
+        for dtype in DTYPES:
+            for label, variables in _environments():
+                environment = {**thread_variables(1), **variables}
+                rate = measure_alone("product", dtype, SIZE, PERIOD, cores=core, environment=environment)
+                rates[dtype][label] = max(rate, rates[dtype].get(label, 0.0))
+    return rates
+
+
+def joint_products(threads: int, alone: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """The same of several cores: in one product, each in its own, and as many times what one does by itself.
+
+    Args:
+        threads: how many.
+        alone: what `matrix_products` found.
+
+    Raises:
+        InvalidCall: this process may not run on so many cores.
+    """
+    cores = first_cores(threads)
+    rates: dict[str, dict[str, float]] = {}
+    for dtype in DTYPES:
+        given = "product", dtype, SIZE, PERIOD
+        each = measure_together(*given, cores=[[core] for core in cores], environment=thread_variables(1))
+        rates[dtype] = {
+            "one product": measure_alone(*given, cores=cores, environment=thread_variables(threads)),
+            "a product a core": sum(each),
+            f"{threads} times one core by itself": threads * max(alone[dtype].values()),
+        }
+    return rates
+
+
+def _environments() -> Iterator[tuple[str, dict[str, str]]]:
+    """The BLAS of NumPy as it is installed, and told to use the best kernels that the processor can run."""
+    yield "NumPy as installed", {}
+    best = next((kernels for feature, kernels in CORE_TYPES.items() if feature in cpu_features()), None)
+    if best:
+        yield f"NumPy with OPENBLAS_CORETYPE={best}", {"OPENBLAS_CORETYPE": best}
+
+
+def bandwidths(threads: int, alone: Mapping[str, Mapping[str, float]] | None = None) -> dict[str, dict[str, float]]:
+    """Bytes a second read by level and means, so many cores together, each from its own part.
+
+    A level is at least as fast as the one behind it: where the means are too coarse to show it, the same rate stands.
+
+    Args:
+        threads: how many cores.
+        alone: what was found of one core; given, the caches that no two cores share are not measured again.
+
+    Raises:
+        InvalidCall: this process may not run on so many cores.
+    """
+    cores = [[core] for core in first_cores(threads)]
+    rates: dict[str, dict[str, float]] = {}
+    for level, size in _working_sets(threads).items():
+        if alone is not None and level in OWN:
+            rates[level] = {f"{threads} times one core by itself": threads * max(alone[level].values())}
+            continue
+        found = measure_together("reading", size, READING, cores=cores, environment=thread_variables(1))
+        rates[level] = {means: sum(each[means] for each in found) for means in found[0]}
+        if level != "memory":  # a matrix of that size would take longer to pack than all else takes
+            walked = measure_together("recurrence", size, READING, cores=cores, environment=thread_variables(1))
+            if None not in walked:
+                rates[level]["weights of the compiled recurrence"] = sum(walked)
+    behind: dict[str, float] = {}
+    for level in reversed(rates):
+        if behind and max(rates[level].values()) < max(behind.values()):
+            rates[level] = {**rates[level], "that of the level behind": max(behind.values())}
+        behind = rates[level]
+    return rates
+
+
+OWN = ("L1", "L2")
+
+
+def _working_sets(threads: int) -> dict[str, int]:
+    """Bytes a core that stay in each level, and are more than the level before holds.
+
+    Of L2 a quarter: where a guest's pages are scattered, more of it begins to collide, and reads a fifth slower.
+    """
+    sizes = cache_sizes()
+    found = {"L1": sizes["L1"] * 2 // 3, "L2": max(sizes["L2"] // 4, 2 * sizes["L1"])}
+    if "L3" in sizes:
+        found["L3"] = max(min(sizes["L3"] // 2, LARGEST_SHARED) // threads, 2 * sizes["L2"])
+    return {**found, "memory": max(BEYOND, 2 * sizes.get("L3", 0)) // threads}
+
+
+def first_cores(threads: int) -> tuple[int, ...]:
+    """So many of the cores that this process may run on.
+
+    Raises:
+        InvalidCall: they are fewer.
+    """
+    allowed = allowed_cores()
+    if not 1 <= threads <= len(allowed):
+        raise InvalidCall(
+            f"this process may run on {len(allowed)} cores; the limits of {threads} threads cannot be measured"
+        )
+    return allowed[:threads]

@@ -1,0 +1,129 @@
+"""Which contenders there are, found without loading a framework: every backend's implementations, and files of peers.
+
+A file of peers is a Python file with `CONTENDERS`, a tuple of `Contender`; importing it loads no framework.
+"""
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatchcase
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from multirnn.bench.work import Contender
+from multirnn.errors import InvalidCall, InvalidData
+from multirnn.registry import backends as installed
+
+__all__ = ["IMPLEMENTATIONS", "Absent", "Source", "find", "load"]
+
+IMPLEMENTATIONS = ("native", "fast")
+
+
+class Absent(Exception):
+    """The backend has no such implementation."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a contender comes from.
+
+    Attributes:
+        name: of the contender.
+        kind: "ours" or "peer".
+        where: the name of the backend, or the path of the file.
+        implementation: of ours; empty of a peer.
+        environment: variables that are set before its process starts.
+    """
+
+    name: str
+    kind: str
+    where: str
+    implementation: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, in values that JSON has."""
+        return asdict(self)
+
+
+def find(
+    backends: Sequence[str] | None = None, peers: Sequence[Path] = (), contenders: Sequence[str] = ()
+) -> list[Source]:
+    """Every contender: our backends in each implementation, then peers.
+
+    Args:
+        backends: names; all that are installed if None.
+        peers: files, or folders of them.
+        contenders: only those of these names, in which `*` and `?` stand for other letters; all unless given.
+
+    Raises:
+        InvalidCall: two of one name, or no contender has a name that is asked for.
+        InvalidData: a file of peers has no `CONTENDERS`.
+    """
+    sources = [
+        Source(
+            backend if implementation == "native" else f"{backend} {implementation}", "ours", backend, implementation
+        )
+        for backend in (installed() if backends is None else backends)
+        for implementation in IMPLEMENTATIONS
+    ]
+    for file in _files(peers):
+        for contender in _contenders(file):
+            environment = dict(getattr(contender, "environment", {}))
+            sources.append(Source(contender.name, contender.kind, str(file), environment=environment))
+    names = [source.name for source in sources]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise InvalidCall(f"two contenders are named {twice!r}; each needs a name of its own")
+    for pattern in contenders:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise InvalidCall(f"no contender is named {pattern!r}; there are {', '.join(names)}")
+    return [s for s in sources if not contenders or any(fnmatchcase(s.name, pattern) for pattern in contenders)]
+
+
+def load(source: Mapping[str, Any]) -> Contender:
+    """The contender, with the framework of a backend loaded.
+
+    Args:
+        source: the fields of a `Source`.
+
+    Raises:
+        Absent: the backend has no such implementation.
+        MissingFramework: the backend's framework is not installed.
+    """
+    if source["implementation"]:
+        from multirnn.bench.ours import Ours
+
+        return Ours(source["where"], source["implementation"], source["name"])
+    return next(one for one in _contenders(Path(source["where"])) if one.name == source["name"])
+
+
+def _files(paths: Sequence[Path]) -> Iterator[Path]:
+    for path in paths:
+        if path.is_dir():
+            yield from sorted(one for one in path.resolve().glob("*.py") if not one.name.startswith("_"))
+        elif path.is_file():
+            yield path.resolve()
+        else:
+            raise InvalidData(f"there is no file or folder of peers {path}")
+
+
+def _contenders(file: Path) -> tuple[Contender, ...]:
+    found: Any = getattr(_module(file), "CONTENDERS", None)
+    if not isinstance(found, tuple):
+        raise InvalidData(f"{file} is no file of peers: it needs CONTENDERS, a tuple of contenders")
+    return found
+
+
+def _module(file: Path) -> ModuleType:
+    name = f"multirnn_peer_{file.stem}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = spec_from_file_location(name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up there
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,272 @@
+"""What a machine can do at most, and how long a problem therefore takes at least.
+
+The work of a problem is counted by formulas; the ceilings that divide it are measured: the rate of a matrix product and
+the bandwidth of every level of memory. Their quotient is the limit that every time is given as a share of.
+
+The model is the roofline of Williams, Waterman & Patterson (2009), applied to the two parts of a recurrent layer. With
+D directions, G gates, N = sum(lengths) steps of the batch, T steps of time, s bytes a number and P the rate of products,
+each layer takes at least
+
+    input projection    max(2 D N G H I / P,  s D G H I / BW)             one product, all steps at once
+    recurrence          max(max(2 D N G H² / P,  T s D G H² / BW) + activations,  T LATENCY)
+    activations         D N H a / P                                        a: `ACTIVATION` for each tanh and sigmoid
+
+and the whole call at least as long as its sequences take to move. The backward pass has the recurrence once more, with
+transposed weights, and a product each for the gradients of both weights and of the input.
+
+BW is the bandwidth of the level of memory in which the weights are found: what is read once a call, in the level that
+holds all parameters; the recurrent weights of a direction, read at every step, in the level that holds them, and with
+several threads each core's part of them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from multirnn.bench.ceilings import bandwidths, first_cores, joint_products, matrix_products
+from multirnn.bench.machine import cache_sizes
+from multirnn.bench.problems import Problem
+from multirnn.errors import InvalidCall
+from multirnn.spec import RecurrentSpec
+
+__all__ = ["Ceilings", "Limits", "bytes_moved", "flops", "measure", "minimum_memory"]
+
+ACTIVATION = 48
+"""What a tanh or sigmoid costs, in floating-point operations at the rate of products.
+
+A clamped rational approximation takes 24 vector operations, 0.75 cycles a number with AVX-512, where products make 64
+operations a cycle. Wider or narrower vectors change both alike.
+"""
+
+LATENCY = 30e-9
+"""Seconds that no step is shorter than: a chain of multiply-adds, its reduction, a tanh and a store that is read again."""
+
+USABLE = 0.8
+"""The part of a cache that weights can have for themselves; the rest is for inputs and states."""
+
+BYTES = {"float32": 4, "float64": 8}
+
+SMOOTH = ("sigmoid", "tanh", "softsign", "elu")  # the others are a maximum or nothing
+
+
+# --- The work in a problem -------------------------------------------------------------------------------------------
+
+
+def flops(problem: Problem, mode: str) -> int:
+    """Multiplications and additions in the matrix products of one call.
+
+    Forward, each layer and direction has 2 N G H (I + H), where N is the number of steps in all rows of the batch: batch
+    * time, or what lengths drawn evenly from their range come to. A backward pass is twice that: the gradient of the
+    weights and that of what they multiply. Training needs no gradient of `x`, and updates each parameter by a product
+    and a sum. Streaming is one step. Sources: the products of the cells' equations; backpropagation through time.
+
+    Args:
+        problem: a stack and the shape of its input.
+        mode: one of `multirnn.bench.work.MODES`.
+    """
+    forward, first_input = 0, 0
+    for layer, inputs, recurrence in _products(problem.spec):
+        forward += inputs + recurrence
+        first_input += inputs if layer == 0 else 0
+    steps = _steps(problem, mode)
+    if mode in ("inference", "streaming"):
+        return round(steps * forward)
+    if mode == "gradients":
+        return round(3 * steps * forward)
+    return round(steps * (3 * forward - first_input)) + 2 * problem.spec.parameter_count
+
+
+def bytes_moved(problem: Problem, mode: str) -> int:
+    """The bytes that one call cannot avoid to read or write, each array once, from whatever memory holds it.
+
+    Forward: parameters, input, and the output of each layer, which the next one reads; the projected input is counted
+    nowhere, for it can be made in blocks that stay in a cache. Gradients add what the backward pass needs and the output
+    does not tell, written and read (`STASH` arrays a step: the gates, and the cell state of the LSTM or the recurrent
+    candidate of the GRU), the outputs and the input read again, the cotangents, and the gradients.
+
+    Args:
+        problem: a stack and the shape of its input.
+        mode: one of `multirnn.bench.work.MODES`.
+    """
+    spec = problem.spec
+    steps, size = _steps(problem, mode), BYTES[spec.dtype]
+    inner = (spec.num_layers - 1) * spec.output_size
+    forward = spec.parameter_count + steps * (spec.input_size + 2 * inner + spec.output_size)
+    if mode in ("inference", "streaming"):
+        return round(size * forward)
+    stash = 2 * STASH[spec.cell] * spec.num_layers * spec.output_size
+    cotangents = spec.output_size + 2 * inner  # of the last output, read; of the ones between the layers, both
+    backward = 2 * spec.parameter_count + steps * (stash + spec.input_size + inner + spec.output_size + cotangents)
+    if mode == "gradients":
+        return round(size * (forward + backward + steps * spec.input_size))
+    return round(size * (forward + backward + spec.parameter_count + steps * spec.output_size))  # update, and target
+
+
+STASH = {"simple_rnn": 0, "gru": 4, "lstm": 5}
+"""Numbers a unit and step that the backward pass needs beside the output: r, z, n, U_n h + d_n; i, f, g, o, c."""
+
+
+def minimum_memory(problem: Problem) -> int:
+    """The bytes that inference holds at once: parameters, input and output, and one more sequence between two layers.
+
+    Full rows, whatever the lengths: the arrays have a place for every step.
+    """
+    spec = problem.spec
+    between = spec.output_size if spec.num_layers > 1 else 0
+    numbers = problem.batch * problem.time * (spec.input_size + spec.output_size + between)
+    return BYTES[spec.dtype] * (numbers + spec.parameter_count)
+
+
+def _products(spec: RecurrentSpec) -> list[tuple[int, int, int]]:
+    """For each layer: its index, and the operations a step of its input projection and of its recurrence."""
+    gates = len(spec.form.gates) * len(spec.directions)
+    made = []
+    for layer in range(spec.num_layers):
+        features = spec.output_size if layer else spec.input_size
+        made.append((layer, 2 * gates * spec.hidden_size * features, 2 * gates * spec.hidden_size**2))
+    return made
+
+
+def _steps(problem: Problem, mode: str) -> float:
+    """The steps in all rows of the batch: lengths are drawn evenly from their range, so the mean is its middle."""
+    if mode == "streaming":
+        return problem.batch
+    mean = problem.time if problem.lengths is None else sum(problem.lengths) / 2
+    return problem.batch * mean
+
+
+def _activations(spec: RecurrentSpec) -> int:
+    """How many costly activations a unit and step has: 1 of the simple RNN, 3 of the GRU, 5 of the LSTM."""
+    of_gates = len(spec.form.gates) - 1
+    others = 2 if spec.cell == "lstm" else 1
+    name = {"activation": spec.activation, "recurrent_activation": spec.recurrent_activation}
+    costly = {which: getattr(given, "name", given) in SMOOTH for which, given in name.items()}
+    return of_gates * costly["recurrent_activation"] + others * costly["activation"]
+
+
+# --- The ceilings of a machine ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What so many threads reach together.
+
+    Attributes:
+        products: the best rate of a matrix product by dtype, floating-point operations a second.
+        product_means: by dtype, every means that was tried and its rate.
+        bandwidths: bytes a second read from each level, "L1", "L2", "L3" and "memory".
+        bandwidth_means: by level, every means that was tried and its rate.
+    """
+
+    products: Mapping[str, float]
+    product_means: Mapping[str, Mapping[str, float]]
+    bandwidths: Mapping[str, float]
+    bandwidth_means: Mapping[str, Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The ceilings of this machine, by the number of threads that they were measured with.
+
+    Attributes:
+        caches: bytes of each level; L1 and L2 are a core's own, L3 is shared.
+        ceilings: by number of threads.
+    """
+
+    caches: Mapping[str, int]
+    ceilings: Mapping[int, Ceilings]
+
+    def seconds(self, problem: Problem, mode: str, threads: int) -> float:
+        """The least time of one call, by the model of this module. A share of the limit is this over a measured time.
+
+        Args:
+            problem: a stack and the shape of its input.
+            mode: one of `multirnn.bench.work.MODES`.
+            threads: how many the call may use.
+
+        Raises:
+            InvalidCall: nothing was measured with so many threads.
+        """
+        if threads not in self.ceilings:
+            measured = ", ".join(map(str, self.ceilings)) or "none"
+            raise InvalidCall(f"the limits were measured with {measured} threads, not with {threads}; measure them so")
+        spec, ceilings = problem.spec, self.ceilings[threads]
+        rate, size = ceilings.products[spec.dtype], BYTES[spec.dtype]
+        steps = _steps(problem, mode)
+        time = 1 if mode == "streaming" else problem.time
+        once = again = ceilings.bandwidths[self._level(size * spec.parameter_count, threads)]
+        if time > 1:
+            recurrent = size * len(spec.form.gates) * spec.hidden_size**2
+            again = ceilings.bandwidths[self._level(recurrent, threads)]
+        activations = steps * spec.output_size * _activations(spec) * ACTIVATION / rate
+        total = 0.0
+        for layer, inputs, recurrence in _products(spec):
+            # An operation in a product is a multiplication or an addition: two for each weight.
+            project = max(steps * inputs / rate, size * inputs / 2 / once)
+            walk = max(steps * recurrence / rate, time * size * recurrence / 2 / again)
+            recur = max(walk + activations, time * LATENCY)
+            total += project + recur
+            if mode in ("gradients", "training"):
+                backwards = max(walk, time * LATENCY)
+                into_input = project if layer or mode == "gradients" else 0
+                total += backwards + into_input + steps * (inputs + recurrence) / rate
+        return max(
+            total, bytes_moved(problem, mode) / ceilings.bandwidths[self._level(minimum_memory(problem), threads)]
+        )
+
+    def share(self, problem: Problem, mode: str, threads: int, seconds: float) -> float:
+        """How much of the limit a measured time reaches: 1 is as fast as this machine can."""
+        return self.seconds(problem, mode, threads) / seconds
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, in values that JSON has."""
+        ceilings = {str(threads): asdict(found) for threads, found in self.ceilings.items()}
+        return {"caches": dict(self.caches), "ceilings": ceilings}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The limits that `to_dict` wrote."""
+        ceilings = {int(threads): Ceilings(**found) for threads, found in values["ceilings"].items()}
+        return cls(dict(values["caches"]), ceilings)
+
+    def _level(self, total: int, threads: int) -> str:
+        """The nearest level that holds so many bytes; each core its own part of them in L1 and L2."""
+        for name, size in self.caches.items():
+            part = total if name == "L3" else total / threads
+            if part <= USABLE * size:
+                return name
+        return "memory"
+
+
+def measure(*threads: int) -> Limits:
+    """Measure the ceilings of this machine, some seconds for each number of threads.
+
+    Nothing else should run meanwhile. Each measurement is made in processes of their own, bound to so many cores, and by
+    several means, of which the best counts: a ceiling that is too low makes everything look good.
+
+    Args:
+        threads: how many; may be several numbers, `measure(1, 2)`.
+
+    Raises:
+        InvalidCall: this process may not run on so many cores.
+    """
+    for count in threads:
+        first_cores(count)  # or it would be refused after all else was measured
+    products, levels = matrix_products(), bandwidths(1)
+    ceilings = {}
+    for count in threads:
+        several = count != 1
+        ceilings[count] = _ceilings(
+            joint_products(count, products) if several else products, bandwidths(count, levels) if several else levels
+        )
+    return Limits(cache_sizes(), ceilings)
+
+
+def _ceilings(products: Mapping[str, Mapping[str, float]], levels: Mapping[str, Mapping[str, float]]) -> Ceilings:
+    """The best of all means."""
+    return Ceilings(
+        {dtype: max(means.values()) for dtype, means in products.items()},
+        products,
+        {level: max(means.values()) for level, means in levels.items()},
+        levels,
+    )

@@ -1,0 +1,151 @@
+"""A contender's process as the one who times sees it: started, asked, and given up when it dies or does not answer."""
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+from multirnn.bench.alone import allowed_cores, thread_variables
+from multirnn.bench.contenders import Source
+from multirnn.errors import InvalidCall
+
+__all__ = ["Lost", "Process"]
+
+BOOT = """
+import os, sys
+if hasattr(os, "sched_setaffinity"):
+    os.sched_setaffinity(0, {cores})
+from multirnn.bench.worker import main
+main()
+"""
+"""The cores are bound before anything is imported: pools of threads count them when they are made."""
+
+LONGEST = 300  # letters of a reason
+
+
+class Lost(Exception):
+    """The process is no more.
+
+    Attributes:
+        status: "killed", "failed" or "slow".
+        reason: in a sentence.
+    """
+
+    def __init__(self, status: str, reason: str) -> None:
+        super().__init__(reason)
+        self.status, self.reason = status, reason
+
+
+class Process:
+    """The process of a contender; a context manager that ends it.
+
+    Args:
+        source: the contender.
+        threads: which the process may use; it is bound to as many cores.
+
+    Raises:
+        InvalidCall: there are not so many cores.
+    """
+
+    def __init__(self, source: Source, threads: int) -> None:
+        cores = allowed_cores()[:threads]
+        if len(cores) < threads:
+            raise InvalidCall(f"{threads} threads need as many cores, and this process may run on {len(cores)}")
+        self.source, self.threads = source, threads
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115  # closed in `end`
+        reading, answers = os.pipe()
+        messages, self._writing = os.pipe()
+        self._reading, self._buffer = reading, b""
+        arguments = [str(messages), str(answers), json.dumps(source.to_dict()), str(threads)]
+        command: Sequence[str] = [sys.executable, "-c", BOOT.format(cores=set(cores)), *arguments]
+        try:
+            self._process = subprocess.Popen(  # noqa: S603  # ourselves
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=self._said,
+                stderr=self._said,
+                pass_fds=(messages, answers),
+                env={**os.environ, **thread_variables(threads), **source.environment},
+                start_new_session=True,  # Ctrl-C is for whoever times; and what it starts itself is ended with it
+            )
+        finally:
+            os.close(messages)
+            os.close(answers)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can be asked; what has been found to have ended is not."""
+        return self._process.returncode is None
+
+    def ask(self, message: Mapping[str, Any], cap: float) -> dict[str, Any]:
+        """The answer to a message.
+
+        Args:
+            message: see `multirnn.bench.worker.serve`.
+            cap: seconds to wait for it.
+
+        Raises:
+            Lost: there will be none; the process has ended.
+        """
+        try:
+            os.write(self._writing, json.dumps(message).encode() + b"\n")
+        except BrokenPipeError:
+            raise self._lost() from None
+        return self.answer(cap)
+
+    def answer(self, cap: float) -> dict[str, Any]:
+        """The next answer; the first tells that it has started, what it runs on, and how long its imports took.
+
+        Raises:
+            Lost: there will be none; the process has ended.
+        """
+        until = time.monotonic() + cap
+        while b"\n" not in self._buffer:
+            ready, _, _ = select.select([self._reading], [], [], max(0.0, until - time.monotonic()))
+            if not ready:
+                self.end()
+                raise Lost("slow", f"no answer within {cap:.3g} s")
+            chunk = os.read(self._reading, 2**16)
+            if not chunk:
+                raise self._lost()
+            self._buffer += chunk
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def end(self) -> None:
+        """Kill the process and what it has started; once is enough, and twice does no harm."""
+        if self._process.returncode is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        if not self._said.closed:
+            self._said.close()
+            os.close(self._reading)
+            os.close(self._writing)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.end()
+
+    def _lost(self) -> Lost:
+        """Why it ended by itself, with the last line that it printed."""
+        status = self._process.wait()
+        self._said.seek(0)
+        lines = self._said.read().decode(errors="replace").split("\n")
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        self.end()
+        if status < 0:
+            return Lost("killed", _sentence(f"killed by signal {-status}", last))
+        return Lost("failed", _sentence(f"ended with status {status}", last))
+
+
+def _sentence(what: str, last: str) -> str:
+    return f"{what}: {last[:LONGEST]}" if last else what

@@ -1,0 +1,150 @@
+"""Interleaved rounds: in each, every contender is timed once, in a shuffled order, so that drift hits all alike.
+
+How long a block of calls lasts and how many rounds there are is planned from the time that there is. A round in which
+the host gave too much of the cores to others is run again.
+"""
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from multirnn.bench.machine import steal
+from multirnn.bench.process import Lost, Process
+
+__all__ = ["ALLOWANCE", "SETTLING", "SETTLING_ALONE", "Entrant", "Plan", "interleave", "plan", "unstable"]
+
+ROUNDS = (3, 11)
+BLOCK = (0.01, 0.05)  # seconds; the clock costs 0.1 µs, and a block of 10 ms differs from one of 50 by 1 %
+SETTLING = 0.02  # seconds; GNU OpenMP's threads spin for 300 000 pauses, 17 ms, before they sleep
+SETTLING_ALONE = 0.005  # where no process has a second thread, only caches and the clock of the core have to settle
+ALLOWANCE = 5.0  # seconds of one contender on one problem, where nothing limits the run
+STEAL = 0.01
+AGAIN = 0.5  # of the rounds may be run again
+SPREAD = 0.1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one contender is timed on one problem: how many rounds it is in, and calls in each of its blocks."""
+
+    rounds: int
+    repetitions: int
+    settle: float
+
+
+def plan(seconds: float, allowance: float = ALLOWANCE, *, boundary: bool = False, settle: float = SETTLING) -> Plan:
+    """The plan for a contender.
+
+    Args:
+        seconds: of one call of it, about.
+        allowance: how many it may take in all; the least number of rounds is run even so.
+        boundary: whether the call from NumPy to NumPy is timed too, in the least number of rounds.
+        settle: how many are spent before each block.
+    """
+    fewest, most = ROUNDS
+    shortest, longest = BLOCK
+    more = fewest if boundary else 0
+    block = min(max(allowance / (7 + more) - settle, shortest), longest)
+    repetitions = max(1, round(block / seconds))
+    fit = int(allowance / (settle + repetitions * seconds)) - more
+    return Plan(min(max(fit, fewest), most), repetitions, settle)
+
+
+@dataclass
+class Entrant:
+    """A contender that has been verified on a problem, and what it is found to take.
+
+    Attributes:
+        process: where it waits.
+        plan: how it is timed.
+        boundary: whether the call from NumPy to NumPy is timed too.
+        cap: seconds that one answer may take.
+        rounds: seconds of a call, one a round that it was in.
+        numbers: of those rounds.
+        boundaries: seconds of a call from NumPy to NumPy, of the first rounds.
+        lost: why there are no more.
+    """
+
+    process: Process
+    plan: Plan
+    boundary: bool = False
+    cap: float = 60.0
+    rounds: list[float] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
+    boundaries: list[float] = field(default_factory=list)
+    lost: Lost | None = None
+
+    def takes_part(self, number: int, of: int) -> bool:
+        """Whether it is in this round: its own are spread evenly over all."""
+        return (number + 1) * self.plan.rounds // of > number * self.plan.rounds // of
+
+    def run(self, number: int) -> None:
+        """Time one block, and one from NumPy to NumPy in the first rounds."""
+        common = {"do": "time", "repetitions": self.plan.repetitions, "settle": self.plan.settle}
+        try:
+            answer = self.process.ask({**common, "what": "call"}, self.cap)
+            if self.boundary and len(self.boundaries) < ROUNDS[0] and answer["status"] == "timed":
+                through = self.process.ask({**common, "what": "boundary"}, self.cap)
+                if through["status"] != "timed":
+                    answer = through
+                else:
+                    self.boundaries.append(through["seconds"])
+        except Lost as lost:
+            self.lost = lost
+            return
+        if answer["status"] != "timed":
+            self.lost = Lost(answer["status"], answer["reason"])
+            return
+        self.rounds.append(answer["seconds"])
+        self.numbers.append(number)
+
+    def forget(self, number: int) -> None:
+        """Take back what the round gave."""
+        if self.numbers and self.numbers[-1] == number:
+            self.numbers.pop()
+            self.rounds.pop()
+
+
+def interleave(
+    entrants: Sequence[Entrant], seed: int = 0, stolen: Callable[[], float | None] = steal, cores: int = 1
+) -> tuple[float | None, int]:
+    """Run all rounds; fills the entrants.
+
+    Args:
+        entrants: who takes part; one that is lost is left out from then on.
+        seed: of the order in each round.
+        stolen: seconds that the host has given to others until now; None if not told.
+        cores: among which they are counted.
+
+    Returns:
+        the share of the cores' time that was stolen in the rounds that count, None if not told; and how many rounds were
+        run again because it was above `STEAL`.
+    """
+    rng = random.Random(seed)  # noqa: S311  # an order, no secret
+    total = max((entrant.plan.rounds for entrant in entrants), default=0)
+    again, taken, spent = 0, 0.0, 0.0
+    number = 0
+    told = stolen() is not None
+    while number < total:
+        order = [entrant for entrant in entrants if entrant.lost is None and entrant.takes_part(number, total)]
+        rng.shuffle(order)
+        before, start = stolen(), time.monotonic()
+        for entrant in order:
+            entrant.run(number)
+        lasted = (time.monotonic() - start) * cores
+        lost = (stolen() or 0.0) - (before or 0.0)
+        # The kernel counts in hundredths of a second: one of them says nothing about a short round.
+        if lost > max(STEAL * lasted, 0.015) and again < AGAIN * total:
+            again += 1
+            for entrant in order:
+                entrant.forget(number)
+            continue
+        taken, spent = taken + lost, spent + lasted
+        number += 1
+    return (taken / spent if told and spent else None), again
+
+
+def unstable(low: float, median: float, high: float) -> bool:
+    """Whether the middle half of the rounds is spread over more than a tenth of their median."""
+    return (high - low) / median > SPREAD

@@ -1,0 +1,354 @@
+"""A run: every problem of a table, in every mode, by every contender with each number of threads.
+
+The processes of all contenders stay alive from problem to problem; one that dies is started again for the next. What is
+measured together is written together when its rounds are over, and anything else that becomes of a contender at once.
+"""
+
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from multirnn.bench import inputs, verify
+from multirnn.bench.alone import allowed_cores
+from multirnn.bench.contenders import Source
+from multirnn.bench.limits import Limits, bytes_moved, flops
+from multirnn.bench.problems import Problem, Table
+from multirnn.bench.process import Lost, Process
+from multirnn.bench.results import DONE, Writer, key
+from multirnn.bench.rounds import ALLOWANCE, SETTLING, SETTLING_ALONE, Entrant, interleave, plan, unstable
+from multirnn.bench.statistics import quartiles
+
+__all__ = ["Progress", "Run", "settings"]
+
+START_CAP = 120.0  # seconds that imports may take; TensorFlow's take 5, from a cold disk 30
+USABLE_MEMORY = 0.6  # of what is free; the rest is for what a framework needs beside
+OVERHEAD = 3  # arrays that a contender holds for one that a problem has: NumPy's, its own, its output
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is: of how many rows so many are there, and what is being done."""
+
+    done: int
+    total: int
+    doing: str
+
+
+Tell = Callable[[Progress], None]
+
+
+def settings(table: Table, threads: Sequence[int], seed: int) -> dict[str, Any]:
+    """What makes two runs of one table the same run."""
+    return {
+        "problems": [[entry.problem.name, *entry.modes] for entry in table.entries],
+        "threads": list(threads),
+        "seed": seed,
+    }
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A problem in a mode, and what every contender is told of it."""
+
+    problem: Problem
+    mode: str
+    folder: Path
+
+    @property
+    def title(self) -> str:
+        return f"{self.problem.name} {self.mode}"
+
+    def message(self, boundary: bool) -> dict[str, Any]:
+        """What prepares a contender; with a call from NumPy to NumPy, if it is timed too."""
+        folders = {"inputs": str(self.folder / "inputs"), "reference": str(self.folder / "reference")}
+        what = {"problem": self.problem.to_dict(), "mode": self.mode, "boundary": boundary}
+        return {"do": "prepare", **what, **folders}
+
+
+@dataclass
+class _Seat:
+    """A contender with a number of threads, and its process."""
+
+    source: Source
+    threads: int
+    process: Process | None = None
+    hello: dict[str, Any] = field(default_factory=dict)
+    lost: Lost | None = None  # at the start: it is not tried again
+    slow: list[tuple[str, Problem]] = field(default_factory=list)
+
+    def start(self) -> None:
+        """Start the process unless it runs.
+
+        Raises:
+            Lost: it did not come up, now or before.
+        """
+        if self.lost is not None:
+            raise self.lost
+        if self.process is None:
+            process = Process(self.source, self.threads)
+            try:
+                self.hello = process.answer(START_CAP)
+            except Lost as lost:
+                self.lost = Lost(lost.status, f"could not start: {lost.reason}")
+                raise self.lost from None
+            except BaseException:
+                process.end()
+                raise
+            self.process = process
+
+    def end(self) -> None:
+        """End the process; it is started again when it is needed."""
+        if self.process is not None:
+            self.process.end()
+            self.process = None
+
+    def slower_before(self, problem: Problem, mode: str) -> str:
+        """A smaller problem for which it was too slow; empty if there is none."""
+        for before, smaller in self.slow:
+            alike = before == mode and smaller.cell == problem.cell
+            if alike and smaller.time <= problem.time and flops(smaller, mode) <= flops(problem, mode):
+                return smaller.name
+        return ""
+
+
+class Run:
+    """A run over a table; a context manager that ends all processes.
+
+    Args:
+        table: what is timed.
+        sources: the contenders.
+        threads: the settings.
+        writer: where rows go; what it holds already is not run again.
+        limits: of this machine.
+        seed: of weights, inputs, cotangents and the order in the rounds.
+        tell: is told how far the run is.
+
+    Attributes:
+        missing: of contenders whose framework is not installed, the reason by name.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        sources: Sequence[Source],
+        threads: Sequence[int],
+        writer: Writer,
+        limits: Limits,
+        *,
+        seed: int = 0,
+        tell: Tell = lambda progress: None,
+    ) -> None:
+        self.table, self.writer, self.limits, self.seed, self._tell = table, writer, limits, seed, tell
+        self.missing: dict[str, str] = {}
+        self._seats = [_Seat(source, n) for n in threads for source in sources]
+        self._tasks = [(entry.problem, mode) for entry in table.entries for mode in entry.modes]
+        self._done = {key(row) for row in writer.rows if row["status"] in DONE}
+        for row in writer.rows:
+            if row["status"] == "slow":
+                self._remember_slow(row["contender"]["name"], row["mode"], Problem.from_dict(row["problem"]))
+        self._until = math.inf if table.seconds is None else time.monotonic() + table.seconds
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for seat in self._seats:
+            seat.end()
+
+    def __call__(self) -> None:
+        """Start the contenders and run every problem that is not done."""
+        self._start()
+        left = sum(_weight(problem, mode) for problem, mode in self._tasks)
+        for problem, mode in self._tasks:
+            share = (self._until - time.monotonic()) * _weight(problem, mode) / left
+            left -= _weight(problem, mode)
+            todo = [
+                seat for seat in self._seats if (problem.name, mode, seat.threads, seat.source.name) not in self._done
+            ]
+            for heat in _heats(todo, problem, mode):
+                with tempfile.TemporaryDirectory(prefix="multirnn-bench-") as folder:
+                    self._race(_Task(problem, mode, Path(folder)), heat, share * len(heat) / len(todo))
+
+    # --- Starting ----------------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        """Start every process once, so that what is not there is left out of the count."""
+        absent: set[str] = set()
+        for seat in self._seats:
+            if seat.source.name in absent | set(self.missing):
+                continue
+            self._say(f"loading {seat.source.name}")
+            with suppress(Lost):  # it becomes a row of every problem
+                seat.start()
+            if seat.hello.get("status") == "absent":
+                absent.add(seat.source.name)
+            if seat.hello.get("status") == "missing":
+                self.missing[seat.source.name] = seat.hello["reason"]
+        for seat in self._seats:
+            if seat.source.name in absent | set(self.missing):
+                seat.end()
+        self._seats = [seat for seat in self._seats if seat.source.name not in absent | set(self.missing)]
+
+    def _remember_slow(self, name: str, mode: str, problem: Problem) -> None:
+        for seat in self._seats:
+            if seat.source.name == name:
+                seat.slow.append((mode, problem))
+
+    # --- One problem -------------------------------------------------------------------------------------------------
+
+    def _race(self, task: _Task, seats: Sequence[_Seat], share: float) -> None:
+        """Prepare and verify each, then time all of them in turns."""
+        start = time.monotonic()
+        work = inputs.draw(task.problem, task.mode, self.seed)
+        needed, free = verify.memory_of_reference(work), _free_memory()
+        if needed > USABLE_MEMORY * free:
+            reason = f"the float64 reference needs {needed / 1e9:.1f} GB, and {free / 1e9:.1f} are free"
+            for seat in seats:
+                self._write(task, seat, {"status": "refused", "reason": reason})
+            return
+        self._say(f"{task.title}: reference")
+        inputs.save(work, task.folder / "inputs")
+        inputs.save_arrays(verify.expected(work), task.folder / "reference")
+        del work
+        ready = []
+        for seat in seats:
+            self._say(f"{task.title}: {seat.source.name}")
+            if answer := self._prepared(task, seat):
+                ready.append((seat, answer))
+        if not ready:
+            return
+        spent = time.monotonic() - start
+        allowance = ALLOWANCE if math.isinf(share) else max(share - spent, 0) / len(ready)
+        settle = SETTLING if any(seat.threads > 1 for seat, _ in ready) else SETTLING_ALONE
+        entrants = []
+        for seat, answer in ready:
+            assert seat.process is not None
+            other = answer["boundary"] == "other"
+            planned = plan(answer["seconds"], allowance, boundary=other, settle=settle)
+            entrants.append(Entrant(seat.process, planned, other, self.table.cap))
+        self._say(f"{task.title}: rounds")
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        stolen, again = interleave(entrants, self.seed, cores=len(allowed_cores()))
+        for (seat, answer), entrant in zip(ready, entrants, strict=True):
+            measured = {"steal": stolen, "rounds_again": again, "measured_at": at}
+            self._write(task, seat, answer | measured | self._timed(task, seat, entrant, answer))
+
+    def _prepared(self, task: _Task, seat: _Seat) -> dict[str, Any] | None:
+        """The answer of a contender that is ready and right; of any other None, and its row is written."""
+        if smaller := seat.slower_before(task.problem, task.mode):
+            self._write(task, seat, {"status": "slow", "reason": f"not tried, since {smaller} was too much for it"})
+            return None
+        try:
+            seat.start()
+            assert seat.process is not None
+            boundary = task.mode in self.table.boundary and seat.threads == self._seats[0].threads
+            answer = seat.process.ask(task.message(boundary), self.table.cap)
+        except Lost as lost:
+            self._gone(task, seat, lost)
+            self._write(task, seat, {"status": lost.status, "reason": lost.reason})
+            return None
+        if answer["status"] == "ready":
+            return answer
+        self._write(task, seat, answer)
+        return None
+
+    def _timed(self, task: _Task, seat: _Seat, entrant: Entrant, answer: dict[str, Any]) -> dict[str, Any]:
+        """What the rounds and the end of a contender's turn tell."""
+        memory: dict[str, Any] = {}
+        lost = entrant.lost
+        if lost is None:
+            try:
+                memory = entrant.process.ask({"do": "finish"}, self.table.cap)
+            except Lost as late:
+                lost = late
+        if lost is not None:
+            self._gone(task, seat, lost)
+            return {"status": lost.status, "reason": lost.reason}
+        low, median, high = quartiles(entrant.rounds)
+        limit = self.limits.seconds(task.problem, task.mode, seat.threads)
+        boundary = quartiles(entrant.boundaries)[1] if entrant.boundaries else None
+        return {
+            "status": "timed",
+            "reason": "",
+            "rounds": entrant.rounds,
+            "round_numbers": entrant.numbers,
+            "repetitions": entrant.plan.repetitions,
+            "median": median,
+            "low": low,
+            "high": high,
+            "stable": not unstable(low, median, high),
+            "boundary_median": median if answer["boundary"] == "same" else boundary,
+            "peak_memory_bytes": memory["peak_memory_bytes"],
+            "added_memory_bytes": memory["added_memory_bytes"],
+            "limit_s": limit,
+            "share": limit / median,
+        }
+
+    def _gone(self, task: _Task, seat: _Seat, lost: Lost) -> None:
+        if seat.process is not None and not seat.process.alive:
+            seat.end()
+        if lost.status == "slow":
+            self._remember_slow(seat.source.name, task.mode, task.problem)
+
+    def _write(self, task: _Task, seat: _Seat, found: dict[str, Any]) -> None:
+        problem, source = task.problem, seat.source
+        contender = {
+            "name": source.name,
+            "kind": source.kind,
+            "implementation": source.implementation,
+            "versions": seat.hello.get("versions", {}),
+            "flags": seat.hello.get("flags", {}),
+            "plan": found.get("plan", ""),
+            "blas": found.get("blas"),
+        }
+        row = {name: found.get(name) for name in MEASURED}
+        row = {
+            "problem": problem.to_dict(),
+            "mode": task.mode,
+            "threads": seat.threads,
+            "contender": contender,
+            **row,
+            "parameters": problem.spec.parameter_count,
+            "flops": flops(problem, task.mode),
+            "bytes": bytes_moved(problem, task.mode),
+            "import_s": seat.hello.get("import_s"),
+        }
+        self.writer.write(row)
+        self._done.add(key(row))
+
+    def _say(self, doing: str) -> None:
+        self._tell(Progress(len(self._done), len(self._tasks) * len(self._seats), doing))
+
+
+MEASURED = (
+    *("status", "reason", "error_eps", "allowed_eps", "prepare_s", "first_call_s", "rounds", "round_numbers"),
+    *("repetitions", "median", "low", "high", "stable", "boundary_median", "peak_memory_bytes", "added_memory_bytes"),
+    *("steal", "rounds_again", "measured_at", "limit_s", "share"),
+)
+
+
+def _weight(problem: Problem, mode: str) -> float:
+    """The part of a run's time that a problem gets: processes and tracing cost as much as 6 GFLOP."""
+    return 1 + flops(problem, mode) / 6e9
+
+
+def _heats(seats: Sequence[_Seat], problem: Problem, mode: str) -> Iterator[Sequence[_Seat]]:
+    """The contenders in groups of which all fit into memory with the problem, one group as a rule."""
+    fit = max(1, int(USABLE_MEMORY * _free_memory() / (OVERHEAD * bytes_moved(problem, mode))))
+    for first in range(0, len(seats), fit):
+        yield seats[first : first + fit]
+
+
+def _free_memory() -> float:
+    """Bytes that processes may still take; infinite if not told."""
+    with suppress(OSError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024.0
+    return math.inf

@@ -1,0 +1,237 @@
+"""The process of one contender, with so many threads: it prepares, verifies and times when it is told to.
+
+It is started by `multirnn.bench.process`, bound to its cores and with its variables set before anything is imported. It
+reads and writes JSON lines on two descriptors of their own, so that what a framework prints disturbs nothing. Whatever a
+contender raises is answered as "failed", and the process goes on.
+"""
+
+import ctypes
+import gc
+import itertools
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from multirnn.bench import inputs, verify
+from multirnn.bench.contenders import Absent, load
+from multirnn.bench.machine import blas_libraries, describe
+from multirnn.bench.problems import Problem
+from multirnn.bench.work import Contender, Prepared
+from multirnn.errors import MissingFramework
+
+__all__ = ["main", "serve"]
+
+LONGEST = 300  # letters of a line of a reason
+ESTIMATE = 0.005  # seconds of calls from which the time of one is estimated
+
+
+def main() -> None:
+    """Serve the contender that the arguments name, until whoever started this process has gone."""
+    reading, writing = int(sys.argv[1]), int(sys.argv[2])
+    for descriptor in (reading, writing):
+        os.set_inheritable(descriptor, False)  # a process that a framework starts must not keep the pipe open
+    source, threads = json.loads(sys.argv[3]), int(sys.argv[4])
+    with os.fdopen(reading) as messages, os.fdopen(writing, "w") as answers:
+
+        def say(answer: Mapping[str, Any]) -> None:
+            answers.write(json.dumps(answer) + "\n")
+            answers.flush()
+
+        start = time.perf_counter()
+        try:
+            contender = load(source)
+            versions = dict(contender.versions())
+            for package in versions:
+                if find_spec(package):  # a framework that a peer imports only later
+                    import_module(package)
+        except Absent:
+            say({"status": "absent"})
+            return
+        except (MissingFramework, ModuleNotFoundError) as error:
+            say({"status": "missing", "reason": str(error)})
+            return
+        seconds = time.perf_counter() - start
+        gc.collect()
+        gc.freeze()  # what a framework has imported: looking through PyTorch's would take 0.1 s each time
+        flags = describe()["variables"] | source["environment"]
+        say({"status": "started", "import_s": seconds, "versions": versions, "flags": flags})
+        for answer in serve(contender, threads, (json.loads(line) for line in messages)):
+            say(answer)
+
+
+def serve(contender: Contender, threads: int, messages: Iterator[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """An answer to each message.
+
+    The messages: {"do": "prepare", "problem", "mode", "inputs", "reference", "boundary"}, where inputs and reference are
+    folders of arrays, and boundary tells whether the call from NumPy to NumPy will be timed too;
+    {"do": "time", "what": "call" or "boundary", "repetitions", "settle"}; {"do": "finish"}.
+    """
+    seat = _Seat(contender, threads)
+    for message in messages:
+        do: Callable[..., dict[str, Any]] = getattr(seat, message["do"])
+        try:
+            yield do(**{name: value for name, value in message.items() if name != "do"})
+        except Exception as error:  # noqa: BLE001  # foreign code: what it raises is the answer
+            seat.prepared = None
+            yield {"status": "failed", "reason": _reason(error)}
+
+
+class _Seat:
+    """A contender and what it has prepared."""
+
+    def __init__(self, contender: Contender, threads: int) -> None:
+        self.contender, self.threads = contender, threads
+        self.prepared: Prepared | None = None
+        self.memory: int | None = None
+        self.settled = False
+
+    def prepare(
+        self, problem: Mapping[str, Any], mode: str, inputs: str, reference: str, boundary: bool
+    ) -> dict[str, Any]:
+        """Get ready for a problem, and hold the first answer against the reference."""
+        self.prepared = None
+        gc.collect()
+        _release_memory()
+        self.memory = _memory("VmRSS")
+        answer = self._verified(Problem.from_dict(problem), mode, Path(inputs), Path(reference))
+        if answer["status"] != "ready" or self.prepared is None:
+            self.prepared = None
+            return answer
+        if not boundary:
+            self.prepared.boundary = None
+        _release_memory()
+        _forget_peak()
+        answer |= self._first_call(answer["first_call_s"])
+        if not self.settled:
+            gc.freeze()  # what a framework imports only when it is used
+            self.settled = True
+        return answer
+
+    def _verified(self, problem: Problem, mode: str, given: Path, reference: Path) -> dict[str, Any]:
+        work = inputs.load(problem, mode, given)
+        if reason := self.contender.refuses(work):
+            return {"status": "refused", "reason": reason}
+        start = time.perf_counter()
+        prepared = self.contender.prepare(work, self.threads)
+        ready = time.perf_counter()
+        result = prepared.result()
+        first = time.perf_counter()
+        found, where = verify.error(work, verify.answer(work, result), inputs.load_arrays(reference))
+        allowed = verify.allowed(problem.spec)
+        wrong = not found <= allowed
+        self.prepared = prepared  # all of it: a closure of `result` may hold the buffers that `call` writes to
+        return {
+            "status": "wrong" if wrong else "ready",
+            "reason": _wrong(found, allowed, where) if wrong else "",
+            "error_eps": found if found < float("inf") else None,
+            "allowed_eps": allowed,
+            "plan": prepared.plan,
+            "prepare_s": ready - start,
+            "first_call_s": first - ready,
+        }
+
+    def _first_call(self, first_result: float) -> dict[str, Any]:
+        """The time of the first call, with that of the first result: whichever traced and compiled is the longer."""
+        assert self.prepared is not None
+        call = self.prepared.call
+        first = _block(call, 1)
+        repetitions = 1
+        while (spent := _block(call, repetitions)) * repetitions < ESTIMATE:
+            repetitions *= 2
+        boundary = self.prepared.boundary
+        if boundary is not None and boundary is not call:
+            boundary()
+        return {
+            "first_call_s": max(first, first_result),
+            "seconds": spent,
+            "boundary": None if boundary is None else "same" if boundary is call else "other",
+            "blas": blas_libraries(),
+        }
+
+    def time(self, what: str, repetitions: int, settle: float) -> dict[str, Any]:
+        """The seconds of one call, the mean over a block."""
+        assert self.prepared is not None
+        call = self.prepared.call if what == "call" else self.prepared.boundary
+        assert call is not None
+        _settle(call, settle)
+        return {"status": "timed", "seconds": _block(call, repetitions)}
+
+    def finish(self) -> dict[str, Any]:
+        """The memory that the problem took; and let go of it."""
+        peak = _memory("VmHWM")
+        self.prepared = None
+        added = None if peak is None or self.memory is None else max(peak - self.memory, 0)
+        return {"status": "finished", "peak_memory_bytes": peak, "added_memory_bytes": added}
+
+
+def _reason(error: Exception) -> str:
+    """The error in a line: of a message of many, the first and the last, in which TensorFlow has the cause."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    shown = lines if len(lines) == 1 else [lines[0], "…", lines[-1]]
+    return f"{type(error).__name__}: {' '.join(line[:LONGEST] for line in shown)}"
+
+
+def _wrong(found: float, allowed: float, where: str) -> str:
+    if found == float("inf"):
+        return where
+    return f"{where} is {found:.3g} eps from the float64 reference, where {allowed:.3g} are allowed"
+
+
+# --- Time ------------------------------------------------------------------------------------------------------------
+
+
+def _block(call: Callable[[], Any], repetitions: int) -> float:
+    """The mean seconds of a call; as in `timeit`, no garbage is collected meanwhile."""
+    gc.disable()
+    try:
+        start = time.perf_counter()
+        for _ in itertools.repeat(None, repetitions):
+            call()
+        return (time.perf_counter() - start) / repetitions
+    finally:
+        gc.enable()
+
+
+def _settle(call: Callable[[], Any], seconds: float) -> None:
+    """Call, untimed, until so many seconds are over.
+
+    Until then the threads of whoever ran before still spin on a core, waiting for work.
+    """
+    start = time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        call()
+
+
+# --- Memory ----------------------------------------------------------------------------------------------------------
+
+
+def _memory(name: str) -> int | None:
+    """Bytes of this process by a name in /proc/self/status; None where there is none."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(name + ":")), None)
+
+
+def _forget_peak() -> None:
+    """Let the peak begin again from what is held now; where this is not allowed it stays that of the whole process."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # proc_pid_clear_refs(5)
+
+
+def _release_memory() -> None:
+    """Give what is free back to the system, so that the next problem does not find it."""
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
+
+
+if __name__ == "__main__":
+    main()

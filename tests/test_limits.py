@@ -1,0 +1,224 @@
+"""The work in a problem and the least time that it takes, by hand; and that the ceilings can be measured."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from multirnn import kernel
+from multirnn.bench import ceilings, machine
+from multirnn.bench.limits import ACTIVATION, LATENCY, Ceilings, Limits, bytes_moved, flops, measure, minimum_memory
+from multirnn.bench.problems import Problem
+from multirnn.errors import InvalidCall
+
+RNN = Problem("rnn", "simple_rnn", batch=3, time=7, input_size=5, hidden_size=11)
+LSTM = replace(RNN, name="lstm", cell="lstm", bias="")
+GRU = replace(RNN, name="gru", cell="gru", bias="")
+STACK = replace(LSTM, name="stack", num_layers=2, bidirectional=True)
+
+# --- Work --------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("problem", "mode", "expected"),
+    [
+        (RNN, "inference", 2 * 21 * 11 * (5 + 11)),
+        (RNN, "streaming", 2 * 3 * 11 * (5 + 11)),
+        (RNN, "gradients", 3 * 2 * 21 * 11 * (5 + 11)),
+        # No gradient of x, and two operations a parameter: 11 * 5 + 11 * 11 + 11 of them.
+        (RNN, "training", 3 * 2 * 21 * 11 * (5 + 11) - 2 * 21 * 11 * 5 + 2 * 187),
+        (LSTM, "inference", 4 * 2 * 21 * 11 * (5 + 11)),
+        (GRU, "inference", 3 * 2 * 21 * 11 * (5 + 11)),
+        # Above layer 0, the features are both directions' outputs.
+        (STACK, "inference", 2 * 4 * 2 * 21 * 11 * (5 + 11) + 2 * 4 * 2 * 21 * 11 * (22 + 11)),
+        (replace(RNN, lengths=(1, 7)), "inference", 2 * 3 * 4 * 11 * (5 + 11)),
+    ],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_operations_by_hand(problem: Problem, mode: str, expected: int) -> None:
+    assert flops(problem, mode) == expected
+
+
+@pytest.mark.parametrize(
+    ("problem", "mode", "expected"),
+    [
+        (RNN, "inference", 4 * (187 + 21 * (5 + 11))),
+        (RNN, "streaming", 4 * (187 + 3 * (5 + 11))),
+        (replace(RNN, dtype="float64"), "inference", 8 * (187 + 21 * (5 + 11))),
+        # Parameters read twice and their gradients written; x twice and its gradient; the output twice and its cotangent.
+        (RNN, "gradients", 4 * (3 * 187 + 21 * (3 * 5 + 3 * 11))),
+        # The same without the gradient of x, and the target; the parameters are written too.
+        (RNN, "training", 4 * (4 * 187 + 21 * (2 * 5 + 4 * 11))),
+        # i, f, g, o and c, written and read.
+        (LSTM, "gradients", 4 * (3 * 748 + 21 * (3 * 5 + 3 * 11 + 2 * 5 * 11))),
+        (STACK, "inference", 4 * (STACK.spec.parameter_count + 21 * (5 + 3 * 22))),
+    ],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_bytes_by_hand(problem: Problem, mode: str, expected: int) -> None:
+    assert bytes_moved(problem, mode) == expected
+
+
+def test_the_least_memory_by_hand() -> None:
+    assert minimum_memory(RNN) == 4 * (187 + 21 * (5 + 11))
+    assert minimum_memory(STACK) == 4 * (STACK.spec.parameter_count + 21 * (5 + 2 * 22))
+    assert minimum_memory(replace(RNN, lengths=(1, 7))) == minimum_memory(RNN)
+
+
+# --- Limits -----------------------------------------------------------------------------------------------------------------------
+
+MACHINE = Limits(
+    {"L1": 40_000, "L2": 1_000_000, "L3": 24_000_000},
+    {
+        1: Ceilings({"float32": 1e11, "float64": 5e10}, {}, {"L1": 2e11, "L2": 1e11, "L3": 2e10, "memory": 1e10}, {}),
+        2: Ceilings({"float32": 2e11, "float64": 1e11}, {}, {"L1": 4e11, "L2": 2e11, "L3": 4e10, "memory": 1.5e10}, {}),
+    },
+)
+
+
+def rnn(batch: int, time: int, size: int, **fields: Any) -> Problem:
+    return Problem(
+        "it", **{"cell": "simple_rnn", "batch": batch, "time": time, "input_size": size, "hidden_size": size, **fields}
+    )
+
+
+def test_a_large_batch_is_bound_by_products() -> None:
+    problem = rnn(64, 100, 256)
+    product = 2 * 6400 * 256 * 256 / 1e11
+    assert MACHINE.seconds(problem, "inference", 1) == pytest.approx(2 * product + 6400 * 256 * ACTIVATION / 1e11)
+    assert MACHINE.seconds(problem, "inference", 2) == pytest.approx(MACHINE.seconds(problem, "inference", 1) / 2)
+    # Forward: two products and the activations; backward: the recurrence, dx, dW_ih and dW_hh.
+    assert MACHINE.seconds(problem, "gradients", 1) == pytest.approx(6 * product + 6400 * 256 * ACTIVATION / 1e11)
+    assert MACHINE.seconds(problem, "training", 1) == pytest.approx(5 * product + 6400 * 256 * ACTIVATION / 1e11)
+
+
+def test_a_batch_of_one_is_bound_by_reading_the_weights() -> None:
+    problem = rnn(1, 100, 256)  # 526 kB of weights: L2
+    stream = 100 * 4 * 256 * 256 / 1e11
+    project = 2 * 100 * 256 * 256 / 1e11
+    expected = project + stream + 100 * 256 * ACTIVATION / 1e11
+    assert MACHINE.seconds(problem, "inference", 1) == pytest.approx(expected)
+    streaming = (2 * 4 * 256 * 256) / 1e11 + 256 * ACTIVATION / 1e11
+    assert MACHINE.seconds(problem, "streaming", 1) == pytest.approx(streaming)
+
+
+def test_weights_that_fit_in_two_caches_and_not_in_one() -> None:
+    problem = rnn(1, 100, 480)  # 0.92 MB of recurrent weights: L3 for one core, and half of them in each core's L2
+    one, two = (MACHINE.seconds(problem, "inference", threads) for threads in (1, 2))
+    assert one > 5 * two
+
+
+def test_what_is_read_at_every_step_is_what_has_to_fit() -> None:
+    problem = rnn(1, 100, 400)  # 1.28 MB of weights, half of them recurrent: those stay in L2
+    product, stream = 2 * 100 * 400 * 400 / 1e11, 100 * 4 * 400 * 400 / 1e11
+    expected = product + stream + 100 * 400 * ACTIVATION / 1e11
+    assert MACHINE.seconds(problem, "inference", 1) == pytest.approx(expected)
+    moved = 4 * (2 * 400 * 400 + 400 + 2 * 400)  # a single step finds all of them in L3
+    streaming = MACHINE.seconds(problem, "streaming", 1)
+    assert streaming == pytest.approx(max(moved / 2e10, 2 * 4 * 400 * 400 / 2e10 + 400 * ACTIVATION / 1e11))
+
+
+def test_small_steps_are_bound_by_latency() -> None:
+    problem = rnn(1, 672, 4)
+    product = 2 * 672 * 16 / 1e11
+    assert MACHINE.seconds(problem, "inference", 1) == pytest.approx(product + 672 * LATENCY)
+    assert MACHINE.seconds(problem, "gradients", 1) == pytest.approx(product + 672 * LATENCY * 2 + 3 * product)
+
+
+def test_gates_and_activations_are_counted() -> None:
+    base = rnn(64, 100, 64)
+    cost = 6400 * 64 * ACTIVATION / 1e11
+
+    def without_products(**fields: Any) -> float:
+        problem = replace(base, bias="", **fields)
+        return MACHINE.seconds(problem, "inference", 1) - flops(problem, "inference") / 1e11
+
+    assert without_products() == pytest.approx(cost)
+    assert without_products(activation="relu") == pytest.approx(0, abs=1e-12)
+    assert without_products(cell="lstm") == pytest.approx(5 * cost)
+    assert without_products(cell="gru") == pytest.approx(3 * cost)
+    assert without_products(cell="lstm", activation="relu") == pytest.approx(3 * cost)
+
+
+def test_sequences_that_are_large_are_bound_by_memory() -> None:
+    problem = rnn(4096, 1000, 2, activation="relu")
+    moved = 4 * (problem.spec.parameter_count + 4_096_000 * 4) / 1e10
+    assert MACHINE.seconds(problem, "inference", 1) == pytest.approx(moved)
+
+
+def test_a_share_is_the_limit_over_the_time() -> None:
+    problem = rnn(8, 100, 64)
+    limit = MACHINE.seconds(problem, "inference", 2)
+    assert MACHINE.share(problem, "inference", 2, 4 * limit) == pytest.approx(0.25)
+
+
+def test_threads_that_were_not_measured_are_refused() -> None:
+    with pytest.raises(InvalidCall, match="with 1, 2 threads, not with 3"):
+        MACHINE.seconds(RNN, "inference", 3)
+
+
+def test_limits_are_written_and_read() -> None:
+    assert Limits.from_dict(json.loads(json.dumps(MACHINE.to_dict()))) == MACHINE
+
+
+# --- Measuring --------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_ceilings_are_measured_by_several_means(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ceilings, "SIZE", 64)
+    monkeypatch.setattr(ceilings, "PERIOD", 0.003)
+    monkeypatch.setattr(ceilings, "READING", 0.003)
+    monkeypatch.setattr(ceilings, "BEYOND", 2**22)
+    monkeypatch.setattr(ceilings, "cache_sizes", lambda: {"L1": 2**15, "L2": 2**19, "L3": 2**21})
+    monkeypatch.setattr(ceilings, "PASSES", 1)
+    limits = measure(1)
+    (found,) = limits.ceilings.values()
+    assert list(found.bandwidths) == ["L1", "L2", "L3", "memory"]
+    speeds = list(found.bandwidths.values())
+    assert speeds == sorted(speeds, reverse=True)
+    for best, means in ((found.products, found.product_means), (found.bandwidths, found.bandwidth_means)):
+        for name, rate in best.items():
+            assert rate == max(means[name].values()) > 1e8
+    assert "NumPy as installed" in found.product_means["float32"]
+    assert limits.seconds(RNN, "inference", 1) > 0
+    compiled = {
+        level for level, means in found.bandwidth_means.items() if "weights of the compiled recurrence" in means
+    }
+    assert compiled == (set() if kernel.missing() else {"L1", "L2", "L3"})
+
+
+def test_several_cores_are_at_least_as_many_times_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    if len(machine.allowed_cores()) < 2:
+        pytest.skip("this process may use one core")
+    monkeypatch.setattr(ceilings, "SIZE", 64)
+    monkeypatch.setattr(ceilings, "PERIOD", 0.003)
+    alone = {"float32": {"one": 1e30}, "float64": {"one": 1.0}}
+    found = ceilings.joint_products(2, alone)
+    assert found["float32"]["2 times one core by itself"] == 2e30
+    assert set(found["float64"]) == {"one product", "a product a core", "2 times one core by itself"}
+
+
+def test_more_threads_than_cores_cannot_be_measured() -> None:
+    with pytest.raises(InvalidCall, match="may run on"):
+        measure(10_000)
+
+
+# --- The machine ------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_machine_is_described_the_same_twice() -> None:
+    first, second = machine.describe(), machine.describe()
+    assert first == second
+    assert json.loads(json.dumps(first, allow_nan=False)) == first
+    assert first["processor"]
+    assert first["versions"]["numpy"]
+    assert set(first["caches"]) >= {"L1", "L2"}
+
+
+def test_steal_only_grows() -> None:
+    before = machine.steal()
+    if before is None:
+        pytest.skip("this system does not tell the steal time")
+    assert 0 <= before <= (machine.steal() or 0)
+    assert machine.activity()["steal_s"] >= before
