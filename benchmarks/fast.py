@@ -1,0 +1,159 @@
+"""What is promised of every implementation beside its speed: the cost of the wrapper, of a step, and of memory.
+
+    python benchmarks/fast.py            measure, print, and write results/fast.json
+    python benchmarks/fast.py --quick    a tenth of the rounds, nothing written
+
+Each backend runs in a process of its own. Pairs are measured as in `foundation.py`, interleaved; memory is the peak of a
+process during one call after a short one, with the input that is there before it.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from foundation import Pair, Result, machine, measured, show
+
+from multirnn.bench.inputs import draw
+from multirnn.bench.limits import minimum_memory
+from multirnn.bench.ours import Ours
+from multirnn.bench.problems import Problem
+from multirnn.bench.work import Prepared
+from multirnn.errors import Unsupported
+
+RESULTS = Path(__file__).parent / "results" / "fast.json"
+BACKENDS = ("numpy", "torch", "keras", "jax", "onnxruntime")
+THREADS = 2
+CELLS = ("simple_rnn", "lstm", "gru")
+MEMORY = 1.3  # times the minimum
+
+
+def prepared(contender: Ours, cell: str, shape: tuple[int, ...], mode: str = "inference") -> Prepared:
+    batch, time, features, hidden = shape
+    bias = "double" if contender.backend.name == "torch" else ""  # what every torch layer holds
+    problem = Problem("one", cell, batch, time, features, hidden, bias=bias)
+    work = draw(problem, mode)
+    if reason := contender.refuses(work):
+        raise Unsupported(reason)
+    return contender.prepare(work, THREADS)
+
+
+def thin_wrapper(time: int) -> tuple[str, Callable[[float, float, float], bool]]:
+    """From NumPy to NumPy through the layer, against the same call on what the framework has already."""
+    if time == 1:
+        return "at most 10 µs more", lambda ours, theirs, measured: ours - theirs <= 10
+    return "at most 1 % more", lambda ours, theirs, measured: 1 / measured <= 1.01
+
+
+def flat(times: int) -> tuple[str, Callable[[float, float, float], bool]]:
+    return "a step costs the same within 15 %", lambda ours, theirs, measured: 1 / measured <= 1.15
+
+
+def wrapper_pairs(contender: Ours) -> list[Pair]:
+    pairs = []
+    for shape in ((1, 1, 256, 256), (1, 100, 256, 256), (32, 100, 256, 256)):
+        one = prepared(contender, "simple_rnn", shape)
+        if one.boundary is not None:
+            what = f"{contender.name}: the layer, from NumPy to NumPy, against the raw call"
+            pairs.append(Pair(what, shape, *thin_wrapper(shape[1]), one.boundary, one.call))
+    return pairs
+
+
+def flat_pairs(contender: Ours) -> list[Pair]:
+    """One call of many steps against as many calls of 100 steps."""
+    pairs = []
+    for cell in CELLS:
+        short = prepared(contender, cell, (8, 100, 64, 64)).call
+        for time in (1000, 10_000):
+            long = prepared(contender, cell, (8, time, 64, 64)).call
+
+            def repeated(call: Callable[[], Any] = short, times: int = time // 100) -> None:
+                for _ in range(times):
+                    call()
+
+            what = f"{contender.name}, {cell}: one call against calls of 100 steps each"
+            pairs.append(Pair(what, (8, time, 64, 64), *flat(time), long, repeated))
+    return pairs
+
+
+def peak_memory(contender: Ours, cell: str, shape: tuple[int, ...]) -> dict[str, Any]:
+    """The growth of the process in one call and the input that it was given, over the minimum of the formula."""
+    batch, time, features, hidden = shape
+    call = prepared(contender, cell, shape).call
+    prepared(contender, cell, (batch, 2, features, hidden)).call()  # what is made once: threads, plans
+    problem = Problem("one", cell, batch, time, features, hidden)
+    before = _reset_peak()
+    call()
+    used = _status("VmHWM") - before + 4 * batch * time * features
+    return {
+        "what": contender.name,
+        "cell": cell,
+        "shape": shape,
+        "bytes": used,
+        "minimum": minimum_memory(problem),
+        "held": used <= MEMORY * minimum_memory(problem),
+    }
+
+
+def _reset_peak() -> int:
+    """Bytes in use now, from which the peak is counted on."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS")
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+
+GROUPS = {"wrapper": wrapper_pairs, "flat": flat_pairs}
+
+
+def one_process(group: str, backend: str, implementation: str, rounds: int) -> list[dict[str, Any]]:
+    """What a process measures: pairs of a group, or memory."""
+    name = backend if implementation == "native" else f"{backend} {implementation}"
+    contender = Ours(backend, implementation, name)
+    if group == "memory":
+        return [peak_memory(contender, cell, (32, 2000, 256, 256)) for cell in CELLS]
+    return [asdict(result) for result in measured(GROUPS[group](contender), rounds)]
+
+
+def ask(*arguments: Any) -> list[dict[str, Any]]:
+    print("measuring", *arguments[:3], file=sys.stderr)
+    command = [sys.executable, __file__, "--one", *map(str, arguments)]
+    out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    rows: list[dict[str, Any]] = json.loads(out.splitlines()[-1])
+    return rows
+
+
+def main(arguments: list[str]) -> int:
+    """Measure; 0 when every goal is held, else 1."""
+    if arguments[:1] == ["--one"]:
+        print(json.dumps(one_process(*arguments[1:4], int(arguments[4]))))
+        return 0
+    quick = arguments == ["--quick"]
+    rows, memory = [], []
+    for backend in BACKENDS:
+        there = ("native",) if backend == "onnxruntime" else ("native", "fast")
+        for implementation in there:
+            rows += ask("wrapper", backend, implementation, 3 if quick else 21)
+    for backend in ("numpy", "torch", "jax"):
+        rows += ask("flat", backend, "fast", 3 if quick else 9)
+    for backend in ("numpy", "torch", "jax"):
+        memory += ask("memory", backend, "fast", 1)
+    results = [Result(**{**row, "shape": tuple(row["shape"])}) for row in rows]
+    show(results)
+    for row in memory:
+        ratio = row["bytes"] / row["minimum"]
+        print(f"{row['what']}, {row['cell']}: {ratio:.2f} times the minimum memory, goal {MEMORY}: {row['held']}")
+    if not quick:
+        found = {"machine": machine(), "results": [asdict(r) for r in results], "memory": memory}
+        RESULTS.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+    return 0 if all(r.held for r in results) and all(row["held"] for row in memory) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

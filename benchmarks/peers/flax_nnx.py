@@ -1,0 +1,174 @@
+"""Flax: `nnx.RNN` over its cells, split into a graph and its parameters and jitted with JAX.
+
+`nnx.GRUCell` has no recurrent bias in its candidate, so a GRU that has one is refused here; of `linen` there is a cell
+that has it, and `flax.linen.RNN` is the contender for it.
+"""
+
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+import multirnn as mr
+from multirnn.bench.work import SGD_RATE, Prepared, Work
+
+
+class FlaxNnx:
+    """`nnx.RNN` with SimpleCell, OptimizedLSTMCell and GRUCell; `nnx.Bidirectional` over two."""
+
+    name = "flax.nnx.RNN"
+    kind = "peer"
+
+    def versions(self) -> Mapping[str, str]:
+        """The versions of Flax and JAX."""
+        return {"flax": version("flax"), "jax": version("jax"), "jaxlib": version("jaxlib")}
+
+    def refuses(self, work: Work) -> str | None:
+        """What no cell of Flax is."""
+        spec = work.weights.spec
+        if spec.dtype != "float32":
+            return "JAX computes in float32 unless the whole process is set to float64"
+        if (spec.activation, spec.recurrent_activation, spec.reset_after) != ("tanh", "sigmoid", True):
+            return "this contender leaves Flax's cells with the activations and the reset gate that they have"
+        if spec.cell == "gru" and spec.bias != "none":
+            return "nnx.GRUCell has no recurrent bias in its candidate"
+        if spec.bias == "double" and work.mode in ("gradients", "training"):
+            return "Flax's cells have one bias, and the gradients of two are asked for"
+        if work.lengths is not None and not work.lengths.all():
+            return "Flax runs on over the padding of a row of length 0"
+        return None
+
+    def prepare(self, work: Work, threads: int) -> Prepared:
+        """One jitted function of each mode; how many threads it takes, JAX decides by the cores that it is bound to."""
+        import jax
+        import jax.numpy as jnp
+        from flax import nnx
+
+        spec = work.weights.spec
+        layers = _layers(work.weights)
+        graph, parameters, rest = nnx.split(layers, nnx.Param, ...)
+        x = jnp.asarray(work.x)
+        lengths = None if work.lengths is None else jnp.asarray(work.lengths)
+        cell = (jnp.zeros((len(x), spec.hidden_size)),) * len(spec.form.states)
+        pass_ = tuple(reversed(cell)) if spec.cell == "lstm" else cell[0]  # the carry of an LSTM is (c, h)
+        zero = [(pass_, pass_) if spec.bidirectional else pass_] * spec.num_layers
+
+        def forward(parameters: Any, x: Any, carries: Any) -> Any:
+            ends = []
+            for layer, carry in zip(nnx.merge(graph, parameters, rest), carries, strict=True):
+                end, x = layer(x, initial_carry=carry, seq_lengths=lengths, return_carry=True)
+                if lengths is not None:  # or the outputs of a cell that has run over the padding are left there
+                    x = jnp.where((jnp.arange(x.shape[1]) < lengths[:, None])[..., None], x, 0)
+                ends.append(end)
+            return x, ends
+
+        def output(found: Any) -> mr.Output:
+            sequence, ends = found
+            passes = [end for layer in ends for end in (layer if spec.bidirectional else (layer,))]
+            parts = [tuple(reversed(end)) if spec.cell == "lstm" else (end,) for end in passes]
+            return mr.Output(np.asarray(sequence), mr.State(*map(np.stack, zip(*parts, strict=True))))
+
+        def canonical(parameters: Any) -> dict[str, Any]:
+            return _canonical(spec, nnx.merge(graph, parameters, rest))
+
+        def ready(function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
+            return lambda: jax.block_until_ready(function(*arguments))
+
+        if work.mode == "inference":
+            call = ready(jax.jit(forward), parameters, x, zero)
+            return Prepared(call, lambda: output(call()))
+        if work.mode == "streaming":
+            step, carried = jax.jit(forward), [zero]
+
+            def stream() -> Any:
+                found = jax.block_until_ready(step(parameters, x, carried[0]))
+                carried[0] = found[1]
+                return found
+
+            return Prepared(stream, lambda: output(stream()))
+        if work.mode == "gradients":
+            assert work.cotangent is not None
+            cotangent = jnp.asarray(work.cotangent.sequence), _carries(spec, work.cotangent.state)
+
+            def pulled(parameters: Any, x: Any, cotangent: Any) -> Any:
+                return jax.vjp(lambda p, x: forward(p, x, zero), parameters, x)[1](cotangent)
+
+            call = ready(jax.jit(pulled), parameters, x, cotangent)
+
+            def gradients() -> mr.Gradients:
+                dp, dx = call()
+                return mr.Gradients(canonical(dp), np.asarray(dx), None)  # type: ignore[arg-type]
+
+            return Prepared(call, gradients)
+
+        def descend(parameters: Any, x: Any, target: Any) -> Any:
+            slope = jax.grad(lambda p: jnp.mean((forward(p, x, zero)[0] - target) ** 2))(parameters)
+            return jax.tree.map(lambda p, dp: p - SGD_RATE * dp, parameters, slope)
+
+        trained, target = [parameters], jnp.asarray(work.target)
+        update = jax.jit(descend, donate_argnums=0)
+
+        def train() -> Any:
+            trained[0] = jax.block_until_ready(update(trained[0], x, target))
+            return trained[0]
+
+        return Prepared(train, lambda: canonical(train()))
+
+
+def _layers(weights: mr.Weights) -> Any:
+    """A list of `nnx.RNN`, or of `nnx.Bidirectional`, with these weights."""
+    import jax.numpy as jnp
+    from flax import nnx
+
+    kinds = {"simple_rnn": nnx.SimpleCell, "lstm": nnx.OptimizedLSTMCell, "gru": nnx.GRUCell}
+    folded = weights if weights.spec.bias == "none" else mr.fold_biases(weights)
+    spec = folded.spec
+
+    def layer(k: int, direction: str) -> Any:
+        arrays = folded.at(k, direction)
+        W, U = (arrays[name].reshape(-1, arrays[name].shape[-1]).T for name in ("weight_ih", "weight_hh"))
+        cell = kinds[spec.cell](W.shape[0], spec.hidden_size, rngs=nnx.Rngs(0))
+        cell.dense_i.kernel[...] = jnp.asarray(W)
+        cell.dense_h.kernel[...] = jnp.asarray(U)
+        if spec.bias != "none":
+            _biased(spec, cell).bias[...] = jnp.asarray(arrays["bias_ih"].reshape(-1))
+        return nnx.RNN(cell, rngs=False)
+
+    if spec.bidirectional:
+        pairs = ((layer(k, "forward"), layer(k, "backward")) for k in range(spec.num_layers))
+        return nnx.List([nnx.Bidirectional(*pair, rngs=False) for pair in pairs])
+    return nnx.List([layer(k, "forward") for k in range(spec.num_layers)])
+
+
+def _biased(spec: mr.RecurrentSpec, cell: Any) -> Any:
+    """The product that has the bias."""
+    return cell.dense_h if spec.cell == "lstm" else cell.dense_i
+
+
+def _canonical(spec: mr.RecurrentSpec, layers: Any) -> dict[str, Any]:
+    """The weights, or gradients of them, by their canonical names."""
+    found = {}
+    for k, direction in spec.passes:
+        layer = getattr(layers[k], f"{direction}_rnn") if spec.bidirectional else layers[k]
+        cell = layer.cell
+        arrays = {"weight_ih": cell.dense_i.kernel[...].T, "weight_hh": cell.dense_h.kernel[...].T}
+        if spec.bias != "none":
+            arrays["bias_ih"] = _biased(spec, cell).bias[...]
+        for name, array in arrays.items():
+            full = f"layers.{k}.{direction}.{name}"
+            found[full] = np.asarray(array).reshape(spec.shapes[full])
+    return found
+
+
+def _carries(spec: mr.RecurrentSpec, state: mr.State) -> list[Any]:
+    """A state as Flax's layers return theirs."""
+    import jax.numpy as jnp
+
+    parts = [jnp.asarray(part) for part in state if part is not None]
+    passes = [tuple(part[n] for part in reversed(parts)) for n in range(len(parts[0]))]
+    single = [one if spec.cell == "lstm" else one[0] for one in passes]
+    return list(zip(single[::2], single[1::2], strict=True)) if spec.bidirectional else single
+
+
+CONTENDERS = (FlaxNnx(),)

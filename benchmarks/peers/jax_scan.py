@@ -1,0 +1,163 @@
+"""JAX as its users write it by hand: the input projected in one product, a jitted `lax.scan`, and JAX's own autodiff."""
+
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+import multirnn as mr
+from multirnn.bench.work import SGD_RATE, Prepared, Work
+
+ACTIVATIONS = ("tanh", "relu", "sigmoid")
+
+
+class JaxScan:
+    """Pure functions over a dictionary of the weights, by their canonical names."""
+
+    name = "JAX scan"
+    kind = "peer"
+
+    def versions(self) -> Mapping[str, str]:
+        """The versions of JAX and of its compiler."""
+        return {"jax": version("jax"), "jaxlib": version("jaxlib")}
+
+    def refuses(self, work: Work) -> str | None:
+        """What is not written out here."""
+        spec = work.weights.spec
+        if spec.dtype != "float32":
+            return "JAX computes in float32 unless the whole process is set to float64"
+        if not {spec.activation, spec.recurrent_activation} <= set(ACTIVATIONS):
+            return f"this contender has the activations {', '.join(ACTIVATIONS)} alone"
+        return None
+
+    def prepare(self, work: Work, threads: int) -> Prepared:
+        """One jitted function of each mode; how many threads it takes, JAX decides by the cores that it is bound to."""
+        import jax
+        import jax.numpy as jnp
+
+        spec = work.weights.spec
+        weights = {name: jnp.asarray(array) for name, array in work.weights.arrays.items()}
+        x = jnp.asarray(work.x)
+        lengths = None if work.lengths is None else jnp.asarray(work.lengths)
+        shape = (spec.num_layers * len(spec.directions), len(work.x), spec.hidden_size)
+        zero = tuple(jnp.zeros(shape, jnp.float32) for _ in spec.form.states)
+
+        def forward(weights: Any, x: Any, state: Any) -> Any:
+            return _stack(spec, weights, x, state, lengths)
+
+        def ready(function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
+            return lambda: jax.block_until_ready(function(*arguments))
+
+        def output(found: Any) -> mr.Output:
+            sequence, state = found
+            return mr.Output(np.asarray(sequence), mr.State(*map(np.asarray, state)))
+
+        if work.mode == "inference":
+            call = ready(jax.jit(forward), weights, x, zero)
+            return Prepared(call, lambda: output(call()))
+        if work.mode == "streaming":
+            step, carried = jax.jit(forward), [zero]
+
+            def stream() -> Any:
+                found = jax.block_until_ready(step(weights, x, carried[0]))
+                carried[0] = found[1]
+                return found
+
+            return Prepared(stream, lambda: output(stream()))
+        if work.mode == "gradients":
+            assert work.cotangent is not None
+            sequence, end = work.cotangent
+            cotangent = jnp.asarray(sequence), tuple(jnp.asarray(part) for part in end if part is not None)
+
+            def pulled(weights: Any, x: Any, cotangent: Any) -> Any:
+                return jax.vjp(lambda w, x: forward(w, x, zero), weights, x)[1](cotangent)
+
+            call = ready(jax.jit(pulled), weights, x, cotangent)
+
+            def gradients() -> mr.Gradients:
+                dw, dx = call()
+                named = {name: np.asarray(array) for name, array in dw.items()}
+                return mr.Gradients(named, np.asarray(dx), None)  # type: ignore[arg-type]
+
+            return Prepared(call, gradients)
+
+        def descend(weights: Any, x: Any, target: Any) -> Any:
+            slope = jax.grad(lambda w: jnp.mean((forward(w, x, zero)[0] - target) ** 2))(weights)
+            return jax.tree.map(lambda w, dw: w - SGD_RATE * dw, weights, slope)
+
+        trained, target = [weights], jnp.asarray(work.target)
+        update = jax.jit(descend, donate_argnums=0)
+
+        def train() -> Any:
+            trained[0] = jax.block_until_ready(update(trained[0], x, target))
+            return trained[0]
+
+        return Prepared(train, lambda: {name: np.asarray(array) for name, array in train().items()})
+
+
+def _stack(spec: mr.RecurrentSpec, weights: Any, x: Any, state: Any, lengths: Any) -> Any:
+    """The sequence, batch first, and the final state."""
+    import jax.numpy as jnp
+
+    x, ends = x.swapaxes(0, 1), []
+    valid = None if lengths is None else (jnp.arange(len(x))[:, None] < lengths)[..., None]
+    for layer in range(spec.num_layers):
+        outputs = []
+        for direction in spec.directions:
+            parameters = {
+                name.rpartition(".")[2]: array
+                for name, array in weights.items()
+                if name.startswith(f"layers.{layer}.{direction}.")
+            }
+            start = tuple(part[len(ends)] for part in state)
+            end, y = _pass(spec, parameters, x, start, valid, direction == "backward")
+            outputs.append(y)
+            ends.append(end)
+        x = jnp.concatenate(outputs, axis=-1)
+    return x.swapaxes(0, 1), tuple(jnp.stack(parts) for parts in zip(*ends, strict=True))
+
+
+def _pass(spec: mr.RecurrentSpec, p: Any, x: Any, start: Any, valid: Any, reverse: bool) -> Any:
+    """One layer in one direction: the states at the end, and the outputs."""
+    import jax
+    import jax.numpy as jnp
+
+    named = {"tanh": jnp.tanh, "relu": jax.nn.relu, "sigmoid": jax.nn.sigmoid}
+    act, gate = named[str(spec.activation)], named[str(spec.recurrent_activation)]
+    gates, H = len(spec.form.gates), spec.hidden_size
+    U = p["weight_hh"].reshape(gates * H, H).T
+    bias = p["bias_ih"] if "bias_ih" in p else jnp.zeros((gates, H))
+    candidate = jnp.zeros(H)  # the recurrent bias of the candidate, which the reset gate multiplies
+    if "bias_hh" in p:
+        whole = len(p["bias_hh"]) == gates
+        kept = spec.form.recurrent_candidate_bias
+        candidate = p["bias_hh"][-1] if kept else candidate
+        bias = bias.at[: gates - kept].add(p["bias_hh"][: gates - kept]) if whole else bias
+    z = x @ p["weight_ih"].reshape(gates * H, -1).T + bias.reshape(-1)
+
+    def step(state: Any, now: Any) -> Any:
+        z_t, valid_t = now
+        h, *c = state
+        if spec.cell == "simple_rnn":
+            new = (act(z_t + h @ U),)
+        elif spec.cell == "lstm":
+            i, f, g, o = jnp.split(z_t + h @ U, 4, axis=-1)
+            after = gate(f) * c[0] + gate(i) * act(g)
+            new = (gate(o) * act(after), after)
+        elif spec.reset_after:
+            h_r, h_z, h_n = jnp.split(h @ U, 3, axis=-1)
+            z_r, z_z, z_n = jnp.split(z_t, 3, axis=-1)
+            update = gate(z_z + h_z)
+            new = ((1 - update) * act(z_n + gate(z_r + h_r) * (h_n + candidate)) + update * h,)
+        else:
+            reset, update = jnp.split(gate(z_t[:, : 2 * H] + h @ U[:, : 2 * H]), 2, axis=-1)
+            new = ((1 - update) * act(z_t[:, 2 * H :] + (reset * h) @ U[:, 2 * H :]) + update * h,)
+        if valid_t is None:
+            return new, new[0]
+        return tuple(jnp.where(valid_t, a, b) for a, b in zip(new, state, strict=True)), new[0] * valid_t
+
+    return jax.lax.scan(step, start, (z, valid), reverse=reverse)
+
+
+CONTENDERS = (JaxScan(),)

@@ -1,0 +1,78 @@
+"""PyTorch's layers under `torch.compile`, which takes them apart step by step once it is told that it may (`allow_rnn`)."""
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+import multirnn as mr
+from multirnn.bench.work import Prepared, Work
+
+LAYERS = {"simple_rnn": "RNN", "lstm": "LSTM", "gru": "GRU"}
+LONGEST = 100  # steps: the loop is unrolled, and 100 steps of a simple RNN take Inductor a minute
+
+
+class TorchCompile:
+    """A module of `torch.nn`, batch first, compiled by Inductor."""
+
+    name = "torch.compile"
+    kind = "peer"
+
+    def versions(self) -> Mapping[str, str]:
+        """The version of PyTorch."""
+        return {"torch": version("torch")}
+
+    def refuses(self, work: Work) -> str | None:
+        """What PyTorch has no layer for, and what would be compiled for minutes."""
+        spec = work.weights.spec
+        relu = spec.cell == "simple_rnn" and spec.activation == "relu"
+        if not (spec.activation == "tanh" or relu) or spec.recurrent_activation != "sigmoid" or not spec.reset_after:
+            return f"torch.nn.{LAYERS[spec.cell]} has other activations, or another reset gate"
+        if work.mode not in ("inference", "streaming"):
+            return "this contender is for inference: what is compiled of a backward pass through so many steps takes minutes"
+        if work.lengths is not None:
+            return "torch.compile does not take packed sequences apart"
+        if work.x.shape[1] * spec.num_layers * len(spec.directions) > LONGEST:
+            return f"torch.compile unrolls the loop, and more than {LONGEST} steps are compiled for minutes"
+        return None
+
+    def prepare(self, work: Work, threads: int) -> Prepared:
+        """The module, compiled; a compiler for C++ has to be there."""
+        import torch
+
+        torch.set_num_threads(threads)
+        torch._dynamo.config.allow_rnn = True
+        spec = work.weights.spec
+        module = getattr(torch.nn, LAYERS[spec.cell])(
+            spec.input_size,
+            spec.hidden_size,
+            spec.num_layers,
+            bias=spec.bias != "none",
+            batch_first=True,
+            bidirectional=spec.bidirectional,
+            dtype=getattr(torch, spec.dtype),
+            **({"nonlinearity": spec.activation} if spec.cell == "simple_rnn" else {}),
+        )
+        weights = mr.split_biases(work.weights) if spec.bias == "single" else work.weights
+        arrays = mr.to_arrays(weights, convention="torch")
+        module.load_state_dict({name: torch.tensor(array) for name, array in arrays.items()})
+        compiled = torch.compile(module)
+        x = torch.tensor(work.x)
+        part = torch.zeros(spec.num_layers * len(spec.directions), len(x), spec.hidden_size, dtype=x.dtype)
+        carried: list[Any] = [(part, part) if spec.cell == "lstm" else part]
+
+        def call() -> Any:
+            with torch.inference_mode():
+                found = compiled(x, carried[0])
+            if work.mode == "streaming":
+                carried[0] = found[1]
+            return found
+
+        def result() -> mr.Output:
+            sequence, state = call()
+            parts = state if isinstance(state, tuple) else (state,)
+            return mr.Output(sequence.numpy(), mr.State(*(p.numpy() for p in parts)))
+
+        return Prepared(call, result)
+
+
+CONTENDERS = (TorchCompile(),)
