@@ -1,18 +1,21 @@
-"""The PyTorch backend: `torch.nn.RNN`, `LSTM` and `GRU` themselves."""
+"""The PyTorch backend: `torch.nn.RNN`, `LSTM` and `GRU` themselves, or made fast."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from multirnn import RecurrentSpec, Weights, accept
 from multirnn.parity import Batch, Optimiser
 from multirnn.weights import Array
-from multirnn_torch import adoption, layer, training
+from multirnn_torch import adoption, fast, layer, training
 from multirnn_torch import weights as conversion
 from multirnn_torch.adoption import AdoptedModule
 from multirnn_torch.layer import TorchLayer
 from multirnn_torch.single_bias import CandidateBiasGRU
+
+if TYPE_CHECKING:
+    from multirnn.bench.work import Prepared, Work
 
 __all__ = ["BACKEND", "CandidateBiasGRU", "TorchLayer", "build"]
 
@@ -22,15 +25,16 @@ class TorchBackend:
 
     name = "torch"
     differentiable = True
+    implementations = ("native", "fast")
 
     def refuses(self, spec: RecurrentSpec) -> str | None:
         """Refuses the GRU that resets before the recurrent product, and activations that PyTorch's layers have not."""
         return layer.refuses(spec)
 
-    def build(self, weights: Weights, *, device: str | None = None) -> TorchLayer:
+    def build(self, weights: Weights, *, device: str | None = None, implementation: str = "native") -> TorchLayer:
         """Realise `weights.spec` with these weights, on a device as `torch.device` names it; see `build`."""
         accept(self, weights.spec)
-        return layer.build(weights, device)
+        return fast.build(weights, device) if implementation == "fast" else layer.build(weights, device)
 
     def read(self, native: Any) -> Weights:
         """The spec and the weights of an `nn.RNN`, `LSTM`, `GRU`, or of the cell of one; see `weights.read`."""
@@ -43,6 +47,12 @@ class TorchBackend:
     def train(self, layer: TorchLayer, batch: Batch, optimiser: Optimiser, steps: int) -> Array:
         """Train a layer in place, by `torch.optim`; see `training.train`."""
         return training.train(layer, batch, optimiser, steps)
+
+    def prepare(self, layer: TorchLayer, work: "Work", threads: int) -> "Prepared":
+        """Make a layer ready for a benchmark; see `timing.prepare`."""
+        from multirnn_torch import timing  # here, since only benchmarks need it
+
+        return timing.prepare(layer, work, threads)
 
     def default_epsilon(self) -> float:
         """Of `torch.optim.Adam`."""
@@ -60,15 +70,16 @@ class TorchBackend:
 BACKEND = TorchBackend()
 
 
-def build(weights: Weights, *, device: str | None = None) -> TorchLayer:
+def build(weights: Weights, *, device: str | None = None, implementation: str = "native") -> TorchLayer:
     """Realise `weights.spec` in PyTorch.
 
     Args:
         weights: copied into the module's parameters.
         device: as `torch.device` names it ("cpu", "cuda", "cuda:1", "mps"); PyTorch's default unless given.
+        implementation: "native", PyTorch's own layer; or "fast", a subclass of it that is made fast on the CPU.
 
     Raises:
         Unsupported: PyTorch has no layer for the spec; the sentence has the reason.
         InvalidCall: PyTorch has no such device here, or not for the spec's dtype.
     """
-    return BACKEND.build(weights, device=device)
+    return BACKEND.build(weights, device=device, implementation=implementation)

@@ -14,7 +14,7 @@ from multirnn.layer import Lengths
 from multirnn.weights import Array
 from multirnn_torch.weights import canonical, module, named_weights, read
 
-__all__ = ["TorchLayer", "arrays", "build", "differentiable", "refuses", "run", "tensors"]
+__all__ = ["TorchLayer", "arrays", "build", "device_of", "differentiable", "refuses", "run", "tensors"]
 
 
 def refuses(spec: RecurrentSpec) -> str | None:
@@ -49,7 +49,7 @@ def build(weights: Weights, device: str | None) -> "TorchLayer":
     """
     spec = weights.spec
     with torch.inference_mode(False):  # a parameter that is made in inference mode can never be trained
-        return TorchLayer(spec, module(weights, _device(device, getattr(torch, spec.dtype))))
+        return TorchLayer(spec, module(weights, device_of(device, getattr(torch, spec.dtype))))
 
 
 class TorchLayer(BoundaryLayer):
@@ -68,7 +68,7 @@ class TorchLayer(BoundaryLayer):
     def __init__(self, spec: RecurrentSpec, native: nn.RNNBase) -> None:
         super().__init__(spec)
         self._native = native
-        self._dtype: torch.dtype = getattr(torch, spec.dtype)
+        self._tensor_dtype: torch.dtype = getattr(torch, spec.dtype)
 
     @property
     def native(self) -> nn.RNNBase:
@@ -93,9 +93,10 @@ class TorchLayer(BoundaryLayer):
     def run(self, inputs: Inputs) -> Output:
         """See `BoundaryLayer.run`. On the CPU the arrays share the memory of PyTorch's tensors, in and out."""
         device = self._place()
+        zero = not inputs.state_given and inputs.lengths is None  # PyTorch makes its own, which costs less
         with torch.inference_mode():
-            x, *state = tensors([inputs.x, *_parts(inputs.state)], device)
-            sequence, *final = arrays(run(self._native, x, state, inputs.lengths))
+            x, *state = tensors([inputs.x, *([] if zero else _parts(inputs.state))], device)
+            sequence, *final = arrays(self.call(x, state, inputs.lengths))
         return Output(sequence, State(*final))
 
     def pull_back(self, inputs: Inputs, cotangent: Output) -> Gradients:
@@ -104,11 +105,15 @@ class TorchLayer(BoundaryLayer):
         weights = named_weights(self._native).values()
         with differentiable(self._native):
             x, *state = (tensor.requires_grad_() for tensor in tensors([inputs.x, *_parts(inputs.state)], device))
-            outputs = run(self._native, x, state, inputs.lengths)
+            outputs = self.call(x, state, inputs.lengths)
             cotangents = tensors([cotangent.sequence, *_parts(cotangent.state)], device)
             found = torch.autograd.grad(outputs, [*weights, x, *state], cotangents)
         dx, *dstate = arrays(found[len(weights) :])
         return Gradients(canonical(found[: len(weights)], self.spec), dx, State(*dstate))
+
+    def call(self, x: Tensor, state: list[Tensor], lengths: Lengths | None) -> list[Tensor]:
+        """The module, called as `run` does."""
+        return run(self._native, x, state, lengths)
 
     def _place(self) -> torch.device:
         """Where the module is now, as its first weight tells.
@@ -117,10 +122,10 @@ class TorchLayer(BoundaryLayer):
             InvalidCall: that weight no longer has the spec's dtype.
         """
         weight: Any = self._native.weight_ih_l0
-        if weight.dtype != self._dtype:
+        if weight.dtype != self._tensor_dtype:
             raise InvalidCall(
                 f"the module now holds {weight.dtype}, and this layer computes in {self.spec.dtype}: convert it back by "
-                f"native.to({self._dtype}), or build another layer of multirnn.read(native)"
+                f"native.to({self._tensor_dtype}), or build another layer of multirnn.read(native)"
             )
         device: torch.device = weight.device
         return device
@@ -136,12 +141,13 @@ def _parts(state: State) -> list[Array]:
 def tensors(values: Sequence[Array], device: torch.device) -> list[Tensor]:
     """On the CPU they share the memory of the arrays."""
     # from_numpy shares the memory, and warns of memory that it must not write to.
-    return [torch.from_numpy(a if a.flags.writeable else a.copy()).to(device) for a in values]
+    shared = [torch.from_numpy(a if a.flags.writeable else a.copy()) for a in values]
+    return shared if device.type == "cpu" else [tensor.to(device) for tensor in shared]
 
 
 def arrays(values: Sequence[Tensor]) -> list[Array]:
     """On the CPU they share the memory of the tensors."""
-    return [tensor.cpu().numpy() for tensor in values]
+    return [(tensor if tensor.is_cpu else tensor.cpu()).numpy() for tensor in values]
 
 
 # --- Running ---------------------------------------------------------------------------------------------------------
@@ -153,7 +159,7 @@ def run(native: Callable[..., Any], x: Tensor, state: list[Tensor], lengths: Len
     Args:
         native: an `nn.RNNBase` with `batch_first=True`, or what is called as one.
         x: `(batch, time, input_size)`.
-        state: h, and of an LSTM c.
+        state: h, and of an LSTM c; none where they are zero and every row is full.
         lengths: None where every row is full.
     """
     if lengths is None:
@@ -181,10 +187,8 @@ def _run_ragged(native: Callable[..., Any], x: Tensor, state: list[Tensor], leng
 
 def _call(native: Callable[..., Any], x: Tensor | PackedSequence, state: list[Tensor]) -> list[Any]:
     """`native` with its states in a list, of an LSTM as of the others."""
-    if len(state) == 2:
-        sequence, final = native(x, tuple(state))
-        return [sequence, *final]
-    return list(native(x, *state))
+    sequence, final = native(x, tuple(state)) if len(state) == 2 else native(x, *state)
+    return [sequence, final] if isinstance(final, Tensor) else [sequence, *final]
 
 
 @contextmanager
@@ -204,7 +208,7 @@ def differentiable(native: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(False)
 
 
-def _device(name: str | None, dtype: torch.dtype) -> torch.device:
+def device_of(name: str | None, dtype: torch.dtype) -> torch.device:
     """The device of this name, on which this dtype has been tried; PyTorch's default if there is no name."""
     try:
         device = torch.empty(0, dtype=dtype, device=name).device

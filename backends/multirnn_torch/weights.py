@@ -4,8 +4,9 @@ The arrays are those of the convention "torch" (`multirnn.conventions`): gates s
 order, so that PyTorch's `weight_ih_l0` is `weight_ih` with its first two axes made one.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -18,9 +19,13 @@ from multirnn.spec import DTYPES
 from multirnn.weights import Array
 from multirnn_torch.single_bias import CandidateBiasGRU, drop_recurrent_bias
 
-__all__ = ["canonical", "module", "named_weights", "read", "unwrap"]
+__all__ = ["LAYERS", "canonical", "module", "named_weights", "read", "skeleton", "unwrap"]
 
-_LAYERS = {"simple_rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
+LAYERS: Mapping[str, type[nn.RNNBase]] = MappingProxyType(
+    {"simple_rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU, "candidate_bias_gru": CandidateBiasGRU}
+)
+"""PyTorch's layer for each cell, and the one that it has not."""
+
 _CELLS = {"simple_rnn": nn.RNNCell, "lstm": nn.LSTMCell, "gru": nn.GRUCell}
 
 _TORCH = CONVENTIONS["torch"]
@@ -34,28 +39,43 @@ _CONVENTION = replace(
 )
 
 
-def module(weights: Weights, device: torch.device) -> nn.RNNBase:
-    """The `torch.nn.RNN`, `LSTM` or `GRU` of these weights, `batch_first=True`. Draws no random numbers."""
+def module(
+    weights: Weights, device: torch.device, layers: Mapping[str, Callable[..., nn.RNNBase]] = LAYERS
+) -> nn.RNNBase:
+    """The `torch.nn.RNN`, `LSTM` or `GRU` of these weights, `batch_first=True`. Draws no random numbers.
+
+    Args:
+        weights: copied into the parameters.
+        device: where the parameters are.
+        layers: the classes to build of, by the names of `LAYERS`.
+    """
     spec = weights.spec
+    native = skeleton(spec, layers)
+    native.to_empty(device=device)
+    if spec.bias == "single" and not isinstance(native, CandidateBiasGRU):
+        drop_recurrent_bias(native)
+    arrays = to_arrays(weights, convention=_CONVENTION)
+    native.load_state_dict({name: torch.tensor(array) for name, array in arrays.items()})
+    return native
+
+
+def skeleton(spec: RecurrentSpec, layers: Mapping[str, Callable[..., nn.RNNBase]] = LAYERS) -> nn.RNNBase:
+    """The layer of a spec with two biases or none a gate, `batch_first=True`, on the device "meta": without any memory.
+
+    A GRU of a single bias has the candidate's recurrent one.
+    """
     candidate_bias = spec.cell == "gru" and spec.bias == "single"
-    kind = CandidateBiasGRU if candidate_bias else _LAYERS[spec.cell]
-    native: nn.RNNBase = kind(
+    return layers["candidate_bias_gru" if candidate_bias else spec.cell](
         spec.input_size,
         spec.hidden_size,
         spec.num_layers,
         bias=spec.bias != "none",
         batch_first=True,
         bidirectional=spec.bidirectional,
-        device="meta",  # without memory, so that no weights are drawn
+        device="meta",  # so that no weights are drawn
         dtype=getattr(torch, spec.dtype),
         **({"nonlinearity": spec.activation} if spec.cell == "simple_rnn" else {}),
     )
-    native.to_empty(device=device)
-    if spec.bias == "single" and not candidate_bias:
-        drop_recurrent_bias(native)
-    arrays = to_arrays(weights, convention=_CONVENTION)
-    native.load_state_dict({name: torch.tensor(array) for name, array in arrays.items()})
-    return native
 
 
 def read(native: Any) -> Weights:
@@ -70,7 +90,7 @@ def read(native: Any) -> Weights:
         Unrepresentable: no spec describes it; the sentence names what no spec has.
     """
     module = unwrap(native)
-    kinds = _LAYERS if isinstance(module, nn.RNNBase) else _CELLS
+    kinds: Mapping[str, type[nn.Module]] = LAYERS if isinstance(module, nn.RNNBase) else _CELLS
     cell = next((cell for cell, kind in kinds.items() if isinstance(module, kind)), None)
     if cell is None:
         raise Unrepresentable(_not_a_layer(module))

@@ -1,0 +1,523 @@
+"""PyTorch's layers, made fast on the CPU: `FastRNN`, `FastLSTM` and `FastGRU`, and the layer over one of them.
+
+Each is the `torch.nn` layer that it derives from: same parameters, same calls, same results. On the CPU a call runs
+through a `Loop` (see `loops.py`) that has its own way back. Elsewhere it is the framework's own, untouched: on other
+devices and dtypes, where PyTorch traces, transforms or intercepts what is computed, with dropout between the layers, and
+for shapes of which `plan` says that nothing faster is known. Gradients of gradients are the framework's own as well.
+"""
+
+import sys
+from collections.abc import Sequence
+from copy import deepcopy
+from functools import cache
+from math import inf
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.func import functional_call
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from multirnn import InvalidCall, RecurrentSpec, Weights, kernel
+from multirnn.implementation import Plan
+from multirnn.layer import Lengths
+from multirnn_torch.layer import TorchLayer, device_of, run
+from multirnn_torch.loops import KernelLoop, Loop, Maybe, TensorLoop
+from multirnn_torch.single_bias import CandidateBiasGRU
+from multirnn_torch.weights import module, skeleton
+
+__all__ = ["LOOPS", "Fast", "FastCandidateBiasGRU", "FastGRU", "FastLSTM", "FastRNN", "FastTorchLayer", "build"]
+
+LOOPS: dict[str, type[Loop]] = {"kernel": KernelLoop, "tensors": TensorLoop}
+"""What a layer may run through, the faster first."""
+
+_CELLS = {"RNN_TANH": "simple_rnn", "RNN_RELU": "simple_rnn", "LSTM": "lstm", "GRU": "gru"}
+_DTYPES = {torch.float32: "float32", torch.float64: "float64"}
+_functorch: Any = getattr(torch._C, "_functorch")  # noqa: B009  # type checkers do not know it
+_PLAIN = frozenset({Tensor, nn.Parameter})
+
+
+# --- One call --------------------------------------------------------------------------------------------------------
+
+
+class _Recurrence:
+    """What a module runs in one dtype.
+
+    Args:
+        spec: of the module.
+        loop: a name out of `LOOPS`.
+        names: of the module's weights, in the order of `spec.shapes`.
+    """
+
+    def __init__(self, spec: RecurrentSpec, loop: str, names: Sequence[str]) -> None:
+        self.spec = spec
+        self.loop = LOOPS[loop](spec)  # type: ignore[call-arg]  # of a Protocol, which has no arguments
+        self.names = names
+        self.skeleton = skeleton(spec)
+        self.shapes = [tuple(weight.shape) for weight in _weights(self.skeleton, names)]
+        self.plans: dict[tuple[int, int, bool, bool], bool] = {}
+
+    def forward(
+        self,
+        x: Tensor,
+        state: Sequence[Maybe],
+        weights: Sequence[Tensor],
+        lengths: Maybe,
+        batch_first: bool,
+        keep: bool = False,
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """The sequence, laid out as x, and see `Loop.forward`."""
+        y = torch.empty((*x.shape[:2], self.spec.output_size), dtype=x.dtype, device="cpu")
+        rows, outputs = (x, y) if batch_first else (x.transpose(0, 1), y.transpose(0, 1))
+        return y, *self.loop.forward(rows, state, weights, lengths, outputs, keep=keep)
+
+    def native(
+        self, x: Tensor, state: list[Tensor], weights: Sequence[Tensor], lengths: Maybe, batch_first: bool
+    ) -> list[Tensor]:
+        """The same by the framework's own layer, which may be differentiated and transformed again."""
+        layer, named = deepcopy(self.skeleton), dict(zip(self.names, weights, strict=True))
+
+        def call(*inputs: Any) -> Any:
+            return functional_call(layer, named, inputs)
+
+        rows = x if batch_first else x.transpose(0, 1)
+        sequence, *final = run(call, rows, state, None if lengths is None else lengths.numpy())
+        return [sequence if batch_first else sequence.transpose(0, 1), *final]
+
+
+class _FastRecurrence(torch.autograd.Function):
+    """A recurrence with its own way back.
+
+    Inputs: the recurrence, lengths, batch_first; x, the parts of the state, the weights. Outputs: the sequence, the parts
+    of the final state.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, recurrence: _Recurrence, lengths: Maybe, batch_first: bool, x: Tensor, *others: Any
+    ) -> tuple[Tensor, ...]:
+        states = len(recurrence.spec.form.states)
+        y, final, kept = recurrence.forward(x, others[:states], others[states:], lengths, batch_first, keep=True)
+        ctx.recurrence, ctx.lengths, ctx.batch_first = recurrence, lengths, batch_first
+        # PyTorch's own layers let their output be written over before the way back, so it is saved under a version of
+        # its own, and an empty tensor that shares the version of the output tells whether that has happened.
+        ctx.witness = y.detach()
+        ctx.witness.data = y.new_empty(0)
+        ctx.version = y._version
+        ctx.given = 1 + len(others)
+        ctx.save_for_backward(x, *others, y.data, *kept)
+        ctx.set_materialize_grads(False)
+        return y, *final
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Maybe) -> tuple[Any, ...]:
+        saved = ctx.saved_tensors
+        (x, *others), (y, *kept) = saved[: ctx.given], saved[ctx.given :]
+        wanted = ctx.needs_input_grad[3:]
+        recurrence, lengths, batch_first = ctx.recurrence, ctx.lengths, ctx.batch_first
+        states = len(recurrence.spec.form.states)
+        plain = all(part is None or (_is_plain(part, x.dtype) and not _is_batched(part)) for part in cotangents)
+        if torch.is_grad_enabled() or not plain or _intercepted():
+            return None, None, None, *_differentiable(ctx, [x, *others], cotangents)
+        state, weights = others[:states], others[states:]
+        if ctx.witness._version != ctx.version:
+            y, _, kept = recurrence.forward(x, state, weights, lengths, batch_first, keep=True)
+        dy, *dfinal = cotangents
+        if not batch_first:
+            x, y = x.transpose(0, 1), y.transpose(0, 1)
+            dy = None if dy is None else dy.transpose(0, 1)
+        dx, *gradients = recurrence.loop.backward(x, state, weights, lengths, y, kept, dy, dfinal, wanted)
+        if dx is not None and not batch_first:
+            dx = dx.transpose(0, 1)
+        found = zip((dx, *gradients), wanted, strict=True)
+        return None, None, None, *(gradient if want else None for gradient, want in found)
+
+
+def _differentiable(ctx: Any, given: list[Any], cotangents: Sequence[Maybe]) -> list[Maybe]:
+    """The gradients as a graph: by the framework's own layer, run again."""
+    recurrence, batch_first = ctx.recurrence, ctx.batch_first
+    states = len(recurrence.spec.form.states)
+    with torch.enable_grad():
+        # Views, so that a weight that was itself computed from x, say, is not followed to x here.
+        views: list[Any] = [None if part is None else part.view_as(part) for part in given]
+        x, *others = views
+        batch = x.shape[0 if batch_first else 1]
+        shape = len(tuple(recurrence.spec.passes)), batch, recurrence.spec.hidden_size
+        state = [x.new_zeros(shape) if part is None else part for part in others[:states]]
+        outputs = recurrence.native(x, state, others[states:], ctx.lengths, batch_first)
+    reached = [(output, part) for output, part in zip(outputs, cotangents, strict=True) if part is not None]
+    leaves = [part for part, wanted in zip(views, ctx.needs_input_grad[3:], strict=True) if wanted]
+    found = iter(
+        torch.autograd.grad(
+            [output for output, _ in reached],
+            leaves,
+            [part for _, part in reached],
+            create_graph=torch.is_grad_enabled(),
+            allow_unused=True,
+        )
+    )
+    return [next(found) if wanted else None for wanted in ctx.needs_input_grad[3:]]
+
+
+# --- The modules -----------------------------------------------------------------------------------------------------
+
+
+class Fast(nn.RNNBase):
+    """What makes a layer of `torch.nn` fast; see `FastRNN`.
+
+    Args:
+        args, kwargs: as of the layer.
+        loop: a name out of `LOOPS`; the compiled kernel where it is there, unless given.
+
+    Attributes:
+        loop: as given.
+    """
+
+    def __init__(self, *args: Any, loop: str | None = None, **kwargs: Any) -> None:
+        if loop not in (None, *LOOPS):
+            raise InvalidCall(f"loop is one of {', '.join(map(repr, LOOPS))}, or None for the fastest, not {loop!r}")
+        super().__init__(*args, **kwargs)
+        self.loop = loop
+        self._recurrences: dict[tuple[torch.dtype, str | None], _Recurrence] = {}
+
+    def forward(self, input: Any, hx: Any = None, lengths: Tensor | None = None) -> Any:
+        """As of the layer in `torch.nn`.
+
+        Args:
+            input: `(time, batch, input_size)`, `(batch, time, input_size)` with `batch_first`, `(time, input_size)`, or
+                a `PackedSequence`.
+            hx: the initial state; zero unless given.
+            lengths: `(batch,)`, int64, on the CPU: rows that end before. From there on the output is zero and the state
+                stays. A PackedSequence has its own.
+        """
+        if torch.compiler.is_compiling():
+            return self._run_native(input, hx, lengths)
+        if "torch._dynamo" in sys.modules:  # it may be about to compile every function that is called from here
+            return _uncompiled()(self, input, hx, lengths)
+        return self._run_any(input, hx, lengths)
+
+    def plan(self, batch: int, time: int, *, lengths: bool = False, gradients: bool = False) -> Plan:
+        """What runs for an input of this size; see `multirnn.implementation.Planned.plan`."""
+        reason = self._native_because()
+        if reason is None:
+            loop = self._loop_name()
+            reason = slower(loop, self._spec(self._first_weight().dtype), batch, time, lengths, gradients)
+            if reason is None:
+                return Plan("fast", _SENTENCES[loop])
+        return Plan("native", f"torch.nn.{self.mode.split('_')[0]} itself: {reason}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()  # type: ignore[no-untyped-call]
+        return {**state, "_recurrences": {}}
+
+    def _run_any(self, input: Any, hx: Any, lengths: Maybe) -> Any:
+        packed = isinstance(input, PackedSequence)
+        found = self._run_packed(input, hx) if packed else self._run(input, hx, lengths, self.batch_first)
+        return self._run_native(input, hx, lengths) if found is None else found
+
+    def _run(self, x: Tensor, hx: Any, lengths: Maybe, batch_first: bool) -> Any:
+        """The result, or None where the framework's own layer has to run: also for it to say what is wrong."""
+        if _intercepted() or torch.is_autocast_enabled("cpu") or not self._is_whole():
+            return None
+        dtype = x.dtype
+        if not _is_plain(x, dtype) or (recurrence := self._recurrence(dtype)) is None:
+            return None
+        spec = recurrence.spec
+        if unbatched := x.dim() == 2:
+            x, batch_first = x[None], True
+        if x.dim() != 3 or x.shape[2] != spec.input_size or 0 in x.shape:
+            return None
+        batch, time = x.shape[:2] if batch_first else x.shape[1::-1]
+        weights = _weights(self, recurrence.names)
+        for weight, shape in zip(weights, recurrence.shapes, strict=True):
+            if not _is_plain(weight, dtype) or weight.shape != shape:
+                return None
+        state = self._state(hx, dtype, batch, unbatched)
+        if state is None:
+            return None
+        if lengths is not None:
+            if not recurrence.loop.ragged:
+                return None
+            _check_lengths(lengths, batch, time)
+        differentiate = torch.is_grad_enabled() and any(
+            part is not None and part.requires_grad for part in (x, *state, *weights)
+        )
+        if not self._is_faster(recurrence, batch, time, lengths is not None, differentiate):
+            return None
+        if x.stride(2) != 1:
+            x = x.contiguous()
+        weights = [weight if weight.is_contiguous() else weight.contiguous() for weight in weights]
+        if differentiate:
+            apply: Any = _FastRecurrence.apply
+            y, *final = apply(recurrence, lengths, batch_first, x, *state, *weights)
+        else:
+            y, final, _ = recurrence.forward(x, state, weights, lengths, batch_first)
+        if unbatched:
+            y, final = y[0], [part[:, 0] for part in final]
+        return y, tuple(final) if len(final) == 2 else final[0]
+
+    def _run_packed(self, packed: PackedSequence, hx: Any) -> Any:
+        """As `_run`."""
+        if not packed.data.numel() or self._native_because() is not None or not LOOPS[self._loop_name()].ragged:
+            return None
+        data, batch_sizes, sorted_indices, unsorted_indices = packed
+        x, lengths = pad_packed_sequence(PackedSequence(data, batch_sizes))
+        found = self._run(x, self._sorted(hx, sorted_indices), lengths, False)
+        if found is None:
+            return None
+        y, final = found
+        sequence = pack_padded_sequence(y, lengths)
+        return (
+            PackedSequence(sequence.data, batch_sizes, sorted_indices, unsorted_indices),
+            self._sorted(final, unsorted_indices),
+        )
+
+    def _run_native(self, x: Any, hx: Any, lengths: Maybe) -> Any:
+        """By the framework's own layer."""
+        if lengths is None:
+            return super().forward(x, hx)
+        rows = x if self.batch_first else x.transpose(0, 1)
+        _check_lengths(lengths, *rows.shape[:2])
+        if hx is None:
+            shape = self.num_layers * (1 + self.bidirectional), rows.shape[0], self.hidden_size
+            state = [x.new_zeros(shape) for _ in range(1 + (self.mode == "LSTM"))]
+        else:
+            state = list(hx) if self.mode == "LSTM" else [hx]
+        y, *final = run(super().forward, rows, state, lengths.numpy())
+        return y if self.batch_first else y.transpose(0, 1), tuple(final) if len(final) == 2 else final[0]
+
+    def _sorted(self, hx: Any, indices: Maybe) -> Any:
+        """A state with its rows in another order."""
+        if hx is None or indices is None:
+            return hx
+        if isinstance(hx, tuple):
+            return tuple(part.index_select(1, indices) for part in hx)
+        return hx.index_select(1, indices)
+
+    def _state(self, hx: Any, dtype: torch.dtype, batch: int, unbatched: bool) -> list[Maybe] | None:
+        """The parts of the initial state, None for zero; or None where they are not what they should be."""
+        parts = 1 + (self.mode == "LSTM")
+        if hx is None:
+            zero: list[Maybe] = [None] * parts
+            return zero
+        given = hx if parts == 2 else [hx]
+        passes = self.num_layers * (1 + self.bidirectional)
+        shape = (passes, self.hidden_size) if unbatched else (passes, batch, self.hidden_size)
+        if not isinstance(given, tuple | list) or len(given) != parts:
+            return None
+        if not all(_is_plain(part, dtype) and part.shape == shape for part in given):
+            return None
+        return [(part[:, None] if unbatched else part).contiguous() for part in given]
+
+    def _is_faster(self, recurrence: _Recurrence, batch: int, time: int, lengths: bool, gradients: bool) -> bool:
+        key = batch, time, lengths, gradients
+        if (known := recurrence.plans.get(key)) is None:
+            known = slower(self._loop_name(), recurrence.spec, batch, time, lengths, gradients) is None
+            recurrence.plans[key] = known
+        return known
+
+    def _is_whole(self) -> bool:
+        """Whether it is a stack and nothing more."""
+        return not self.proj_size and not (self.dropout and self.training and self.num_layers > 1)
+
+    def _native_because(self) -> str | None:
+        """Why it is not fast for any shape, or None."""
+        weight = self._first_weight()
+        if weight.device.type != "cpu":
+            return f"its kernels on {weight.device.type} are left as they are"
+        if weight.dtype not in _DTYPES:
+            return f"of {str(weight.dtype).removeprefix('torch.')} nothing faster is known"
+        if self.proj_size:
+            return f"it projects its state (proj_size={self.proj_size})"
+        if not self._is_whole():
+            return f"it drops outputs between its layers (dropout={self.dropout})"
+        return None
+
+    def _first_weight(self) -> Tensor:
+        weight: Any = self.weight_ih_l0
+        return cast("Tensor", weight)
+
+    def _loop_name(self) -> str:
+        if self.loop is not None:
+            return self.loop
+        return "tensors" if kernel.missing() else "kernel"
+
+    def _recurrence(self, dtype: torch.dtype) -> _Recurrence | None:
+        """What runs for an input of this dtype; None where nothing does."""
+        key = dtype, self.loop
+        if (found := self._recurrences.get(key)) is None and dtype in _DTYPES:
+            names = [name for names in self._all_weights for name in names]
+            found = self._recurrences[key] = _Recurrence(self._spec(dtype), self._loop_name(), names)
+        return found
+
+    def _spec(self, dtype: torch.dtype) -> RecurrentSpec:
+        """What it computes. A constant in the place of a bias is taken for a bias."""
+        single = isinstance(self, CandidateBiasGRU)
+        return RecurrentSpec(
+            _CELLS[self.mode],
+            self.input_size,
+            self.hidden_size,
+            num_layers=self.num_layers,
+            bidirectional=self.bidirectional,
+            bias=("single" if single else "double") if self.bias else "none",
+            activation="relu" if self.mode == "RNN_RELU" else "tanh",
+            dtype=_DTYPES[dtype],
+        )
+
+
+class FastRNN(Fast, nn.RNN):
+    """`torch.nn.RNN`, made fast on the CPU."""
+
+
+class FastLSTM(Fast, nn.LSTM):
+    """`torch.nn.LSTM`, made fast on the CPU."""
+
+
+class FastGRU(Fast, nn.GRU):
+    """`torch.nn.GRU`, made fast on the CPU."""
+
+
+class FastCandidateBiasGRU(Fast, CandidateBiasGRU):
+    """`CandidateBiasGRU`, made fast on the CPU."""
+
+
+@cache
+def _uncompiled() -> Any:
+    """`Fast._run_any`, out of the sight of torch.compile; made when it is there, since it is slow to load."""
+    return torch.compiler.disable(Fast._run_any)  # type: ignore[no-untyped-call]
+
+
+def _weights(native: nn.Module, names: Sequence[str]) -> list[Any]:
+    """The weights as they are now, whether parameters or what was put in their place."""
+    parameters = native._parameters  # a third of the time that getattr takes
+    return [parameters[name] if name in parameters else getattr(native, name) for name in names]
+
+
+def _intercepted() -> bool:
+    """Whether PyTorch compiles, traces, transforms or watches what is computed: then it has to see operations of its own."""
+    return (
+        torch._C._get_tracing_state() is not None
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or forward_ad._current_level >= 0
+    )
+
+
+def _is_plain(tensor: Any, dtype: torch.dtype) -> bool:
+    """Whether it is numbers of this dtype in memory, and nothing else."""
+    return (
+        type(tensor) in _PLAIN
+        and tensor.dtype is dtype
+        and tensor.is_cpu
+        and tensor.layout is torch.strided
+        and not tensor.is_neg()
+    )
+
+
+def _is_batched(tensor: Tensor) -> bool:
+    """Whether it stands for many, as in `torch.autograd.grad(..., is_grads_batched=True)`."""
+    return bool(_functorch.is_legacy_batchedtensor(tensor))
+
+
+def _check_lengths(lengths: Tensor, batch: int, time: int) -> None:
+    if _is_plain(lengths, torch.int64) and lengths.shape == (batch,) and lengths.is_contiguous():
+        least, most = torch.aminmax(lengths)
+        if int(least) >= 0 and int(most) <= time:
+            return
+    raise InvalidCall(f"lengths are {batch} integers from 0 to {time}, int64 in one piece on the CPU, not {lengths!r}")
+
+
+# --- What is known to be faster --------------------------------------------------------------------------------------
+
+_SENTENCES = {
+    "kernel": "the compiled kernel: the whole stack in one call",
+    "tensors": "a loop of PyTorch's operations over buffers, with its own way back",
+}
+
+
+class Fact(NamedTuple):
+    """For which shapes a loop was measured to be at least as fast as the framework's own layer.
+
+    Of several facts about the same, the first whose `weights` reach as far as the layer's holds.
+
+    Attributes:
+        loop: a name out of `LOOPS`.
+        cells: of a `RecurrentSpec`.
+        gradients: there and back, or there alone.
+        weights: numbers in the weights of one layer in one direction, up to which it holds.
+        steps: from so many steps on,
+        rows: or from so many steps of all rows together,
+        batch: for so many rows at most.
+    """
+
+    loop: str
+    cells: tuple[str, ...]
+    gradients: bool
+    weights: float
+    steps: float = 1
+    rows: float = inf
+    batch: float = inf
+
+
+# Measured on two cores of an Intel Sapphire Rapids against PyTorch 2.13 with one thread and two, sizes of input and state
+# equal, 64 to 1760. What is to be won back is the packing of the weights, which the kernel does in every call.
+FACTS = (
+    Fact("kernel", ("simple_rnn", "gru"), False, 40_000),  # 1.4 to 60 times as fast
+    Fact("kernel", ("simple_rnn", "gru"), False, 200_000, steps=16, rows=256),  # 2.0 to 3.1; at 4 steps 0.85 to 1.3
+    Fact("kernel", ("simple_rnn", "gru"), False, inf, steps=48, rows=256),  # 0.98 to 3; at 1 step 0.2, at 16 0.6 to 1.6
+    Fact("kernel", ("lstm",), False, 40_000),  # 1.5 to 4
+    Fact("kernel", ("lstm",), False, 600_000, steps=48, rows=256),  # 0.9 to 1.5; at 1 step 0.7
+    Fact("kernel", ("lstm",), False, inf, steps=inf, rows=900),  # 1.03 to 1.4; 25 steps of 16 rows 0.85
+    Fact("kernel", ("simple_rnn", "gru"), True, 400_000),  # 1.2 to 60
+    Fact("kernel", ("simple_rnn", "gru"), True, 2_000_000, steps=4),  # 1.0 to 4; at 1 step 0.45
+    Fact("kernel", ("simple_rnn", "gru"), True, inf, steps=4, batch=64),  # 1.0 to 3.5; 128 rows of 1024 units 0.9
+    Fact("kernel", ("lstm",), True, inf),  # 0.9 to 2.8
+    Fact("tensors", ("simple_rnn",), True, inf, steps=16),  # 1.0 to 3.4; at 1 step 0.8
+    Fact("tensors", ("gru",), True, inf, steps=16, batch=64),  # 1.2 to 1.5; 128 rows 0.85
+)
+
+
+def slower(loop: str, spec: RecurrentSpec, batch: int, time: int, lengths: bool, gradients: bool) -> str | None:
+    """Why the framework's own layer is taken for a shape, or None. Told by `FACTS`, never by timing."""
+    if lengths and not LOOPS[loop].ragged:
+        return "without the compiled kernel, it takes rows of unequal length packed"
+    weights = len(spec.form.gates) * spec.hidden_size * (spec.input_size + spec.hidden_size)
+    for fact in FACTS:
+        if fact.loop == loop and spec.cell in fact.cells and gradients == fact.gradients and weights <= fact.weights:
+            if batch > fact.batch:
+                return f"of more than {fact.batch} rows with {weights} weights nothing faster is known"
+            if time < fact.steps and batch * time < fact.rows:
+                return (
+                    f"with {weights} weights something faster is known from {fact.steps} steps or {fact.rows} rows on"
+                )
+            return None
+    return "without the compiled kernel nothing faster is known"
+
+
+# --- The layer -------------------------------------------------------------------------------------------------------
+
+_FAST_LAYERS = {"simple_rnn": FastRNN, "lstm": FastLSTM, "gru": FastGRU, "candidate_bias_gru": FastCandidateBiasGRU}
+
+
+class FastTorchLayer(TorchLayer):
+    """A stack realised by a `FastRNN`, `FastLSTM` or `FastGRU`; all else is as of a `TorchLayer`."""
+
+    def call(self, x: Tensor, state: list[Tensor], lengths: Lengths | None) -> list[Tensor]:
+        """The module, called with lengths as they are."""
+        hx = tuple(state) if len(state) == 2 else next(iter(state), None)
+        sequence, final = self.native(x, hx, None if lengths is None else torch.from_numpy(lengths))
+        return [sequence, *(final if isinstance(final, tuple) else (final,))]
+
+    def plan(self, batch: int, time: int, *, lengths: bool = False, gradients: bool = False) -> Plan:
+        """What runs for a shape; see `multirnn.implementation.Planned.plan`."""
+        native: Any = self.native
+        plan: Plan = native.plan(batch, time, lengths=lengths, gradients=gradients)
+        return plan
+
+
+def build(weights: Weights, device: str | None) -> FastTorchLayer:
+    """The layer of these weights; see `multirnn_torch.layer.build`."""
+    spec = weights.spec
+    with torch.inference_mode(False):  # a parameter that is made in inference mode can never be trained
+        return FastTorchLayer(spec, module(weights, device_of(device, getattr(torch, spec.dtype)), _FAST_LAYERS))
