@@ -2,18 +2,22 @@
 
 from collections.abc import Mapping
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from multirnn import RecurrentSpec, Weights, accept
 from multirnn.adoption import Adopted
 from multirnn.parity import Batch, Optimiser
 from multirnn.weights import Array
-from multirnn_jax import adoption, layer, training
+from multirnn_jax import adoption, fast, layer, training
 from multirnn_jax import weights as conversion
 from multirnn_jax.apply import Recurrence
+from multirnn_jax.fast import FastJaxLayer, FastRecurrence
 from multirnn_jax.layer import JaxLayer
 
-__all__ = ["BACKEND", "JaxLayer", "Recurrence", "build"]
+if TYPE_CHECKING:
+    from multirnn.bench.work import Prepared, Work
+
+__all__ = ["BACKEND", "FastJaxLayer", "FastRecurrence", "JaxLayer", "Recurrence", "build"]
 
 
 class JaxBackend:
@@ -21,15 +25,16 @@ class JaxBackend:
 
     name = "jax"
     differentiable = True
+    implementations = ("native", "fast")
 
     def refuses(self, spec: RecurrentSpec) -> str | None:
         """None: there is no spec that it does not realise."""
         return layer.refuses(spec)
 
-    def build(self, weights: Weights, *, device: str | None = None) -> JaxLayer:
+    def build(self, weights: Weights, *, device: str | None = None, implementation: str = "native") -> JaxLayer:
         """Realise `weights.spec` with these weights, on a platform of JAX; see `build`."""
         accept(self, weights.spec)
-        return layer.build(weights, device)
+        return fast.build(weights, device) if implementation == "fast" else layer.build(weights, device)
 
     def read(self, native: Any) -> Weights:
         """The spec and the weights of a `Recurrence`; see `weights.read`."""
@@ -42,6 +47,12 @@ class JaxBackend:
     def train(self, layer: JaxLayer, batch: Batch, optimiser: Optimiser, steps: int) -> Array:
         """Train a layer in place, by `jax.example_libraries.optimizers`; see `training.train`."""
         return training.train(layer, batch, optimiser, steps)
+
+    def prepare(self, layer: JaxLayer, work: "Work", threads: int) -> "Prepared":
+        """Make a layer ready for a benchmark; see `timing.prepare`."""
+        from multirnn_jax import timing  # here, since only benchmarks need it
+
+        return timing.prepare(layer, work, threads)
 
     def default_epsilon(self) -> float:
         """Of the Adam of `jax.example_libraries`."""
@@ -59,15 +70,16 @@ class JaxBackend:
 BACKEND = JaxBackend()
 
 
-def build(weights: Weights, *, device: str | None = None) -> JaxLayer:
+def build(weights: Weights, *, device: str | None = None, implementation: str = "native") -> JaxLayer:
     """Realise `weights.spec` in JAX.
 
     Args:
         weights: copied into the pytree of parameters.
         device: a platform as `jax.devices` names it ("cpu", "gpu", "cuda", "tpu"), its first device; JAX's default
             unless given. Any other place: `layer.native.params = jax.device_put(layer.native.params, place)`.
+        implementation: "native", a scan that JAX differentiates; or "fast", one with a reverse rule of its own.
 
     Raises:
         InvalidCall: JAX has no such device here.
     """
-    return BACKEND.build(weights, device=device)
+    return BACKEND.build(weights, device=device, implementation=implementation)

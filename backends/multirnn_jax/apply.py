@@ -34,6 +34,7 @@ Params = Mapping[str, jax.Array]
 Activate = Callable[[Any], Any]
 Gates = list[jax.Array]
 Step = Callable[[State, Gates], State]
+Scan = Callable[..., tuple[State, jax.Array]]
 
 
 @dataclass(eq=False)
@@ -77,6 +78,11 @@ def apply(
         InvalidCall: a name, shape or dtype is not the spec's, or the spec is of float64 and JAX is not in its 64-bit
             mode, where it would compute in float32.
     """
+    return stack(_scan, spec, params, x, state, lengths)
+
+
+def stack(scan: Scan, spec: RecurrentSpec, params: Params, x: Any, state: State | None, lengths: Any) -> Output:
+    """Layer upon layer, each direction of each by `scan`; see `apply`."""
     _check(spec, params, x, state, lengths)
     sequence = jnp.moveaxis(x, -2, 0)
     valid = None
@@ -90,7 +96,7 @@ def apply(
             prefix = f"layers.{layer}.{direction}."
             weights = {name.removeprefix(prefix): array for name, array in params.items() if name.startswith(prefix)}
             initial = None if state is None else jax.tree.map(itemgetter(len(finals)), state)
-            final, output = _scan(spec, weights, sequence, initial, valid, reverse=direction == "backward")
+            final, output = scan(spec, weights, sequence, initial, valid, reverse=direction == "backward")
             finals.append(final)
             outputs.append(output)
         sequence = jnp.concatenate(outputs, axis=-1)
@@ -103,18 +109,13 @@ def _scan(
 ) -> tuple[State, jax.Array]:
     """One layer in one direction: the final state, and the outputs `(time, ..., hidden_size)`."""
     form = spec.form
-    bias, candidate_bias = _fold(form, weights.get("bias_ih"), weights.get("bias_hh"))
+    bias, candidate_bias = projection_bias(form, weights.get("bias_ih"), weights.get("bias_hh"))
     # One array a gate. Given one array for all, XLA's CPU compiler slices the gates inside the loop's kernel, which it
     # then leaves unvectorised: 1.3 to 2 times the time of a call of an LSTM or a GRU of batch 32.
-    gates = jnp.split(_product(inputs, _matrix(weights["weight_ih"])) + bias, len(form.gates), axis=-1)
-    # The sum over no step is zero, and sharded over devices as the inputs are. `lax.scan` demands that of the initial
-    # state; `jnp.zeros` is not, nor is a state that every device has whole.
-    zero: Any = jnp.sum(gates[0][:0], axis=0)
-    first = State(*[zero] * len(form.states))
-    if initial is not None:
-        first = jax.tree.map(jnp.add, first, initial)
-    activations = _activation(spec.activation), _activation(spec.recurrent_activation)
-    step = STEPS[form](_matrix(weights["weight_hh"]), candidate_bias, *activations)
+    gates = jnp.split(product(inputs, matrix(weights["weight_ih"])) + bias, len(form.gates), axis=-1)
+    first = first_state(form, gates[0], initial)
+    activations = activate(spec.activation), activate(spec.recurrent_activation)
+    step = STEPS[form](matrix(weights["weight_hh"]), candidate_bias, *activations)
 
     def advance(state: State, now: tuple[Gates, Any]) -> tuple[State, Any]:
         gates, valid = now
@@ -126,17 +127,26 @@ def _scan(
     return lax.scan(advance, first, (gates, valid), reverse=reverse)
 
 
-def _matrix(weight: Any) -> Any:
+def first_state(form: Cell, gate: Any, initial: State | None) -> State:
+    """The state before the first step, `(..., hidden_size)` each, of a scan over `gate`, `(time, ..., hidden_size)`."""
+    # The sum over no step is zero, and sharded over devices as the inputs are. `lax.scan` demands that of the initial
+    # state; `jnp.zeros` is not, nor is a state that every device has whole.
+    zero: Any = jnp.sum(gate[:0], axis=0)
+    first = State(*[zero] * len(form.states))
+    return first if initial is None else jax.tree.map(jnp.add, first, initial)
+
+
+def matrix(weight: Any) -> Any:
     """`(gates, hidden_size, features)` as `(features, gates * hidden_size)`, which rows are multiplied by."""
     return weight.reshape(-1, weight.shape[-1]).T
 
 
-def _product(rows: Any, matrix: Any) -> jax.Array:
+def product(rows: Any, matrix: Any) -> jax.Array:
     # By default a GPU multiplies float32 in TF32 and a TPU in bfloat16, which leaves three decimal digits.
     return jnp.matmul(rows, matrix, precision=lax.Precision.HIGHEST)
 
 
-def _fold(form: Cell, bias_ih: Any, bias_hh: Any) -> tuple[Any, Any]:
+def projection_bias(form: Cell, bias_ih: Any, bias_hh: Any) -> tuple[Any, Any]:
     """The bias of the projection, (gates * hidden_size,), and the one that stays in the recurrent product; or zeros."""
     if bias_ih is None:
         return 0, 0
@@ -157,14 +167,14 @@ def _fold(form: Cell, bias_ih: Any, bias_hh: Any) -> tuple[Any, Any]:
 
 def _simple_rnn(u: Any, d: Any, a: Activate, s: Activate) -> Step:
     def step(state: State, x: Gates) -> State:
-        return State(a(x[0] + _product(state.h, u)))
+        return State(a(x[0] + product(state.h, u)))
 
     return step
 
 
 def _lstm(u: Any, d: Any, a: Activate, s: Activate) -> Step:
     def step(state: State, x: Gates) -> State:
-        uh = jnp.split(_product(state.h, u), 4, axis=-1)
+        uh = jnp.split(product(state.h, u), 4, axis=-1)
         i, f, g, o = s(x[0] + uh[0]), s(x[1] + uh[1]), a(x[2] + uh[2]), s(x[3] + uh[3])
         c = f * state.c + i * g
         return State(o * a(c), c)
@@ -174,7 +184,7 @@ def _lstm(u: Any, d: Any, a: Activate, s: Activate) -> Step:
 
 def _gru_reset_after(u: Any, d: Any, a: Activate, s: Activate) -> Step:
     def step(state: State, x: Gates) -> State:
-        uh = jnp.split(_product(state.h, u), 3, axis=-1)
+        uh = jnp.split(product(state.h, u), 3, axis=-1)
         r, z = s(x[0] + uh[0]), s(x[1] + uh[1])
         n = a(x[2] + r * (uh[2] + d))
         return State((1 - z) * n + z * state.h)
@@ -186,9 +196,9 @@ def _gru_reset_before(u: Any, d: Any, a: Activate, s: Activate) -> Step:
     gates, candidate = jnp.split(u, [2 * len(u)], axis=1)
 
     def step(state: State, x: Gates) -> State:
-        uh = jnp.split(_product(state.h, gates), 2, axis=-1)
+        uh = jnp.split(product(state.h, gates), 2, axis=-1)
         r, z = s(x[0] + uh[0]), s(x[1] + uh[1])
-        n = a(x[2] + _product(r * state.h, candidate))
+        n = a(x[2] + product(r * state.h, candidate))
         return State((1 - z) * n + z * state.h)
 
     return step
@@ -223,7 +233,7 @@ ACTIVATIONS: Mapping[str, Callable[..., Any]] = MappingProxyType(
 )
 
 
-def _activation(value: str | Activation) -> Activate:
+def activate(value: str | Activation) -> Activate:
     activation = Activation.of(value)
     return partial(ACTIVATIONS[activation.name], **activation.parameters)
 

@@ -1,7 +1,8 @@
 """A stack realised by JAX: how it is built and run, and its gradients. Nothing is refused."""
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -25,6 +26,34 @@ def build(weights: Weights, device: str | None) -> "JaxLayer":
         InvalidCall: JAX has no such device here.
     """
     return JaxLayer(recurrence(weights, device))
+
+
+class Compiled(NamedTuple):
+    """An `apply` and its gradients, compiled at the first call of a shape, and once for all layers of a spec.
+
+    Attributes:
+        run: `apply` itself.
+        pull_back: of the same arguments, all given, and a cotangent; it goes forward and back.
+    """
+
+    run: Callable[..., Output]
+    pull_back: Callable[..., Gradients]
+
+    @classmethod
+    def of(cls, apply: Callable[..., Output], options: dict[str, Any] | None = None) -> "Compiled":
+        """With these options of XLA's compiler."""
+
+        def pull_back(
+            spec: RecurrentSpec, params: Params, x: Any, state: State, lengths: Any, cotangent: Output
+        ) -> Gradients:
+            _, back = jax.vjp(lambda params, x, state: apply(spec, params, x, state, lengths), params, x, state)
+            return Gradients(*back(cotangent))
+
+        compile = partial(jax.jit, static_argnums=0, compiler_options=options)
+        return cls(compile(apply), compile(pull_back))
+
+
+NATIVE = Compiled.of(apply)
 
 
 class JaxLayer(BoundaryLayer):
@@ -59,18 +88,26 @@ class JaxLayer(BoundaryLayer):
         """
         return read(self._native)
 
+    def compiled(self, batch: int) -> Compiled:
+        """What runs for so many rows."""
+        return NATIVE
+
+    def compiler_options(self, batch: int) -> dict[str, Any] | None:
+        """Of what runs for so many rows; None where they are JAX's own."""
+        return None
+
     def run(self, inputs: Inputs) -> Output:
         """See `BoundaryLayer.run`."""
         with width(self.spec):
             state = inputs.state if inputs.state_given else None  # handing zeros over costs 10 µs
-            output = _run(self.spec, self._native.params, inputs.x, state, inputs.lengths)
+            output = self.compiled(len(inputs.x)).run(self.spec, self._native.params, inputs.x, state, inputs.lengths)
             return Output(np.asarray(output.sequence), _arrays(output.state))
 
     def pull_back(self, inputs: Inputs, cotangent: Output) -> Gradients:
         """See `BoundaryLayer.pull_back`; one compiled function goes forward and back."""
         with width(self.spec):
             arguments = self._native.params, inputs.x, inputs.state, inputs.lengths
-            found = _pull_back(self.spec, *arguments, cotangent)
+            found = self.compiled(len(inputs.x)).pull_back(self.spec, *arguments, cotangent)
             weights = {
                 name: np.asarray(found.weights[name]) for name in self.spec.shapes
             }  # a pytree is in alphabetical order
@@ -79,12 +116,3 @@ class JaxLayer(BoundaryLayer):
 
 def _arrays(state: State) -> State:
     return State._make(part if part is None else np.asarray(part) for part in state)
-
-
-_run = jax.jit(apply, static_argnums=0)
-
-
-@partial(jax.jit, static_argnums=0)
-def _pull_back(spec: RecurrentSpec, params: Params, x: Any, state: State, lengths: Any, cotangent: Output) -> Gradients:
-    _, pull_back = jax.vjp(lambda params, x, state: apply(spec, params, x, state, lengths), params, x, state)
-    return Gradients(*pull_back(cotangent))

@@ -1,0 +1,402 @@
+"""JAX made fast: the same function in either layout, there, back and back again, in the hands of JAX."""
+
+import logging
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import multirnn as mr
+from multirnn.bench.verify import allowed, answer, error, expected
+from multirnn.bench.work import MODES, Work
+from multirnn.compare import draw_call
+from multirnn.implementation import with_implementation
+from multirnn.testing import cases
+
+jax = pytest.importorskip("jax")
+
+import jax.numpy as jnp  # noqa: E402
+from multirnn_jax import BACKEND, FastRecurrence, fast, recursion  # noqa: E402
+from multirnn_jax.apply import ACTIVATIONS  # noqa: E402
+from multirnn_jax.recursion import SLOPES  # noqa: E402
+from multirnn_jax.weights import width  # noqa: E402
+
+FAST = with_implementation(BACKEND, "fast")
+RNN = mr.RecurrentSpec("simple_rnn", 5, 11, num_layers=2, bidirectional=True)
+LSTM = mr.RecurrentSpec("lstm", 5, 11, bidirectional=True)
+GRU = mr.RecurrentSpec("gru", 5, 11, bidirectional=True)
+GRU_BEFORE = mr.RecurrentSpec("gru", 5, 11, reset_after=False, bidirectional=True)
+CELLS = [RNN, LSTM, GRU, GRU_BEFORE]
+every_cell = pytest.mark.parametrize("spec", CELLS, ids=["rnn", "lstm", "gru", "gru-before"])
+
+
+@pytest.fixture(params=["rows", "columns"])
+def layout(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Either layout, whatever the size; to be traced by functions of the test's own, since JAX keeps what it traced."""
+    monkeypatch.setattr(recursion, "in_columns", lambda spec, batch: request.param == "columns")
+    return request.param
+
+
+def wide(tree):
+    return jax.tree.map(lambda array: np.asarray(array, "float64"), tree)
+
+
+def assert_close(actual, expected) -> None:
+    """Two pytrees: the same structure, equal leaf by leaf up to rounding."""
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        a, b = np.asarray(a), np.asarray(b)
+        assert mr.difference(a, b).normwise <= mr.tolerance(a.dtype)
+
+
+def like(tree, seed: int = 7):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda part: rng.standard_normal(part.shape).astype(part.dtype), tree)
+
+
+def paired(cotangent, output):
+    return sum(jnp.vdot(c, o) for c, o in zip(jax.tree.leaves(cotangent), jax.tree.leaves(output), strict=True))
+
+
+def drawn(spec: mr.RecurrentSpec):
+    """A recurrence, a call of it, and what the reference says: the output, a cotangent, its gradients."""
+    weights = mr.initialise(spec, seed=3)
+    native = FAST.build(weights).native
+    x, state, lengths = draw_call(spec)
+    reference = mr.build(weights.astype("float64"), "numpy")
+    output = reference(wide(x), wide(state), lengths=lengths)
+    cotangent = jax.tree.map(lambda part: part.astype(spec.dtype), like(output))
+    gradients = reference.vjp(wide(x), wide(state), lengths=lengths, cotangent=wide(cotangent))
+    return native, (native.params, x, state, lengths), output, cotangent, gradients
+
+
+# --- Agreement -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("check", [pytest.param(check, id=name) for name, check in cases()])
+def test_the_conformance_suite_holds(check) -> None:
+    check(FAST)
+
+
+FORMS = [
+    *CELLS,
+    replace(GRU, bias="single", dtype="float64"),
+    replace(GRU, bias="none"),
+    replace(GRU_BEFORE, bias="double", dtype="float64"),
+    replace(LSTM, activation="softsign", recurrent_activation=mr.Activation("hard_sigmoid", alpha=0.2, beta=0.5)),
+    replace(GRU, activation=mr.Activation("elu", alpha=0.7), recurrent_activation="relu"),
+    replace(RNN, activation="relu", bias="none"),
+    replace(RNN, activation="linear", dtype="float64"),
+]
+
+
+@pytest.mark.parametrize("spec", FORMS, ids=repr)
+def test_outputs_and_gradients_are_the_reference_s(spec: mr.RecurrentSpec, layout: str) -> None:
+    native, (params, x, state, lengths), output, cotangent, gradients = drawn(spec)
+
+    def run(params, x, state):
+        return native.apply(params, x, state, lengths)
+
+    with width(spec):
+        found, pull_back = jax.vjp(run, params, x, state)
+        assert_close(wide(found), output) if spec.dtype == "float64" else assert_close(found, output)
+        assert_close(pull_back(cotangent), (dict(gradients.weights), gradients.x, gradients.state))
+
+
+@pytest.mark.parametrize("name", SLOPES)
+def test_the_slope_of_an_activation_by_its_value(name: str) -> None:
+    parameters = {"elu": {"alpha": 0.7}, "hard_sigmoid": {"alpha": 0.25, "beta": 0.5}}.get(name, {})
+    points = jnp.concatenate([jnp.linspace(-4, 4, 33), jnp.array([-2.0, 0.0, 2.0])])  # with the kinks of all of them
+    slopes = jax.vmap(jax.grad(lambda x: ACTIVATIONS[name](x, **parameters)))(points)
+    assert_close(SLOPES[name](ACTIVATIONS[name](points, **parameters), **parameters), slopes)
+
+
+@every_cell
+def test_nan_in_padding_reaches_nothing(spec: mr.RecurrentSpec, layout: str) -> None:
+    native, (params, x, state, lengths), _, cotangent, _ = drawn(spec)
+    padding = np.arange(x.shape[1]) >= lengths[:, None]
+    dirty = np.where(padding[..., None], np.float32(np.nan), x)
+    dirty_cotangent = cotangent._replace(sequence=np.where(padding[..., None], np.float32(np.nan), cotangent.sequence))
+
+    @jax.jit
+    def call(x, cotangent):
+        output, pull_back = jax.vjp(lambda *primals: native.apply(*primals, lengths), params, x, state)
+        return output, pull_back(cotangent)
+
+    clean, found = call(x, cotangent), call(dirty, dirty_cotangent)
+    assert padding.any()
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, found, clean)))
+
+
+def test_products_are_of_full_precision(layout: str) -> None:
+    native, arguments, _, cotangent, _ = drawn(replace(GRU_BEFORE, bidirectional=False))
+    jaxpr = str(jax.make_jaxpr(lambda *primals: jax.vjp(native.apply, *primals[:3])[1](cotangent))(*arguments[:3]))
+    assert jaxpr.count("dot_general[") == jaxpr.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") > 7
+
+
+# --- Transformations -------------------------------------------------------------------------------------------------
+
+
+@every_cell
+def test_gradient_of_each_row_under_vmap(spec: mr.RecurrentSpec, layout: str) -> None:
+    native, (params, x, _, lengths), *_ = drawn(spec)
+
+    def loss(params, x, lengths):
+        return jnp.sum(native.apply(params, x, None, lengths).sequence ** 2)
+
+    each = jax.jit(jax.vmap(jax.grad(loss), in_axes=(None, 0, 0)))(params, x, lengths)
+    whole = jax.jit(jax.grad(loss))(params, x, lengths)
+    assert_close(jax.tree.map(lambda g: g.sum(0), each), whole)
+
+
+def test_several_batch_axes_and_an_ensemble(layout: str) -> None:
+    native, (params, x, state, lengths), output, *_ = drawn(LSTM)
+    nested = jax.jit(lambda x, n: native.apply(params, x, None, n))(np.stack([x, -x]), np.stack([lengths, lengths]))
+    alone = jax.jit(lambda x, n: native.apply(params, x, None, n))(-x[2], lengths[2])
+    assert_close(nested.sequence[1, 2], alone.sequence)
+    assert_close(nested.state.c[:, 1, 2], alone.state.c)
+    two = jax.tree.map(lambda p: jnp.stack([p, 2 * p]), params)
+    together = jax.jit(jax.vmap(lambda p: native.apply(p, x, state, lengths)))(two)
+    assert_close(together.sequence[0], output.sequence)
+
+
+@every_cell
+def test_gradients_of_gradients_are_native_s(spec: mr.RecurrentSpec, layout: str) -> None:
+    spec = replace(spec, dtype="float64")
+    native, (params, x, state, lengths), _, cotangent, _ = drawn(spec)
+    plain = BACKEND.build(mr.initialise(spec, seed=3)).native
+    direction = like((params, x, state), seed=8)
+
+    def curvature(apply):
+        def loss(*primals):
+            return paired(cotangent, jax.tree.map(jnp.sin, apply(*primals, lengths)))
+
+        def slope(*primals):
+            return paired(direction, jax.grad(loss, argnums=(0, 1, 2))(*primals))
+
+        primals = params, x, state
+        along = jax.jvp(jax.grad(loss, argnums=(0, 1, 2)), primals, direction)[1]
+        return jax.grad(slope, argnums=(0, 1, 2))(*primals), along
+
+    with jax.enable_x64(True):
+        found, (reverse, forward) = (
+            jax.jit(lambda: curvature(native.apply))(),
+            jax.jit(lambda: curvature(plain.apply))(),
+        )
+        assert_close(found[0], reverse)
+        assert_close(found[1], forward)
+
+
+def test_forward_mode_is_refused_by_jax_and_is_native_s() -> None:
+    native, (params, x, _, _), *_ = drawn(GRU)
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(lambda x: native.apply(params, x).sequence, (x,), (x,))
+    plain = mr.build(GRU, "jax", seed=3).native
+    assert jax.jvp(lambda x: plain.apply(params, x).sequence, (x,), (x,))[1].shape == (5, 7, 22)
+
+
+def test_a_native_object_is_read_and_run_as_any() -> None:
+    weights = mr.initialise(LSTM, seed=3)
+    native = FastRecurrence(LSTM, {name: jnp.asarray(array) for name, array in weights.arrays.items()})
+    assert mr.read(native) == mr.read(FAST.build(weights).native) == weights
+    x, state, lengths = draw_call(LSTM)
+    layer = FAST.build(weights)
+    layer.native.params = jax.tree.map(lambda p: 2 * p, layer.native.params)
+    doubled = mr.build(layer.weights().astype("float64"), "numpy")
+    assert_close(layer(x, state, lengths=lengths), doubled(wide(x), wide(state), lengths=lengths))
+
+
+# --- Compilation -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_shape_is_compiled_once_and_lengths_share_buckets(dtype: str, caplog: pytest.LogCaptureFixture) -> None:
+    spec = mr.RecurrentSpec("simple_rnn", 5, 13, dtype=dtype)
+    rng = np.random.default_rng(0)
+    x, state, _ = draw_call(spec)
+    long = rng.standard_normal((5, 61, 5)).astype(dtype)
+
+    def compiled(layer, x: np.ndarray, lengths: list[int]) -> bool:
+        """Whether a call and its gradient make JAX trace or compile."""
+        cotangent = mr.Output(np.ones((5, x.shape[1], 13), dtype), state)
+        caplog.clear()
+        with jax.log_compiles(), caplog.at_level(logging.WARNING):
+            layer(x, state, lengths=lengths)
+            layer.vjp(x, state, lengths=lengths, cotangent=cotangent)
+        return bool(caplog.records)
+
+    layer, other = FAST.build(mr.initialise(spec)), FAST.build(mr.initialise(spec, seed=4))
+    assert compiled(layer, x, [7, 0, 3, 5, 1])
+    assert not compiled(layer, -x, [1, 2, 3, 4, 7])
+    assert not compiled(other, x, [7, 0, 3, 5, 1])
+    layer.native.params = other.native.params
+    assert not compiled(layer, x, [7, 0, 3, 5, 1])
+    assert compiled(layer, long, [57, 0, 3, 5, 1])
+    for longest in (58, 59, 60):
+        assert not compiled(layer, long, [longest, 0, 3, 5, 1])
+        assert not compiled(layer, long[:, :longest], [longest - 1, 0, 3, 5, longest])
+
+
+@pytest.mark.parametrize("longest", [1, 15, 16, 17, 33, 100, 1000, 1025])
+def test_a_bucket_is_at_most_an_eighth_longer(longest: int) -> None:
+    assert longest <= fast._bucket(longest) <= longest * 9 / 8
+
+
+def test_the_values_of_a_bucket_are_those_of_the_call() -> None:
+    rng = np.random.default_rng(0)
+    weights = mr.initialise(GRU, seed=3)
+    layer, reference = FAST.build(weights), mr.build(weights.astype("float64"), "numpy")
+    x = rng.standard_normal((3, 41, 5)).astype("float32")
+    for lengths in ([33, 0, 2], [37, 41, 1], [0, 0, 3]):
+        output, wanted = layer(x, lengths=lengths), reference(wide(x), lengths=lengths)
+        assert_close(output, wanted)
+        cotangent = jax.tree.map(lambda part: part.astype("float32"), like(wanted))
+        gradients = layer.vjp(x, lengths=lengths, cotangent=cotangent)
+        expected = reference.vjp(wide(x), lengths=lengths, cotangent=wide(cotangent))
+        assert_close((dict(gradients.weights), gradients.x), (dict(expected.weights), expected.x))
+
+
+def test_the_plan_says_what_runs() -> None:
+    small, large = (
+        FAST.build(mr.initialise(mr.RecurrentSpec("gru", 3, 64))),
+        FAST.build(mr.initialise(mr.RecurrentSpec("gru", 3, 512))),
+    )
+    assert small.plan(32, 100).implementation == "fast"
+    assert "a scan over rows" in small.plan(32, 100).sentence
+    assert "a scan over columns" in small.plan(1, 100).sentence
+    assert "a scan over columns" in large.plan(4, 10).sentence
+    assert "reverse scan" not in large.plan(4, 10).sentence
+    assert "reverse scan" in large.plan(4, 10, lengths=True, gradients=True).sentence
+    assert large.compiler_options(64) != large.compiler_options(4)
+    assert BACKEND.build(mr.initialise(GRU)).compiler_options(4) is None
+
+
+def test_who_multiplies_is_a_matter_of_rows_and_cores() -> None:
+    small, large = mr.RecurrentSpec("simple_rnn", 3, 256), mr.RecurrentSpec("lstm", 3, 512)
+    assert [fast._by_eigen(small, batch, 1) for batch in (1, 8, 16, 64)] == [False, False, True, True]
+    assert not any(fast._by_eigen(small, batch, 2) for batch in (1, 8, 16, 64))
+    assert [fast._by_eigen(large, batch, 2) for batch in (1, 16, 32)] == [False, False, True]
+
+
+def test_options_that_this_compiler_does_not_have_are_left_out() -> None:
+    assert fast._known("xla_cpu_prefer_vector_width", 512)
+    assert not fast._known("xla_cpu_prefer_abacus", 512)
+
+
+# --- Timing ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ragged", [False, True], ids=["full", "ragged"])
+@pytest.mark.parametrize("implementation", ["native", "fast"])
+@pytest.mark.parametrize("mode", MODES)
+def test_what_is_timed_is_right_and_goes_on(mode: str, implementation: str, ragged: bool) -> None:
+    spec = mr.RecurrentSpec("lstm", 5, 11, num_layers=2, dtype="float64" if ragged else "float32")
+    weights = mr.initialise(spec, seed=3)
+    x, _, lengths = draw_call(spec)
+    x, lengths = (x[:, :1], None) if mode == "streaming" else (x, lengths if ragged else None)
+    output = mr.build(weights, "numpy")(x, lengths=lengths)
+    work = Work(weights, np.ascontiguousarray(x), lengths, mode, like(output), like(output.sequence, 8))
+    layer = BACKEND.build(weights, implementation=implementation)
+    prepared = BACKEND.prepare(layer, work, 1)
+    worst, where = error(work, answer(work, prepared.result()), expected(work))
+    assert worst <= allowed(spec), where
+    before = layer.weights()
+    for _ in range(2):
+        prepared.call()
+    assert (layer.weights() == before) == (mode != "training")
+    assert (prepared.boundary is None) == (mode == "training")
+    assert prepared.plan
+
+
+# --- As it is compiled for users, in processes of their own -----------------------------------------------------------
+
+SHARDED = """
+import os
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+import multirnn as mr
+from multirnn_jax import recursion
+
+def close(actual, expected):
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        a, b = np.asarray(a), np.asarray(b)
+        assert mr.difference(a, b).normwise <= mr.tolerance(a.dtype)
+
+rows, columns, everywhere = P("data"), P(None, "data"), P()
+rng = np.random.default_rng(0)
+x, lengths = rng.standard_normal((4, 7, 5)).astype("float32"), np.array([7, 0, 3, 5])
+for cell, layout in (("lstm", False), ("gru", True)):
+    recursion.in_columns = lambda spec, batch: layout
+    spec = mr.RecurrentSpec(cell, 5, 3)
+    layer, plain = mr.backend("jax").build(mr.initialise(spec), implementation="fast"), mr.build(spec, "jax")
+    apply, params = layer.native.apply, layer.native.params
+    state = mr.State(*rng.standard_normal((len(spec.form.states), 1, 4, 3)).astype("float32"))
+    cotangent = mr.Output(rng.standard_normal((4, 7, 3)).astype("float32"), state)
+    expected = plain(x, state, lengths=lengths)
+    gradients = plain.vjp(x, state, lengths=lengths, cotangent=cotangent).weights
+
+    def loss(params, x, state, lengths):
+        output = apply(params, x, state, lengths)
+        return sum(jnp.sum(c * o) for c, o in zip(jax.tree.leaves(cotangent), jax.tree.leaves(output)))
+
+    for kind in (AxisType.Auto, AxisType.Explicit):
+        mesh = jax.make_mesh((2,), ("data",), axis_types=(kind,))
+        def put(tree, spec):
+            return jax.device_put(tree, NamedSharding(mesh, spec))
+        given = put(params, everywhere), put(x, rows), put(state, columns), put(lengths, rows)
+        output = jax.jit(apply)(*given)
+        assert len(output.sequence.sharding.device_set) == 2 and not output.sequence.is_fully_replicated
+        close(output, expected)
+        same = put(state, everywhere)  # an initial state that is not sharded as x is
+        close(jax.jit(jax.grad(loss))(given[0], given[1], same, given[3]), gradients)
+
+    split = mr.Output(rows, mr.State(*[columns] * len(state)))
+    specs = (everywhere, rows, jax.tree.map(lambda _: columns, state), rows)
+
+    def mapped_loss(params, *call):
+        output = jax.shard_map(apply, mesh=mesh, in_specs=specs, out_specs=jax.tree.map(
+            lambda part: rows if part.ndim == 3 and part.shape[0] == 4 else columns, cotangent))(params, *call)
+        return sum(jnp.sum(c * o) for c, o in zip(jax.tree.leaves(cotangent), jax.tree.leaves(output)))
+
+    close(jax.jit(jax.grad(mapped_loss))(*given), gradients)
+    layer.native.params = given[0]
+    close(layer(x, state, lengths=lengths), expected)
+print("sharded over", len(jax.devices()), "devices")
+"""
+
+COMPILED = """
+import multirnn as mr
+from multirnn.implementation import with_implementation
+
+fast = with_implementation(mr.backend("jax"), "fast")
+for cell in mr.CELLS:
+    comparison = mr.compare(mr.RecurrentSpec(cell, 3, 11, bidirectional=True), backends=[fast])
+    assert comparison.ok, str(comparison)
+    hidden = 1024 if cell == "simple_rnn" else 512
+    assert fast.build(mr.initialise(mr.RecurrentSpec(cell, 3, hidden))).plan(33, 3).sentence.count("columns") == 1
+    import numpy as np
+    x = np.random.default_rng(0).standard_normal((33, 3, 3)).astype("float32")
+    comparison = mr.compare(mr.RecurrentSpec(cell, 3, hidden), x, backends=[fast])
+    assert comparison.ok, str(comparison)
+print("equal")
+"""
+
+
+def in_a_process(code: str, **environment: str) -> str:
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+def test_a_batch_that_is_sharded_over_two_devices() -> None:
+    assert in_a_process(SHARDED, **os.environ) == "sharded over 2 devices\n"
+
+
+def test_agrees_as_it_is_compiled_for_users() -> None:
+    """The other tests compile without optimisation; see conftest.py."""
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    assert in_a_process(COMPILED, **environment) == "equal\n"
