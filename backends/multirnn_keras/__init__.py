@@ -5,21 +5,34 @@ by KERAS_BACKEND or `keras.json`, else on TensorFlow.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from multirnn import RecurrentSpec, Weights, accept
+from multirnn import InvalidCall, RecurrentSpec, Weights, accept
 from multirnn.parity import Batch, Optimiser
 from multirnn.weights import Array
 from multirnn_keras import engine  # before all that imports Keras: it loads what Keras runs on, quietly
 
 # isort: split
-from multirnn_keras import adoption, layer, training
+from multirnn_keras import adoption, fast, layer, training
 from multirnn_keras import weights as conversion
 from multirnn_keras.activations import HardSigmoid
 from multirnn_keras.adoption import AdoptedKeras
+from multirnn_keras.fast import FastGRU, FastKerasLayer, FastLSTM, FastSimpleRNN
 from multirnn_keras.layer import KerasLayer
 
-__all__ = ["BACKEND", "HardSigmoid", "KerasLayer", "build"]
+if TYPE_CHECKING:
+    from multirnn.bench.work import Prepared, Work
+
+__all__ = [
+    "BACKEND",
+    "FastGRU",
+    "FastKerasLayer",
+    "FastLSTM",
+    "FastSimpleRNN",
+    "HardSigmoid",
+    "KerasLayer",
+    "build",
+]
 
 
 class KerasBackend:
@@ -31,16 +44,19 @@ class KerasBackend:
 
     name = "keras"
     differentiable = True
+    implementations = ("native", "fast")
     engine = engine.ENGINE
 
     def refuses(self, spec: RecurrentSpec) -> str | None:
         """Refuses forms of the biases that Keras does not hold, and float64 on engines other than TensorFlow."""
         return layer.refuses(spec)
 
-    def build(self, weights: Weights, *, device: str | None = None) -> KerasLayer:
+    def build(self, weights: Weights, *, device: str | None = None, implementation: str = "native") -> KerasLayer:
         """Realise `weights.spec` with these weights, on a device as `keras.device` names it; see `build`."""
         accept(self, weights.spec)
-        return layer.build(weights, device)
+        if implementation not in self.implementations:
+            raise InvalidCall(f"implementation must be 'native' or 'fast', not {implementation!r}")
+        return fast.build(weights, device) if implementation == "fast" else layer.build(weights, device)
 
     def read(self, native: Any) -> Weights:
         """The spec and the weights of a recurrent layer of Keras, or of a stack of them; see `weights.read`."""
@@ -53,6 +69,12 @@ class KerasBackend:
     def train(self, layer: KerasLayer, batch: Batch, optimiser: Optimiser, steps: int) -> Array:
         """Train a layer in place, by `keras.optimizers`; see `training.train`."""
         return training.train(layer, batch, optimiser, steps)
+
+    def prepare(self, layer: KerasLayer, work: "Work", threads: int) -> "Prepared":
+        """Make a layer ready for a benchmark; see `timing.prepare`."""
+        from multirnn_keras import timing  # here, since only benchmarks need it
+
+        return timing.prepare(layer, work, threads)
 
     def default_epsilon(self) -> float:
         """Of `keras.optimizers.Adam`."""
@@ -70,16 +92,17 @@ class KerasBackend:
 BACKEND = KerasBackend()
 
 
-def build(weights: Weights, *, device: str | None = None) -> KerasLayer:
+def build(weights: Weights, *, device: str | None = None, implementation: str = "native") -> KerasLayer:
     """Realise `weights.spec` in Keras.
 
     Args:
         weights: copied into the variables of the layers.
         device: as `keras.device` names it ("cpu", "gpu", "gpu:1"), "cuda" meaning "gpu"; the engine's default unless
             given.
+        implementation: "native", Keras' own layers, or "fast", ours, which are the same functions.
 
     Raises:
         Unsupported: Keras has no layer for the spec; the sentence has the reason.
-        InvalidCall: Keras' engine has no such device here.
+        InvalidCall: Keras' engine has no such device here, or there is no such implementation.
     """
-    return BACKEND.build(weights, device=device)
+    return BACKEND.build(weights, device=device, implementation=implementation)

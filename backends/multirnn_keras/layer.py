@@ -1,5 +1,6 @@
 """A stack realised by Keras: what is refused, how it is built and run, and its gradients."""
 
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -11,7 +12,7 @@ from multirnn_keras.compiled import Mask, compiled
 from multirnn_keras.engine import ENGINE, ENGINES, device_named, on_device
 from multirnn_keras.weights import from_variables, recurrent_layers, stack
 
-__all__ = ["KerasLayer", "build", "engine_refuses", "refuses"]
+__all__ = ["KerasLayer", "build", "engine_refuses", "mask_of", "parts_of", "refuses"]
 
 
 def refuses(spec: RecurrentSpec) -> str | None:
@@ -63,8 +64,11 @@ class KerasLayer(BoundaryLayer):
         super().__init__(spec)
         self._native = native
         self._device = device
-        self._passes = [[_with_states(layer, spec) for layer in directions] for directions in recurrent_layers(native)]
-        self._function, self._pullback = compiled(self._apply, native.weights)
+        self._function, self._pullback = compiled(self.apply, native.weights)
+
+    @cached_property
+    def _passes(self) -> list[list[Any]]:
+        return [[_with_states(layer, self.spec) for layer in layers] for layers in recurrent_layers(self._native)]
 
     @property
     def native(self) -> Any:
@@ -87,18 +91,23 @@ class KerasLayer(BoundaryLayer):
     def run(self, inputs: Inputs) -> Output:
         """See `BoundaryLayer.run`."""
         with on_device(self._device):
-            sequence, *state = self._function(_mask(inputs), _primals(inputs))
+            sequence, *state = self._function(mask_of(inputs), _primals(inputs))
         return Output(sequence, State(*state))
 
     def pull_back(self, inputs: Inputs, cotangent: Output) -> Gradients:
         """See `BoundaryLayer.pull_back`."""
-        cotangents = [cotangent.sequence, *_parts(cotangent.state)]
+        cotangents = [cotangent.sequence, *parts_of(cotangent.state)]
         with on_device(self._device):
-            weights, (x, *state) = self._pullback(_mask(inputs), _primals(inputs), cotangents)
+            weights, (x, *state) = self._pullback(mask_of(inputs), _primals(inputs), cotangents)
         return Gradients(from_variables(weights, self.spec).arrays, x, State(*state))
 
-    def _apply(self, mask: Any, primals: list[Any]) -> list[Any]:
-        """The sequence and the parts of the final state, in tensors, from x and the parts of the initial state."""
+    def apply(self, mask: Any, primals: list[Any]) -> list[Any]:
+        """The sequence and the parts of the final state, in tensors, from x and the parts of the initial state.
+
+        Args:
+            mask: `(batch, time)`, bool; None where every row is full.
+            primals: x, h, and c of an LSTM, as in a call.
+        """
         sequence, *parts = primals
         initial = zip(*(keras.ops.unstack(part) for part in parts), strict=True)
         final = []
@@ -126,13 +135,15 @@ def _with_states(layer: Any, spec: RecurrentSpec) -> Any:
     return native
 
 
-def _mask(inputs: Inputs) -> Mask:
+def mask_of(inputs: Inputs) -> Mask:
+    """Which steps are not padding, `(batch, time)`; None where every row is full."""
     return None if inputs.lengths is None else inputs.valid
 
 
 def _primals(inputs: Inputs) -> list[Array]:
-    return [inputs.x, *_parts(inputs.state)]
+    return [inputs.x, *parts_of(inputs.state)]
 
 
-def _parts(state: State) -> list[Array]:
+def parts_of(state: State) -> list[Array]:
+    """h, or h and c."""
     return [part for part in state if part is not None]

@@ -3,7 +3,7 @@
 The arrays are those of the convention "keras" (`multirnn.conventions`); `Sequential.weights` has them in its order.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import keras
@@ -13,22 +13,30 @@ from multirnn.spec import DTYPES
 from multirnn.weights import Array
 from multirnn_keras.activations import from_keras, to_keras
 
-__all__ = ["directions_of", "from_variables", "read", "recurrent_layers", "stack", "stacked"]
+__all__ = ["CELLS", "LAYERS", "directions_of", "from_variables", "read", "recurrent_layers", "stack", "stacked"]
 
-_LAYERS = {"simple_rnn": keras.layers.SimpleRNN, "lstm": keras.layers.LSTM, "gru": keras.layers.GRU}
+LAYERS: Mapping[str, Any] = {
+    "simple_rnn": keras.layers.SimpleRNN,
+    "lstm": keras.layers.LSTM,
+    "gru": keras.layers.GRU,
+}
+"""Keras' own layer of each cell."""
+
+CELLS: dict[Any, str] = {layer: cell for cell, layer in LAYERS.items()}
+"""The classes that are read, and which cell they are; `multirnn_keras.fast` adds its own."""
 
 
-def stack(weights: Weights) -> Any:
-    """The `keras.Sequential` of these weights: a layer of Keras' own for every layer of the spec."""
+def stack(weights: Weights, layers: Mapping[str, Any] = LAYERS) -> Any:
+    """The `keras.Sequential` of these weights: a layer for every layer of the spec, of the class that its cell has."""
     spec = weights.spec
-    layers = [_layer(spec) for _ in range(spec.num_layers)]
-    native = keras.Sequential([keras.Input((None, spec.input_size), dtype=spec.dtype), *layers])
+    native_layers = [_layer(spec, layers[spec.cell]) for _ in range(spec.num_layers)]
+    native = keras.Sequential([keras.Input((None, spec.input_size), dtype=spec.dtype), *native_layers])
     native.supports_masking = True  # else Keras warns, wrongly, that the mask is lost: the layers hand it on
     native.set_weights(list(to_arrays(weights, convention="keras").values()))
     return native
 
 
-def _layer(spec: RecurrentSpec) -> Any:
+def _layer(spec: RecurrentSpec, kind: Any) -> Any:
     options: dict[str, Any] = {"activation": to_keras(spec.activation, spec.dtype)}
     if spec.cell != "simple_rnn":
         options["recurrent_activation"] = to_keras(spec.recurrent_activation, spec.dtype)
@@ -36,7 +44,7 @@ def _layer(spec: RecurrentSpec) -> Any:
         options["use_cudnn"] = False
     if spec.cell == "gru":
         options["reset_after"] = spec.reset_after
-    layer = _LAYERS[spec.cell](
+    layer = kind(
         spec.hidden_size,
         use_bias=spec.bias != "none",
         return_sequences=True,
@@ -144,7 +152,7 @@ def directions_of(layer: Any) -> tuple[Any, ...]:
     for direction in directions:
         if not isinstance(direction, keras.layers.Layer):
             raise Unrepresentable(f"an object of the class {type(direction).__name__} is no layer of Keras")
-        if type(direction) not in _LAYERS.values():
+        if type(direction) not in CELLS:
             raise Unrepresentable(
                 f"layer {direction.name!r} is of the class {type(direction).__name__}; "
                 "a spec is read of SimpleRNN, LSTM and GRU, and of Bidirectional and stacks of them"
@@ -168,7 +176,7 @@ def _fields(layer: Any) -> dict[str, Any]:
         raise Unrepresentable(
             f"layer {layer.name!r} has the dtype policy {policy.name!r}, and a spec has {' or '.join(DTYPES)} for all"
         )
-    cell = next(name for name, kind in _LAYERS.items() if kind is type(layer))
+    cell = CELLS[type(layer)]
     fields = {
         "cell": cell,
         "hidden_size": layer.units,

@@ -1,0 +1,382 @@
+"""Keras' layers with a loop of ours: the same functions, weights and gradients, on each of Keras' three engines.
+
+On TensorFlow the conformance suite holds for the compiled recurrence; the loops, which run without it, on the other
+engines, and for gradients of gradients, are held against the reference here, the other engines in processes of their own.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import multirnn as mr
+from multirnn import kernel
+from multirnn.bench.work import MODES, SGD_RATE, Work
+from multirnn.compare import draw_call
+from multirnn.implementation import with_implementation
+from multirnn.testing import cases
+
+multirnn_keras = pytest.importorskip("multirnn_keras")
+keras = pytest.importorskip("keras")
+layers = keras.layers
+
+BACKEND = multirnn_keras.BACKEND
+FAST = with_implementation(BACKEND, "fast")
+ON_TENSORFLOW = BACKEND.engine == "tensorflow"
+only_tensorflow = pytest.mark.skipif(not ON_TENSORFLOW, reason="of TensorFlow's graphs and tapes")
+INPUT_SIZE, HIDDEN_SIZE = 5, 11
+FORMS = [
+    {"cell": "simple_rnn", "activation": "relu"},
+    {"cell": "lstm", "activation": mr.Activation("elu", 0.7)},
+    {"cell": "gru"},
+    {"cell": "gru", "reset_after": False, "recurrent_activation": mr.Activation("hard_sigmoid", 0.2, 0.5)},
+]
+KEPT = {
+    "simple_rnn": multirnn_keras.FastSimpleRNN,
+    "lstm": multirnn_keras.FastLSTM,
+    "gru": multirnn_keras.FastGRU,
+}
+
+
+def spec_of(form: dict, **changes) -> mr.RecurrentSpec:
+    return mr.RecurrentSpec(**{"input_size": INPUT_SIZE, "hidden_size": HIDDEN_SIZE, **form, **changes})
+
+
+def layer_of(form: dict, **changes) -> multirnn_keras.FastKerasLayer:
+    return FAST.build(mr.initialise(spec_of(form, **changes), seed=1))
+
+
+def assert_close(actual, expected, dtype: str = "float32") -> None:
+    assert mr.difference(np.asarray(actual), np.asarray(expected)).normwise <= mr.tolerance(dtype)
+
+
+def numpy_of(tensor) -> np.ndarray:
+    return np.asarray(keras.ops.stop_gradient(tensor))
+
+
+def mask_of(lengths: np.ndarray, time: int) -> np.ndarray:
+    return np.arange(time) < lengths[:, None]
+
+
+@pytest.fixture(params=["compiled", "loops"])
+def means(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """With the compiled recurrence, where there is one, and as if there were none."""
+    if request.param == "loops":
+        monkeypatch.setattr(kernel, "missing", lambda: "not here")
+    elif not ON_TENSORFLOW or kernel.missing():
+        pytest.skip(kernel.missing() or "the compiled recurrence serves TensorFlow")
+    return request.param
+
+
+# --- The same function -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("check", [pytest.param(check, id=name) for name, check in cases()])
+@pytest.mark.skipif(not ON_TENSORFLOW, reason="the other engines run a part of it, in processes of their own")
+def test_conformance(check) -> None:
+    check(FAST)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_loops_agree_too(form: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a graph, as the first short call is run, and in one."""
+    monkeypatch.setattr(kernel, "missing", lambda: "not here")
+    both_ways = {"bidirectional": True, "num_layers": 2}
+    for steps, changes in ((19, {}), (7, both_ways), (7, {"bias": "none", "dtype": "float64"})):
+        spec = spec_of(form, **changes)
+        if BACKEND.refuses(spec):
+            continue
+        weights = mr.initialise(spec, seed=1)
+        layer, numpy = FAST.build(weights), mr.build(weights.astype("float64"), "numpy")
+        rng = np.random.default_rng(0)
+        x = rng.standard_normal((3, steps, INPUT_SIZE)).astype(spec.dtype)
+        lengths = np.array([steps, 0, steps - 2])
+        output, expected = layer(x, lengths=lengths), numpy(x.astype("float64"), lengths=lengths)
+        assert_close(output.sequence, expected.sequence, spec.dtype)
+        gradients = layer.vjp(x, lengths=lengths, cotangent=output)
+        wanted = numpy.vjp(x.astype("float64"), lengths=lengths, cotangent=expected)
+        for name, array in wanted.weights.items():
+            assert_close(gradients.weights[name], array, spec.dtype)
+        assert_close(gradients.x, wanted.x, spec.dtype)
+
+
+@pytest.mark.parametrize("go_backwards", [False, True])
+@pytest.mark.parametrize("zero", [False, True])
+@pytest.mark.parametrize("name", ["SimpleRNN", "LSTM", "GRU"])
+def test_every_mask_and_option_of_keras(name: str, zero: bool, go_backwards: bool, means: str) -> None:
+    """Interior and leading gaps too, which lengths do not have: as Keras' own layer, and so the gradients."""
+    options = {"return_state": True, "zero_output_for_mask": zero, "go_backwards": go_backwards}
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((3, 9, INPUT_SIZE)).astype("float32")
+    mask = rng.random((3, 9)) < 0.6
+    mask[0, :2] = False
+    for return_sequences in (False, True):
+        theirs = getattr(layers, name)(4, return_sequences=return_sequences, **options)
+        mine = getattr(multirnn_keras, f"Fast{name}")(4, return_sequences=return_sequences, **options)
+        for layer in (theirs, mine):
+            layer.build((None, None, INPUT_SIZE))
+        theirs.set_weights([rng.uniform(-1, 1, array.shape) for array in theirs.get_weights()])
+        mine.set_weights(theirs.get_weights())
+        for given in (None, mask):
+            for actual, expected in zip(mine(x, mask=given), theirs(x, mask=given), strict=True):
+                assert_close(numpy_of(actual), numpy_of(expected))
+
+
+def test_what_no_spec_has_is_run_by_keras() -> None:
+    x = np.random.default_rng(0).standard_normal((3, 7, INPUT_SIZE)).astype("float32")
+    for options in ({"activation": "swish"}, {"unroll": True}, {"dropout": 0.5}):
+        theirs, mine = layers.LSTM(4, seed=1, **options), multirnn_keras.FastLSTM(4, seed=1, **options)
+        for layer in (theirs, mine):
+            layer.build((None, 7, INPUT_SIZE))
+        mine.set_weights(theirs.get_weights())
+        assert_close(numpy_of(mine(x)), numpy_of(theirs(x)))
+        if "dropout" in options:
+            assert mr.difference(numpy_of(mine(x, training=True)), numpy_of(mine(x))).normwise > mr.tolerance("float32")
+
+
+# --- A citizen of Keras ----------------------------------------------------------------------------------------------
+
+
+def trained(model, **options) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((6, 7, INPUT_SIZE)).astype("float32")
+    y = rng.standard_normal(model(x).shape).astype("float32")
+    # A small step down the gradient of the whole batch: the loss falls from any start.
+    model.compile(optimizer=keras.optimizers.SGD(0.01), loss="mse", **options)
+    losses = model.fit(x, y, epochs=2, batch_size=6, verbose=0).history["loss"]
+    assert losses[1] < losses[0]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_counts_trains_saves_and_loads(form: dict, tmp_path: Path) -> None:
+    layer = layer_of(form, num_layers=2, bidirectional=True)
+    lines: list[str] = []
+    layer.native.summary(print_fn=lines.append)
+    assert f"Trainable params: {layer.spec.parameter_count:,} " in "\n".join(lines)
+    own = BACKEND.build(mr.initialise(layer.spec, seed=1)).native
+    assert [v.shape for v in layer.native.weights] == [v.shape for v in own.weights]
+
+    inputs = keras.Input((None, INPUT_SIZE))
+    hidden = layer.native(inputs)
+    model = keras.Model(inputs, layers.Dense(2)(layers.Dropout(0.0)(hidden)))
+    before = layer.weights()
+    x, _, _ = draw_call(layer.spec, 3)
+    untrained = layer(x)
+    trained(model)
+    assert layer.weights() != before
+    assert mr.difference(layer(x).sequence, untrained.sequence).normwise > mr.tolerance("float32")
+    assert_close(numpy_of(layer.native(x)), layer(x).sequence)
+
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert_close(numpy_of(loaded(x)), numpy_of(model(x)))
+    stack = loaded.get_layer(layer.native.name)
+    assert {type(part.forward_layer) for part in stack.layers} == {KEPT[form["cell"]]}
+    assert mr.read(stack) == layer.weights() == mr.read(layer.native)
+
+
+def test_weights_that_are_changed_in_place_count_at_once() -> None:
+    """Also those whose gates are put in another order, and kept so."""
+    for form in FORMS:
+        layer = layer_of(form)
+        x, state, lengths = draw_call(layer.spec, 3)
+        layer(x, state, lengths=lengths)
+        for variable in layer.native.weights:
+            variable.assign_add(keras.ops.full(variable.shape, 0.25))
+            expected = mr.build(layer.weights().astype("float64"), "numpy")(
+                x.astype("float64"),
+                mr.State(*(p if p is None else p.astype("float64") for p in state)),
+                lengths=lengths,
+            )
+            assert_close(layer(x, state, lengths=lengths).sequence, expected.sequence)
+
+
+def test_says_what_runs() -> None:
+    layer = layer_of({"cell": "gru"})
+    plan = layer.plan(32, 100, lengths=True, gradients=True)
+    assert plan.implementation == "fast"
+    assert plan.sentence
+    with pytest.raises(mr.InvalidCall, match="'native' or 'fast', not 'quick'"):
+        multirnn_keras.build(layer.weights(), implementation="quick")
+
+
+@only_tensorflow
+def test_few_steps_of_many_weights_are_left_to_the_loop() -> None:
+    layer = layer_of({"cell": "lstm"}, hidden_size=211)
+    if kernel.missing() is None:
+        assert layer.plan(1, 1) != layer.plan(1, 100)
+    x = np.random.default_rng(0).standard_normal((1, 3, INPUT_SIZE)).astype("float32")
+    expected = mr.build(layer.weights().astype("float64"), "numpy")(x.astype("float64"))
+    for _ in range(2):
+        assert_close(layer(x).sequence, expected.sequence)
+
+
+# --- Graphs and tapes of TensorFlow ----------------------------------------------------------------------------------
+
+
+@only_tensorflow
+def test_a_repeated_shape_is_not_traced_again(means: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from multirnn_keras import fast, recurrence
+
+    layer = layer_of({"cell": "simple_rnn"})
+    x = np.zeros((3, 20, INPUT_SIZE), "float32")
+    cotangent = layer(x)
+    layer.vjp(x, cotangent=cotangent)
+    for name in ("forward", "backward"):
+        monkeypatch.setattr(recurrence, name, None)
+    monkeypatch.setattr(fast, "recurrence", None)
+    for _ in range(3):
+        layer(x)
+        layer.vjp(x, cotangent=cotangent)
+
+
+@only_tensorflow
+@pytest.mark.parametrize("graph", [False, True])
+def test_gradients_of_gradients(graph: bool, means: str) -> None:
+    """As TensorFlow's own of Keras' own layer."""
+    import tensorflow as tf
+
+    spec = spec_of({"cell": "gru" if graph else "lstm"}, dtype="float64", hidden_size=3)
+    weights = mr.initialise(spec, seed=1)
+    x, _, lengths = draw_call(spec, 3)
+    mask = mask_of(lengths, x.shape[1])
+
+    def second(native):
+        values = [variable.value for variable in native.weights]
+        given = tf.constant(x)
+        with tf.GradientTape() as outer:
+            outer.watch([given, *values])
+            with tf.GradientTape() as inner:
+                inner.watch([given, *values])
+                loss = tf.reduce_sum(native(given, mask=mask) ** 2)
+            gradients = inner.gradient(loss, [given, *values])
+            total = tf.add_n([tf.reduce_sum(tf.square(gradient)) for gradient in gradients])
+        return outer.gradient(total, [given, *values])
+
+    fast, native = FAST.build(weights).native, BACKEND.build(weights).native
+    found = tf.function(lambda: second(fast))() if graph else second(fast)
+    for actual, expected in zip(found, second(native), strict=True):
+        assert_close(actual.numpy(), expected.numpy(), "float64")
+
+
+@only_tensorflow
+def test_what_xla_compiles_needs_no_call_back() -> None:
+    import tensorflow as tf
+
+    layer = layer_of({"cell": "lstm"}, bidirectional=True)
+    x, _, _ = draw_call(layer.spec, 3)
+    compiled = tf.function(layer.native, jit_compile=True)
+    assert_close(compiled(tf.constant(x)).numpy(), layer(x).sequence)
+    trained(layer.native, jit_compile=True)
+
+
+@only_tensorflow
+def test_any_batch_and_time_in_one_graph(means: str) -> None:
+    import tensorflow as tf
+
+    layer = layer_of({"cell": "gru"}, bidirectional=True)
+    graph = tf.function(layer.native, input_signature=[tf.TensorSpec((None, None, INPUT_SIZE))])
+    for batch, time in ((3, 7), (1, 2), (5, 19)):
+        x = np.random.default_rng(0).standard_normal((batch, time, INPUT_SIZE)).astype("float32")
+        assert_close(graph(tf.constant(x)).numpy(), layer(x).sequence)
+
+
+# --- What is timed ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("implementation", BACKEND.implementations)
+@pytest.mark.parametrize("mode", MODES)
+def test_what_is_timed_is_right(mode: str, implementation: str) -> None:
+    spec = spec_of({"cell": "lstm"})
+    weights = mr.initialise(spec, seed=1)
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((3, 1 if mode == "streaming" else 7, INPUT_SIZE)).astype("float32")
+    lengths = None if mode == "streaming" else np.array([7, 2, 5])
+    numpy = mr.build(weights, "numpy")
+    output = numpy(x, lengths=lengths)
+    target = np.ones_like(output.sequence)
+    work = Work(weights, x, lengths, mode, output if mode == "gradients" else None, target)
+    prepared = BACKEND.prepare(BACKEND.build(weights, implementation=implementation), work, 1)
+    found = prepared.result()
+    assert prepared.plan
+    if mode in ("inference", "streaming"):
+        assert_close(found.sequence, output.sequence)
+        assert_close(found.state.c, output.state.c)
+        return
+    cotangent = output
+    if mode == "training":
+        cotangent = mr.Output(2 * (output.sequence - target) / target.size, mr.State(*map(np.zeros_like, output.state)))
+    wanted = numpy.vjp(x, lengths=lengths, cotangent=cotangent)
+    for name, gradient in wanted.weights.items():
+        if mode == "training":
+            assert_close(found[name], weights.arrays[name] - SGD_RATE * gradient)
+        else:
+            assert_close(found.weights[name], gradient)
+    for _ in range(2):
+        prepared.call()
+        if prepared.boundary:
+            prepared.boundary()
+
+
+# --- The other engines -----------------------------------------------------------------------------------------------
+
+ELSEWHERE = """
+import sys, pytest
+sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", sys.argv[1], "-k", sys.argv[2]]))
+"""
+
+
+@pytest.mark.parametrize("engine", ["jax", "torch"])
+@pytest.mark.skipif(not ON_TENSORFLOW, reason="these are the tests in the other engines' processes")
+def test_on_the_other_engines(engine: str) -> None:
+    """What holds on every engine, once more on each of the others."""
+    pytest.importorskip(engine)
+    wanted = "loops_agree or (every_mask and GRU) or no_spec or (saves and form3) or in_place or second or is_timed"
+    done = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, __file__, wanted],
+        env={**os.environ, "KERAS_BACKEND": engine},
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+
+
+@pytest.mark.skipif(BACKEND.engine != "torch", reason="of PyTorch's tapes")
+def test_second_derivatives_on_torch() -> None:
+    import torch
+
+    spec = spec_of({"cell": "gru"}, hidden_size=3)
+    weights = mr.initialise(spec, seed=1)
+    x, _, _ = draw_call(spec, 3)
+
+    def second(native):
+        given = torch.tensor(x, requires_grad=True)
+        (gradient,) = torch.autograd.grad((native(given) ** 2).sum(), given, create_graph=True)
+        return torch.autograd.grad((gradient**2).sum(), given)[0].numpy()
+
+    assert_close(second(FAST.build(weights).native), second(BACKEND.build(weights).native))
+
+
+@pytest.mark.skipif(BACKEND.engine != "jax", reason="of JAX's transformations")
+def test_second_derivatives_on_jax() -> None:
+    import jax
+
+    spec = spec_of({"cell": "gru"}, hidden_size=3)
+    weights = mr.initialise(spec, seed=1)
+    x, _, _ = draw_call(spec, 3)
+
+    def second(native):
+        values = [variable.value for variable in native.trainable_variables]
+        others = [variable.value for variable in native.non_trainable_variables]
+
+        def loss(x):
+            return (native.stateless_call(values, others, x)[0] ** 2).sum()
+
+        return jax.grad(lambda x: (jax.grad(loss)(x) ** 2).sum())(x)
+
+    assert_close(second(FAST.build(weights).native), second(BACKEND.build(weights).native))
