@@ -139,9 +139,9 @@ def main(arguments: list[str]) -> int:
     for backend in BACKENDS:
         there = ("native",) if backend == "onnxruntime" else ("native", "fast")
         for implementation in there:
-            rows += ask("wrapper", backend, implementation, 3 if quick else 21)
+            rows += ask("wrapper", backend, implementation, 3 if quick else 11)
     for backend in ("numpy", "torch", "jax"):
-        rows += ask("flat", backend, "fast", 3 if quick else 9)
+        rows += ask("flat", backend, "fast", 3 if quick else 7)
     for backend in ("numpy", "torch", "jax"):
         memory += ask("memory", backend, "fast", 1)
     results = [Result(**{**row, "shape": tuple(row["shape"])}) for row in rows]

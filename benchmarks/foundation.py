@@ -341,7 +341,7 @@ def main(arguments: list[str]) -> int:
     results = []
     for group in GROUPS:
         print(f"measuring {group} …", file=sys.stderr)
-        results += in_a_process_of_its_own(group, 5 if quick else 41 if group != "start" else 21)
+        results += in_a_process_of_its_own(group, 5 if quick else 21)
     show(results)
     if not quick:
         rows = [asdict(r) for r in results]

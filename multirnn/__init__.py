@@ -1,4 +1,4 @@
-"""One description of a recurrent layer stack, realised by NumPy, PyTorch, Keras and JAX, proven the same function.
+"""One description of a recurrent layer stack, realised by NumPy, PyTorch, Keras, JAX and ONNX Runtime, proven the same function.
 
 >>> import multirnn as mr
 >>> spec = mr.RecurrentSpec("simple_rnn", input_size=10, hidden_size=3)

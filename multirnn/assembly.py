@@ -94,6 +94,7 @@ class Assembly(Boundary):
         super().__init__(weights.spec)
         self._passes = [build(weights.part(layer, direction)) for layer, direction in weights.spec.passes]
         self._plumbing = plumbing
+        self.differentiable = all(getattr(one, "differentiable", True) for one in self._passes)
 
     def run(self, inputs: Inputs) -> Output:
         """See `BoundaryLayer.run`."""

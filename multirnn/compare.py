@@ -260,11 +260,15 @@ _COLUMNS = (
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    errors = (f"{part.difference.eps:.2g}" if part else "–" for part in (row.output, row.state, row.gradient))
+    output, state, gradient = (
+        f"{part.difference.eps:.2g}" if part else "–" for part in (row.output, row.state, row.gradient)
+    )
+    if row.output and not row.gradient:
+        gradient = "inference only"
     version = next(iter(row.versions.values()), "–")
     parameters = "–" if row.parameters is None else str(row.parameters)
     where = row.reason or (row.worst.where if row.worst else "")
-    return row.title, version, parameters, *errors, row.verdict, where
+    return row.title, version, parameters, output, state, gradient, row.verdict, where
 
 
 def _row_to_dict(row: Row) -> dict[str, Any]:

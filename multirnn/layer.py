@@ -88,7 +88,7 @@ class Layer(Protocol):
             cotangent: shaped as the output of the call; a part that is None counts as zero.
 
         Raises:
-            InvalidCall: as in a call, or a cotangent that is not shaped as the output.
+            InvalidCall: as in a call, or a cotangent that is not shaped as the output; or the layer is for inference only.
         """
         ...
 

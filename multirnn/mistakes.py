@@ -139,6 +139,7 @@ class Change:
 class _Changed(Boundary):
     def __init__(self, spec: RecurrentSpec, inner: Runs, change: Change) -> None:
         super().__init__(spec)
+        self.differentiable = getattr(inner, "differentiable", True)
         self._inner = inner
         self._change = change
 

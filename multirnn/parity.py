@@ -701,6 +701,8 @@ def _refusal(backend: Backend, spec: RecurrentSpec, batch: Batch) -> str | None:
     """Why this backend does not train this stack on this batch; None where it does."""
     if reason := backend.refuses(spec):
         return reason
+    if not backend.differentiable:
+        return "it is for inference only: it has no gradients to train by"
     if not isinstance(backend, Trains):
         return "it has no method train, so its optimisers cannot be compared"
     if not getattr(backend, "takes_lengths", True) and not batch.valid.all():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from multirnn.activations import ACTIVATIONS, Activation
 from multirnn.backend import Backend, accept
-from multirnn.boundary import BoundaryLayer, Inputs
+from multirnn.boundary import BoundaryLayer, InferenceLayer, Inputs
 from multirnn.cells import CELLS, Cell
 from multirnn.compare import Comparison, Difference, compare, difference, tolerance
 from multirnn.conventions import CONVENTIONS, Convention, from_arrays, to_arrays
@@ -50,6 +50,7 @@ __all__ = [
     "Difference",
     "Divergence",
     "Gradients",
+    "InferenceLayer",
     "Inputs",
     "InvalidCall",
     "InvalidData",

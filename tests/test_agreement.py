@@ -82,4 +82,8 @@ def counted_natively(name: str, native) -> int:
         import jax
 
         return sum(leaf.size for leaf in jax.tree.leaves(native.params))
+    if name == "onnxruntime":
+        from onnx import numpy_helper
+
+        return sum(numpy_helper.to_array(tensor).size for tensor in native.model.graph.initializer)
     return sum(array.size for array in native.parameters.values())

@@ -75,8 +75,11 @@ def test_a_callable_and_a_layer() -> None:
 def test_two_layers_in_all_quantities(backend: mr.Backend) -> None:
     found = assert_layers_agree(backend.build(WEIGHTS[LSTM]), numpy(LSTM))
     gradients = {f"gradient of {name}" for name in ("x", "initial h", "initial c", *LSTM.shapes)}
+    if not backend.differentiable:
+        gradients = set()
     assert set(found.eps) == {"output", "final h", "final c", *gradients}
-    assert (found.notes, found.spec, found.forms) == ((), LSTM, ("eager",))
+    notes = () if backend.differentiable else ("Note: gradients are not compared: A has none.",)
+    assert (found.notes, found.spec, found.forms) == (notes, LSTM, ("eager",))
 
 
 @pytest.mark.parametrize("form", ["eager", "compiled"])

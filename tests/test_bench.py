@@ -748,7 +748,8 @@ command(prog_name="multirnn bench")
     return subprocess.Popen(line, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
-def test_an_interrupted_run_leaves_whole_rows_and_is_resumed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_leaves_whole_rows_and_is_resumed(tmp_path: Path, how: signal.Signals) -> None:
     path = tmp_path / "own.csv"
     path.write_text("cell,batch,time,hidden_size\n" + "".join(f"gru,{batch},7,4\n" for batch in range(3, 12)))
     arguments = ("--threads", "1", *with_peers("right", "refusing"))
@@ -761,7 +762,7 @@ def test_an_interrupted_run_leaves_whole_rows_and_is_resumed(tmp_path: Path) -> 
         and (not out.exists() or out.read_bytes().count(b"\n") < 4)
     ):
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(how)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130, said
     rows = read(out).rows

@@ -34,7 +34,7 @@ FORMS = [
     {"cell": "gru"},
     {"cell": "gru", "reset_after": False, "recurrent_activation": mr.Activation("hard_sigmoid", 0.2, 0.5)},
 ]
-KEPT = {
+KINDS = {
     "simple_rnn": multirnn_keras.FastSimpleRNN,
     "lstm": multirnn_keras.FastLSTM,
     "gru": multirnn_keras.FastGRU,
@@ -47,6 +47,10 @@ def spec_of(form: dict, **changes) -> mr.RecurrentSpec:
 
 def layer_of(form: dict, **changes) -> multirnn_keras.FastKerasLayer:
     return FAST.build(mr.initialise(spec_of(form, **changes), seed=1))
+
+
+def widened(state: mr.State) -> mr.State:
+    return mr.State(*(part if part is None else part.astype("float64") for part in state))
 
 
 def assert_close(actual, expected, dtype: str = "float32") -> None:
@@ -76,7 +80,7 @@ def means(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
 
 @pytest.mark.parametrize("check", [pytest.param(check, id=name) for name, check in cases()])
 @pytest.mark.skipif(not ON_TENSORFLOW, reason="the other engines run a part of it, in processes of their own")
-def test_conformance(check) -> None:
+def test_the_suite_holds(check) -> None:
     check(FAST)
 
 
@@ -107,7 +111,7 @@ def test_the_loops_agree_too(form: dict, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("zero", [False, True])
 @pytest.mark.parametrize("name", ["SimpleRNN", "LSTM", "GRU"])
 def test_every_mask_and_option_of_keras(name: str, zero: bool, go_backwards: bool, means: str) -> None:
-    """Interior and leading gaps too, which lengths do not have: as Keras' own layer, and so the gradients."""
+    """Interior and leading gaps too, which lengths do not have: as Keras' own layer."""
     options = {"return_state": True, "zero_output_for_mask": zero, "go_backwards": go_backwards}
     rng = np.random.default_rng(0)
     x = rng.standard_normal((3, 9, INPUT_SIZE)).astype("float32")
@@ -160,8 +164,7 @@ def test_counts_trains_saves_and_loads(form: dict, tmp_path: Path) -> None:
     assert [v.shape for v in layer.native.weights] == [v.shape for v in own.weights]
 
     inputs = keras.Input((None, INPUT_SIZE))
-    hidden = layer.native(inputs)
-    model = keras.Model(inputs, layers.Dense(2)(layers.Dropout(0.0)(hidden)))
+    model = keras.Model(inputs, layers.Dense(2)(layers.Dropout(0.0)(layer.native(inputs))))
     before = layer.weights()
     x, _, _ = draw_call(layer.spec, 3)
     untrained = layer(x)
@@ -174,7 +177,7 @@ def test_counts_trains_saves_and_loads(form: dict, tmp_path: Path) -> None:
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     assert_close(numpy_of(loaded(x)), numpy_of(model(x)))
     stack = loaded.get_layer(layer.native.name)
-    assert {type(part.forward_layer) for part in stack.layers} == {KEPT[form["cell"]]}
+    assert {type(part.forward_layer) for part in stack.layers} == {KINDS[form["cell"]]}
     assert mr.read(stack) == layer.weights() == mr.read(layer.native)
 
 
@@ -186,11 +189,8 @@ def test_weights_that_are_changed_in_place_count_at_once() -> None:
         layer(x, state, lengths=lengths)
         for variable in layer.native.weights:
             variable.assign_add(keras.ops.full(variable.shape, 0.25))
-            expected = mr.build(layer.weights().astype("float64"), "numpy")(
-                x.astype("float64"),
-                mr.State(*(p if p is None else p.astype("float64") for p in state)),
-                lengths=lengths,
-            )
+            numpy = mr.build(layer.weights().astype("float64"), "numpy")
+            expected = numpy(x.astype("float64"), widened(state), lengths=lengths)
             assert_close(layer(x, state, lengths=lengths).sequence, expected.sequence)
 
 
@@ -214,7 +214,7 @@ def test_few_steps_of_many_weights_are_left_to_the_loop() -> None:
         assert_close(layer(x).sequence, expected.sequence)
 
 
-# --- Graphs and tapes of TensorFlow ----------------------------------------------------------------------------------
+# --- Graphs and tapes ------------------------------------------------------------------------------------------------
 
 
 @only_tensorflow
@@ -284,68 +284,6 @@ def test_any_batch_and_time_in_one_graph(means: str) -> None:
         assert_close(graph(tf.constant(x)).numpy(), layer(x).sequence)
 
 
-# --- What is timed ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("implementation", BACKEND.implementations)
-@pytest.mark.parametrize("mode", MODES)
-def test_what_is_timed_is_right(mode: str, implementation: str) -> None:
-    spec = spec_of({"cell": "lstm"})
-    weights = mr.initialise(spec, seed=1)
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((3, 1 if mode == "streaming" else 7, INPUT_SIZE)).astype("float32")
-    lengths = None if mode == "streaming" else np.array([7, 2, 5])
-    numpy = mr.build(weights, "numpy")
-    output = numpy(x, lengths=lengths)
-    target = np.ones_like(output.sequence)
-    work = Work(weights, x, lengths, mode, output if mode == "gradients" else None, target)
-    prepared = BACKEND.prepare(BACKEND.build(weights, implementation=implementation), work, 1)
-    found = prepared.result()
-    assert prepared.plan
-    if mode in ("inference", "streaming"):
-        assert_close(found.sequence, output.sequence)
-        assert_close(found.state.c, output.state.c)
-        return
-    cotangent = output
-    if mode == "training":
-        cotangent = mr.Output(2 * (output.sequence - target) / target.size, mr.State(*map(np.zeros_like, output.state)))
-    wanted = numpy.vjp(x, lengths=lengths, cotangent=cotangent)
-    for name, gradient in wanted.weights.items():
-        if mode == "training":
-            assert_close(found[name], weights.arrays[name] - SGD_RATE * gradient)
-        else:
-            assert_close(found.weights[name], gradient)
-    for _ in range(2):
-        prepared.call()
-        if prepared.boundary:
-            prepared.boundary()
-
-
-# --- The other engines -----------------------------------------------------------------------------------------------
-
-ELSEWHERE = """
-import sys, pytest
-sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", sys.argv[1], "-k", sys.argv[2]]))
-"""
-
-
-@pytest.mark.parametrize("engine", ["jax", "torch"])
-@pytest.mark.skipif(not ON_TENSORFLOW, reason="these are the tests in the other engines' processes")
-def test_on_the_other_engines(engine: str) -> None:
-    """What holds on every engine, once more on each of the others."""
-    pytest.importorskip(engine)
-    wanted = "loops_agree or (every_mask and GRU) or no_spec or (saves and form3) or in_place or second or is_timed"
-    done = subprocess.run(
-        [sys.executable, "-c", ELSEWHERE, __file__, wanted],
-        env={**os.environ, "KERAS_BACKEND": engine},
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
-
-
 @pytest.mark.skipif(BACKEND.engine != "torch", reason="of PyTorch's tapes")
 def test_second_derivatives_on_torch() -> None:
     import torch
@@ -380,3 +318,66 @@ def test_second_derivatives_on_jax() -> None:
         return jax.grad(lambda x: (jax.grad(loss)(x) ** 2).sum())(x)
 
     assert_close(second(FAST.build(weights).native), second(BACKEND.build(weights).native))
+
+
+# --- What is timed ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("implementation", BACKEND.implementations)
+@pytest.mark.parametrize("mode", MODES)
+def test_what_is_timed_is_right(mode: str, implementation: str) -> None:
+    spec = spec_of({"cell": "lstm"})
+    weights = mr.initialise(spec, seed=1)
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((3, 1 if mode == "streaming" else 7, INPUT_SIZE)).astype("float32")
+    lengths = None if mode == "streaming" else np.array([7, 2, 5])
+    numpy = mr.build(weights, "numpy")
+    output = numpy(x, lengths=lengths)
+    target = np.ones_like(output.sequence)
+    work = Work(weights, x, lengths, mode, output if mode == "gradients" else None, target)
+    prepared = BACKEND.prepare(BACKEND.build(weights, implementation=implementation), work, 1)
+    found = prepared.result()
+    assert prepared.plan
+    for _ in range(2):
+        prepared.call()
+        if prepared.boundary:
+            prepared.boundary()
+    if mode in ("inference", "streaming"):
+        assert_close(found.sequence, output.sequence)
+        assert_close(found.state.c, output.state.c)
+        return
+    cotangent = output
+    if mode == "training":
+        cotangent = mr.Output(2 * (output.sequence - target) / target.size, mr.State(*map(np.zeros_like, output.state)))
+    for name, gradient in numpy.vjp(x, lengths=lengths, cotangent=cotangent).weights.items():
+        if mode == "training":
+            assert_close(found[name], weights.arrays[name] - SGD_RATE * gradient)
+        else:
+            assert_close(found.weights[name], gradient)
+
+
+# --- The other engines -----------------------------------------------------------------------------------------------
+
+ELSEWHERE = """
+import sys, pytest
+sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", sys.argv[1], "-k", sys.argv[2]]))
+"""
+
+
+@pytest.mark.parametrize("engine", ["jax", "torch"])
+@pytest.mark.skipif(not ON_TENSORFLOW, reason="these are the tests in the other engines' processes")
+def test_on_the_other_engines(engine: str) -> None:
+    """What holds on every engine, some of it on each of the others."""
+    pytest.importorskip(engine)
+    one_mask, one_model = "every_mask_and_option_of_keras[loops-LSTM-False-False]", "saves_and_loads[form3]"
+    some = "form1 or form3"
+    wanted = f"loops_agree and ({some}) or {one_mask} or {one_model} or in_place or second or is_timed and fast"
+    done = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, __file__, wanted],
+        env={**os.environ, "KERAS_BACKEND": engine},
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]

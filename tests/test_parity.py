@@ -52,14 +52,19 @@ def batch_of(spec: mr.RecurrentSpec, seed: int = 0) -> Batch:
     return Batch(x, target, lengths)
 
 
+INFERENCE_ONLY = "it is for inference only: it has no gradients to train by"
+
 # --- Frameworks train alike --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("spec", [RNN, LSTM], ids=["float64", "float32"])
 def test_every_backend_trains_as_the_reference(backend: mr.Backend, spec: mr.RecurrentSpec) -> None:
-    if backend.refuses(spec):
-        pytest.skip(str(backend.refuses(spec)))
+    if reason := backend.refuses(spec):
+        pytest.skip(reason)
     parity = trained(spec, backend.name)
+    if not backend.differentiable:
+        assert [(row.verdict, row.reason) for row in parity.rows] == [("refuses", INFERENCE_ONLY)]
+        return
     assert parity.ok
     assert [row.optimiser.name for row in parity.rows if row.optimiser] == list(parity.optimisers)
     for name, row in by_name(parity).items():
@@ -72,6 +77,8 @@ def test_every_backend_trains_as_the_reference(backend: mr.Backend, spec: mr.Rec
 
 
 def test_the_native_object_is_what_is_trained(backend: mr.Backend) -> None:
+    if not backend.differentiable:
+        pytest.skip(INFERENCE_ONLY)
     assert isinstance(backend, Trains)
     spec = LSTM
     weights, batch = mr.initialise(spec), batch_of(spec)
@@ -514,7 +521,7 @@ def test_a_refusal_and_a_backend_that_cannot_train_are_rows() -> None:
     class Plain:
         """A backend without `train`."""
 
-        name, differentiable = "plain", False
+        name, differentiable = "plain", True
         refuses, build, read, versions = (getattr(NUMPY(), name) for name in ("refuses", "build", "read", "versions"))
 
     class Picky(NUMPY):

@@ -130,15 +130,31 @@ def compare() -> str:
 
 
 def speed() -> str:
-    results = json.loads((ROOT / "benchmarks/results/foundation.json").read_text())["results"]
+    return pairs(json.loads((ROOT / "benchmarks/results/foundation.json").read_text())["results"])
+
+
+def pairs(results: list[dict[str, Any]]) -> str:
+    """Pairs as `benchmarks/foundation.py` measures them, a row each."""
     rows = []
     for r in results:
         shape = ", ".join(map(str, r["shape"])) or "–"
-        held = "held" if r["held"] else "**not held**"
         ratio = f"{r['ratio']:.2f} ({r['low']:.2f}–{r['high']:.2f})"
-        rows.append([r["what"], shape, f"{r['ours']:.0f}", f"{r['theirs']:.0f}", ratio, r["goal"], held])
+        rows.append([r["what"], shape, f"{r['ours']:.0f}", f"{r['theirs']:.0f}", ratio, r["goal"], held(r)])
     head = ["what", "B, T, I, H", "ours, µs", "theirs, µs", "theirs / ours (quartiles)", "goal", ""]
     return table(head, rows)
+
+
+def held(result: dict[str, Any]) -> str:
+    return "held" if result["held"] else "**not held**"
+
+
+def goals() -> str:
+    rows = []
+    for r in json.loads((ROOT / "benchmarks/results/goals.json").read_text())["goals"]:
+        where = f"{r['least']:.2f} at `{r['where']}`"
+        mean = f"{r['mean']:.2f} ({r['low']:.2f}–{r['high']:.2f})"
+        rows.append([r["mode"], str(r["threads"]), r["what"], str(r["problems"]), mean, where, r["goal"], held(r)])
+    return table(["mode", "threads", "what", "problems", "mean", "least", "goal", ""], rows)
 
 
 @cache
@@ -160,6 +176,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "plugin": plugin,
     "compare": compare,
     "speed": speed,
+    "goals": goals,
 }
 
 

@@ -278,7 +278,7 @@ def test_no_backend_makes_no_table() -> None:
 
 # --- The command -----------------------------------------------------------------------------------------------------
 
-FRAMEWORKS = ("torch", "tensorflow", "keras", "jax")
+FRAMEWORKS = ("torch", "tensorflow", "keras", "jax", "onnxruntime")
 
 PICKY = """
 import multirnn as mr

@@ -107,7 +107,8 @@ def test_every_mutant_is_killed(backend: mr.Backend, form: tuple[str, bool], tel
     words = form[0] if form[1] else f"{form[0]} reset before"
     tell(f"{backend.name}, {words}: {len(killed)} of {total} mutants killed by {len(used)} checks, which hold without")
     assert not survivors
-    assert backend.refuses(mr.RecurrentSpec(form[0], 3, 4, reset_after=form[1])) or total >= 60
+    least = 60 if backend.differentiable else 45  # without those that show in gradients alone
+    assert backend.refuses(mr.RecurrentSpec(form[0], 3, 4, reset_after=form[1])) or total >= least
 
 
 def test_the_catalogue_is_killed_over_the_three_cells(tell: Callable[[str], None]) -> None:

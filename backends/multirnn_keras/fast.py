@@ -24,7 +24,7 @@ from multirnn_keras.weights import CELLS, from_variables, recurrent_layers, stac
 
 __all__ = ["FastGRU", "FastKerasLayer", "FastLSTM", "FastSimpleRNN", "build"]
 
-ops = keras.ops
+ops: Any = keras.ops  # typed there as what a layer of Keras makes of them
 Loop = Callable[[Form, Sequence[Any], Any], list[Any]]
 
 

@@ -27,7 +27,7 @@ from multirnn_keras.engine import ENGINE, ENGINES
 __all__ = ["Form", "Plain", "Tensors", "differentiable", "recurrence", "undifferentiated"]
 
 Tensors = list[Any]
-ops = keras.ops
+ops: Any = keras.ops  # typed there as what a layer of Keras makes of them
 
 
 class Form(NamedTuple):

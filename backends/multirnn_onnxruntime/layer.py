@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from multirnn import Inputs, InvalidCall, InvalidWeights, Output, RecurrentSpec, State, Weights
-from multirnn.boundary import InferenceLayer
+from multirnn import InferenceLayer, Inputs, InvalidCall, InvalidWeights, Output, RecurrentSpec, State, Weights
 from multirnn.layer import Lengths
 from multirnn.weights import Array
 from multirnn_onnxruntime.graph import inputs_of, outputs_of

@@ -1,7 +1,6 @@
 """Flax: `nnx.RNN` over its cells, split into a graph and its parameters and jitted with JAX.
 
-`nnx.GRUCell` has no recurrent bias in its candidate, so a GRU that has one is refused here; of `linen` there is a cell
-that has it, and `flax.linen.RNN` is the contender for it.
+`nnx.GRUCell` has no recurrent bias in its candidate, so a GRU that has one is refused.
 """
 
 from collections.abc import Callable, Mapping

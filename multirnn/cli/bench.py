@@ -4,6 +4,7 @@ A group of commands, of which `run` may be left out: `multirnn bench smoke`.
 """
 
 import math
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -53,7 +54,7 @@ class Bench(click.Group):
     epilog="""
     \b
     Examples:
-      multirnn bench                                                   the table smoke, under a minute
+      multirnn bench smoke
       multirnn bench standard --peers benchmarks/peers --out a.jsonl
       multirnn bench --cell gru --hidden 256 --batch 32 --time 100
       multirnn bench compare a.jsonl b.jsonl
@@ -217,6 +218,8 @@ def run(
             Run(chosen, sources, threads, writer, limits, seed=seed, tell=tell) as running,
         ):
             try:
+                # Asked to end, it ends its contenders too: one that compiles would go on for minutes.
+                signal.signal(signal.SIGTERM, signal.default_int_handler)
                 running()
             except KeyboardInterrupt:
                 click.echo(

@@ -69,7 +69,7 @@ class Mutant(_Around):
     """A backend with one mistake in it.
 
     It counts its parameters and hands back its weights as the right one does, and builds the right layer of a spec on
-    which the mistake makes no difference, or of which its framework cannot make it.
+    which the mistake makes no difference, or of which its framework cannot make it: one in gradients where there are none.
 
     Args:
         backend: which is made wrong.
@@ -94,7 +94,8 @@ class Mutant(_Around):
         """
         accept(self.inner, weights.spec)
         build = partial(self.inner.build, device=device)
-        if not self.mistake.applies(weights.spec):
+        in_gradients = self.mistake.shows == "gradients"
+        if not self.mistake.applies(weights.spec) or (in_gradients and not self.inner.differentiable):
             return build(weights)
         try:
             wrong = self.mistake.realise(build, weights)
@@ -240,9 +241,6 @@ def mutation_score(
     killed, survivors, not_exercised = {}, {}, {}
     for mistake in named:
         if not any(mistake.applies(spec) for spec in seen):
-            continue
-        if mistake.shows == "gradients" and not right.differentiable:
-            not_exercised[mistake.name] = mistake.says
             continue
         mutant = Mutant(right.inner, mistake)
         failure = _failure(check, mutant)
