@@ -21,7 +21,7 @@ import multirnn as mr
 from multirnn.cli import COMMANDS, main
 from multirnn.samples import seattle_weather
 
-FRAMEWORKS = ("torch", "tensorflow", "keras", "jax", "jaxlib", "flax")
+FRAMEWORKS = ("torch", "tensorflow", "keras", "jax", "jaxlib", "flax", "onnxruntime")
 RNN = ("--cell", "simple_rnn", "--input", "10", "--hidden", "3")
 LSTM = ("--cell", "lstm", "--input", "10", "--hidden", "3")
 GRU = ("--cell", "gru", "--input", "10", "--hidden", "3")
