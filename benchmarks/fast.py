@@ -48,7 +48,7 @@ def thin_wrapper(time: int) -> tuple[str, Callable[[float, float, float], bool]]
     return "at most 1 % more", lambda ours, theirs, measured: 1 / measured <= 1.01
 
 
-def flat(times: int) -> tuple[str, Callable[[float, float, float], bool]]:
+def flat() -> tuple[str, Callable[[float, float, float], bool]]:
     return "a step costs the same within 15 %", lambda ours, theirs, measured: 1 / measured <= 1.15
 
 
@@ -75,7 +75,7 @@ def flat_pairs(contender: Ours) -> list[Pair]:
                     call()
 
             what = f"{contender.name}, {cell}: one call against calls of 100 steps each"
-            pairs.append(Pair(what, (8, time, 64, 64), *flat(time), long, repeated))
+            pairs.append(Pair(what, (8, time, 64, 64), *flat(), long, repeated))
     return pairs
 
 
