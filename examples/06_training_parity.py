@@ -22,8 +22,10 @@ from multirnn.samples import seattle_weather
 names = []
 for name in mr.backends():
     try:
-        mr.backend(name)
-        names.append(name)
+        if mr.backend(name).differentiable:
+            names.append(name)
+        else:
+            print(f"left out / 제외: {name} cannot be trained; it has no gradients / 기울기가 없어 학습할 수 없다")
     except mr.MissingFramework as error:
         print(f"left out / 제외: {error}")
 

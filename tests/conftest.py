@@ -2,8 +2,9 @@
 
 import json
 import os
+import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,14 @@ def backend(request: pytest.FixtureRequest) -> mr.Backend:
         return mr.backend(request.param)
     except mr.MissingFramework as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_functions_are_let_go() -> Iterator[None]:
+    """Every function that XLA compiles for a CPU maps some 40 pieces of memory, and Linux ends a process at 65530."""
+    yield
+    if jax := sys.modules.get("jax"):
+        jax.clear_caches()
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from multirnn.bench.process import Lost, Process
 from multirnn.bench.results import Writer, read
 from multirnn.bench.run import Progress, Run, settings
 from multirnn.bench.work import MODES, Work
-from multirnn.cli.bench import command
+from multirnn.cli import main
 
 PEERS = Path(__file__).with_name("bench_contenders.py")
 SMALL = Problem("small", "gru", 3, 7, 5, 4)
@@ -662,7 +662,7 @@ def bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[
     """The command in this process and in an empty folder; the machine's limits are known."""
     monkeypatch.setattr(limits, "measure", lambda *threads: LIMITS)
     monkeypatch.chdir(tmp_path)
-    return lambda *arguments: CliRunner().invoke(command, [str(one) for one in arguments], env={"COLUMNS": "200"})
+    return lambda *arguments: CliRunner().invoke(main, ["bench", *map(str, arguments)], env={"COLUMNS": "200"})
 
 
 def with_peers(*names: str) -> list[str]:
