@@ -13,13 +13,13 @@ import multirnn as mr
 from multirnn.bench.verify import allowed, answer, error, expected
 from multirnn.bench.work import MODES, Work
 from multirnn.compare import draw_call
-from multirnn.implementation import with_implementation
+from multirnn.implementation import Plan, with_implementation
 from multirnn.testing import cases
 
 jax = pytest.importorskip("jax")
 
 import jax.numpy as jnp  # noqa: E402
-from multirnn_jax import BACKEND, FastRecurrence, fast, recursion  # noqa: E402
+from multirnn_jax import BACKEND, FastRecurrence, fast, kernel, recursion  # noqa: E402
 from multirnn_jax.apply import ACTIVATIONS  # noqa: E402
 from multirnn_jax.recursion import SLOPES  # noqa: E402
 from multirnn_jax.weights import width  # noqa: E402
@@ -33,11 +33,19 @@ CELLS = [RNN, LSTM, GRU, GRU_BEFORE]
 every_cell = pytest.mark.parametrize("spec", CELLS, ids=["rnn", "lstm", "gru", "gru-before"])
 
 
-@pytest.fixture(params=["rows", "columns"])
-def layout(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Either layout, whatever the size; to be traced by functions of the test's own, since JAX keeps what it traced."""
-    monkeypatch.setattr(recursion, "in_columns", lambda spec, batch: request.param == "columns")
+@pytest.fixture(params=["kernel", "rows", "columns"])
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every form of the recursion; to be traced by functions of the test's own, since JAX keeps what it traced."""
+    if request.param == "kernel":
+        assert kernel.refuses() is None
+    else:
+        without_kernel(monkeypatch)
+        monkeypatch.setattr(recursion, "in_columns", lambda spec, batch: request.param == "columns")
     return request.param
+
+
+def without_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel, "refuses", lambda: "it is left out")
 
 
 def wide(tree):
@@ -94,7 +102,7 @@ FORMS = [
 
 
 @pytest.mark.parametrize("spec", FORMS, ids=repr)
-def test_outputs_and_gradients_are_the_reference_s(spec: mr.RecurrentSpec, layout: str) -> None:
+def test_outputs_and_gradients_are_the_reference_s(spec: mr.RecurrentSpec, form: str) -> None:
     native, (params, x, state, lengths), output, cotangent, gradients = drawn(spec)
 
     def run(params, x, state):
@@ -115,7 +123,7 @@ def test_the_slope_of_an_activation_by_its_value(name: str) -> None:
 
 
 @every_cell
-def test_nan_in_padding_reaches_nothing(spec: mr.RecurrentSpec, layout: str) -> None:
+def test_nan_in_padding_reaches_nothing(spec: mr.RecurrentSpec, form: str) -> None:
     native, (params, x, state, lengths), _, cotangent, _ = drawn(spec)
     padding = np.arange(x.shape[1]) >= lengths[:, None]
     dirty = np.where(padding[..., None], np.float32(np.nan), x)
@@ -131,7 +139,8 @@ def test_nan_in_padding_reaches_nothing(spec: mr.RecurrentSpec, layout: str) -> 
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, found, clean)))
 
 
-def test_products_are_of_full_precision(layout: str) -> None:
+def test_products_are_of_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_kernel(monkeypatch)
     native, arguments, _, cotangent, _ = drawn(replace(GRU_BEFORE, bidirectional=False))
     jaxpr = str(jax.make_jaxpr(lambda *primals: jax.vjp(native.apply, *primals[:3])[1](cotangent))(*arguments[:3]))
     assert jaxpr.count("dot_general[") == jaxpr.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") > 7
@@ -141,7 +150,7 @@ def test_products_are_of_full_precision(layout: str) -> None:
 
 
 @every_cell
-def test_gradient_of_each_row_under_vmap(spec: mr.RecurrentSpec, layout: str) -> None:
+def test_gradient_of_each_row_under_vmap(spec: mr.RecurrentSpec, form: str) -> None:
     native, (params, x, _, lengths), *_ = drawn(spec)
 
     def loss(params, x, lengths):
@@ -152,7 +161,7 @@ def test_gradient_of_each_row_under_vmap(spec: mr.RecurrentSpec, layout: str) ->
     assert_close(jax.tree.map(lambda g: g.sum(0), each), whole)
 
 
-def test_several_batch_axes_and_an_ensemble(layout: str) -> None:
+def test_several_batch_axes_and_an_ensemble(form: str) -> None:
     native, (params, x, state, lengths), output, *_ = drawn(LSTM)
     nested = jax.jit(lambda x, n: native.apply(params, x, None, n))(np.stack([x, -x]), np.stack([lengths, lengths]))
     alone = jax.jit(lambda x, n: native.apply(params, x, None, n))(-x[2], lengths[2])
@@ -163,8 +172,29 @@ def test_several_batch_axes_and_an_ensemble(layout: str) -> None:
     assert_close(together.sequence[0], output.sequence)
 
 
+def test_gradients_of_sequences_under_vmap_and_of_cotangents(form: str) -> None:
+    """Sequences without a batch, each with its state: rows of one call; and many cotangents of one call."""
+    native, (params, x, state, lengths), _, cotangent, gradients = drawn(LSTM)
+    over = None, 0, mr.State(1, 1), 0
+    one = jax.vmap(native.apply, in_axes=over, out_axes=mr.Output(0, mr.State(1, 1)))
+    output, pull_back = jax.vjp(lambda *primals: one(*primals, lengths), params, x, state)
+    assert_close(output, native.apply(params, x, state, lengths))
+    assert_close(pull_back(cotangent), (dict(gradients.weights), gradients.x, gradients.state))
+    _, pull_back = jax.vjp(lambda *primals: native.apply(*primals, lengths), params, x, state)
+    many = jax.vmap(pull_back)(jax.tree.map(lambda part: jnp.stack([part, 2 * part]), cotangent))
+    twice = jax.tree.map(lambda part: 2 * part, (dict(gradients.weights), gradients.x, gradients.state))
+    assert_close(jax.tree.map(lambda part: part[1], many), twice)
+
+
+def test_vmap_of_what_is_batched_in_vmap(form: str) -> None:
+    native, (params, x, state, lengths), output, *_ = drawn(GRU)
+    nested = jax.vmap(jax.vmap(native.apply, in_axes=(None, 0, None, None)), in_axes=(None, 0, 0, None))
+    xs, states = np.stack([[x, -x], [2 * x, x]]), jax.tree.map(lambda part: np.stack([0 * part, part]), state)
+    assert_close(nested(params, xs, states, lengths).sequence[1, 1], output.sequence)
+
+
 @every_cell
-def test_gradients_of_gradients_are_native_s(spec: mr.RecurrentSpec, layout: str) -> None:
+def test_gradients_of_gradients_are_native_s(spec: mr.RecurrentSpec, form: str) -> None:
     spec = replace(spec, dtype="float64")
     native, (params, x, state, lengths), _, cotangent, _ = drawn(spec)
     plain = BACKEND.build(mr.initialise(spec, seed=3)).native
@@ -207,6 +237,45 @@ def test_a_native_object_is_read_and_run_as_any() -> None:
     layer.native.params = jax.tree.map(lambda p: 2 * p, layer.native.params)
     doubled = mr.build(layer.weights().astype("float64"), "numpy")
     assert_close(layer(x, state, lengths=lengths), doubled(wide(x), wide(state), lengths=lengths))
+
+
+def test_a_mesh_of_one_device(form: str) -> None:
+    native, (params, x, state, lengths), output, cotangent, gradients = drawn(LSTM)
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows, columns, everywhere = (jax.sharding.PartitionSpec(*names) for names in (("data",), (None, "data"), ()))
+    states = mr.State(columns, columns)
+    call = jax.shard_map(
+        native.apply, mesh=mesh, in_specs=(everywhere, rows, states, rows), out_specs=mr.Output(rows, states)
+    )
+    found, pull_back = jax.vjp(lambda params: call(params, x, state, lengths), params)
+    assert_close(found, output)
+    assert_close(pull_back(cotangent)[0], dict(gradients.weights))
+
+
+def test_what_is_checkpointed_and_scanned_over(form: str) -> None:
+    native, (params, x, state, lengths), _, cotangent, gradients = drawn(GRU)
+    call = jax.checkpoint(lambda params: native.apply(params, x, state, lengths))
+    assert_close(jax.jit(lambda params: jax.vjp(call, params)[1](cotangent)[0])(params), dict(gradients.weights))
+    _, each = jax.lax.scan(lambda carry, x: (carry, native.apply(params, x).sequence), 0, np.stack([x, -x]))
+    assert_close(each[1], native.apply(params, -x).sequence)
+
+
+def test_lengths_are_clamped_and_axes_may_be_empty(form: str) -> None:
+    native, (params, x, state, _), *_ = drawn(LSTM)
+    beyond, within = np.array([9, -3, 3, 7, 1]), np.array([7, 0, 3, 7, 1])
+    assert_close(native.apply(params, x, state, beyond), native.apply(params, x, state, within))
+    for shape in ((0, 7, 5), (5, 0, 5), (0, 5), (2, 0, 7, 5)):
+        output, pull_back = jax.vjp(native.apply, params, np.zeros(shape, "float32"))
+        assert output.sequence.shape == (*shape[:-1], 22)
+        assert not any(np.any(part) for part in jax.tree.leaves(pull_back(output)))
+
+
+def test_where_the_compiled_recurrence_is_not_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    refuses = kernel.refuses.__wrapped__
+    monkeypatch.setattr(jax, "device_count", lambda: 3)
+    assert "3 devices" in refuses()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert "gpu" in refuses()
 
 
 # --- Compilation -----------------------------------------------------------------------------------------------------
@@ -259,13 +328,18 @@ def test_the_values_of_a_bucket_are_those_of_the_call() -> None:
         assert_close((dict(gradients.weights), gradients.x), (dict(expected.weights), expected.x))
 
 
-def test_the_plan_says_what_runs() -> None:
+def test_the_plan_says_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = FAST.build(mr.initialise(GRU))
+    assert compiled.plan(32, 100) == Plan("fast", "the compiled recurrence, a custom call of XLA")
+    assert compiled.compiler_options(4) is None
+    without_kernel(monkeypatch)
     small, large = (
         FAST.build(mr.initialise(mr.RecurrentSpec("gru", 3, 64))),
         FAST.build(mr.initialise(mr.RecurrentSpec("gru", 3, 512))),
     )
     assert small.plan(32, 100).implementation == "fast"
     assert "a scan over rows" in small.plan(32, 100).sentence
+    assert "it is left out" in small.plan(32, 100).sentence
     assert "a scan over columns" in small.plan(1, 100).sentence
     assert "a scan over columns" in large.plan(4, 10).sentence
     assert "reverse scan" not in large.plan(4, 10).sentence
@@ -370,14 +444,17 @@ print("sharded over", len(jax.devices()), "devices")
 
 COMPILED = """
 import multirnn as mr
+from multirnn_jax import kernel
 from multirnn.implementation import with_implementation
 
 fast = with_implementation(mr.backend("jax"), "fast")
+if not compiled_recurrence:
+    kernel.refuses = lambda: "it is left out"
 for cell in mr.CELLS:
     comparison = mr.compare(mr.RecurrentSpec(cell, 3, 11, bidirectional=True), backends=[fast])
     assert comparison.ok, str(comparison)
     hidden = 1024 if cell == "simple_rnn" else 512
-    assert fast.build(mr.initialise(mr.RecurrentSpec(cell, 3, hidden))).plan(33, 3).sentence.count("columns") == 1
+    assert fast.build(mr.initialise(mr.RecurrentSpec(cell, 3, hidden))).plan(33, 3).sentence.count("columns") != compiled_recurrence
     import numpy as np
     x = np.random.default_rng(0).standard_normal((33, 3, 3)).astype("float32")
     comparison = mr.compare(mr.RecurrentSpec(cell, 3, hidden), x, backends=[fast])
@@ -396,7 +473,8 @@ def test_a_batch_that_is_sharded_over_two_devices() -> None:
     assert in_a_process(SHARDED, **os.environ) == "sharded over 2 devices\n"
 
 
-def test_agrees_as_it_is_compiled_for_users() -> None:
+@pytest.mark.parametrize("compiled_recurrence", [True, False])
+def test_agrees_as_it_is_compiled_for_users(compiled_recurrence: bool) -> None:
     """The other tests compile without optimisation; see conftest.py."""
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    assert in_a_process(COMPILED, **environment) == "equal\n"
+    assert in_a_process(f"compiled_recurrence = {compiled_recurrence}\n{COMPILED}", **environment) == "equal\n"

@@ -28,7 +28,7 @@ from jax import lax
 from multirnn import Activation, Cell, InvalidCall, Output, RecurrentSpec, State
 from multirnn.cells import GRU_RESET_AFTER, GRU_RESET_BEFORE, LSTM, SIMPLE_RNN
 
-__all__ = ["Params", "Recurrence", "apply"]
+__all__ = ["Params", "Recurrence", "apply", "check"]
 
 Params = Mapping[str, jax.Array]
 Activate = Callable[[Any], Any]
@@ -83,7 +83,7 @@ def apply(
 
 def stack(scan: Scan, spec: RecurrentSpec, params: Params, x: Any, state: State | None, lengths: Any) -> Output:
     """Layer upon layer, each direction of each by `scan`; see `apply`."""
-    _check(spec, params, x, state, lengths)
+    check(spec, params, x, state, lengths)
     sequence = jnp.moveaxis(x, -2, 0)
     valid = None
     if lengths is not None:
@@ -241,7 +241,8 @@ def activate(value: str | Activation) -> Activate:
 # --- The checks: made while tracing, so that a compiled call pays nothing for them. ----------------------------------
 
 
-def _check(spec: RecurrentSpec, params: Params, x: Any, state: State | None, lengths: Any) -> None:
+def check(spec: RecurrentSpec, params: Params, x: Any, state: State | None, lengths: Any) -> None:
+    """Raise what `apply` raises of arguments that are not the spec's."""
     if jax.dtypes.canonicalize_dtype(spec.dtype) != spec.dtype:
         raise InvalidCall(
             f"a {spec.dtype} stack needs JAX's 64-bit mode, without which it would compute in float32: "

@@ -1,31 +1,47 @@
-"""The fast layers of JAX: `multirnn_jax.recursion` behind the calls of a `Layer`."""
+"""The fast layers of JAX: `multirnn_jax.kernel`, or `multirnn_jax.recursion`, behind the calls of a `Layer`."""
 
 import os
+from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
 import jax
 import numpy as np
 
-from multirnn import Gradients, Inputs, Output, RecurrentSpec, Weights
+from multirnn import Gradients, Inputs, Output, RecurrentSpec, State, Weights
 from multirnn.implementation import Plan
-from multirnn_jax.apply import Recurrence
+from multirnn_jax import kernel, recursion
+from multirnn_jax.apply import Params, Recurrence
 from multirnn_jax.layer import Compiled, JaxLayer
-from multirnn_jax.recursion import apply, in_columns
+from multirnn_jax.recursion import in_columns
 from multirnn_jax.weights import recurrence
 
-__all__ = ["FastJaxLayer", "FastRecurrence", "build"]
+__all__ = ["FastJaxLayer", "FastRecurrence", "apply", "build"]
+
+
+def apply(
+    spec: RecurrentSpec, params: Params, x: jax.Array, state: State | None = None, lengths: jax.Array | None = None
+) -> Output:
+    """`multirnn_jax.kernel.apply`, or `multirnn_jax.recursion.apply` where `multirnn_jax.kernel.refuses`.
+
+    Inside `jax.shard_map` it is the latter too: how a custom call varies over the axes of a mesh is said differently by
+    every JAX. Arguments, result and errors are those of `multirnn_jax.apply.apply`.
+    """
+    divided = jax.sharding.get_abstract_mesh().manual_axes
+    run = recursion.apply if kernel.refuses() or divided else kernel.apply
+    return run(spec, params, x, state, lengths)
 
 
 class FastRecurrence(Recurrence):
-    """A `Recurrence` whose `apply` is `multirnn_jax.recursion.apply`: it has a reverse rule of its own.
+    """A `Recurrence` whose `apply` has a reverse rule of its own, and on a CPU is the compiled recurrence.
 
     Gradients, gradients of gradients and products with the Hessian are those of any JAX function. Forward mode over
-    `apply` itself (`jax.jvp`, `jax.jacfwd`) is refused by JAX, as of every `jax.custom_vjp`; a `Recurrence` has it.
+    `apply` itself (`jax.jvp`, `jax.jacfwd`) is refused by JAX, as of every `jax.custom_vjp`, and `jax.export` of the
+    compiled recurrence, as of every custom call; a `Recurrence` has them.
     """
 
     def __post_init__(self) -> None:
-        self.apply = partial(apply, self.spec)
+        self.apply = partial(apply if _on_cpu(self.params) else recursion.apply, self.spec)
 
 
 def build(weights: Weights, device: str | None) -> "FastJaxLayer":
@@ -46,22 +62,25 @@ class FastJaxLayer(JaxLayer):
 
     def plan(self, batch: int, time: int, *, lengths: bool = False, gradients: bool = False) -> Plan:
         """What runs for an input of this shape; see `multirnn.implementation.Planned`."""
-        options = self.compiler_options(batch) or {}
+        why = kernel.refuses() or ("" if _on_cpu(self.native.params) else "the parameters are not on a CPU")
+        if not why:
+            return Plan("fast", "the compiled recurrence, a custom call of XLA")
         parts = [f"a scan over {'columns' if in_columns(self.spec, batch) else 'rows'}"]
         if gradients:
             parts.append("a reverse scan and single products for the weights")
-        parts += [f"{name}={value!r}" for name, value in options.items()]
-        return Plan("fast", ", ".join(parts))
+        parts += [f"{name}={value!r}" for name, value in (self.compiler_options(batch) or {}).items()]
+        return Plan("fast", f"{', '.join(parts)}; {why}")
 
     def compiler_options(self, batch: int) -> dict[str, Any] | None:
-        """Of the compiled functions for so many rows; None where the parameters are not on a CPU."""
-        some = next(iter(self.native.params.values()), None)
-        devices = some.devices() if isinstance(some, jax.Array) else jax.local_devices()
-        return _options(self.spec, batch) if all(device.platform == "cpu" for device in devices) else None
+        """Of the compiled functions for so many rows; None where XLA's own are left."""
+        if kernel.refuses() is None or not _on_cpu(self.native.params):
+            return None
+        return _options(self.spec, batch)
 
     def compiled(self, batch: int) -> Compiled:
         """See `JaxLayer.compiled`."""
-        return _compiled(tuple((self.compiler_options(batch) or {}).items()))
+        run = self.native.apply.func  # type: ignore[attr-defined]
+        return _compiled(run, tuple((self.compiler_options(batch) or {}).items()))
 
     def run(self, inputs: Inputs) -> Output:
         """See `BoundaryLayer.run`."""
@@ -115,9 +134,16 @@ def _known(name: str, value: Any) -> bool:
 
 
 @cache
-def _compiled(options: tuple[tuple[str, Any], ...]) -> Compiled:
+def _compiled(run: Callable[..., Output], options: tuple[tuple[str, Any], ...]) -> Compiled:
     """The functions of all fast layers with these compiler options; each shape of each spec is compiled once."""
-    return Compiled.of(apply, dict(options))
+    return Compiled.of(run, dict(options))
+
+
+def _on_cpu(params: Params) -> bool:
+    """Whether every device that holds parameters is a CPU; those of NumPy go where JAX puts what it is given."""
+    some = next(iter(params.values()), None)
+    devices = some.devices() if isinstance(some, jax.Array) else jax.local_devices()
+    return all(device.platform == "cpu" for device in devices)
 
 
 def _bucket(steps: int) -> int:

@@ -181,11 +181,11 @@ _recur.defvjp(_keep, _pull_back)
 def _before(first: Any, after: Any, *, valid: Any, reverse: bool) -> Any:
     """The states before every step, of the one before the first and those after every step: `(time, ..., hidden_size)`."""
     if not reverse:
-        return jnp.concatenate([first[None], after[:-1]])
+        return jnp.concatenate([first[None], after])[:-1]
     if valid is not None:
         # The step that a row begins with comes after its padding.
         after = jnp.where(valid, after, first)
-    return jnp.concatenate([after[1:], first[None]])
+    return jnp.concatenate([after, first[None]])[1:]
 
 
 def _blocks(form: Cell, u: Any) -> list[Any]:

@@ -64,7 +64,7 @@ class Stack:
         self.spec = spec
         self.instructions = instructions or available[0]
         suffix = f"{self.instructions}_{spec.dtype}"
-        self._spec = _pack_spec(spec)
+        self._spec = pack_spec(spec)
         self._forward = _function(f"multirnn_forward_{suffix}", 3, ctypes.c_int)
         self._backward = _function(f"multirnn_backward_{suffix}", 4, ctypes.c_int)
         self._stash_size = _function(f"multirnn_stash_size_{suffix}", 2, ctypes.c_int64)
@@ -160,7 +160,7 @@ class Stack:
             raise MemoryError("the compiled recurrence found no memory to work in")
 
 
-def _pack_spec(spec: RecurrentSpec) -> bytes:
+def pack_spec(spec: RecurrentSpec) -> bytes:
     """As `source/problem.h` has it."""
     cell = ("simple_rnn", "lstm", "gru").index(spec.cell) + (spec.cell == "gru" and not spec.reset_after)
     recurrent_bias = spec.shapes.get("layers.0.forward.bias_hh", (0,))

@@ -49,3 +49,5 @@ EXPORT int NAME(backward)(const spec *spec, const parameters *table, const call 
     multirnn_give_back(memory.base);
     return 0;
 }
+
+#include "xla.h"

@@ -1,0 +1,265 @@
+"""The same function as `multirnn_jax.apply`, by custom calls: the compiled recurrence on XLA's own buffers.
+
+A stack is one custom call there and one back, on every thread that XLA has. What JAX does with functions goes on:
+
+    * the reverse rule is the compiled one; it is differentiated by the rules of `multirnn_jax.apply`, so gradients of
+      gradients and products with the Hessian are those of any function;
+    * under `vmap` over sequences the rows become rows of one call. Its gradients, which `vmap` wants for each row, are
+      those of `multirnn_jax.recursion`, as those of an ensemble of weights are sequences of calls;
+    * what `jax.custom_vjp` forbids is forward mode over the function itself: `jax.jvp`, `jax.jacfwd`; JAX says so.
+
+A custom call runs on one device, and `jax.export` keeps none that is not of XLA's own: see `refuses`, and take
+`implementation="native"` to export.
+
+Array axes as in `multirnn_jax.apply`; `rows` are all batch axes as one.
+"""
+
+import os
+from functools import cache, partial
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.custom_batching import custom_vmap
+
+from multirnn import Output, RecurrentSpec, State
+from multirnn.kernel import Stack, xla
+from multirnn_jax import apply as native
+from multirnn_jax import recursion
+from multirnn_jax.apply import Params
+
+__all__ = ["apply", "refuses"]
+
+
+@cache
+def refuses() -> str | None:
+    """Why the compiled recurrence is not called in this process, in a sentence; None where it is."""
+    if (platform := jax.default_backend()) != "cpu":
+        return f"the compiled recurrence runs on a CPU, and arrays are on the {platform} here"
+    if (devices := jax.device_count()) > 1:
+        return f"a call of the compiled recurrence cannot be divided between the {devices} devices that JAX has here"
+    return xla.refuses(Path(jax.ffi.include_dir(), "xla", "ffi", "api", "c_api.h"))
+
+
+def apply(
+    spec: RecurrentSpec, params: Params, x: jax.Array, state: State | None = None, lengths: jax.Array | None = None
+) -> Output:
+    """Run the stack that `spec` describes; arguments, result and errors are those of `multirnn_jax.apply.apply`."""
+    native.check(spec, params, x, state, lengths)
+    *batch, time, _ = np.shape(x)
+    rows = prod(batch)
+    output = _recur(
+        _Recurrence(spec, _threads()),
+        {name: jnp.asarray(params[name]) for name in spec.shapes},
+        jnp.reshape(x, (rows, time, spec.input_size)),
+        None if state is None else _resized(state, rows),
+        None if lengths is None else jnp.clip(jnp.reshape(lengths, rows), 0, time).astype(jnp.int32),
+    )
+    return Output(output.sequence.reshape(*batch, time, spec.output_size), _resized(output.state, *batch))
+
+
+def _threads() -> int:
+    """As many as XLA has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _resized(state: State, *batch: int) -> State:
+    """With these batch axes in the place of those that it has."""
+    return State._make(part if part is None else part.reshape(len(part), *batch, part.shape[-1]) for part in state)
+
+
+class _Recurrence(NamedTuple):
+    """What is static about a call."""
+
+    spec: RecurrentSpec
+    threads: int
+
+    def forward(self, keep: bool, params: Any, x: Any, state: Any, lengths: Any) -> tuple[Output, Any]:
+        """The output, and what is kept for `backward`, bytes that only it can read; None unless kept."""
+        spec, (rows, time, _) = self.spec, x.shape
+        like = partial(jax.ShapeDtypeStruct, dtype=spec.dtype)
+        first = like((len(list(spec.passes)), rows, spec.hidden_size))
+        results = [like((rows, time, spec.output_size)), *[first] * len(spec.form.states)]
+        if keep:
+            results.append(like((Stack(spec).stash_size(rows, time),), dtype=np.uint8))
+        found = self._call("forward", results, params, x, state, lengths, stash=keep)
+        stash = found.pop() if keep else None
+        return Output(found[0], State(*found[1:])), stash
+
+    def backward(
+        self, params: Any, x: Any, state: Any, lengths: Any, y: Any, stash: Any, cotangent: Output
+    ) -> tuple[Any, Any, Any]:
+        """The gradients of the parameters, of x and of the state; None of a state that is not given."""
+        inputs = x, state, [params[name] for name in self.spec.shapes]
+        like = partial(jax.ShapeDtypeStruct, dtype=self.spec.dtype)
+        there, tree = jax.tree.flatten(jax.tree.map(lambda array: like(array.shape), inputs))
+        more = [y, stash, *jax.tree.leaves(cotangent)]
+        found = self._call("backward", there, params, x, state, lengths, more, stash=True)
+        dx, dstate, dparams = jax.tree.unflatten(tree, found)
+        return dict(zip(self.spec.shapes, dparams, strict=True)), dx, dstate
+
+    def _call(
+        self,
+        direction: str,
+        results: Any,
+        params: Any,
+        x: Any,
+        state: Any,
+        lengths: Any,
+        more: Any = (),
+        *,
+        stash: bool,
+    ) -> list[Any]:
+        # By name: a pytree that has been through JAX is in alphabetical order.
+        parameters = [params[name] for name in self.spec.shapes]
+        operands = [x, *jax.tree.leaves(state), *jax.tree.leaves(lengths), *parameters, *more]
+        given: dict[str, bool] = {"state": state is not None, "lengths": lengths is not None}
+        attributes = xla.attributes(self.spec, stash=stash, threads=self.threads, **given)
+        call: Any = jax.ffi.ffi_call(_target(direction, self.spec.dtype), results)
+        return list(call(*operands, custom_call=attributes))
+
+
+@cache
+def _target(direction: str, dtype: str) -> str:
+    """The name by which XLA knows the call, once it is told."""
+    name = f"multirnn_{direction}_{dtype}"
+    ffi: Any = jax.ffi  # not typed
+    ffi.register_ffi_target(name, ffi.pycapsule(xla.handler(direction, dtype)), platform="cpu")
+    return name
+
+
+# --- The rules: of the function, and of the calls that it is made of. --------------------------------------------------
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _recur(recurrence: _Recurrence, params: Any, x: Any, state: Any, lengths: Any) -> Output:
+    output: Output = _forward(recurrence, False, params, x, state, lengths)[0]
+    return output
+
+
+def _keep(recurrence: _Recurrence, params: Any, x: Any, state: Any, lengths: Any) -> Any:
+    output, stash = _forward(recurrence, True, params, x, state, lengths)
+    return output, (params, x, state, lengths, output.sequence, stash)
+
+
+def _pull_back(recurrence: _Recurrence, residuals: Any, cotangent: Output) -> Any:
+    return *_backward(recurrence, *residuals, cotangent), None
+
+
+_recur.defvjp(_keep, _pull_back)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _forward(recurrence: _Recurrence, keep: bool, params: Any, x: Any, state: Any, lengths: Any) -> Any:
+    """`_Recurrence.forward`, with rules."""
+    spec = recurrence.spec
+
+    @custom_vmap
+    def forward(params: Any, x: Any, state: Any, lengths: Any) -> Any:
+        return recurrence.forward(keep, params, x, state, lengths)
+
+    @forward.def_vmap
+    def each(size: int, batched: Any, params: Any, x: Any, state: Any, lengths: Any) -> Any:
+        arguments = params, x, state, lengths
+        if any(jax.tree.leaves(batched[0])):
+            return _one_by_one(lambda *arguments: forward(*arguments), size, batched, arguments)
+        _, x, state, lengths = _all_batched(size, (batched[0], *batched[1:]), arguments)
+        rows = x.shape[1]
+        together = jax.tree.map(lambda part: jnp.moveaxis(part, 0, 1), state)
+        output = _recur(
+            recurrence,
+            params,
+            x.reshape(size * rows, *x.shape[2:]),
+            None if state is None else _resized(together, size * rows),
+            None if lengths is None else lengths.reshape(size * rows),
+        )
+        last = jax.tree.map(lambda part: jnp.moveaxis(part, 1, 0), _resized(output.state, size, rows))
+        found = Output(output.sequence.reshape(size, rows, *output.sequence.shape[1:]), last)
+        # What is kept of all rows together cannot be divided, and `_backward` does without it under `vmap`.
+        stash = jnp.zeros(Stack(spec).stash_size(rows, x.shape[2]), np.uint8) if keep else None
+        return (found, stash), jax.tree.map(lambda part: part.dtype != np.uint8, (found, stash))
+
+    return forward(params, x, state, lengths)
+
+
+@_forward.defjvp
+def _push_forward(recurrence: _Recurrence, keep: bool, primals: Any, tangents: Any) -> Any:
+    params, x, state, lengths = primals
+    output, stash = _forward(recurrence, keep, *primals)
+
+    def run(params: Any, x: Any, state: Any) -> Output:
+        return native.apply(recurrence.spec, params, x, state, lengths)
+
+    _, along = jax.jvp(run, (params, x, state), tuple(tangents[:3]))
+    return (output, stash), (along, None if stash is None else np.zeros(stash.shape, jax.dtypes.float0))
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _backward(
+    recurrence: _Recurrence, params: Any, x: Any, state: Any, lengths: Any, y: Any, stash: Any, cotangent: Output
+) -> Any:
+    """`_Recurrence.backward`, with rules; y and the stash are functions of the rest."""
+
+    @custom_vmap
+    def backward(params: Any, x: Any, state: Any, lengths: Any, y: Any, stash: Any, cotangent: Output) -> Any:
+        return recurrence.backward(params, x, state, lengths, y, stash, cotangent)
+
+    @backward.def_vmap
+    def each(size: int, batched: Any, *arguments: Any) -> Any:
+        axes = jax.tree.map(lambda is_batched: 0 if is_batched else None, batched)
+        rule = partial(_gradients, recursion.apply, recurrence.spec)
+        found = jax.vmap(rule, in_axes=tuple(axes), axis_size=size)(*arguments)
+        return found, jax.tree.map(lambda _: True, found)
+
+    return backward(params, x, state, lengths, y, stash, cotangent)
+
+
+@_backward.defjvp
+def _push_back(recurrence: _Recurrence, primals: Any, tangents: Any) -> Any:
+    params, x, state, lengths, y, stash, cotangent = primals
+    dparams, dx, dstate, _, _, _, dcotangent = tangents
+
+    def gradients(params: Any, x: Any, state: Any, cotangent: Output) -> Any:
+        return _gradients(native.apply, recurrence.spec, params, x, state, lengths, y, stash, cotangent)
+
+    _, along = jax.jvp(gradients, (params, x, state, cotangent), (dparams, dx, dstate, dcotangent))
+    return _backward(recurrence, *primals), along
+
+
+def _gradients(
+    function: Any,
+    spec: RecurrentSpec,
+    params: Any,
+    x: Any,
+    state: Any,
+    lengths: Any,
+    y: Any,
+    stash: Any,
+    cotangent: Any,
+) -> Any:
+    """What `_Recurrence.backward` says, by the reverse rule of `apply` or of `recursion.apply`."""
+    _, pull_back = jax.vjp(lambda *inputs: function(spec, *inputs, lengths), params, x, state)
+    return pull_back(cotangent)
+
+
+def _one_by_one(function: Any, size: int, batched: Any, arguments: Any) -> Any:
+    """`function` at each place of the new axis, and that all of it has the axis."""
+
+    def at(place: Any) -> Any:
+        return function(*jax.tree.map(lambda array, has: array[place] if has else array, arguments, tuple(batched)))
+
+    found = lax.map(at, jnp.arange(size))
+    return found, jax.tree.map(lambda _: True, found)
+
+
+def _all_batched(size: int, batched: Any, arguments: Any) -> Any:
+    """The arguments, each with the new axis in front."""
+
+    def spread(array: Any, has: bool) -> Any:
+        return array if has else jnp.broadcast_to(array, (size, *array.shape))
+
+    return jax.tree.map(spread, arguments, tuple(batched))

@@ -1,0 +1,63 @@
+"""The compiled recurrence as custom calls of XLA, whose compiled programs then call it without the interpreter.
+
+Operands are C-contiguous, in this order:
+
+    forward     x, [h, [c]], [lengths], parameters                       ->  y, h, [c], [stash]
+    backward    x, [h, [c]], [lengths], parameters, y, stash, dy, dh, [dc]  ->  dx, [dh, [dc]], gradients
+
+c is there for an LSTM, the initial state and the lengths (int32, 0 <= length <= time) where the attributes say so;
+parameters and gradients are in the order of `spec.shapes`.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from multirnn.kernel.library import instruction_sets, library, missing
+from multirnn.kernel.stack import pack_spec
+from multirnn.spec import RecurrentSpec
+
+__all__ = ["VERSION", "attributes", "handler", "refuses"]
+
+VERSION = 0, 3
+"""Of XLA's foreign function interface, whose structures `source/xla.h` has."""
+
+
+def refuses(header: Path) -> str | None:
+    """Why an XLA cannot call the compiled recurrence, in a sentence; None where it can.
+
+    Args:
+        header: `xla/ffi/api/c_api.h` of that XLA, which says the version of its interface.
+    """
+    if (reason := missing()) is not None:
+        return reason
+    try:
+        text = header.read_text(encoding="utf-8")
+    except OSError:
+        return "this JAX comes without the header that says the version of its foreign function interface"
+    found = tuple(int(number) for number in re.findall(r"#define XLA_FFI_API_M(?:AJOR|INOR) (\d+)", text))
+    if found != VERSION:
+        said = ".".join(map(str, found)) or "unknown"
+        return f"version {'.'.join(map(str, VERSION))} of XLA's foreign function interface is known, not {said}"
+    return None
+
+
+def handler(direction: str, dtype: str) -> Any:
+    """The function to register for `"forward"` or `"backward"`, of the best instructions that this machine runs."""
+    return getattr(library(), f"multirnn_xla_{direction}_{instruction_sets()[0]}_{dtype}")
+
+
+def attributes(spec: RecurrentSpec, *, state: bool, lengths: bool, stash: bool, threads: int) -> NDArray[np.int64]:
+    """The one attribute of a call, an array of numbers; the `custom_call` of `source/xla.h`.
+
+    Args:
+        spec: what is computed.
+        state, lengths: whether they are among the operands.
+        stash: whether it is among the results of `forward`; its size is that of `Stack.stash_size`.
+        threads: at most so many are used.
+    """
+    flags = [state, lengths, "layers.0.forward.bias_ih" in spec.shapes, stash, threads]
+    return np.concatenate([np.array(flags, np.int64), np.frombuffer(pack_spec(spec), np.int64)])
