@@ -52,7 +52,7 @@ def apply(
     native.check(spec, params, x, state, lengths)
     *batch, time, _ = np.shape(x)
     rows = prod(batch)
-    output = _recur(
+    output: Any = _recur(
         _Recurrence(spec, _threads()),
         {name: jnp.asarray(params[name]) for name in spec.shapes},
         jnp.reshape(x, (rows, time, spec.input_size)),
@@ -81,7 +81,7 @@ class _Recurrence(NamedTuple):
     def forward(self, keep: bool, params: Any, x: Any, state: Any, lengths: Any) -> tuple[Output, Any]:
         """The output, and what is kept for `backward`, bytes that only it can read; None unless kept."""
         spec, (rows, time, _) = self.spec, x.shape
-        like = partial(jax.ShapeDtypeStruct, dtype=spec.dtype)
+        like: Any = partial(jax.ShapeDtypeStruct, dtype=spec.dtype)
         first = like((len(list(spec.passes)), rows, spec.hidden_size))
         results = [like((rows, time, spec.output_size)), *[first] * len(spec.form.states)]
         if keep:
@@ -164,17 +164,17 @@ def _forward(recurrence: _Recurrence, keep: bool, params: Any, x: Any, state: An
 
     @forward.def_vmap
     def each(size: int, batched: Any, params: Any, x: Any, state: Any, lengths: Any) -> Any:
-        arguments = params, x, state, lengths
         if any(jax.tree.leaves(batched[0])):
-            return _one_by_one(lambda *arguments: forward(*arguments), size, batched, arguments)
-        _, x, state, lengths = _all_batched(size, (batched[0], *batched[1:]), arguments)
+            return _one_by_one(lambda *call: forward(*call), size, batched, (params, x, state, lengths))
+        x, state, lengths = _all_batched(size, batched[1:], (x, state, lengths))
         rows = x.shape[1]
-        together = jax.tree.map(lambda part: jnp.moveaxis(part, 0, 1), state)
-        output = _recur(
+        output: Any = _recur(
             recurrence,
             params,
             x.reshape(size * rows, *x.shape[2:]),
-            None if state is None else _resized(together, size * rows),
+            None
+            if state is None
+            else _resized(jax.tree.map(lambda part: jnp.moveaxis(part, 0, 1), state), size * rows),
             None if lengths is None else lengths.reshape(size * rows),
         )
         last = jax.tree.map(lambda part: jnp.moveaxis(part, 1, 0), _resized(output.state, size, rows))
