@@ -1,7 +1,7 @@
 """PyTorch's layers, made fast on the CPU: `FastRNN`, `FastLSTM` and `FastGRU`, and the layer over one of them.
 
 Each is the `torch.nn` layer that it derives from: same parameters, same calls, same results. On the CPU a call runs
-through a `Loop` (see `loops.py`) that has its own way back. Elsewhere it is the framework's own, untouched: on other
+through a `Loop` (see `loop.py`) that has its own way back. Elsewhere it is the framework's own, untouched: on other
 devices and dtypes, where PyTorch traces, transforms or intercepts what is computed, with dropout between the layers, and
 for shapes of which `plan` says that nothing faster is known. Gradients of gradients are the framework's own as well.
 """
@@ -10,8 +10,7 @@ import sys
 from collections.abc import Sequence
 from copy import deepcopy
 from functools import cache
-from math import inf
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,15 +21,23 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from multirnn import InvalidCall, RecurrentSpec, Weights, kernel
 from multirnn.implementation import Plan
 from multirnn.layer import Lengths
+from multirnn_torch.facts import slower
+from multirnn_torch.kernel import KernelLoop
 from multirnn_torch.layer import TorchLayer, device_of, run
-from multirnn_torch.loops import KernelLoop, Loop, Maybe, TensorLoop
+from multirnn_torch.loop import Loop, Maybe
 from multirnn_torch.single_bias import CandidateBiasGRU
+from multirnn_torch.tensors import TensorLoop
 from multirnn_torch.weights import module, skeleton
 
 __all__ = ["LOOPS", "Fast", "FastCandidateBiasGRU", "FastGRU", "FastLSTM", "FastRNN", "FastTorchLayer", "build"]
 
 LOOPS: dict[str, type[Loop]] = {"kernel": KernelLoop, "tensors": TensorLoop}
 """What a layer may run through, the faster first."""
+
+_SENTENCES = {
+    "kernel": "the compiled kernel: the whole stack in one call",
+    "tensors": "a loop of PyTorch's operations over buffers, with its own way back",
+}
 
 _CELLS = {"RNN_TANH": "simple_rnn", "RNN_RELU": "simple_rnn", "LSTM": "lstm", "GRU": "gru"}
 _DTYPES = {torch.float32: "float32", torch.float64: "float64"}
@@ -202,7 +209,7 @@ class Fast(nn.RNNBase):
         reason = self._native_because()
         if reason is None:
             loop = self._loop_name()
-            reason = slower(loop, self._spec(self._first_weight().dtype), batch, time, lengths, gradients)
+            reason = _slower(loop, self._spec(self._first_weight().dtype), batch, time, lengths, gradients)
             if reason is None:
                 return Plan("fast", _SENTENCES[loop])
         return Plan("native", f"torch.nn.{self.mode.split('_')[0]} itself: {reason}")
@@ -313,7 +320,7 @@ class Fast(nn.RNNBase):
     def _is_faster(self, recurrence: _Recurrence, batch: int, time: int, lengths: bool, gradients: bool) -> bool:
         key = batch, time, lengths, gradients
         if (known := recurrence.plans.get(key)) is None:
-            known = slower(self._loop_name(), recurrence.spec, batch, time, lengths, gradients) is None
+            known = _slower(self._loop_name(), recurrence.spec, batch, time, lengths, gradients) is None
             recurrence.plans[key] = known
         return known
 
@@ -415,6 +422,12 @@ def _is_plain(tensor: Any, dtype: torch.dtype) -> bool:
     )
 
 
+def _slower(loop: str, spec: RecurrentSpec, batch: int, time: int, lengths: bool, gradients: bool) -> str | None:
+    if lengths and not LOOPS[loop].ragged:
+        return "without the compiled kernel, it takes rows of unequal length packed"
+    return slower(loop, spec, batch, time, gradients)
+
+
 def _is_batched(tensor: Tensor) -> bool:
     """Whether it stands for many, as in `torch.autograd.grad(..., is_grads_batched=True)`."""
     return bool(_functorch.is_legacy_batchedtensor(tensor))
@@ -426,73 +439,6 @@ def _check_lengths(lengths: Tensor, batch: int, time: int) -> None:
         if int(least) >= 0 and int(most) <= time:
             return
     raise InvalidCall(f"lengths are {batch} integers from 0 to {time}, int64 in one piece on the CPU, not {lengths!r}")
-
-
-# --- What is known to be faster --------------------------------------------------------------------------------------
-
-_SENTENCES = {
-    "kernel": "the compiled kernel: the whole stack in one call",
-    "tensors": "a loop of PyTorch's operations over buffers, with its own way back",
-}
-
-
-class Fact(NamedTuple):
-    """For which shapes a loop was measured to be at least as fast as the framework's own layer.
-
-    Of several facts about the same, the first whose `weights` reach as far as the layer's holds.
-
-    Attributes:
-        loop: a name out of `LOOPS`.
-        cells: of a `RecurrentSpec`.
-        gradients: there and back, or there alone.
-        weights: numbers in the weights of one layer in one direction, up to which it holds.
-        steps: from so many steps on,
-        rows: or from so many steps of all rows together,
-        batch: for so many rows at most.
-    """
-
-    loop: str
-    cells: tuple[str, ...]
-    gradients: bool
-    weights: float
-    steps: float = 1
-    rows: float = inf
-    batch: float = inf
-
-
-# Measured on two cores of an Intel Sapphire Rapids against PyTorch 2.13 with one thread and two, sizes of input and state
-# equal, 64 to 1760. What is to be won back is the packing of the weights, which the kernel does in every call.
-FACTS = (
-    Fact("kernel", ("simple_rnn", "gru"), False, 40_000),  # 1.4 to 60 times as fast
-    Fact("kernel", ("simple_rnn", "gru"), False, 200_000, steps=16, rows=256),  # 2.0 to 3.1; at 4 steps 0.85 to 1.3
-    Fact("kernel", ("simple_rnn", "gru"), False, inf, steps=48, rows=256),  # 0.98 to 3; at 1 step 0.2, at 16 0.6 to 1.6
-    Fact("kernel", ("lstm",), False, 40_000),  # 1.5 to 4
-    Fact("kernel", ("lstm",), False, 600_000, steps=48, rows=256),  # 0.9 to 1.5; at 1 step 0.7
-    Fact("kernel", ("lstm",), False, inf, steps=inf, rows=900),  # 1.03 to 1.4; 25 steps of 16 rows 0.85
-    Fact("kernel", ("simple_rnn", "gru"), True, 400_000),  # 1.2 to 60
-    Fact("kernel", ("simple_rnn", "gru"), True, 2_000_000, steps=4),  # 1.0 to 4; at 1 step 0.45
-    Fact("kernel", ("simple_rnn", "gru"), True, inf, steps=4, batch=64),  # 1.0 to 3.5; 128 rows of 1024 units 0.9
-    Fact("kernel", ("lstm",), True, inf),  # 0.9 to 2.8
-    Fact("tensors", ("simple_rnn",), True, inf, steps=16),  # 1.0 to 3.4; at 1 step 0.8
-    Fact("tensors", ("gru",), True, inf, steps=16, batch=64),  # 1.2 to 1.5; 128 rows 0.85
-)
-
-
-def slower(loop: str, spec: RecurrentSpec, batch: int, time: int, lengths: bool, gradients: bool) -> str | None:
-    """Why the framework's own layer is taken for a shape, or None. Told by `FACTS`, never by timing."""
-    if lengths and not LOOPS[loop].ragged:
-        return "without the compiled kernel, it takes rows of unequal length packed"
-    weights = len(spec.form.gates) * spec.hidden_size * (spec.input_size + spec.hidden_size)
-    for fact in FACTS:
-        if fact.loop == loop and spec.cell in fact.cells and gradients == fact.gradients and weights <= fact.weights:
-            if batch > fact.batch:
-                return f"of more than {fact.batch} rows with {weights} weights nothing faster is known"
-            if time < fact.steps and batch * time < fact.rows:
-                return (
-                    f"with {weights} weights something faster is known from {fact.steps} steps or {fact.rows} rows on"
-                )
-            return None
-    return "without the compiled kernel nothing faster is known"
 
 
 # --- The layer -------------------------------------------------------------------------------------------------------

@@ -1,0 +1,65 @@
+"""Where the loops were measured to be at least as fast as the layers of PyTorch, as a table."""
+
+from math import inf
+from typing import NamedTuple
+
+from multirnn import RecurrentSpec
+
+__all__ = ["FACTS", "Fact", "slower"]
+
+
+class Fact(NamedTuple):
+    """For which shapes a loop was measured to be at least as fast as the framework's own layer.
+
+    Of several facts about the same, the first whose `weights` reach as far as the layer's holds.
+
+    Attributes:
+        loop: a name out of `multirnn_torch.fast.LOOPS`.
+        cells: of a `RecurrentSpec`.
+        gradients: there and back, or there alone.
+        weights: numbers in the weights of one layer in one direction, up to which it holds.
+        steps: from so many steps on,
+        rows: or from so many steps of all rows together,
+        batch: for so many rows at most.
+    """
+
+    loop: str
+    cells: tuple[str, ...]
+    gradients: bool
+    weights: float
+    steps: float = 1
+    rows: float = inf
+    batch: float = inf
+
+
+# Measured on two cores of an Intel Sapphire Rapids against PyTorch 2.13 with one thread and two, sizes of input and state
+# equal, 64 to 1760. What is to be won back is the packing of the weights, which the kernel does in every call.
+FACTS = (
+    Fact("kernel", ("simple_rnn", "gru"), False, 40_000),  # 1.4 to 60 times as fast
+    Fact("kernel", ("simple_rnn", "gru"), False, 200_000, steps=16, rows=256),  # 2.0 to 3.1; at 4 steps 0.85 to 1.3
+    Fact("kernel", ("simple_rnn", "gru"), False, inf, steps=48, rows=256),  # 0.98 to 3; at 1 step 0.2, at 16 0.6 to 1.6
+    Fact("kernel", ("lstm",), False, 40_000),  # 1.5 to 4
+    Fact("kernel", ("lstm",), False, 600_000, steps=48, rows=256),  # 0.9 to 1.5; at 1 step 0.7
+    Fact("kernel", ("lstm",), False, inf, steps=inf, rows=900),  # 1.03 to 1.4; 25 steps of 16 rows 0.85
+    Fact("kernel", ("simple_rnn", "gru"), True, 400_000),  # 1.2 to 60
+    Fact("kernel", ("simple_rnn", "gru"), True, 2_000_000, steps=4),  # 1.0 to 4; at 1 step 0.45
+    Fact("kernel", ("simple_rnn", "gru"), True, inf, steps=4, batch=64),  # 1.0 to 3.5; 128 rows of 1024 units 0.9
+    Fact("kernel", ("lstm",), True, inf),  # 0.9 to 2.8
+    Fact("tensors", ("simple_rnn",), True, inf, steps=16),  # 1.0 to 3.4; at 1 step 0.8
+    Fact("tensors", ("gru",), True, inf, steps=16, batch=64),  # 1.2 to 1.5; 128 rows 0.85
+)
+
+
+def slower(loop: str, spec: RecurrentSpec, batch: int, time: int, gradients: bool) -> str | None:
+    """Why the framework's own layer is taken for a shape, or None. Told by `FACTS`, never by timing."""
+    weights = len(spec.form.gates) * spec.hidden_size * (spec.input_size + spec.hidden_size)
+    for fact in FACTS:
+        if fact.loop == loop and spec.cell in fact.cells and gradients == fact.gradients and weights <= fact.weights:
+            if batch > fact.batch:
+                return f"of more than {fact.batch} rows with {weights} weights nothing faster is known"
+            if time < fact.steps and batch * time < fact.rows:
+                return (
+                    f"with {weights} weights something faster is known from {fact.steps} steps or {fact.rows} rows on"
+                )
+            return None
+    return "without the compiled kernel nothing faster is known"
