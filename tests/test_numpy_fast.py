@@ -274,3 +274,14 @@ def test_every_mode_of_the_benchmark_computes_what_it_says(mode: str, ragged: bo
     same = all(np.array_equal(array, before[name]) for name, array in layer.native.parameters.items())
     assert same == (mode != "training")
     assert prepared.plan
+
+
+@needs_kernel
+def test_the_raw_call_keeps_the_arrays_that_it_reads() -> None:
+    spec = mr.RecurrentSpec("lstm", 5, 11, dtype="float64")
+    x, _, lengths = draw_call(spec)
+    layer = FastNumpyLayer(mr.initialise(spec))
+    expected = layer(x, lengths=lengths).sequence
+    call = BACKEND.prepare(layer, Work(layer.weights(), x.copy(), lengths.copy(), "inference"), 1).call
+    _others = [np.full_like(array, -1) for array in (x, lengths) for _ in range(20)]  # where the arrays would have been
+    assert np.array_equal(call().sequence, expected)

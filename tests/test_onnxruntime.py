@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,14 @@ import onnx
 import onnxruntime
 import pytest
 from multirnn_onnxruntime import BACKEND, OnnxStack
+from multirnn_onnxruntime.layer import FEW
 from onnx import helper, numpy_helper
 
 import multirnn as mr
 from multirnn.adoption import adopt
 from multirnn.bench.verify import answer, error, expected
 from multirnn.bench.work import Work
-from multirnn.compare import difference, draw_call, tolerance, widened
+from multirnn.compare import difference, draw_call, draw_state, tolerance, widened
 from multirnn.support import ACTIVATIONS_ASKED
 from multirnn.testing import assert_layers_agree, mutation_score
 
@@ -273,6 +275,57 @@ def test_time_first_arrays_are_not_copied_in_vain() -> None:
     assert np.array_equal(found.sequence, layer(x, state, lengths=lengths).sequence)
 
 
+# --- One step --------------------------------------------------------------------------------------------------------
+
+
+def one_step(cell: str, batch: int, seed: int = 0) -> tuple[np.ndarray, mr.State]:
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((batch, 1, 5)).astype("float32")
+    return x, draw_state(spec_of(cell, **BOTH), batch, rng)
+
+
+def parts(output: mr.Output) -> list[np.ndarray]:
+    return [output.sequence, *(part for part in output.state if part is not None)]
+
+
+@pytest.mark.parametrize("cell", ["simple_rnn", "lstm", "gru"])
+@pytest.mark.parametrize("batch", [1, 3, FEW, FEW + 1])
+def test_a_step_gives_what_the_session_gives(cell: str, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = mr.build(spec_of(cell, **BOTH), BACKEND, seed=3)
+    x, state = one_step(cell, batch)
+    lengths = np.arange(batch) % 2
+    calls: list[Callable[[], mr.Output]] = [
+        lambda: layer(x),
+        lambda: layer(x, state),
+        lambda: layer(x, state, lengths=lengths),
+    ]
+    calls.append(calls[0])  # nothing is left over from the calls before
+    found = [parts(call()) for call in calls]
+    monkeypatch.setattr("multirnn_onnxruntime.layer.FEW", 0)
+    for arrays, call in zip(found, calls, strict=True):
+        assert all(map(np.array_equal, arrays, parts(call())))
+
+
+def test_steps_of_several_threads_do_not_meet() -> None:
+    layer = mr.build(spec_of("lstm", **BOTH), BACKEND, seed=3)
+    given = [one_step("lstm", 3, seed) for seed in range(4)]
+    wanted = [parts(layer(*one)) for one in given]
+
+    def run(number: int) -> bool:
+        return all(all(map(np.array_equal, parts(layer(*given[number])), wanted[number])) for _ in range(50))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(run, range(4)))
+
+
+def test_a_layer_that_has_run_a_step_is_copied() -> None:
+    layer = mr.build(spec_of("gru", **BOTH), BACKEND, seed=3)
+    x, state = one_step("gru", 3)
+    wanted = parts(layer(x, state))
+    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert all(map(np.array_equal, parts(other(x, state)), wanted))
+
+
 # --- What is timed ---------------------------------------------------------------------------------------------------
 
 
@@ -300,9 +353,8 @@ def test_what_is_streamed_is_right(cell: str) -> None:
     found = prepared.result()
     assert error(work, answer(work, found), expected(work))[0] * np.finfo("float32").eps <= tolerance("float32")
     for _ in range(3):
-        binding = prepared.call()
+        prepared.call()
     whole = layer(np.ones((3, 4, 5), "float32"))
-    assert binding is None
     assert prepared.boundary is not None
     for _ in range(4):
         last = prepared.boundary()

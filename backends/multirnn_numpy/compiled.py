@@ -44,6 +44,17 @@ class CompiledStack:
         """The output of a checked call; see `BoundaryLayer.run`."""
         return self._forward(inputs, threads, self._parameters())
 
+    def bound(self, inputs: Inputs, threads: int) -> Callable[[], Output]:
+        """A checked call of which nothing is left but the compiled recurrence, into the same arrays every time."""
+        output, table = self._room(inputs, np.empty), self._parameters()
+        arguments = self._arguments(inputs, output, threads)
+
+        def call(kept: Inputs = inputs) -> Output:  # by the addresses alone it would not be
+            self._kernel.forward(table, *arguments)
+            return output
+
+        return call
+
     def there_and_back(self, inputs: Inputs, cotangent_of: Callable[[Output], Output], threads: int) -> Gradients:
         """The gradients of a checked call; see `NumpyLayer.there_and_back`."""
         x, table = inputs.x, self._parameters()
@@ -73,22 +84,20 @@ class CompiledStack:
         return Gradients(dparameters, dx, dfirst)
 
     def _forward(self, inputs: Inputs, threads: int, table: bytes, stash: int = 0, empty: Empty = np.empty) -> Output:
-        x = inputs.x
+        output = self._room(inputs, empty)
+        self._kernel.forward(table, *self._arguments(inputs, output, threads, stash))
+        return output
+
+    def _room(self, inputs: Inputs, empty: Empty) -> Output:
+        batch, time, _ = inputs.x.shape
+        return Output(empty((batch, time, self._features), self._dtype), self._empty_state(batch))
+
+    @staticmethod
+    def _arguments(inputs: Inputs, output: Output, threads: int, stash: int = 0) -> tuple[Any, ...]:
+        """Of `kernel.Stack.forward`, after the table; they keep nothing alive."""
+        x, (y, last) = inputs.x, output
         batch, time, _ = x.shape
-        y, last = empty((batch, time, self._features), self._dtype), self._empty_state(batch)
-        self._kernel.forward(
-            table,
-            batch,
-            time,
-            _sequence(x),
-            _sequence(y),
-            _first(inputs),
-            _state(last),
-            _lengths(inputs),
-            stash,
-            threads,
-        )
-        return Output(y, last)
+        return batch, time, _sequence(x), _sequence(y), _first(inputs), _state(last), _lengths(inputs), stash, threads
 
     def _parameters(self) -> bytes:
         """The addresses of the parameters, made anew when one of them was replaced.

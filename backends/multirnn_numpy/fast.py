@@ -59,7 +59,7 @@ class FastNumpyLayer(NumpyLayer):
         self.threads = available_threads()
         use = missing() is None if compiled is None else compiled
         self._compiled = CompiledStack(native) if use else None
-        self._plans: dict[tuple[int, int], str] = {}
+        self._realised: dict[tuple[int, int], Stack | CompiledStack] = {}
         self._halved = Stack(native.spec, native.parameters, HALVED) if halvable(native.spec) else None
 
     def plan(self, batch: int, time: int, *, lengths: bool = False, gradients: bool = False) -> Plan:
@@ -78,35 +78,36 @@ class FastNumpyLayer(NumpyLayer):
             )
         return Plan("fast", f"the loops in NumPy, sigmoids by tanh; {why}")
 
+    def realisation(self, inputs: Inputs) -> Stack | CompiledStack:
+        """See `NumpyLayer.realisation`; as `plan` says."""
+        batch, time, _ = inputs.x.shape
+        stack = self._realised.get((batch, time))
+        if stack is None:
+            native = self.plan(batch, time).implementation == NATIVE
+            stack = (None if native else self._compiled or self._halved) or self._native
+            self._realised[batch, time] = stack
+        if self._halved is not None:
+            self._halved.parameters = self._native.parameters
+        return stack
+
     def run(self, inputs: Inputs) -> Output:
         """See `BoundaryLayer.run`."""
-        if self._planned(inputs) == NATIVE:
+        stack = self.realisation(inputs)
+        if isinstance(stack, CompiledStack):
+            return stack.run(inputs, self.threads)
+        if stack is self._native:
             return super().run(inputs)
-        if self._compiled is not None:
-            return self._compiled.run(inputs, self.threads)
         with self._workspaces.lend() as empty:
             x, state = time_first(inputs.x, inputs.state)
-            y, last, _ = self._sigmoids_by_tanh().forward(x, state, padding(inputs), empty)
+            y, last, _ = stack.forward(x, state, padding(inputs), empty)
             return Output(*batch_first(y.copy(), last))
 
     def there_and_back(self, inputs: Inputs, cotangent_of: Callable[[Output], Output]) -> Gradients:
         """See `NumpyLayer.there_and_back`."""
-        if self._planned(inputs) == NATIVE:
-            return super().there_and_back(inputs, cotangent_of)
-        if self._compiled is not None:
-            return self._compiled.there_and_back(inputs, cotangent_of, self.threads)
-        return self.through(self._sigmoids_by_tanh(), inputs, cotangent_of)
-
-    def _planned(self, inputs: Inputs) -> str:
-        batch, time, _ = inputs.x.shape
-        if (batch, time) not in self._plans:
-            self._plans[batch, time] = self.plan(batch, time).implementation
-        return self._plans[batch, time]
-
-    def _sigmoids_by_tanh(self) -> Stack:
-        assert self._halved is not None
-        self._halved.parameters = self._native.parameters
-        return self._halved
+        stack = self.realisation(inputs)
+        if isinstance(stack, CompiledStack):
+            return stack.there_and_back(inputs, cotangent_of, self.threads)
+        return self.through(stack, inputs, cotangent_of)
 
 
 def available_threads() -> int:

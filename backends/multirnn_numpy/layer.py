@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from multirnn import BoundaryLayer, Gradients, Inputs, InvalidCall, Output, RecurrentSpec, State, Weights
 from multirnn.weights import Array
+from multirnn_numpy.compiled import CompiledStack
 from multirnn_numpy.passes import Padding
 from multirnn_numpy.stack import Stack
 from multirnn_numpy.weights import read
@@ -69,6 +70,10 @@ class NumpyLayer(BoundaryLayer):
             InvalidWeights: `native.parameters` were replaced by something that is not the spec's.
         """
         return read(self._native)
+
+    def realisation(self, inputs: Inputs) -> Stack | CompiledStack:
+        """What runs a checked call: `native`, or another form of it over the same parameters."""
+        return self._native
 
     def run(self, inputs: Inputs) -> Output:
         """See `BoundaryLayer.run`."""

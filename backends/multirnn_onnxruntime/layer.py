@@ -10,10 +10,15 @@ from multirnn.layer import Lengths
 from multirnn.weights import Array
 from multirnn_onnxruntime.graph import inputs_of, outputs_of
 from multirnn_onnxruntime.nan import has_nan, spread
-from multirnn_onnxruntime.session import OnnxStack
+from multirnn_onnxruntime.session import OnnxStack, Step
 from multirnn_onnxruntime.weights import model, read_as
 
 __all__ = ["OnnxRuntimeLayer", "build", "refuses", "settle", "steps"]
+
+FEW = 64
+"""Up to so many rows a step is run by a `Step`: a simple RNN of 32 units took 11 µs for 15 with one row, 39 for 42 with 64; an
+LSTM of 256 units with 128 rows took 5.2 ms for 4.6.
+"""
 
 LARGEST = 2**31 - 2**20  # bytes: those of a message of Protocol Buffers, less what is no weight
 
@@ -66,6 +71,7 @@ class OnnxRuntimeLayer(InferenceLayer):
         super().__init__(spec)
         self._native = native
         self._inputs, self._outputs = inputs_of(spec), outputs_of(spec)
+        self._steps: dict[int, list[Step]] = {}  # by rows; those that no call is using
 
     @property
     def native(self) -> OnnxStack:
@@ -85,12 +91,28 @@ class OnnxRuntimeLayer(InferenceLayer):
         """See `BoundaryLayer.run`."""
         batch, time, _ = inputs.x.shape
         state = [part for part in inputs.state if part is not None]
-        values = (inputs.x.swapaxes(0, 1), steps(inputs.lengths, batch, time), *state)
-        y, *final = self._native.session.run(self._outputs, dict(zip(self._inputs, values, strict=True)))
+        x = inputs.x.swapaxes(0, 1)
+        if time == 1 and batch <= FEW:
+            y, *final = self._step(x, state)
+        else:
+            values = (x, steps(inputs.lengths, batch, time), *state)
+            y, *final = self._native.session.run(self._outputs, dict(zip(self._inputs, values, strict=True)))
         if has_nan([inputs.x, *(state if inputs.state_given else ())]):
             spread(self.spec, inputs, y, final)
         settle(y, final, state, inputs.lengths)
         return Output(y.swapaxes(0, 1), State(*final))
+
+    def _step(self, x: Array, state: Sequence[Array]) -> list[Array]:
+        """The outputs and the final state of one step; rows of length 0 are run too."""
+        batch = x.shape[1]
+        free = self._steps.setdefault(batch, [])
+        try:
+            step = free.pop()  # at once, whatever other threads do
+        except IndexError:
+            step = Step(self._native, self.spec, batch)
+        found = step(x, state)
+        free.append(step)
+        return found
 
 
 # ONNX Runtime returns zeros for the state of a row of length 0, and its RNN reads before its own memory. So such a row is

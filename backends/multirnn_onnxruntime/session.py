@@ -1,11 +1,17 @@
-"""An ONNX model with the ONNX Runtime session that runs it: `OnnxStack`."""
+"""An ONNX model with the ONNX Runtime session that runs it, `OnnxStack`, and calls of it that are bound to arrays."""
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import onnxruntime
 from onnx import ModelProto
 
-__all__ = ["OnnxStack"]
+from multirnn import RecurrentSpec
+from multirnn.weights import Array
+from multirnn_onnxruntime.graph import inputs_of, outputs_of
+
+__all__ = ["OnnxStack", "Step"]
 
 
 class OnnxStack:
@@ -43,11 +49,60 @@ class OnnxStack:
         model: ModelProto = ModelProto.FromString(self._bytes)
         return model
 
+    def bound(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> Callable[[], None]:
+        """A call that reads these arrays and writes into those, C-contiguous all; by one thread at a time."""
+        binding = self.session.io_binding()
+        for name, array in inputs.items():
+            binding.bind_cpu_input(name, array)
+        for name, array in outputs.items():
+            binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+        run = self.session.run_with_iobinding
+
+        def call(kept: Any = (inputs, outputs)) -> None:  # the binding knows no more than where they are
+            run(binding)
+
+        return call
+
     def __reduce__(self) -> Any:
         return _again, (self._bytes, self._threads)  # a session can be neither pickled nor copied
 
     def __repr__(self) -> str:
         return f"<OnnxStack of {len(self._bytes)} bytes>"
+
+
+class Step:
+    """One time step of full rows, bound to arrays of its own; for one thread at a time.
+
+    To make its values out of a call's arrays, and arrays out of its values, takes ONNX Runtime 8 µs, and a step of a simple
+    RNN of 256 units 15.
+
+    Args:
+        native: with the session.
+        spec: what it computes.
+        batch: rows.
+    """
+
+    def __init__(self, native: OnnxStack, spec: RecurrentSpec, batch: int) -> None:
+        self._made_of = native, spec, batch
+        state = spec.num_layers * len(spec.directions), batch, spec.hidden_size
+        shapes = [state for _ in spec.form.states]
+        self._x, *self._state = (np.empty(shape, np.float32) for shape in ((1, batch, spec.input_size), *shapes))
+        self._outputs = [np.empty(shape, np.float32) for shape in ((1, batch, spec.output_size), *shapes)]
+        inputs: list[Any] = [self._x, np.ones(batch, np.int32), *self._state]
+        self._run = native.bound(
+            dict(zip(inputs_of(spec), inputs, strict=True)), dict(zip(outputs_of(spec), self._outputs, strict=True))
+        )
+
+    def __call__(self, x: Array, state: Sequence[Array]) -> list[Array]:
+        """The outputs `(1, batch, directions * hidden_size)` and the parts of the final state, from x and the initial one."""
+        np.copyto(self._x, x)
+        for mine, given in zip(self._state, state, strict=True):
+            np.copyto(mine, given)
+        self._run()
+        return [array.copy() for array in self._outputs]
+
+    def __reduce__(self) -> Any:
+        return Step, self._made_of  # a binding can be neither pickled nor copied
 
 
 def _again(serialised: bytes, threads: int) -> OnnxStack:

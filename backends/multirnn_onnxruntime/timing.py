@@ -1,5 +1,6 @@
-"""What is timed of a layer: its session on arrays that are bound to it once, in and out."""
+"""What is timed of a layer: the raw call is that of its session on arrays with time first, bound to it once, in and out."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,40 +22,34 @@ def prepare(layer: OnnxRuntimeLayer, work: Work, threads: int) -> Prepared:
     """
     spec = layer.spec
     native = OnnxStack(layer.native.model, threads=threads)
-    session = native.session
     batch, time, _ = work.x.shape
     x = np.ascontiguousarray(work.x.swapaxes(0, 1))
     y = np.empty((time, batch, spec.output_size), spec.dtype)
     shape = (spec.num_layers * len(spec.directions), batch, spec.hidden_size)
     start, end = ([np.zeros(shape, spec.dtype) for _ in spec.form.states] for _ in range(2))
 
-    def bound(before: list[Array], after: list[Array]) -> Any:
-        binding = session.io_binding()
-        for name, array in zip(inputs_of(spec), (x, steps(work.lengths, batch, time), *before), strict=True):
-            binding.bind_cpu_input(name, array)
-        for name, array in zip(outputs_of(spec), (y, *after), strict=True):
-            binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-        return binding
+    def bound(before: list[Array], after: list[Array]) -> Callable[[], None]:
+        inputs: list[Any] = [x, steps(work.lengths, batch, time), *before]
+        return native.bound(
+            dict(zip(inputs_of(spec), inputs, strict=True)), dict(zip(outputs_of(spec), (y, *after), strict=True))
+        )
 
     there = bound(start, end)
     same = OnnxRuntimeLayer(spec, native)
 
     def result() -> Output:
-        session.run_with_iobinding(there)
+        there()
         settle(y, end, start, work.lengths)
         return Output(y.swapaxes(0, 1).copy(), State(*(part.copy() for part in end)))
 
     plan = "operators of ONNX Runtime, on arrays bound to the session once"
     if work.mode == "inference":
-        return Prepared(
-            lambda: session.run_with_iobinding(there), result, lambda: same(work.x, lengths=work.lengths), plan
-        )
-    back = bound(end, start)
-    bindings = [there, back]
+        return Prepared(there, result, lambda: same(work.x, lengths=work.lengths), plan)
+    turns = [there, bound(end, start)]
 
     def step() -> None:
-        bindings.reverse()
-        session.run_with_iobinding(bindings[0])
+        turns.reverse()
+        turns[0]()
 
     stream = same.stream()
     return Prepared(step, result, lambda: stream(work.x), plan)

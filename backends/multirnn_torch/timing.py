@@ -1,4 +1,7 @@
-"""PyTorch's layers, native and fast, in a benchmark: called with tensors, as PyTorch's users call them."""
+"""PyTorch's layers, native and fast, in a benchmark: called with tensors, as PyTorch's users call them.
+
+The raw call of an inference is the module on a tensor, in inference mode.
+"""
 
 from collections.abc import Callable
 from typing import Any
