@@ -328,6 +328,8 @@ def test_nan_of_a_valid_input_comes_out(cell, reset_after):
     assert np.isfinite(output[[0, 2]]).all()
 
 
+STEPS = 83  # so many that more than one thread pays, even for ragged rows
+
 THREADED = [
     RecurrentSpec("lstm", 61, 67),  # rows dealt
     RecurrentSpec("gru", 61, 67, num_layers=2, bidirectional=True),  # directions dealt
@@ -346,23 +348,23 @@ WIDE = [  # weights beyond the cache of one core
     ("spec", "batch"), [(spec, 7) for spec in THREADED] + [(spec, batch) for spec in WIDE for batch in (1, 2)], ids=str
 )
 def test_threads(spec, batch, threads):
-    for lengths in (None, ragged(batch, 23)):
-        call = Call(spec, batch, 23, lengths)
+    for lengths in (None, ragged(batch, STEPS)):
+        call = Call(spec, batch, STEPS, lengths)
         outputs_close(call, threads=threads)
         gradients_close(call, threads=threads)
 
 
 def test_the_same_threads_give_the_same_bits():
-    call = Call(THREADED[1], 7, 23)
+    call = Call(THREADED[1], 7, STEPS)
     first, second = call.backward(threads=2), call.backward(threads=2)
     for name, gradient in first.weights.items():
         np.testing.assert_array_equal(gradient, second.weights[name])
 
 
 def test_backward_may_have_fewer_threads_than_forward_and_be_repeated():
-    call = Call(THREADED[0], 7, 23)
+    call = Call(THREADED[0], 7, STEPS)
     expected = call.expected_gradients()
-    memory, stash = aligned(call.stack.stash_size(7, 23))
+    memory, stash = aligned(call.stack.stash_size(7, STEPS))
     call.forward(threads=3, stash=stash)
     before = memory.copy()
     for threads in (3, 2, 1):
@@ -426,7 +428,7 @@ def test_step_by_step(cell):
 
 
 def test_calls_at_once():
-    calls = [Call(spec, 5, 29, seed=seed) for seed, spec in enumerate(THREADED * 4)]
+    calls = [Call(spec, 5, STEPS, seed=seed) for seed, spec in enumerate(THREADED * 4)]
     expected = [call.expected_gradients().x for call in calls]
     with ThreadPoolExecutor(6) as pool:
         for _ in range(5):
@@ -435,14 +437,14 @@ def test_calls_at_once():
 
 
 def child(queue):
-    call = Call(THREADED[0], 7, 23)
+    call = Call(THREADED[0], 7, STEPS)
     queue.put(difference(call.forward(threads=2).sequence, call.expected().sequence).normwise)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="fork is of POSIX")
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_after_fork():
-    call = Call(THREADED[0], 7, 23)
+    call = Call(THREADED[0], 7, STEPS)
     outputs_close(call, threads=2)
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
@@ -454,6 +456,36 @@ def test_after_fork():
         process.kill()
         process.join()
     outputs_close(call, threads=2)
+
+
+def on_one_core(spec, batch, queue):
+    """What a fresh team computes whose members have to take turns."""
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    call = Call(spec, batch, STEPS)
+    for _ in range(3):
+        queue.put((call.backward(threads=3), call.y))
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores are chosen on Linux")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+@pytest.mark.parametrize(("spec", "batch"), [(THREADED[1], 7)] + [(spec, 2) for spec in WIDE], ids=str)
+def test_who_comes_late_changes_no_bits(spec, batch):
+    call = Call(spec, batch, STEPS)
+    expected = call.backward(threads=3)
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    process = context.Process(target=on_one_core, args=(spec, batch, queue))
+    process.start()
+    try:
+        for _ in range(3):
+            gradients, y = queue.get(timeout=20)
+            np.testing.assert_array_equal(y, call.y)
+            np.testing.assert_array_equal(gradients.x, expected.x)
+            for name, gradient in gradients.weights.items():
+                np.testing.assert_array_equal(gradient, expected.weights[name])
+    finally:
+        process.kill()
+        process.join()
 
 
 def test_unknown_instructions():

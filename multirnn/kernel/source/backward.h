@@ -9,6 +9,7 @@
 #include "forward.h"
 
 #define DEPTH_BLOCK 96      /* steps whose gates and inputs lie in the nearest cache during a sum of outer products */
+#define ITEMS_OF_A_MEMBER 4  /* so many at least of what comes after the steps, or who is done first waits long */
 #define ROWS_BYTES (256 << 10) /* of dz, that stay in the cache while they are multiplied with all of the weights */
 
 /* One layer in one direction; the memory is used again by every layer. */
@@ -263,11 +264,12 @@ static void run_slice_back(backward_run *run, long layer, long direction, const 
                 memcpy(w->dc + r * k->state_size, state_row(k, c->last.c, layer, direction, s->row[r]), row_bytes);
         }
     }
-    multirnn_meet(&k->meeting, members);
-    long first, last;
-    share(panel_count(&p->to_h[0]), rank, members, &first, &last);
-    first *= WIDTH, last = smaller(last * WIDTH, unit_vectors(k->hidden));
+    crew *crew = &k->crews[index];
+    multirnn_meet(crew, rank, members, -1);
     for (long step = c->time - 1; step >= 0; step--) {
+        long first, last;
+        share(panel_count(&p->to_h[0]), rank, members, &first, &last);
+        first *= WIDTH, last = smaller(last * WIDTH, unit_vectors(k->hidden));
         long rows = s->active[step], place = s->place[step];
         if (!rows)
             continue;
@@ -306,16 +308,18 @@ static void run_slice_back(backward_run *run, long layer, long direction, const 
             break;
         case GRU_BEFORE:
             gru_before_back_candidate(run, &now);
-            multirnn_meet(&k->meeting, members);
+            multirnn_meet(crew, rank, members, c->time - 1 - step);
             send_back(k, &p->to_h[0], w->from, now.dz + 2 * k->plane, run->dz_size, w->drh, rows, rank, members);
             gru_before_back_reset(run, &now);
             break;
         }
-        multirnn_meet(&k->meeting, members);
+        members = multirnn_meet(crew, rank, members, c->time - 1 - step);
+        if (rank >= members)
+            return;
         const matrix *to_h = &p->to_h[k->spec->cell == GRU_BEFORE];
         send_back(k, to_h, w->from, now.dz + run->recurrent_plane * k->plane, run->dz_size, w->dh, rows, rank, members);
     }
-    multirnn_meet(&k->meeting, members);
+    multirnn_meet(crew, rank, members, c->time);
     if (rank == 0)
         for (long r = 0; r < s->rows; r++) {
             if (c->dfirst.h)
@@ -332,142 +336,206 @@ static matrix to_x(const stack *k, const back_pass *p, long layer)
     return m;
 }
 
-/* dx of some rows, written or added to what the other direction wrote. */
-static void find_dx(const backward_run *run, long layer, long direction, int rank, int members)
+/* How many rows of dx are one item of the agenda: the members have about as many each. */
+static long rows_of_an_item(const backward_run *run)
+{
+    long rows = larger(ceiling(run->stack.valid, ITEMS_OF_A_MEMBER * run->stack.sharing.members), ROWS_OF_A_TILE);
+    return smaller(rows, rows_of_dx(run));
+}
+
+/* dx of an item's rows, written or added to what the other direction wrote. */
+static void find_dx(const backward_run *run, long layer, long direction, int rank, long item)
 {
     const stack *k = &run->stack;
     const back_pass *p = &run->passes[direction];
     matrix m = to_x(k, p, layer);
     const real **from = run->workspaces[rank].from;
-    long block = rows_of_dx(run), i, end;
+    long first = item * rows_of_an_item(run), rows = smaller(rows_of_an_item(run), k->valid - first);
     real out[ROWS_OF_A_TILE * WIDTH * LANES] __attribute__((aligned(64)));
-    share(k->valid, rank, members, &i, &end);
-    for (; i < end; i += block) {
-        long rows = smaller(block, end - i);
-        for (long r = 0; r < rows; r++)
-            from[r] = p->dz + (i + r) * run->dz_size + run->input_plane * k->plane;
-        for (long n = 0; n < panel_count(&m); n++) {
-            panel panel = panel_of(&m, n);
-            long width = panel.vectors * LANES, unit = panel.unit * LANES;
-            for (long r = 0, some; r < rows; r += some) {
-                some = rows_of_next_tile(rows - r, panel.vectors);
-                multiply(&panel, m.depth, from + r, some, run->zeros, 0, out, width);
-                for (long q = 0; q < some; q++)
-                    for (long v = 0; v < panel.vectors; v++) {
-                        real *to = p->dx[i + r + q] + unit + v * LANES;
-                        long left = m.units - unit - v * LANES;
-                        vector value = load(out + q * width + v * LANES);
-                        store_part(to, direction ? value + load_part(to, left) : value, left);
-                    }
-            }
+    for (long r = 0; r < rows; r++)
+        from[r] = p->dz + (first + r) * run->dz_size + run->input_plane * k->plane;
+    for (long n = 0; n < panel_count(&m); n++) {
+        panel panel = panel_of(&m, n);
+        long width = panel.vectors * LANES, unit = panel.unit * LANES;
+        for (long r = 0, some; r < rows; r += some) {
+            some = rows_of_next_tile(rows - r, panel.vectors);
+            multiply(&panel, m.depth, from + r, some, run->zeros, 0, out, width);
+            for (long q = 0; q < some; q++)
+                for (long v = 0; v < panel.vectors; v++) {
+                    real *to = p->dx[first + r + q] + unit + v * LANES;
+                    long left = m.units - unit - v * LANES;
+                    vector value = load(out + q * width + v * LANES);
+                    store_part(to, direction ? value + load_part(to, left) : value, left);
+                }
         }
     }
 }
 
 /* The sum over all rows of dz times rows of another array: the gradient of some gates' weights, and of their biases. */
-static void find_dweights(const backward_run *run, const back_pass *p, int first_plane, int planes, const int *gates,
-                          const real **others, long features, const weight *dweight, const bias *dbias, long bias_gates,
-                          real *sums, int rank, int members)
+typedef struct {
+    int first_plane;
+    long vectors;        /* of the planes */
+    const real **others;
+    long features;
+    const weight *dweight; /* NULL where it is not wanted */
+    const bias *dbias;
+    long bias_gates;
+    long pieces;         /* of the features; an item is a panel of vectors and a piece */
+} outer_product;
+
+static long items_of(const outer_product *o) { return ceiling(o->vectors, WIDTH) * o->pieces; }
+
+static void find_dweights(const backward_run *run, const back_pass *p, const outer_product *o, real *sums, long item)
 {
     const stack *k = &run->stack;
-    long vectors = planes * k->plane / LANES, panels = ceiling(vectors, WIDTH);
+    const int *gates = PLANES[k->spec->cell] + o->first_plane;
+    const weight *dweight = o->dweight;
+    const bias *dbias = o->dbias;
     const real *ones[DEPTH_BLOCK];
     for (int i = 0; i < DEPTH_BLOCK; i++)
         ones[i] = &run->one;
-    long pieces = panels >= 4 * members ? 1 : members, from, to;
-    share(panels * pieces, rank, members, &from, &to);
-    for (long item = from; item < to; item++) {
-        long first_vector = item / pieces * WIDTH, width = smaller(vectors - first_vector, WIDTH), feature, last;
-        share(features, (int)(item % pieces), (int)pieces, &feature, &last);
-        long count = last - feature;
-        real *bias_sum = sums + count * width * LANES;
-        memset(sums, 0, (count + 1) * width * LANES * sizeof(real));
-        for (long row = 0; row < k->valid; row += DEPTH_BLOCK) {
-            long depth = smaller(DEPTH_BLOCK, k->valid - row);
-            const real *dz = p->dz + row * run->dz_size + first_plane * k->plane + first_vector * LANES;
-            if (dweight)
-                for (long i = 0, n; i < count; i += n) {
-                    n = rows_of_next_tile(count - i, (int)width);
-                    OUTER_TILES[width][n](depth, others + row, feature + i, dz, run->dz_size, sums + i * width * LANES,
-                                          width * LANES);
-                }
-            if (item % pieces == 0)
-                OUTER_TILES[width][1](depth, ones, 0, dz, run->dz_size, bias_sum, width * LANES);
-        }
-        for (long v = 0; v < width; v++) {
-            long column = (first_vector + v) * LANES, gate = gates[column / k->plane], unit = column % k->plane;
-            long lanes = smaller(k->hidden - unit, LANES);
-            if (dweight)
-                move_out(sums + v * LANES, width * LANES, lanes, count,
-                         dweight->at + gate * dweight->gate + unit * dweight->unit + feature * dweight->k, dweight->unit,
-                         dweight->k);
-            /* Where there is one recurrent bias for all gates, it is that of the last. */
-            long bias_gate = gate - (k->gates - bias_gates);
-            if (item % pieces == 0 && dbias->at && bias_gate >= 0)
-                move_out(bias_sum + v * LANES, LANES, lanes, 1, dbias->at + bias_gate * dbias->gate + unit * dbias->unit,
-                         dbias->unit, 1);
-        }
+    long first_vector = item / o->pieces * WIDTH, width = smaller(o->vectors - first_vector, WIDTH), feature, last;
+    share(o->features, (int)(item % o->pieces), (int)o->pieces, &feature, &last);
+    long count = last - feature;
+    real *bias_sum = sums + count * width * LANES;
+    memset(sums, 0, (count + 1) * width * LANES * sizeof(real));
+    for (long row = 0; row < k->valid; row += DEPTH_BLOCK) {
+        long depth = smaller(DEPTH_BLOCK, k->valid - row);
+        const real *dz = p->dz + row * run->dz_size + o->first_plane * k->plane + first_vector * LANES;
+        if (dweight)
+            for (long i = 0, n; i < count; i += n) {
+                n = rows_of_next_tile(count - i, (int)width);
+                OUTER_TILES[width][n](depth, o->others + row, feature + i, dz, run->dz_size, sums + i * width * LANES,
+                                      width * LANES);
+            }
+        if (item % o->pieces == 0)
+            OUTER_TILES[width][1](depth, ones, 0, dz, run->dz_size, bias_sum, width * LANES);
+    }
+    for (long v = 0; v < width; v++) {
+        long column = (first_vector + v) * LANES, gate = gates[column / k->plane], unit = column % k->plane;
+        long lanes = smaller(k->hidden - unit, LANES);
+        if (dweight)
+            move_out(sums + v * LANES, width * LANES, lanes, count,
+                     dweight->at + gate * dweight->gate + unit * dweight->unit + feature * dweight->k, dweight->unit,
+                     dweight->k);
+        /* Where there is one recurrent bias for all gates, it is that of the last. */
+        long bias_gate = gate - (k->gates - o->bias_gates);
+        if (item % o->pieces == 0 && dbias->at && bias_gate >= 0)
+            move_out(bias_sum + v * LANES, LANES, lanes, 1, dbias->at + bias_gate * dbias->gate + unit * dbias->unit,
+                     dbias->unit, 1);
     }
 }
 
-static void find_gradients(const backward_run *run, long layer, long direction, int rank, int members)
+/* The products of a pass that are wanted, at most three; returns how many. */
+static int wanted_products(const backward_run *run, long layer, long direction, outer_product *products)
 {
     const stack *k = &run->stack;
     const back_pass *p = &run->passes[direction];
     const parameters *into = &run->gradients[layer * k->directions + direction];
-    const int *gates = PLANES[k->spec->cell];
-    long features = features_of(k, layer);
-    real *sums = run->sums[rank];
+    int before = k->spec->cell == GRU_BEFORE, count = 0;
+    long vectors = k->plane / LANES, recurrent_biases = k->spec->recurrent_biases;
     if (into->input.at || into->input_bias.at)
-        find_dweights(run, p, 0, (int)k->gates, gates, p->x, features, into->input.at ? &into->input : NULL, &into->input_bias,
-                      k->gates, sums, rank, members);
-    if (!into->recurrent.at && !into->recurrent_bias.at)
-        return;
-    const weight *recurrent = into->recurrent.at ? &into->recurrent : NULL;
-    int planes = k->spec->cell == GRU_BEFORE ? 2 : (int)k->gates, first = run->recurrent_plane;
-    find_dweights(run, p, first, planes, gates + first, p->h, k->hidden, recurrent, &into->recurrent_bias,
-                  k->spec->recurrent_biases, sums, rank, members);
-    if (k->spec->cell == GRU_BEFORE)
-        find_dweights(run, p, 2, 1, gates + 2, p->rh_rows, k->hidden, recurrent, &into->recurrent_bias,
-                      k->spec->recurrent_biases, sums, rank, members);
+        products[count++] = (outer_product){0, k->gates * vectors, p->x, features_of(k, layer), &into->input,
+                                            &into->input_bias, k->gates, 0};
+    if (into->recurrent.at || into->recurrent_bias.at)
+        products[count++] = (outer_product){run->recurrent_plane, (before ? 2 : k->gates) * vectors, p->h, k->hidden,
+                                            &into->recurrent, &into->recurrent_bias, recurrent_biases, 0};
+    if (before && (into->recurrent.at || into->recurrent_bias.at))
+        products[count++] = (outer_product){2, vectors, p->rh_rows, k->hidden, &into->recurrent, &into->recurrent_bias,
+                                            recurrent_biases, 0};
+    for (outer_product *o = products; o < products + count; o++) {
+        o->dweight = o->dweight->at ? o->dweight : NULL;
+        o->pieces = ceiling(o->vectors, WIDTH) >= ITEMS_OF_A_MEMBER * k->sharing.members ? 1 : k->sharing.members;
+    }
+    return count;
+}
+
+/* What a layer's weights are packed into: panel n of each matrix of each direction. */
+static void pack_back(const backward_run *run, long layer, int has_dx, long n)
+{
+    const stack *k = &run->stack;
+    const int *gates = PLANES[k->spec->cell];
+    for (long d = 0; d < k->directions; d++) {
+        const back_pass *p = &run->passes[d];
+        const parameters *from = &k->table[layer * k->directions + d];
+        matrix m = to_x(k, p, layer);
+        if (has_dx && n < panel_count(&m))
+            pack_panel_transposed(&m, &from->input, gates, k->hidden, n);
+        if (n >= panel_count(&p->to_h[0]))
+            continue;
+        if (k->spec->cell == GRU_BEFORE) {
+            pack_panel_transposed(&p->to_h[0], &from->recurrent, gates + 2, k->hidden, n);
+            pack_panel_transposed(&p->to_h[1], &from->recurrent, gates, k->hidden, n);
+        } else
+            pack_panel_transposed(&p->to_h[0], &from->recurrent, gates + run->recurrent_plane, k->hidden, n);
+    }
+}
+
+/* All that is summed or multiplied after the steps of one direction are over. */
+static long find_gradients(backward_run *run, long layer, long direction, int has_dx, int rank, long start)
+{
+    stack *k = &run->stack;
+    outer_product products[3];
+    int count = wanted_products(run, layer, direction, products);
+    long outer = 0, item;
+    for (int i = 0; i < count; i++)
+        outer += items_of(&products[i]);
+    long end = start + outer + (has_dx ? ceiling(k->valid, rows_of_an_item(run)) : 0);
+    while ((item = multirnn_take(&k->agenda, end)) >= 0) {
+        long n = item - start;
+        const outer_product *o = products;
+        if (n >= outer)
+            find_dx(run, layer, direction, rank, n - outer);
+        else {
+            for (; n >= items_of(o); o++)
+                n -= items_of(o);
+            find_dweights(run, &run->passes[direction], o, run->sums[rank], n);
+        }
+        multirnn_done(&k->agenda);
+    }
+    return end;
 }
 
 static void backward_work(void *argument, int rank, int members)
 {
     backward_run *run = argument;
     stack *k = &run->stack;
-    const int *gates = PLANES[k->spec->cell];
+    long end = 0, item;
     for (long layer = k->spec->layers - 1; layer >= 0; layer--) {
         sequence dx = layer ? run->douts[layer - 1] : k->call->dx;
-        multirnn_meet(&k->meeting, members); /* nobody still reads what is packed anew */
-        for (long d = 0; d < k->directions; d++) {
-            back_pass *p = &run->passes[d];
-            const parameters *from = &k->table[layer * k->directions + d];
-            matrix m = to_x(k, p, layer);
-            for (long n = rank; dx.at && n < panel_count(&m); n += members)
-                pack_panel_transposed(&m, &from->input, gates, k->hidden, n);
-            for (long n = rank; n < panel_count(&p->to_h[0]); n += members)
-                if (k->spec->cell == GRU_BEFORE) {
-                    pack_panel_transposed(&p->to_h[0], &from->recurrent, gates + 2, k->hidden, n);
-                    pack_panel_transposed(&p->to_h[1], &from->recurrent, gates, k->hidden, n);
-                } else
-                    pack_panel_transposed(&p->to_h[0], &from->recurrent, gates + run->recurrent_plane, k->hidden, n);
+        matrix m = to_x(k, &run->passes[0], layer);
+        multirnn_wait(&k->agenda, end); /* nobody still reads what is packed anew */
+        long start = end;
+        end += larger(dx.at ? panel_count(&m) : 0, panel_count(&run->passes[0].to_h[0]));
+        while ((item = multirnn_take(&k->agenda, end)) >= 0) {
+            pack_back(run, layer, dx.at != NULL, item - start);
+            multirnn_done(&k->agenda);
         }
-        multirnn_meet(&k->meeting, members);
-        if (k->sharing.split_units)
-            for (long d = 0; d < k->directions; d++)
-                run_slice_back(run, layer, d, k->slices, &run->workspaces[rank], rank, members);
-        else
-            for (long task = rank; task < k->directions * k->sharing.slices; task += members)
-                run_slice_back(run, layer, task % k->directions, &k->slices[task / k->directions], &run->workspaces[rank], 0, 1);
-        multirnn_meet(&k->meeting, members);
-        for (long d = 0; d < k->directions; d++) {
-            if (dx.at) {
-                if (d)
-                    multirnn_meet(&k->meeting, members);
-                find_dx(run, layer, d, rank, members);
+        multirnn_wait(&k->agenda, end);
+        start = end;
+        if (k->sharing.split_units) {
+            end++;
+            for (long d = 0; d < k->directions; d++) {
+                int together = multirnn_crew(&k->crews[layer * k->directions + d], rank, members);
+                if (rank < together)
+                    run_slice_back(run, layer, d, k->slices, &run->workspaces[rank], rank, together);
             }
-            find_gradients(run, layer, d, rank, members);
+            if (rank == 0) { /* the others wait for it */
+                multirnn_take(&k->agenda, end);
+                multirnn_done(&k->agenda);
+            }
+        } else {
+            end += k->directions * k->sharing.slices;
+            while ((item = multirnn_take(&k->agenda, end)) >= 0) {
+                long d = (item - start) % k->directions;
+                const slice *s = &k->slices[(item - start) / k->directions];
+                run_slice_back(run, layer, d, s, &run->workspaces[rank], 0, 1);
+                multirnn_done(&k->agenda);
+            }
+        }
+        for (long d = 0; d < k->directions; d++) { /* dx of one direction is added to that of the other */
+            multirnn_wait(&k->agenda, end);
+            end = find_gradients(run, layer, d, dx.at != NULL, rank, end);
         }
         if (!layer && dx.at && rank == 0)
             for (long q = 0; q < k->sharing.slices; q++)

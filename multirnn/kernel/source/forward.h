@@ -126,7 +126,8 @@ static void lay_out_forward(forward_run *run, arena *a)
     }
 }
 
-static void pack_pass(const stack *k, const pass *p, const parameters *from, int rank, int members)
+/* Panel n of each of its matrices. */
+static void pack_panels(const stack *k, const pass *p, const parameters *from, long n)
 {
     int recurrent_biases = (int)k->spec->recurrent_biases;
     int folded = k->spec->cell != GRU_AFTER ? recurrent_biases : recurrent_biases == 3 ? 2 : 0;
@@ -134,14 +135,14 @@ static void pack_pass(const stack *k, const pass *p, const parameters *from, int
         const matrix *packed[] = {&p->input[part], &p->recurrent[part]};
         const weight *weights[] = {&from->input, &from->recurrent};
         for (int i = 0; i < 2; i++)
-            for (long n = rank; n < panel_count(packed[i]); n += members) {
+            if (n < panel_count(packed[i])) {
                 if (!k->sharing.unpacked)
                     pack_panel(packed[i], weights[i], n);
                 if (i == 0)
                     pack_bias(packed[i], &from->input_bias, &from->recurrent_bias, folded, n);
             }
     }
-    if (rank == 0 && k->spec->cell == GRU_AFTER)
+    if (n == 0 && k->spec->cell == GRU_AFTER)
         for (long unit = 0; unit < k->plane; unit++)
             p->candidate_bias[unit] =
                 unit < k->hidden && recurrent_biases
@@ -305,7 +306,8 @@ static void run_slice(forward_run *run, long layer, long direction, const slice 
         }
         clear_padding(k, &y, s, direction * k->hidden, k->hidden);
     }
-    multirnn_meet(&k->meeting, members);
+    crew *crew = &k->crews[index];
+    multirnn_meet(crew, rank, members, -1);
     const real *now_c = w->c;
     for (long step_index = 0, block = 0; step_index <= c->time; step_index++) {
         long rows = step_index < c->time ? s->active[step_index] : 0, before = step_index ? s->active[step_index - 1] : s->rows;
@@ -337,7 +339,7 @@ static void run_slice(forward_run *run, long layer, long direction, const slice 
             const matrix *m = &p->recurrent[part];
             long n, end;
             if (part) {
-                multirnn_meet(&k->meeting, members);
+                multirnn_meet(crew, rank, members, step_index);
                 for (long r = 0; r < rows; r++)
                     w->from[r] = w->rh + r * k->state_size;
             }
@@ -353,7 +355,9 @@ static void run_slice(forward_run *run, long layer, long direction, const slice 
             }
         }
         now_c = now.next_c;
-        multirnn_meet(&k->meeting, members);
+        members = multirnn_meet(crew, rank, members, step_index);
+        if (rank >= members)
+            return;
     }
 }
 
@@ -361,16 +365,35 @@ static void forward_work(void *argument, int rank, int members)
 {
     forward_run *run = argument;
     stack *k = &run->stack;
-    for (long p = 0; p < k->spec->layers * k->directions; p++)
-        pack_pass(k, &run->passes[p], &k->table[p], rank, members);
+    /* Of a pass: its matrices have as many, or fewer. */
+    long panels = panel_count(&run->passes->input[0]), end = k->spec->layers * k->directions * panels, item;
+    while ((item = multirnn_take(&k->agenda, end)) >= 0) {
+        long p = item / panels;
+        pack_panels(k, &run->passes[p], &k->table[p], item % panels);
+        multirnn_done(&k->agenda);
+    }
     for (long layer = 0; layer < k->spec->layers; layer++) {
-        multirnn_meet(&k->meeting, members);
-        if (k->sharing.split_units)
-            for (long direction = 0; direction < k->directions; direction++)
-                run_slice(run, layer, direction, k->slices, &run->workspaces[rank], rank, members);
-        else
-            for (long task = rank; task < k->directions * k->sharing.slices; task += members)
+        multirnn_wait(&k->agenda, end);
+        long start = end;
+        if (k->sharing.split_units) {
+            end++;
+            for (long direction = 0; direction < k->directions; direction++) {
+                int together = multirnn_crew(&k->crews[layer * k->directions + direction], rank, members);
+                if (rank < together)
+                    run_slice(run, layer, direction, k->slices, &run->workspaces[rank], rank, together);
+            }
+            if (rank == 0) { /* the others wait for it */
+                multirnn_take(&k->agenda, end);
+                multirnn_done(&k->agenda);
+            }
+        } else {
+            end += k->directions * k->sharing.slices;
+            while ((item = multirnn_take(&k->agenda, end)) >= 0) {
+                long task = item - start;
                 run_slice(run, layer, task % k->directions, &k->slices[task / k->directions], &run->workspaces[rank], 0, 1);
+                multirnn_done(&k->agenda);
+            }
+        }
     }
 }
 

@@ -27,7 +27,7 @@ typedef struct {
 /* How a call is shared out. */
 typedef struct {
     int members, slices;
-    int split_units; /* all members do one slice together, each its units, and meet after every step */
+    int split_units; /* those who are there do one slice together, each its units, and meet after every step */
     int unpacked;    /* the weights are used as they lie: so few rows and steps are not worth packing them */
 } sharing;
 
@@ -57,7 +57,8 @@ typedef struct {
     long state_size; /* elements of a row of states */
     long valid;      /* steps of all rows that are not padding */
     sequence *outputs; /* of each layer */
-    meeting meeting;
+    agenda agenda;
+    crew *crews; /* of each layer and direction, where the units are split */
 } stack;
 
 /* Rows that are a power of two apart would compete for the same lines of a cache. */
@@ -102,6 +103,8 @@ static void describe(stack *k, const spec *spec, const parameters *table, const 
 static void deal(stack *k, arena *a)
 {
     const call *c = k->call;
+    long passes = k->spec->layers * k->directions;
+    k->crews = TAKE(a, crew, passes);
     long batch = c->batch, time = c->time, count = k->sharing.slices, place = 0;
     int64_t *sorted = TAKE(a, int64_t, batch), *active = TAKE(a, int64_t, time + 2);
     k->slices = TAKE(a, slice, count);
@@ -109,6 +112,7 @@ static void deal(stack *k, arena *a)
     int64_t *actives = TAKE(a, int64_t, count * (time + 1)), *places = TAKE(a, int64_t, count * (time + 1));
     if (!a->base)
         return;
+    memset(k->crews, 0, passes * sizeof *k->crews);
     if (c->lengths) {
         memset(active, 0, (time + 2) * sizeof *active);
         for (long b = 0; b < batch; b++)

@@ -1,7 +1,6 @@
 #include "team.h"
 
 #include <pthread.h>
-#include <sched.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -15,46 +14,122 @@
 #define PAUSE() ((void)0)
 #endif
 
-/* In a virtual machine the thread that is waited for may not be running at all, so nobody spins for long. */
-#define PAUSES_BEFORE_YIELD 2000
-#define IDLE_NANOSECONDS 50000 /* how long a worker looks out for the next call before it goes to sleep */
+#define PATIENCE 100000   /* nanoseconds that somebody who is waited for may take; who wakes up takes 50000 */
+#define IDLE 50000        /* nanoseconds that a worker looks out for the next call before it goes to sleep */
+#define MISTRUST 10000000 /* nanoseconds without a crew after one kept its caller waiting: a few turns of a busy core */
 #define WORKERS 63
-
-static void wait_while(_Atomic int *value, int unchanged)
-{
-    for (;;) {
-        for (int i = 0; i < PAUSES_BEFORE_YIELD; i++) {
-            if (atomic_load_explicit(value, memory_order_acquire) != unchanged)
-                return;
-            PAUSE();
-        }
-        sched_yield();
-    }
-}
-
-void multirnn_meet(meeting *place, int members)
-{
-    if (members == 1)
-        return;
-    int generation = atomic_load_explicit(&place->generation, memory_order_relaxed);
-    if (atomic_fetch_add_explicit(&place->arrived, 1, memory_order_acq_rel) == members - 1) {
-        atomic_store_explicit(&place->arrived, 0, memory_order_relaxed);
-        atomic_store_explicit(&place->generation, generation + 1, memory_order_release);
-    } else
-        wait_while(&place->generation, generation);
-}
 
 static struct {
     pthread_mutex_t in_use; /* held by the caller whose work is being done */
     pthread_mutex_t lock;   /* of what follows, for the workers that sleep */
     pthread_cond_t woken;
     int workers, asleep;
-    _Atomic int call; /* counts the calls */
     team_work *work;
     void *argument;
     int members;
-    meeting end;
+    _Atomic long seats; /* how many workers may still come in */
+    counter gone;       /* how many have come and gone */
+    int64_t let_down;   /* when a crew kept its caller waiting the last time */
 } team = {.in_use = PTHREAD_MUTEX_INITIALIZER, .lock = PTHREAD_MUTEX_INITIALIZER, .woken = PTHREAD_COND_INITIALIZER};
+
+static struct {
+    pthread_mutex_t lock;
+    pthread_cond_t counted;
+} rest = {.lock = PTHREAD_MUTEX_INITIALIZER, .counted = PTHREAD_COND_INITIALIZER}; /* of those who sleep, for any counter */
+
+static int64_t now(void)
+{
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return time.tv_sec * INT64_C(1000000000) + time.tv_nsec;
+}
+
+/* Returns whether the value has come so far. */
+static int watch(_Atomic long *value, long least, int64_t nanoseconds)
+{
+    int64_t start = 0;
+    do {
+        for (int i = 0; i < 64; i++) {
+            if (atomic_load_explicit(value, memory_order_acquire) >= least)
+                return 1;
+            PAUSE();
+        }
+        if (!start)
+            start = now(); /* who waits for a moment only need not know the time */
+    } while (now() - start < nanoseconds);
+    return 0;
+}
+
+/* Who is waited for may not be running at all: another process, or another pool of this one, has its core. To yield would
+   give this core away too, for some milliseconds; who slept gets it back at once. Returns whether it did. */
+static int wait_until(counter *counter, long least)
+{
+    if (watch(&counter->count, least, PATIENCE))
+        return 0;
+    pthread_mutex_lock(&rest.lock);
+    atomic_fetch_add(&counter->sleepers, 1);
+    while (atomic_load(&counter->count) < least)
+        pthread_cond_wait(&rest.counted, &rest.lock);
+    atomic_fetch_sub(&counter->sleepers, 1);
+    pthread_mutex_unlock(&rest.lock);
+    return 1;
+}
+
+/* Sequentially consistent, as above: either who goes to sleep sees the new count, or who counts sees the sleeper. */
+static void add(counter *counter, long more)
+{
+    atomic_fetch_add(&counter->count, more);
+    if (atomic_load(&counter->sleepers)) {
+        pthread_mutex_lock(&rest.lock);
+        pthread_cond_broadcast(&rest.counted);
+        pthread_mutex_unlock(&rest.lock);
+    }
+}
+
+long multirnn_take(agenda *agenda, long end)
+{
+    long item = atomic_load_explicit(&agenda->taken, memory_order_relaxed);
+    while (item < end)
+        if (atomic_compare_exchange_weak_explicit(&agenda->taken, &item, item + 1, memory_order_relaxed, memory_order_relaxed))
+            return item;
+    return -1;
+}
+
+void multirnn_done(agenda *agenda) { add(&agenda->done, 1); }
+
+void multirnn_wait(agenda *agenda, long end) { wait_until(&agenda->done, end); }
+
+int multirnn_crew(crew *crew, int rank, int members)
+{
+    if (members == 1)
+        return 1;
+    if (rank == 0) {
+        long there = members - atomic_load_explicit(&team.seats, memory_order_relaxed);
+        add(&crew->members, now() - team.let_down < MISTRUST ? 1 : there);
+    } else
+        wait_until(&crew->members, 1);
+    return (int)atomic_load_explicit(&crew->members.count, memory_order_relaxed);
+}
+
+int multirnn_meet(crew *crew, int rank, int members, long step)
+{
+    if (members == 1)
+        return 1;
+    long meeting = atomic_load_explicit(&crew->meetings.count, memory_order_relaxed) + 1;
+    int waited = 0;
+    if (atomic_fetch_add_explicit(&crew->arrived, 1, memory_order_acq_rel) == members - 1) {
+        atomic_store_explicit(&crew->arrived, 0, memory_order_relaxed);
+        add(&crew->meetings, 1);
+    } else
+        waited = wait_until(&crew->meetings, meeting);
+    /* Not from the next step on: only at its end everybody has heard of it. */
+    if (waited && rank == 0 && step >= 0 && !atomic_load_explicit(&crew->until, memory_order_relaxed)) {
+        atomic_store_explicit(&crew->until, step + 2, memory_order_relaxed);
+        team.let_down = now();
+    }
+    long until = atomic_load_explicit(&crew->until, memory_order_relaxed);
+    return until && step + 1 >= until ? 1 : members;
+}
 
 static struct {
     pthread_mutex_t lock;
@@ -70,52 +145,41 @@ static void begin_again(void)
     pthread_mutex_init(&team.in_use, NULL);
     pthread_mutex_init(&team.lock, NULL);
     pthread_cond_init(&team.woken, NULL);
+    pthread_mutex_init(&rest.lock, NULL);
+    pthread_cond_init(&rest.counted, NULL);
     pthread_mutex_init(&memory.lock, NULL);
     team.workers = team.asleep = 0;
-    team.end = (meeting){0};
+    atomic_store(&team.seats, 0);
+    atomic_store(&team.gone.sleepers, 0);
 }
 
 __attribute__((constructor)) static void prepare(void) { pthread_atfork(NULL, NULL, begin_again); }
 
-static int64_t now(void)
+static void wait_for_call(void)
 {
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return time.tv_sec * INT64_C(1000000000) + time.tv_nsec;
-}
-
-static void wait_for_call(int seen)
-{
-    int64_t start = now();
-    do
-        for (int i = 0; i < 64; i++) {
-            if (atomic_load_explicit(&team.call, memory_order_acquire) != seen)
-                return;
-            PAUSE();
-        }
-    while (now() - start < IDLE_NANOSECONDS);
+    if (watch(&team.seats, 1, IDLE))
+        return;
     pthread_mutex_lock(&team.lock);
     team.asleep++;
-    while (atomic_load_explicit(&team.call, memory_order_acquire) == seen)
+    while (atomic_load_explicit(&team.seats, memory_order_relaxed) <= 0)
         pthread_cond_wait(&team.woken, &team.lock);
     team.asleep--;
     pthread_mutex_unlock(&team.lock);
 }
 
-struct birth {
-    int rank, seen;
-};
-
-static void *worker(void *argument)
+static void *worker(void *unused)
 {
-    struct birth birth = *(struct birth *)argument;
-    free(argument);
-    for (int seen = birth.seen;; seen++) {
-        wait_for_call(seen);
-        if (birth.rank < team.members)
-            team.work(team.argument, birth.rank, team.members);
-        /* Every worker comes, so that none still reads of a call when the next one is written. */
-        multirnn_meet(&team.end, team.workers + 1);
+    (void)unused;
+    for (;;) {
+        wait_for_call();
+        long seats = atomic_load_explicit(&team.seats, memory_order_relaxed);
+        while (seats > 0 && !atomic_compare_exchange_weak_explicit(&team.seats, &seats, seats - 1, memory_order_acquire,
+                                                                   memory_order_relaxed))
+            ;
+        if (seats > 0) {
+            team.work(team.argument, team.members - (int)seats, team.members);
+            add(&team.gone, 1);
+        }
     }
     return NULL;
 }
@@ -123,20 +187,11 @@ static void *worker(void *argument)
 static void hire(int workers)
 {
     pthread_attr_t attributes;
+    pthread_t thread;
     pthread_attr_init(&attributes);
     pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-    while (team.workers < workers) {
-        struct birth *birth = malloc(sizeof *birth);
-        pthread_t thread;
-        if (!birth)
-            break;
-        *birth = (struct birth){team.workers + 1, atomic_load(&team.call)};
-        if (pthread_create(&thread, &attributes, worker, birth)) {
-            free(birth);
-            break;
-        }
+    while (team.workers < workers && !pthread_create(&thread, &attributes, worker, NULL))
         team.workers++;
-    }
     pthread_attr_destroy(&attributes);
 }
 
@@ -153,13 +208,15 @@ void multirnn_team(team_work *work, void *argument, int members)
     team.work = work;
     team.argument = argument;
     team.members = members;
+    atomic_store_explicit(&team.gone.count, 0, memory_order_relaxed);
     pthread_mutex_lock(&team.lock);
-    atomic_fetch_add_explicit(&team.call, 1, memory_order_release);
+    atomic_store_explicit(&team.seats, members - 1, memory_order_release);
     if (team.asleep)
         pthread_cond_broadcast(&team.woken);
     pthread_mutex_unlock(&team.lock);
     work(argument, 0, members);
-    multirnn_meet(&team.end, team.workers + 1);
+    long empty = atomic_exchange_explicit(&team.seats, 0, memory_order_relaxed);
+    wait_until(&team.gone, members - 1 - empty);
     pthread_mutex_unlock(&team.in_use);
 }
 
