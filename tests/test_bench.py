@@ -1,6 +1,7 @@
 """The harness of the benchmarks: tables, verification, processes, rounds, files of results and the command."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -398,7 +399,7 @@ class Sitting:
 
 def entrants(counts: Sequence[int], asked: list[str], **options: Any) -> list[rounds.Entrant]:
     return [
-        rounds.Entrant(Sitting(str(place), asked, **options), rounds.Plan(count, 1, 0.0))  # type: ignore[arg-type]
+        rounds.Entrant(Sitting(str(place), asked, **options), rounds.Plan(count, 1))  # type: ignore[arg-type]
         for place, count in enumerate(counts)
     ]
 
@@ -448,12 +449,31 @@ def test_a_round_in_which_time_was_stolen_is_run_again() -> None:
 def test_a_plan_fits_into_the_time_there_is() -> None:
     for seconds in (1e-5, 1e-3, 0.1, 3.0):
         roomy, tight = rounds.plan(seconds, 10.0), rounds.plan(seconds, 0.0)
-        assert 3 == tight.rounds <= roomy.rounds <= 11
+        assert 5 == tight.rounds <= roomy.rounds <= 11
         assert roomy.repetitions * seconds >= 0.04
         assert tight.repetitions <= max(1, round(0.01 / seconds))
-        if roomy.rounds > 3:
-            assert roomy.rounds * (roomy.settle + roomy.repetitions * seconds) <= 10
+        if roomy.rounds > 5:
+            assert roomy.rounds * roomy.repetitions * seconds <= 10
     assert rounds.plan(1e-5, 10.0).rounds == 11
+
+
+def test_what_short_calls_leave_of_their_share_is_for_long_ones() -> None:
+    calls = [(0.2, False), (1e-5, True), (1e-4, False)]
+    assert [one.rounds for one in rounds.plans(calls, 3.5)] == [7, 11, 11]
+    assert [one.rounds for one in rounds.plans(calls, float("inf"))] == [11, 11, 11]
+    # Late, a long call is timed less often, and a short one never less than five times.
+    assert [one.rounds for one in rounds.plans(calls, 0.0)] == [3, 5, 5]
+
+
+def test_processes_with_one_number_of_threads_are_timed_after_each_other() -> None:
+    asked: list[str] = []
+    taking_part = entrants([9] * 6, asked)
+    for place, entrant in enumerate(taking_part):
+        entrant.threads = 1 + place // 3
+    rounds.interleave(taking_part, stolen=lambda: None)
+    orders = ["".join(asked[first : first + 6]) for first in range(0, len(asked), 6)]
+    assert all(set(order[:3]) in (set("012"), set("345")) for order in orders)
+    assert {order[0] in "012" for order in orders} == {True, False}
 
 
 def test_unstable_is_told_by_the_quartiles() -> None:
@@ -609,7 +629,7 @@ def test_a_row_describes_itself(tmp_path: Path) -> None:
     assert row["parameters"] == SMALL.spec.parameter_count
     assert row["flops"] == limits.flops(SMALL, "inference")
     assert row["bytes"] == limits.bytes_moved(SMALL, "inference")
-    assert len(row["rounds"]) == len(row["round_numbers"]) == 3
+    assert len(row["rounds"]) == len(row["round_numbers"]) == 5
     assert row["low"] <= row["median"] <= row["high"]
     assert row["boundary_median"] == row["median"]
     assert row["share"] == pytest.approx(row["limit_s"] / row["median"])
@@ -632,6 +652,15 @@ def test_who_was_too_slow_is_not_tried_on_more_of_the_same(tmp_path: Path) -> No
         "longer": "not tried, since small was too much for it",
         "other": "no answer within 0.3 s",
     }
+
+
+def test_what_no_machine_like_this_can_do_in_time_is_not_tried(tmp_path: Path) -> None:
+    large = Problem("large", "gru", 64, 1500, 2816, 2816)  # 92 s by `LIMITS`
+    table = Table("own", (Entry(large, ("inference",)), Entry(SMALL, ("inference",))), (1,), seconds=0, cap=3)
+    rows, _ = run_table(table, ("right",), tmp_path / "r.jsonl")
+    assert rows["large", "right"]["status"] == "slow"
+    assert re.search(r"a call needs [\d.]+ s at best, too much", rows["large", "right"]["reason"])
+    assert rows["small", "right"]["status"] == "timed"
 
 
 def test_resume_runs_what_is_missing_and_what_was_killed(tmp_path: Path) -> None:

@@ -127,7 +127,9 @@ def _layers(weights: mr.Weights) -> Any:
     def layer(k: int, direction: str) -> Any:
         arrays = folded.at(k, direction)
         W, U = (arrays[name].reshape(-1, arrays[name].shape[-1]).T for name in ("weight_ih", "weight_hh"))
-        cell = kinds[spec.cell](W.shape[0], spec.hidden_size, rngs=nnx.Rngs(0))
+        zeros = nnx.initializers.zeros_init()  # an orthogonal one takes a second to draw, and is overwritten
+        drawn = {"kernel_init": zeros, "recurrent_kernel_init": zeros}
+        cell = kinds[spec.cell](W.shape[0], spec.hidden_size, rngs=nnx.Rngs(0), **drawn)
         cell.dense_i.kernel[...] = jnp.asarray(W)
         cell.dense_h.kernel[...] = jnp.asarray(U)
         if spec.bias != "none":

@@ -301,7 +301,8 @@ def where_time_goes(view: View, palette: Palette, calls: int = 100) -> Markup:
     names = (*PARTS[:3], f"{calls:,} calls")
     key = [join(tag("i", class_=f"box part{place}"), f" {name} ") for place, name in enumerate(names)]
     ticks = [
-        (f"{100 * part:.0f}%", quantities.seconds(longest * part) if part else "0") for part in (0, 0.25, 0.5, 0.75, 1)
+        (f"{100 * value / longest:.2f}%", quantities.seconds(value) if value else "0")
+        for value in _round_ticks(longest)
     ]
     return join(
         tag("p", *key, class_="key"),
@@ -310,6 +311,13 @@ def where_time_goes(view: View, palette: Palette, calls: int = 100) -> Markup:
 
 
 PARTS = ("import", "prepare", "first call", "calls")
+
+
+def _round_ticks(longest: float) -> list[float]:
+    """From 0 in steps of 1, 2 or 5 of a power of ten, at most five of them."""
+    power = 10.0 ** math.floor(math.log10(longest))
+    step = next(part * power for part in (0.2, 0.5, 1, 2) if longest < 5.5 * part * power)
+    return [step * place for place in range(int(longest / step) + 1)]
 
 
 def _middle(values: list[float]) -> float:
@@ -323,7 +331,10 @@ LEFT, RIGHT, TOP, BOTTOM = 52, 12, 10, 38
 
 
 def times(view: View, palette: Palette, ids: Mapping[int, int]) -> Markup:
-    """Time over the work in a call, both logarithmic, a panel a cell, a line a contender, and the limit below them all."""
+    """Time over the work in a call, both logarithmic, a panel a cell: a mark a contender, and the limit below them all.
+
+    Two lines, through the best of ours and the best peer; one for each of twenty contenders would hide all of them.
+    """
     timed = [row for row in view.rows if row["status"] == "timed" and row.get("flops")]
     cells = dict.fromkeys(row["problem"]["cell"] for row in timed)
     panels = [_panel(cell, [row for row in timed if row["problem"]["cell"] == cell], palette, ids) for cell in cells]
@@ -357,15 +368,26 @@ def _panel(cell: str, rows: Sequence[Row], palette: Palette, ids: Mapping[int, i
             tag("polygon", points=f"{floor[0][0]},{bottom} {outline} {floor[-1][0]},{bottom}", class_="floor"),
             tag("polyline", points=outline, class_="floor-line"),
         ]
-    lines, marks = [], []
-    for name in palette.numbers:
-        own = sorted((row for row in rows if label(row) == name), key=lambda row: (row["flops"], row["median"]))
-        places = [(across.at(row["flops"]), up.at(row["median"])) for row in own]
+    best: dict[tuple[str, str], Row] = {}
+    for row in sorted(rows, key=lambda row: row["median"], reverse=True):
+        best[row["contender"]["kind"], row["problem"]["name"]] = row
+    lines = []
+    for kind in ("peer", "ours"):
+        own = sorted((row for (of, _), row in best.items() if of == kind), key=lambda row: row["flops"])
+        points = " ".join(f"{across.at(row['flops'])},{up.at(row['median'])}" for row in own)
         if len(own) > 1:
-            lines.append(
-                tag("polyline", points=" ".join(f"{x},{y}" for x, y in places), class_=f"path {palette.classes(name)}")
-            )
-        marks += [palette.mark(name, x=x, y=y, data_row=ids[id(row)]) for row, (x, y) in zip(own, places, strict=True)]
+            lines.append(tag("polyline", points=points, class_=f"path {kind}"))
+    leading = {id(row) for row in best.values()}
+    marks = [
+        palette.mark(
+            label(row),
+            x=across.at(row["flops"]),
+            y=up.at(row["median"]),
+            data_row=ids[id(row)],
+            **({} if id(row) in leading else {"opacity": 0.3}),
+        )
+        for row in sorted(rows, key=lambda row: id(row) in leading)
+    ]
     picture = tag(
         "svg",
         tag("g", *drawn, class_="grid"), *limit, *lines, *marks, tag("g", *texts, class_="ticks"),

@@ -257,7 +257,7 @@ def _standard() -> Table:
     entries += [Entry(_both_ways(cell), ("inference",)) for cell in SHORT]
     entries += [Entry(_ragged("lstm"), ("inference",)), Entry(_ragged("gru"), ("inference", "gradients"))]
     entries += [Entry(_shape(cell, 1, 1, 256, 256), ("streaming",)) for cell in SHORT]
-    return Table("standard", tuple(entries), seconds=18 * 60, cap=20, boundary=("inference", "streaming"))
+    return Table("standard", tuple(entries), seconds=16 * 60, cap=45, boundary=("inference", "streaming"))
 
 
 def _deepbench() -> Table:
@@ -282,7 +282,7 @@ def _deepbench() -> Table:
             )
             modes = ("inference", "gradients") if row["set"] == "training" else ("inference",)
             entries.append(Entry(problem, modes))
-    return Table("deepbench", tuple(entries), cap=600)
+    return Table("deepbench", tuple(entries), cap=120)
 
 
 TABLES: Mapping[str, Callable[[], Table]] = MappingProxyType(

@@ -93,14 +93,22 @@ class Process:
         Raises:
             Lost: there will be none; the process has ended.
         """
+        self.send(message)
+        return self.answer(cap)
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        """Send a message, to which `answer` is the answer.
+
+        Raises:
+            Lost: there will be none; the process has ended.
+        """
         try:
             os.write(self._writing, json.dumps(message).encode() + b"\n")
         except BrokenPipeError:
             raise self._lost() from None
-        return self.answer(cap)
 
     def answer(self, cap: float) -> dict[str, Any]:
-        """The next answer; the first tells that it has started, what it runs on, and how long its imports took.
+        """The answer to what was sent; the first tells that it has started, what it runs on, and how long its imports took.
 
         Raises:
             Lost: there will be none; the process has ended.

@@ -135,7 +135,8 @@ def _view(view: View, palette: Palette, ids: Mapping[int, int]) -> Markup:
         ),
         _card(
             "Time over size",
-            "A call's time over its work, both logarithmic. The grey floor is the machine's limit.",
+            "A call's time over its work, both logarithmic. The green line joins the best of ours, the grey one the best peers; "
+            "who is behind them is pale. The grey floor is the machine's limit.",
             charts.times(view, palette, ids),
         ),
         _card(

@@ -1,9 +1,12 @@
 """Interleaved rounds: in each, every contender is timed once, in a shuffled order, so that drift hits all alike.
 
+Those with one number of threads are timed after each other, since a process with several leaves them spinning.
+
 How long a block of calls lasts and how many rounds there are is planned from the time that there is. A round in which
 the host gave too much of the cores to others is run again.
 """
 
+import math
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -12,12 +15,15 @@ from dataclasses import dataclass, field
 from multirnn.bench.machine import steal
 from multirnn.bench.process import Lost, Process
 
-__all__ = ["ALLOWANCE", "SETTLING", "SETTLING_ALONE", "Entrant", "Plan", "interleave", "plan", "unstable"]
+__all__ = ["ALLOWANCE", "Entrant", "Plan", "interleave", "plan", "plans", "unstable"]
 
-ROUNDS = (3, 11)
+ROUNDS = (5, 11)
+HURRIED = 3  # rounds of a long call where there is no time left; each is the mean of what takes more than ten blocks
+LONG = 0.1  # seconds of a call
 BLOCK = (0.01, 0.05)  # seconds; the clock costs 0.1 µs, and a block of 10 ms differs from one of 50 by 1 %
+BOUNDARIES = 3
 SETTLING = 0.02  # seconds; GNU OpenMP's threads spin for 300 000 pauses, 17 ms, before they sleep
-SETTLING_ALONE = 0.005  # where no process has a second thread, only caches and the clock of the core have to settle
+SETTLING_ALONE = 0.005  # after a process without a second thread, only caches and the clock of the core have to settle
 ALLOWANCE = 5.0  # seconds of one contender on one problem, where nothing limits the run
 STEAL = 0.01
 AGAIN = 0.5  # of the rounds may be run again
@@ -30,25 +36,48 @@ class Plan:
 
     rounds: int
     repetitions: int
-    settle: float
 
 
-def plan(seconds: float, allowance: float = ALLOWANCE, *, boundary: bool = False, settle: float = SETTLING) -> Plan:
+def plan(seconds: float, allowance: float = ALLOWANCE, *, boundary: bool = False, fewest: int = ROUNDS[0]) -> Plan:
     """The plan for a contender.
 
     Args:
         seconds: of one call of it, about.
-        allowance: how many it may take in all; the least number of rounds is run even so.
-        boundary: whether the call from NumPy to NumPy is timed too, in the least number of rounds.
-        settle: how many are spent before each block.
+        allowance: how many it may take in all; the fewest rounds are run even so.
+        boundary: whether the call from NumPy to NumPy is timed too, in the first `BOUNDARIES` rounds.
+        fewest: rounds.
     """
-    fewest, most = ROUNDS
+    more = BOUNDARIES if boundary else 0
     shortest, longest = BLOCK
-    more = fewest if boundary else 0
-    block = min(max(allowance / (7 + more) - settle, shortest), longest)
+    block = min(max(allowance / (7 + more) - SETTLING, shortest), longest)
     repetitions = max(1, round(block / seconds))
-    fit = int(allowance / (settle + repetitions * seconds)) - more
-    return Plan(min(max(fit, fewest), most), repetitions, settle)
+    fit = int(allowance / (SETTLING + repetitions * seconds)) - more
+    return Plan(min(max(fit, fewest), ROUNDS[1]), repetitions)
+
+
+def plans(calls: Sequence[tuple[float, bool]], budget: float) -> list[Plan]:
+    """The plans of all that are timed together: what a short call leaves of its share is for the longer ones.
+
+    Args:
+        calls: of each contender the seconds of one call, and whether the call from NumPy to NumPy is timed too.
+        budget: seconds of all rounds of all of them. Where the fewest rounds of all do not fit, the long calls get
+            `HURRIED` rounds, and no plan gets less.
+    """
+    made: dict[int, Plan] = {}
+    budget = min(budget, ALLOWANCE * len(calls))
+    late = sum(_cost(plan(seconds, 0.0, boundary=more), seconds, more) for seconds, more in calls) > budget
+    for place in sorted(range(len(calls)), key=lambda place: calls[place]):
+        seconds, more = calls[place]
+        allowance = max(budget, 0.0) / (len(calls) - len(made))
+        fewest = HURRIED if late and seconds > LONG else ROUNDS[0]
+        made[place] = plan(seconds, allowance, boundary=more, fewest=fewest)
+        budget -= _cost(made[place], seconds, more)
+    return [made[place] for place in range(len(calls))]
+
+
+def _cost(planned: Plan, seconds: float, boundary: bool) -> float:
+    """The seconds that a plan takes."""
+    return (planned.rounds + BOUNDARIES * boundary) * (SETTLING + planned.repetitions * seconds)
 
 
 @dataclass
@@ -58,6 +87,7 @@ class Entrant:
     Attributes:
         process: where it waits.
         plan: how it is timed.
+        threads: of the process.
         boundary: whether the call from NumPy to NumPy is timed too.
         cap: seconds that one answer may take.
         rounds: seconds of a call, one a round that it was in.
@@ -68,6 +98,7 @@ class Entrant:
 
     process: Process
     plan: Plan
+    threads: int = 1
     boundary: bool = False
     cap: float = 60.0
     rounds: list[float] = field(default_factory=list)
@@ -79,13 +110,13 @@ class Entrant:
         """Whether it is in this round: its own are spread evenly over all."""
         return (number + 1) * self.plan.rounds // of > number * self.plan.rounds // of
 
-    def run(self, number: int) -> None:
-        """Time one block, and one from NumPy to NumPy in the first rounds."""
-        common = {"do": "time", "repetitions": self.plan.repetitions, "settle": self.plan.settle}
+    def run(self, number: int, settle: float) -> None:
+        """Time one block after so many seconds of settling, and one from NumPy to NumPy in the first rounds."""
+        common = {"do": "time", "repetitions": self.plan.repetitions}
         try:
-            answer = self.process.ask({**common, "what": "call"}, self.cap)
-            if self.boundary and len(self.boundaries) < ROUNDS[0] and answer["status"] == "timed":
-                through = self.process.ask({**common, "what": "boundary"}, self.cap)
+            answer = self.process.ask({**common, "what": "call", "settle": settle}, self.cap)
+            if self.boundary and len(self.boundaries) < BOUNDARIES and answer["status"] == "timed":
+                through = self.process.ask({**common, "what": "boundary", "settle": SETTLING_ALONE}, self.cap)
                 if through["status"] != "timed":
                     answer = through
                 else:
@@ -107,7 +138,11 @@ class Entrant:
 
 
 def interleave(
-    entrants: Sequence[Entrant], seed: int = 0, stolen: Callable[[], float | None] = steal, cores: int = 1
+    entrants: Sequence[Entrant],
+    seed: int = 0,
+    stolen: Callable[[], float | None] = steal,
+    cores: int = 1,
+    until: float = math.inf,
 ) -> tuple[float | None, int]:
     """Run all rounds; fills the entrants.
 
@@ -116,6 +151,7 @@ def interleave(
         seed: of the order in each round.
         stolen: seconds that the host has given to others until now; None if not told.
         cores: among which they are counted.
+        until: when by `time.monotonic` no round is run again any more.
 
     Returns:
         the share of the cores' time that was stolen in the rounds that count, None if not told; and how many rounds were
@@ -124,18 +160,21 @@ def interleave(
     rng = random.Random(seed)  # noqa: S311  # an order, no secret
     total = max((entrant.plan.rounds for entrant in entrants), default=0)
     again, taken, spent = 0, 0.0, 0.0
-    number = 0
+    number = last = 0
     told = stolen() is not None
     while number < total:
         order = [entrant for entrant in entrants if entrant.lost is None and entrant.takes_part(number, total)]
+        turns = {entrant.threads: rng.random() for entrant in entrants}
         rng.shuffle(order)
+        order.sort(key=lambda entrant: turns[entrant.threads])
         before, start = stolen(), time.monotonic()
         for entrant in order:
-            entrant.run(number)
+            entrant.run(number, SETTLING if last > 1 else SETTLING_ALONE)
+            last = entrant.threads
         lasted = (time.monotonic() - start) * cores
         lost = (stolen() or 0.0) - (before or 0.0)
         # The kernel counts in hundredths of a second: one of them says nothing about a short round.
-        if lost > max(STEAL * lasted, 0.015) and again < AGAIN * total:
+        if lost > max(STEAL * lasted, 0.015) and again < AGAIN * total and time.monotonic() < until:
             again += 1
             for entrant in order:
                 entrant.forget(number)

@@ -1,17 +1,20 @@
 """A run: every problem of a table, in every mode, by every contender with each number of threads.
 
-The processes of all contenders stay alive from problem to problem; one that dies is started again for the next. What is
+The processes of all contenders stay alive from problem to problem; one that dies is started again for the next. A
+contender gets ready with every number of threads at once, while nothing is timed; then all are timed in turns. What is
 measured together is written together when its rounds are over, and anything else that becomes of a contender at once.
 """
 
+import itertools
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from multirnn.bench import inputs, verify
@@ -21,13 +24,16 @@ from multirnn.bench.limits import Limits, bytes_moved, flops
 from multirnn.bench.problems import Problem, Table
 from multirnn.bench.process import Lost, Process
 from multirnn.bench.results import DONE, Writer, key
-from multirnn.bench.rounds import ALLOWANCE, SETTLING, SETTLING_ALONE, Entrant, interleave, plan, unstable
+from multirnn.bench.rounds import Entrant, interleave, plans, unstable
 from multirnn.bench.statistics import quartiles
 
 __all__ = ["Progress", "Run", "settings"]
 
 START_CAP = 120.0  # seconds that imports may take; TensorFlow's take 5, from a cold disk 30
 USABLE_MEMORY = 0.6  # of what is free; the rest is for what a framework needs beside
+TRIED = 6  # calls at best that the cap has to leave room for: two to get ready, of a contender three times as slow
+BOUNDED = 0.05  # seconds that a call needs at best: no call from NumPy to NumPy is told from it
+WEIGHT = 30  # a call that needs a second at best is 30 times in a run's time what getting all contenders ready is
 OVERHEAD = 3  # arrays that a contender holds for one that a problem has: NumPy's, its own, its output
 
 
@@ -78,29 +84,34 @@ class _Seat:
     source: Source
     threads: int
     process: Process | None = None
+    up: bool = False
     hello: dict[str, Any] = field(default_factory=dict)
     lost: Lost | None = None  # at the start: it is not tried again
     slow: list[tuple[str, Problem]] = field(default_factory=list)
 
-    def start(self) -> None:
-        """Start the process unless it runs.
+    def launch(self) -> None:
+        """Begin to start the process unless it runs; `start` waits until it is up."""
+        if self.lost is None and self.process is None:
+            self.process, self.up = Process(self.source, self.threads), False
+
+    def start(self) -> Process:
+        """The process, started unless it runs.
 
         Raises:
             Lost: it did not come up, now or before.
         """
+        self.launch()
         if self.lost is not None:
             raise self.lost
-        if self.process is None:
-            process = Process(self.source, self.threads)
+        assert self.process is not None
+        if not self.up:
             try:
-                self.hello = process.answer(START_CAP)
+                self.hello, self.up = self.process.answer(START_CAP), True
             except Lost as lost:
+                self.process = None
                 self.lost = Lost(lost.status, f"could not start: {lost.reason}")
                 raise self.lost from None
-            except BaseException:
-                process.end()
-                raise
-            self.process = process
+        return self.process
 
     def end(self) -> None:
         """End the process; it is started again when it is needed."""
@@ -146,7 +157,8 @@ class Run:
     ) -> None:
         self.table, self.writer, self.limits, self.seed, self._tell = table, writer, limits, seed, tell
         self.missing: dict[str, str] = {}
-        self._seats = [_Seat(source, n) for n in threads for source in sources]
+        self._fewest = min(threads)
+        self._seats = [_Seat(source, n) for source in sources for n in threads]
         self._tasks = [(entry.problem, mode) for entry in table.entries for mode in entry.modes]
         self._done = {key(row) for row in writer.rows if row["status"] in DONE}
         for row in writer.rows:
@@ -164,10 +176,9 @@ class Run:
     def __call__(self) -> None:
         """Start the contenders and run every problem that is not done."""
         self._start()
-        left = sum(_weight(problem, mode) for problem, mode in self._tasks)
-        for problem, mode in self._tasks:
-            share = (self._until - time.monotonic()) * _weight(problem, mode) / left
-            left -= _weight(problem, mode)
+        weights = [1 + WEIGHT * self._limit(problem, mode) for problem, mode in self._tasks]
+        for place, (problem, mode) in enumerate(self._tasks):
+            share = (self._until - time.monotonic()) * weights[place] / sum(weights[place:])
             todo = [
                 seat for seat in self._seats if (problem.name, mode, seat.threads, seat.source.name) not in self._done
             ]
@@ -180,20 +191,25 @@ class Run:
     def _start(self) -> None:
         """Start every process once, so that what is not there is left out of the count."""
         absent: set[str] = set()
-        for seat in self._seats:
-            if seat.source.name in absent | set(self.missing):
-                continue
-            self._say(f"loading {seat.source.name}")
-            with suppress(Lost):  # it becomes a row of every problem
-                seat.start()
-            if seat.hello.get("status") == "absent":
-                absent.add(seat.source.name)
-            if seat.hello.get("status") == "missing":
-                self.missing[seat.source.name] = seat.hello["reason"]
+        for name, group in _by_contender(self._seats):
+            self._say(f"loading {name}")
+            for seat in group:
+                seat.launch()
+            for seat in group:
+                with suppress(Lost):  # it becomes a row of every problem
+                    seat.start()
+                if seat.hello.get("status") == "absent":
+                    absent.add(name)
+                if seat.hello.get("status") == "missing":
+                    self.missing[name] = seat.hello["reason"]
         for seat in self._seats:
             if seat.source.name in absent | set(self.missing):
                 seat.end()
         self._seats = [seat for seat in self._seats if seat.source.name not in absent | set(self.missing)]
+
+    def _limit(self, problem: Problem, mode: str) -> float:
+        """Seconds that a call needs at best, with the fewest threads."""
+        return self.limits.seconds(problem, mode, self._fewest)
 
     def _remember_slow(self, name: str, mode: str, problem: Problem) -> None:
         for seat in self._seats:
@@ -204,7 +220,12 @@ class Run:
 
     def _race(self, task: _Task, seats: Sequence[_Seat], share: float) -> None:
         """Prepare and verify each, then time all of them in turns."""
-        start = time.monotonic()
+        start, limit = time.monotonic(), self._limit(task.problem, task.mode)
+        if TRIED * limit > self.table.cap:
+            reason = f"a call needs {limit:.3g} s at best, too much where all is given up after {self.table.cap:.3g} s"
+            for seat in seats:
+                self._write(task, seat, {"status": "slow", "reason": reason})
+            return
         work = inputs.draw(task.problem, task.mode, self.seed)
         needed, free = verify.memory_of_reference(work), _free_memory()
         if needed > USABLE_MEMORY * free:
@@ -216,47 +237,68 @@ class Run:
         inputs.save(work, task.folder / "inputs")
         inputs.save_arrays(verify.expected(work), task.folder / "reference")
         del work
-        ready = []
-        for seat in seats:
-            self._say(f"{task.title}: {seat.source.name}")
-            if answer := self._prepared(task, seat):
-                ready.append((seat, answer))
+        ready: list[tuple[_Seat, dict[str, Any]]] = []
+        for name, group in _by_contender(seats):
+            self._say(f"{task.title}: {name}")
+            ready += self._prepared(task, group, limit)
+        if limit < BOUNDED:  # or one call, the first, tells enough
+            ready = [(seat, answer) for seat, answer in ready if self._estimated(task, seat, answer)]
         if not ready:
             return
-        spent = time.monotonic() - start
-        allowance = ALLOWANCE if math.isinf(share) else max(share - spent, 0) / len(ready)
-        settle = SETTLING if any(seat.threads > 1 for seat, _ in ready) else SETTLING_ALONE
+        calls = [(answer["seconds"], answer["boundary"] == "other") for _, answer in ready]
+        planned = plans(calls, share - (time.monotonic() - start))
         entrants = []
-        for seat, answer in ready:
-            assert seat.process is not None
-            other = answer["boundary"] == "other"
-            planned = plan(answer["seconds"], allowance, boundary=other, settle=settle)
-            entrants.append(Entrant(seat.process, planned, other, self.table.cap))
+        for (seat, _), (_, boundary), one in zip(ready, calls, planned, strict=True):
+            entrants.append(Entrant(seat.start(), one, seat.threads, boundary, self.table.cap))
         self._say(f"{task.title}: rounds")
         at = datetime.now(UTC).isoformat(timespec="seconds")
-        stolen, again = interleave(entrants, self.seed, cores=len(allowed_cores()))
+        stolen, again = interleave(entrants, self.seed, cores=len(allowed_cores()), until=start + share)
         for (seat, answer), entrant in zip(ready, entrants, strict=True):
             measured = {"steal": stolen, "rounds_again": again, "measured_at": at}
             self._write(task, seat, answer | measured | self._timed(task, seat, entrant, answer))
 
-    def _prepared(self, task: _Task, seat: _Seat) -> dict[str, Any] | None:
-        """The answer of a contender that is ready and right; of any other None, and its row is written."""
-        if smaller := seat.slower_before(task.problem, task.mode):
-            self._write(task, seat, {"status": "slow", "reason": f"not tried, since {smaller} was too much for it"})
-            return None
+    def _prepared(self, task: _Task, seats: Sequence[_Seat], limit: float) -> list[tuple[_Seat, dict[str, Any]]]:
+        """Those that are ready and right with their answers, all prepared at once; of any other the row is written."""
+        asked = []
+        for seat in seats:
+            if smaller := seat.slower_before(task.problem, task.mode):
+                reason = f"not tried, since {smaller} was too much for it"
+                self._write(task, seat, {"status": "slow", "reason": reason})
+                continue
+            boundary = task.mode in self.table.boundary and seat.threads == self._seats[0].threads and limit < BOUNDED
+            try:
+                seat.start().send(task.message(boundary))
+            except Lost as lost:
+                self._write(task, seat, self._gone(task, seat, lost))
+            else:
+                asked.append(seat)
+        return [(seat, answer) for seat in asked if (answer := self._answer(task, seat, "ready"))]
+
+    def _estimated(self, task: _Task, seat: _Seat, answer: dict[str, Any]) -> bool:
+        """Put into the answer how long a call takes now that nobody else computes; whether it could be told."""
+        assert seat.process is not None
         try:
-            seat.start()
-            assert seat.process is not None
-            boundary = task.mode in self.table.boundary and seat.threads == self._seats[0].threads
-            answer = seat.process.ask(task.message(boundary), self.table.cap)
+            seat.process.send({"do": "estimate"})
         except Lost as lost:
-            self._gone(task, seat, lost)
-            self._write(task, seat, {"status": lost.status, "reason": lost.reason})
-            return None
-        if answer["status"] == "ready":
+            self._write(task, seat, answer | self._gone(task, seat, lost))
+            return False
+        estimated = self._answer(task, seat, "estimated", answer)
+        answer["seconds"] = estimated.get("seconds")
+        return bool(estimated)
+
+    def _answer(
+        self, task: _Task, seat: _Seat, status: str, before: Mapping[str, Any] = MappingProxyType({})
+    ) -> dict[str, Any]:
+        """The answer to what was sent; empty if it has not this status, and then the row is written."""
+        assert seat.process is not None
+        try:
+            answer = seat.process.answer(self.table.cap)
+        except Lost as lost:
+            answer = self._gone(task, seat, lost)
+        if answer["status"] == status:
             return answer
-        self._write(task, seat, answer)
-        return None
+        self._write(task, seat, {**before, **answer})
+        return {}
 
     def _timed(self, task: _Task, seat: _Seat, entrant: Entrant, answer: dict[str, Any]) -> dict[str, Any]:
         """What the rounds and the end of a contender's turn tell."""
@@ -268,8 +310,7 @@ class Run:
             except Lost as late:
                 lost = late
         if lost is not None:
-            self._gone(task, seat, lost)
-            return {"status": lost.status, "reason": lost.reason}
+            return self._gone(task, seat, lost)
         low, median, high = quartiles(entrant.rounds)
         limit = self.limits.seconds(task.problem, task.mode, seat.threads)
         boundary = quartiles(entrant.boundaries)[1] if entrant.boundaries else None
@@ -290,11 +331,13 @@ class Run:
             "share": limit / median,
         }
 
-    def _gone(self, task: _Task, seat: _Seat, lost: Lost) -> None:
+    def _gone(self, task: _Task, seat: _Seat, lost: Lost) -> dict[str, Any]:
+        """What a row says of a contender whose process is no more, or which has failed in its rounds."""
         if seat.process is not None and not seat.process.alive:
             seat.end()
         if lost.status == "slow":
             self._remember_slow(seat.source.name, task.mode, task.problem)
+        return {"status": lost.status, "reason": lost.reason}
 
     def _write(self, task: _Task, seat: _Seat, found: dict[str, Any]) -> None:
         problem, source = task.problem, seat.source
@@ -333,9 +376,10 @@ MEASURED = (
 )
 
 
-def _weight(problem: Problem, mode: str) -> float:
-    """The part of a run's time that a problem gets: processes and tracing cost as much as 6 GFLOP."""
-    return 1 + flops(problem, mode) / 6e9
+def _by_contender(seats: Sequence[_Seat]) -> Iterator[tuple[str, list[_Seat]]]:
+    """Each contender's name and its seats, which follow one another."""
+    for name, group in itertools.groupby(seats, key=lambda seat: seat.source.name):
+        yield name, list(group)
 
 
 def _heats(seats: Sequence[_Seat], problem: Problem, mode: str) -> Iterator[Sequence[_Seat]]:

@@ -30,6 +30,7 @@ __all__ = ["main", "serve"]
 
 LONGEST = 300  # letters of a line of a reason
 ESTIMATE = 0.005  # seconds of calls from which the time of one is estimated
+LONG = 0.1  # seconds of a call beside which it does not matter that it finds its caches cold
 
 
 def main() -> None:
@@ -71,7 +72,8 @@ def serve(contender: Contender, threads: int, messages: Iterator[Mapping[str, An
 
     The messages: {"do": "prepare", "problem", "mode", "inputs", "reference", "boundary"}, where inputs and reference are
     folders of arrays, and boundary tells whether the call from NumPy to NumPy will be timed too;
-    {"do": "time", "what": "call" or "boundary", "repetitions", "settle"}; {"do": "finish"}.
+    {"do": "estimate"}, how long a call takes; {"do": "time", "what": "call" or "boundary", "repetitions", "settle"};
+    {"do": "finish"}.
     """
     seat = _Seat(contender, threads)
     for message in messages:
@@ -90,6 +92,7 @@ class _Seat:
         self.contender, self.threads = contender, threads
         self.prepared: Prepared | None = None
         self.memory: int | None = None
+        self.seconds = 0.0  # of a call, about
         self.settled = False
 
     def prepare(
@@ -141,26 +144,35 @@ class _Seat:
         """The time of the first call, with that of the first result: whichever traced and compiled is the longer."""
         assert self.prepared is not None
         call = self.prepared.call
-        first = _block(call, 1)
-        repetitions = 1
-        while (spent := _block(call, repetitions)) * repetitions < ESTIMATE:
-            repetitions *= 2
+        self.seconds = _block(call, 1)
         boundary = self.prepared.boundary
         if boundary is not None and boundary is not call:
             boundary()
         return {
-            "first_call_s": max(first, first_result),
-            "seconds": spent,
+            "first_call_s": max(self.seconds, first_result),
+            "seconds": self.seconds,
             "boundary": None if boundary is None else "same" if boundary is call else "other",
             "blas": blas_libraries(),
         }
+
+    def estimate(self) -> dict[str, Any]:
+        """The seconds of a call, now that it is traced and nobody else computes."""
+        assert self.prepared is not None
+        repetitions = 1
+        while (spent := _block(self.prepared.call, repetitions)) * repetitions < ESTIMATE:
+            repetitions *= 2
+        self.seconds = spent
+        return {"status": "estimated", "seconds": spent}
 
     def time(self, what: str, repetitions: int, settle: float) -> dict[str, Any]:
         """The seconds of one call, the mean over a block."""
         assert self.prepared is not None
         call = self.prepared.call if what == "call" else self.prepared.boundary
         assert call is not None
-        _settle(call, settle)
+        if self.seconds > LONG:
+            time.sleep(settle)
+        else:
+            _settle(call, settle)
         return {"status": "timed", "seconds": _block(call, repetitions)}
 
     def finish(self) -> dict[str, Any]:
