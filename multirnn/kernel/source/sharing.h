@@ -5,7 +5,12 @@
 #include "stack.h"
 
 #define SMALL 6e6           /* multiplications that take one core 0.1 ms: less than that is slower with another thread */
-#define UNPACKED_ROWS 12    /* steps of all rows: packing pays from 8 (hidden 64) to 17 (hidden 256) on */
+/* Steps of all rows up to which the weights are not worth packing, one for so many weights between two bounds. One thread, time
+   with packing over time without: 131 thousand weights, 8 rows 0.9, 13 rows 0.8; 393, 20 rows 1.1; 524, 32 rows 1.0-1.4; 1000 and
+   more, 32 rows 1.0-1.7. */
+#define UNPACKED_LEAST 8
+#define UNPACKED_MOST 32
+#define WEIGHTS_OF_A_ROW 16384
 #define OWN_CACHE (1 << 20) /* bytes of weights that one core keeps near */
 
 static sharing shared_out(const stack *k)
@@ -17,7 +22,8 @@ static sharing shared_out(const stack *k)
         multiplications += size * (double)k->valid;
         weights = size > weights ? size : weights;
     }
-    sharing alone = {1, 1, 0, k->valid <= UNPACKED_ROWS}, all = alone;
+    long unpacked = larger(smaller((long)(weights / WEIGHTS_OF_A_ROW), UNPACKED_MOST), UNPACKED_LEAST);
+    sharing alone = {1, 1, 0, k->valid <= unpacked}, all = alone;
     long threads = c->threads;
     if (threads <= 1 || multiplications < SMALL)
         return alone;
