@@ -12,6 +12,7 @@
 #define UNPACKED_MOST 32
 #define WEIGHTS_OF_A_ROW 16384
 #define OWN_CACHE (1 << 20) /* bytes of weights that one core keeps near */
+#define WAITING_ROWS 8      /* with fewer rows a step, weights from farther away are waited for */
 
 static sharing shared_out(const stack *k)
 {
@@ -24,6 +25,8 @@ static sharing shared_out(const stack *k)
     }
     long unpacked = larger(smaller((long)(weights / WEIGHTS_OF_A_ROW), UNPACKED_MOST), UNPACKED_LEAST);
     sharing alone = {1, 1, 0, k->valid <= unpacked}, all = alone;
+    if (weights * sizeof(real) > OWN_CACHE && c->batch < WAITING_ROWS)
+        multiplications *= (double)WAITING_ROWS / (double)larger(c->batch, 1);
     long threads = c->threads;
     if (threads <= 1 || multiplications < SMALL)
         return alone;

@@ -14,7 +14,7 @@
 #define PAUSE() ((void)0)
 #endif
 
-#define PATIENCE 100000   /* nanoseconds that somebody who is waited for may take; who wakes up takes 50000 */
+#define PATIENCE 100000   /* nanoseconds that somebody who is waited for may take longer; who wakes up takes 50000 */
 #define IDLE 50000        /* nanoseconds that a worker looks out for the next call before it goes to sleep */
 #define MISTRUST 10000000 /* nanoseconds without a crew after one kept its caller waiting: a few turns of a busy core */
 #define WORKERS 63
@@ -61,18 +61,17 @@ static int watch(_Atomic long *value, long least, int64_t nanoseconds)
 }
 
 /* Who is waited for may not be running at all: another process, or another pool of this one, has its core. To yield would
-   give this core away too, for some milliseconds; who slept gets it back at once. Returns whether it did. */
-static int wait_until(counter *counter, long least)
+   give this core away too, for some milliseconds; who slept gets it back at once. */
+static void wait_until(counter *counter, long least, int64_t patience)
 {
-    if (watch(&counter->count, least, PATIENCE))
-        return 0;
+    if (watch(&counter->count, least, patience))
+        return;
     pthread_mutex_lock(&rest.lock);
     atomic_fetch_add(&counter->sleepers, 1);
     while (atomic_load(&counter->count) < least)
         pthread_cond_wait(&rest.counted, &rest.lock);
     atomic_fetch_sub(&counter->sleepers, 1);
     pthread_mutex_unlock(&rest.lock);
-    return 1;
 }
 
 /* Sequentially consistent, as above: either who goes to sleep sees the new count, or who counts sees the sleeper. */
@@ -97,17 +96,35 @@ long multirnn_take(agenda *agenda, long end)
 
 void multirnn_done(agenda *agenda) { add(&agenda->done, 1); }
 
-void multirnn_wait(agenda *agenda, long end) { wait_until(&agenda->done, end); }
+void multirnn_wait(agenda *agenda, long end) { wait_until(&agenda->done, end, PATIENCE); }
+
+/* How many of the team have come; who was woken for this call has a moment to do so. */
+static long present(int members)
+{
+    int64_t start = now();
+    long seats;
+    while ((seats = atomic_load_explicit(&team.seats, memory_order_relaxed)) > 0 && now() - start < PATIENCE) PAUSE();
+    return members - seats;
+}
+
+/* What a caller puts up with from its crew: so many nanoseconds, and an eighth of the time since they began. */
+#define LOSS 1000000
+
+static _Thread_local struct {
+    int64_t began, met; /* the pass, and the work since the last meeting */
+    int64_t lost;       /* waiting for longer than that work took */
+} spent;
 
 int multirnn_crew(crew *crew, int rank, int members)
 {
     if (members == 1)
         return 1;
-    if (rank == 0) {
-        long there = members - atomic_load_explicit(&team.seats, memory_order_relaxed);
-        add(&crew->members, now() - team.let_down < MISTRUST ? 1 : there);
-    } else
-        wait_until(&crew->members, 1);
+    if (rank == 0)
+        add(&crew->members, now() - team.let_down < MISTRUST ? 1 : present(members));
+    else
+        wait_until(&crew->members, 1, PATIENCE);
+    spent.began = spent.met = now();
+    spent.lost = 0;
     return (int)atomic_load_explicit(&crew->members.count, memory_order_relaxed);
 }
 
@@ -116,16 +133,20 @@ int multirnn_meet(crew *crew, int rank, int members, long step)
     if (members == 1)
         return 1;
     long meeting = atomic_load_explicit(&crew->meetings.count, memory_order_relaxed) + 1;
-    int waited = 0;
+    int64_t arrived = now(), worked = arrived - spent.met; /* the others have as much to do */
     if (atomic_fetch_add_explicit(&crew->arrived, 1, memory_order_acq_rel) == members - 1) {
         atomic_store_explicit(&crew->arrived, 0, memory_order_relaxed);
         add(&crew->meetings, 1);
     } else
-        waited = wait_until(&crew->meetings, meeting);
+        wait_until(&crew->meetings, meeting, worked + PATIENCE);
+    spent.met = now();
+    if (spent.met - arrived > worked)
+        spent.lost += spent.met - arrived - worked;
     /* Not from the next step on: only at its end everybody has heard of it. */
-    if (waited && rank == 0 && step >= 0 && !atomic_load_explicit(&crew->until, memory_order_relaxed)) {
+    if (rank == 0 && step >= 0 && spent.lost > LOSS + (spent.met - spent.began) / 8 &&
+        !atomic_load_explicit(&crew->until, memory_order_relaxed)) {
         atomic_store_explicit(&crew->until, step + 2, memory_order_relaxed);
-        team.let_down = now();
+        team.let_down = spent.met;
     }
     long until = atomic_load_explicit(&crew->until, memory_order_relaxed);
     return until && step + 1 >= until ? 1 : members;
@@ -216,7 +237,7 @@ void multirnn_team(team_work *work, void *argument, int members)
     pthread_mutex_unlock(&team.lock);
     work(argument, 0, members);
     long empty = atomic_exchange_explicit(&team.seats, 0, memory_order_relaxed);
-    wait_until(&team.gone, members - 1 - empty);
+    wait_until(&team.gone, members - 1 - empty, PATIENCE);
     pthread_mutex_unlock(&team.in_use);
 }
 
