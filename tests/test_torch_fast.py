@@ -22,6 +22,7 @@ from multirnn.testing import cases
 torch = pytest.importorskip("torch")
 
 from multirnn_torch import BACKEND, fast  # noqa: E402
+from multirnn_torch import kernel as loop_by_kernel  # noqa: E402
 from multirnn_torch.fast import LOOPS, FastGRU, FastLSTM, FastRNN  # noqa: E402
 from torch.nn.utils import prune  # noqa: E402
 
@@ -670,3 +671,27 @@ def test_on_cuda_it_is_cudnn(cell: str, loop: str, ran: list[str]) -> None:
     assert_all_close([t.cpu() for t in pulled(quick.cuda(), x)], [t.cpu() for t in pulled(native.cuda(), x)])
     assert not ran
     assert "cuda" in quick.plan(BATCH, TIME).sentence
+
+
+def test_the_threads_of_pytorch_are_sent_home_and_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        monkeypatch.setattr(loop_by_kernel, "LARGE", 0)
+        pauses: list[int] = []
+        pause = loop_by_kernel._pause()
+        if pause is None:
+            pytest.skip("the OpenMP of this PyTorch has no omp_pause_resource_all")
+        monkeypatch.setattr(loop_by_kernel, "_pause", lambda: lambda kind: pauses.append(pause(kind)))
+        weights = mr.initialise(mr.RecurrentSpec("lstm", 5, 11, bias="double"), seed=3)
+        layer, large = mr.build(weights, "torch", implementation="fast"), torch.ones(1_000_000)
+        x = np.random.default_rng(0).standard_normal((3, 7, 5)).astype("float32")
+        wanted = mr.build(weights.astype("float64"), "numpy")(x.astype("float64"))
+        for _ in range(3):
+            output = layer(x)
+            assert mr.difference(output.sequence, wanted.sequence).normwise <= mr.tolerance("float32")
+            assert float((large + 1).sum()) == 2_000_000
+        assert pauses == [0, 0, 0]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
