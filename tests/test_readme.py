@@ -157,6 +157,18 @@ def goals() -> str:
     return table(["mode", "threads", "what", "problems", "mean", "least", "goal", ""], rows)
 
 
+def fast() -> str:
+    """The wrapper, the cost of a step and the memory, as `benchmarks/fast.py` measures them."""
+    found = json.loads((ROOT / "benchmarks/results/fast.json").read_text())
+    memory = []
+    for row in found["memory"]:
+        shape = ", ".join(map(str, row["shape"]))
+        times = f"{row['bytes'] / row['minimum']:.2f}"
+        memory.append([row["what"], row["cell"], shape, f"{row['bytes'] / 1e6:.0f}", times, held(row)])
+    head = ["memory of", "cell", "B, T, I, H", "input and one call, MB", "times the minimum, goal 1.3", ""]
+    return "\n\n".join([pairs(found["results"]), table(head, memory)])
+
+
 @cache
 def code_run() -> dict[str, Any]:
     """The names that the Python code of the README leaves behind, run from top to bottom."""
@@ -177,6 +189,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "compare": compare,
     "speed": speed,
     "goals": goals,
+    "fast": fast,
 }
 
 

@@ -18,7 +18,7 @@ from multirnn.bench.process import Lost, Process
 __all__ = ["ALLOWANCE", "Entrant", "Plan", "interleave", "plan", "plans", "unstable"]
 
 ROUNDS = (5, 11)
-HURRIED = 3  # rounds of a long call where there is no time left; each is the mean of what takes more than ten blocks
+LONGER = 3  # rounds of a long call, unless there is time for more; each lasts more than ten blocks
 LONG = 0.1  # seconds of a call
 BLOCK = (0.01, 0.05)  # seconds; the clock costs 0.1 µs, and a block of 10 ms differs from one of 50 by 1 %
 BOUNDARIES = 3
@@ -60,16 +60,14 @@ def plans(calls: Sequence[tuple[float, bool]], budget: float) -> list[Plan]:
 
     Args:
         calls: of each contender the seconds of one call, and whether the call from NumPy to NumPy is timed too.
-        budget: seconds of all rounds of all of them. Where the fewest rounds of all do not fit, the long calls get
-            `HURRIED` rounds, and no plan gets less.
+        budget: seconds of all rounds of all of them. The fewest rounds, of long calls `LONGER`, are run even so.
     """
     made: dict[int, Plan] = {}
     budget = min(budget, ALLOWANCE * len(calls))
-    late = sum(_cost(plan(seconds, 0.0, boundary=more), seconds, more) for seconds, more in calls) > budget
     for place in sorted(range(len(calls)), key=lambda place: calls[place]):
         seconds, more = calls[place]
         allowance = max(budget, 0.0) / (len(calls) - len(made))
-        fewest = HURRIED if late and seconds > LONG else ROUNDS[0]
+        fewest = LONGER if seconds > LONG else ROUNDS[0]
         made[place] = plan(seconds, allowance, boundary=more, fewest=fewest)
         budget -= _cost(made[place], seconds, more)
     return [made[place] for place in range(len(calls))]

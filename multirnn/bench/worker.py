@@ -30,7 +30,7 @@ __all__ = ["main", "serve"]
 
 LONGEST = 300  # letters of a line of a reason
 ESTIMATE = 0.005  # seconds of calls from which the time of one is estimated
-LONG = 0.1  # seconds of a call beside which it does not matter that it finds its caches cold
+LONG = 0.02  # seconds of a call beside which it does not matter that it finds its caches cold
 
 
 def main() -> None:
@@ -159,6 +159,7 @@ class _Seat:
         """The seconds of a call, now that it is traced and nobody else computes."""
         assert self.prepared is not None
         repetitions = 1
+        self.prepared.call()  # which finds caches and threads as the contenders before it left them
         while (spent := _block(self.prepared.call, repetitions)) * repetitions < ESTIMATE:
             repetitions *= 2
         self.seconds = spent

@@ -223,7 +223,8 @@ def run(
                 running()
             except KeyboardInterrupt:
                 click.echo(
-                    f"interrupted: {len(results.read(out).rows)} rows are in {out}, and --resume goes on with them", err=True
+                    f"interrupted: {len(results.read(out).rows)} rows are in {out}, and --resume goes on with them",
+                    err=True,
                 )
                 raise click.exceptions.Exit(130) from None
     found = results.read(out)
