@@ -765,7 +765,8 @@ def test_the_problems_of_a_table_are_listed(bench: Callable[..., Result]) -> Non
 def start_bench(path: Path, *arguments: str) -> "subprocess.Popen[str]":
     """The command in a process of its own; contenders are never done, unless there is little time."""
     code = f"""
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background of a shell
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from multirnn.bench import limits
 from multirnn.bench.limits import Ceilings, Limits

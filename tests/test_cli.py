@@ -35,7 +35,9 @@ def run(*args: object, **environment: str) -> Result:
 
 def start(*args: object, prelude: str = "", **options: Any) -> "subprocess.Popen[str]":
     """The command line in a process of its own, after some Python."""
-    code = f"import sys\n{prelude}\nfrom multirnn.cli import main\nmain(prog_name='multirnn')"
+    # What a shell starts in the background ignores SIGINT, and so do its children: these tests may be among them.
+    heed = "import signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"{heed}\n{prelude}\nfrom multirnn.cli import main\nmain(prog_name='multirnn')"
     command = [sys.executable, "-c", code, *map(str, args)]
     # No width is asked for unless a test does: the runner of these tests may stand in a terminal.
     environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
