@@ -1,6 +1,5 @@
 """The fast layers of JAX: `multirnn_jax.kernel`, or `multirnn_jax.recursion`, behind the calls of a `Layer`."""
 
-import os
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
@@ -107,12 +106,12 @@ class FastJaxLayer(JaxLayer):
 def _options(spec: RecurrentSpec, batch: int) -> dict[str, Any]:
     """Options of XLA's CPU compiler that were measured to be faster; what users compile themselves has its defaults."""
     options: dict[str, Any] = {"xla_cpu_prefer_vector_width": 512}  # 1.0 to 1.2 times as fast
-    if _by_eigen(spec, batch, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()):
+    if _by_eigen(spec, batch, kernel.cores()):
         options["xla_cpu_experimental_ynn_fusion_type"] = ""
     return {name: value for name, value in options.items() if _known(name, value)}
 
 
-def _by_eigen(spec: RecurrentSpec, batch: int, cores: int | None) -> bool:
+def _by_eigen(spec: RecurrentSpec, batch: int, cores: int) -> bool:
     """Whether XLA's products are faster by Eigen than by YNNPACK.
 
     Measured, time by YNNPACK over that by Eigen: on columns 1.1 to 1.3 from 32 rows, 0.3 to 1.0 below; on rows with one

@@ -32,7 +32,7 @@ from multirnn_jax import apply as native
 from multirnn_jax import recursion
 from multirnn_jax.apply import Params
 
-__all__ = ["apply", "refuses"]
+__all__ = ["apply", "cores", "refuses"]
 
 
 @cache
@@ -53,7 +53,7 @@ def apply(
     *batch, time, _ = np.shape(x)
     rows = prod(batch)
     output: Any = _recur(
-        _Recurrence(spec, _threads()),
+        _Recurrence(spec, cores()),
         {name: jnp.asarray(params[name]) for name in spec.shapes},
         jnp.reshape(x, (rows, time, spec.input_size)),
         None if state is None else _resized(state, rows),
@@ -62,8 +62,8 @@ def apply(
     return Output(output.sequence.reshape(*batch, time, spec.output_size), _resized(output.state, *batch))
 
 
-def _threads() -> int:
-    """As many as XLA has."""
+def cores() -> int:
+    """Those that this process may run on; XLA has a thread for each."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
