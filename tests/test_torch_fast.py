@@ -21,7 +21,7 @@ from multirnn.testing import cases
 
 torch = pytest.importorskip("torch")
 
-from multirnn_torch import BACKEND, fast  # noqa: E402
+from multirnn_torch import BACKEND, facts, fast  # noqa: E402
 from multirnn_torch import kernel as loop_by_kernel  # noqa: E402
 from multirnn_torch.fast import LOOPS, FastGRU, FastLSTM, FastRNN  # noqa: E402
 from torch.nn.utils import prune  # noqa: E402
@@ -695,3 +695,21 @@ def test_the_threads_of_pytorch_are_sent_home_and_come_back(monkeypatch: pytest.
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_where_the_kernel_is_known_to_be_faster() -> None:
+    """Few steps of all rows, where the weights are not packed, or enough of them to win the packing back."""
+    large, small = mr.RecurrentSpec("lstm", 512, 512), mr.RecurrentSpec("gru", 64, 64)
+
+    def known(spec: mr.RecurrentSpec, batch: int, time: int) -> bool:
+        return facts.slower("kernel", spec, batch, time, gradients=False) is None
+
+    assert known(large, 1, 1)
+    assert known(large, 4, 8)
+    assert known(large, 4, 25)
+    assert not known(large, 1, 40)
+    assert not known(large, 128, 1)
+    assert all(known(small, batch, time) for batch in (1, 128) for time in (1, 40))
+    reason = facts.slower("kernel", large, 1, 40, gradients=False)
+    assert reason is not None
+    assert "from 2 steps and 100 rows of all steps on, or up to 32 rows" in reason
