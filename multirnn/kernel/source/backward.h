@@ -227,14 +227,14 @@ static void gru_before_back_reset(const backward_run *run, const back_step *s)
 
 /* dh += dz times the weights; this member's panels of it. */
 static void send_back(const stack *k, const matrix *m, const real **from, const real *dz, long dz_size, real *dh, long rows,
-                      int rank, int members)
+                      long step, int rank, int members)
 {
-    long n, end;
+    long first, end;
     for (long r = 0; r < rows; r++)
         from[r] = dz + r * dz_size;
-    share(panel_count(m), rank, members, &n, &end);
-    for (; n < end; n++) {
-        panel p = panel_of(m, n);
+    share(panel_count(m), rank, members, &first, &end);
+    for (long n = first; n < end; n++) {
+        panel p = panel_of_step(m, n, first, end, step);
         real *to = dh + p.slot * LANES;
         multiply(&p, m->depth, from, rows, to, k->state_size, to, k->state_size);
     }
@@ -309,7 +309,7 @@ static void run_slice_back(backward_run *run, long layer, long direction, const 
         case GRU_BEFORE:
             gru_before_back_candidate(run, &now);
             multirnn_meet(crew, rank, members, c->time - 1 - step);
-            send_back(k, &p->to_h[0], w->from, now.dz + 2 * k->plane, run->dz_size, w->drh, rows, rank, members);
+            send_back(k, &p->to_h[0], w->from, now.dz + 2 * k->plane, run->dz_size, w->drh, rows, step, rank, members);
             gru_before_back_reset(run, &now);
             break;
         }
@@ -317,7 +317,7 @@ static void run_slice_back(backward_run *run, long layer, long direction, const 
         if (rank >= members)
             return;
         const matrix *to_h = &p->to_h[k->spec->cell == GRU_BEFORE];
-        send_back(k, to_h, w->from, now.dz + run->recurrent_plane * k->plane, run->dz_size, w->dh, rows, rank, members);
+        send_back(k, to_h, w->from, now.dz + run->recurrent_plane * k->plane, run->dz_size, w->dh, rows, step, rank, members);
     }
     multirnn_meet(crew, rank, members, c->time);
     if (rank == 0)

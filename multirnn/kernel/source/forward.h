@@ -241,6 +241,14 @@ static void gru_before_state(const stack *k, const step *s, const panel *p)
         }
 }
 
+/* Of a long sequence, y is far away: what a cell writes there is fetched while the product before it is computed. */
+INLINE void fetch_outputs(const step *s, const panel *p)
+{
+    for (long r = 0; r < s->rows; r++)
+        for (long v = p->unit; v < p->unit + p->units; v++)
+            __builtin_prefetch(s->y[r] + v * LANES, 1, 3);
+}
+
 typedef void cell_step(const stack *k, const step *s, const panel *p);
 
 static cell_step *const CELLS[][2] = {
@@ -337,16 +345,17 @@ static void run_slice(forward_run *run, long layer, long direction, const slice 
         }
         for (int part = 0; part < p->parts; part++) {
             const matrix *m = &p->recurrent[part];
-            long n, end;
+            long first, end;
             if (part) {
                 multirnn_meet(crew, rank, members, step_index);
                 for (long r = 0; r < rows; r++)
                     w->from[r] = w->rh + r * k->state_size;
             }
-            share(panel_count(m), rank, members, &n, &end);
-            for (; n < end; n++) {
-                panel panel = panel_of(m, n);
+            share(panel_count(m), rank, members, &first, &end);
+            for (long n = first; n < end; n++) {
+                panel panel = panel_of_step(m, n, first, end, step_index);
                 real *z = now.z + panel.slot * LANES;
+                fetch_outputs(&now, &panel);
                 if (k->sharing.unpacked)
                     multiply_unpacked(m, &panel, &k->table[index].recurrent, w->from, rows, z, k->row_size);
                 else

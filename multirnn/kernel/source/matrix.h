@@ -36,6 +36,7 @@ typedef struct {
     long slot; /* of the first vector in a row of results */
     real *packed;
     real *bias;
+    const real *next; /* what is multiplied after it */
 } panel;
 
 INLINE panel panel_of(const matrix *m, long index)
@@ -43,7 +44,18 @@ INLINE panel panel_of(const matrix *m, long index)
     long most = units_of_a_panel(m), first = index * most, units = smaller(unit_vectors(m->units) - first, most);
     long vector = first * m->group.count;
     return (panel){first, units, (int)(units * m->group.count), m->group.slot + first * m->group.pitch,
-                   m->panels + vector * m->depth * LANES, m->bias + vector * LANES};
+                   m->panels + vector * m->depth * LANES, m->bias + vector * LANES,
+                   m->panels + (vector + units * m->group.count) * m->depth * LANES};
+}
+
+/* Of the panels from `first` to `end` the n-th, in every other step from the end: then a step begins with the weights that the
+   last one ended with, which are still in the cache. */
+INLINE panel panel_of_step(const matrix *m, long n, long first, long end, long step)
+{
+    long back = step % 2;
+    panel p = panel_of(m, back ? first + end - 1 - n : n);
+    p.next = n + 1 == end ? p.packed : back ? panel_of(m, first + end - 2 - n).packed : p.next;
+    return p;
 }
 
 #define PANEL_BYTES (32 << 10) /* of a panel, that stay in the nearest cache while the rows pass */
@@ -56,7 +68,7 @@ INLINE void multiply(const panel *p, long depth, const real *const *rows, long c
     for (long k = 0; k < depth; k += block) {
         long some = smaller(block, depth - k);
         const real *from = k ? out : start, *packed = p->packed + k * width;
-        const char *ahead = (const char *)(packed + some * width);
+        const char *ahead = (const char *)(k + some < depth ? packed + some * width : p->next);
         long from_stride = k ? out_stride : start_stride;
         for (long r = 0, n; r < count; r += n, ahead += some * 64) {
             n = rows_of_next_tile(count - r, p->vectors);
@@ -66,6 +78,8 @@ INLINE void multiply(const panel *p, long depth, const real *const *rows, long c
     }
 }
 
+#define STEPS_AHEAD 32 /* of what is packed, that are fetched for writing: packing 4 MB without it takes 2 to 3 times as long */
+
 /* to[step][lane] = from[lane][step], given the strides of both; the lanes of a vector that are missing become zero.
    Blocks of them are transposed in registers, four times as fast as one by one. */
 static void move_in(const real *from, long lane_stride, long step_stride, long lanes, long steps, real *to, long to_stride)
@@ -73,8 +87,10 @@ static void move_in(const real *from, long lane_stride, long step_stride, long l
     long step = 0;
     lanes = smaller(lanes, LANES);
     if (lane_stride == 1)
-        for (; step < steps; step++)
+        for (; step < steps; step++) {
+            __builtin_prefetch(to + (step + STEPS_AHEAD) * to_stride, 1, 3);
             store(to + step * to_stride, load_part(from + step * step_stride, lanes));
+        }
     else if (step_stride == 1)
         for (; step + LANES <= steps; step += LANES) {
             vector block[LANES];
@@ -89,7 +105,10 @@ static void move_in(const real *from, long lane_stride, long step_stride, long l
                 for (long i = 0; i < LANES; i++)
                     store(to + (step + i) * to_stride, load_part((real *)&block[i], lanes));
             else
-                UNROLL for (long i = 0; i < LANES; i++) store(to + (step + i) * to_stride, block[i]);
+                UNROLL for (long i = 0; i < LANES; i++) {
+                    __builtin_prefetch(to + (step + i + STEPS_AHEAD) * to_stride, 1, 3);
+                    store(to + (step + i) * to_stride, block[i]);
+                }
         }
     for (; step < steps; step++)
         for (long lane = 0; lane < LANES; lane++)

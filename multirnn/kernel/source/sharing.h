@@ -6,13 +6,17 @@
 
 #define SMALL 6e6           /* multiplications that take one core 0.1 ms: less than that is slower with another thread */
 /* Steps of all rows up to which the weights are not worth packing, one for so many weights between two bounds. One thread, time
-   with packing over time without: 131 thousand weights, 8 rows 0.9, 13 rows 0.8; 393, 20 rows 1.1; 524, 32 rows 1.0-1.4; 1000 and
-   more, 32 rows 1.0-1.7. */
-#define UNPACKED_LEAST 8
-#define UNPACKED_MOST 32
-#define WEIGHTS_OF_A_ROW 16384
+   with packing over time without: LSTM of 128 units, 8 steps 0.7, 12 steps 1.0; of 256, 16 steps 0.9, 24 steps 0.8; of 512, 16
+   steps 1.3, 25 steps 1.0, 8 rows of 3 steps 0.9. */
+#define UNPACKED_LEAST 6
+#define UNPACKED_MOST 24
+#define WEIGHTS_OF_A_ROW 36000
 #define OWN_CACHE (1 << 20) /* bytes of weights that one core keeps near */
 #define WAITING_ROWS 8      /* with fewer rows a step, weights from farther away are waited for */
+/* Weights that two cores keep near only if each has its own half of them. Units shared over rows shared, two threads: LSTM of
+   512 units, 4 rows 1.4, 16 rows 1.1, 64 rows 0.9; simple RNN of 1024 units, 8 rows 1.1, 32 rows 0.95. */
+#define FAR_WEIGHTS (4 << 20)
+#define FEW_ROWS 16
 
 static sharing shared_out(const stack *k)
 {
@@ -23,16 +27,17 @@ static sharing shared_out(const stack *k)
         multiplications += size * (double)k->valid;
         weights = size > weights ? size : weights;
     }
+    double bytes = weights * sizeof(real);
     long unpacked = larger(smaller((long)(weights / WEIGHTS_OF_A_ROW), UNPACKED_MOST), UNPACKED_LEAST);
     sharing alone = {1, 1, 0, k->valid <= unpacked}, all = alone;
-    if (weights * sizeof(real) > OWN_CACHE && c->batch < WAITING_ROWS)
+    if (bytes > OWN_CACHE && c->batch < WAITING_ROWS)
         multiplications *= (double)WAITING_ROWS / (double)larger(c->batch, 1);
     long threads = c->threads;
     if (threads <= 1 || multiplications < SMALL)
         return alone;
     long slices = larger(smaller(ceiling(threads, k->directions), c->batch), 1), tasks = slices * k->directions;
     all.members = (int)threads;
-    if (tasks < threads && weights * sizeof(real) > OWN_CACHE)
+    if ((tasks < threads && bytes > OWN_CACHE) || (k->directions < threads && bytes > FAR_WEIGHTS && c->batch <= FEW_ROWS))
         all.split_units = 1;
     else {
         all.members = (int)smaller(threads, tasks);
