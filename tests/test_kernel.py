@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,8 @@ from multirnn import Activation, RecurrentSpec, State, kernel
 from multirnn.compare import difference, tolerance
 from multirnn.kernel import build, library, xla
 
+if build.LIBRARY.exists() and kernel.missing():  # it is there and not what is tested: to pass over it would look green
+    pytest.fail(str(kernel.missing()), pytrace=False)
 pytestmark = pytest.mark.skipif(kernel.missing() is not None, reason=str(kernel.missing()))
 
 SETS = kernel.instruction_sets()
@@ -372,6 +375,45 @@ def test_backward_may_have_fewer_threads_than_forward_and_be_repeated():
     np.testing.assert_array_equal(memory, before)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(("cell", "reset_after"), CELLS)
+def test_packed_rows_are_those_that_lie_apart(cell, reset_after, threads):
+    shape = batch, time, *_ = 13, 11, 17, 37, 2, True
+    lengths = np.sort(ragged(batch, time))[::-1]
+    call = Call(spec_of(cell, reset_after, shape), batch, time, lengths)
+    memory, stash = aligned(call.stack.stash_size(batch, time))
+    apart = call.forward(threads, stash)
+    expected = call.backward(threads, stash)
+    sizes = np.count_nonzero(lengths[:, None] > np.arange(time), axis=0)
+    starts = np.cumsum(sizes) - sizes
+
+    def pack(array):
+        return np.concatenate([array[:size, t] for t, size in enumerate(sizes)])
+
+    def address(array):
+        return array.ctypes.data, array.shape[1], array.shape[1]
+
+    x, dy = pack(call.x), pack(call.dy)
+    y, dx = spoilt(dy), spoilt(x)
+    last, dfirst = (State(*(None if part is None else spoilt(part) for part in call.first)) for _ in range(2))
+    gradients = {name: spoilt(array) for name, array in call.arrays.items()}
+    table, first = call.bound(call.arrays), addresses(call.first)
+    rest = call.lengths_address, stash, threads, starts.ctypes.data
+    call.stack.forward(table, batch, time, address(x), address(y), first, addresses(last), *rest)
+    call.stack.backward(
+        *(table, call.bound(gradients), batch, time, address(x), address(y), first, address(dy), addresses(call.dlast)),
+        *(address(dx), addresses(dfirst), *rest),
+    )
+    assert memory.size
+    np.testing.assert_array_equal(y, pack(apart.sequence))
+    np.testing.assert_array_equal(dx, pack(expected.x))
+    for found, part in zip((*last, *dfirst), (*apart.state, *expected.state), strict=True):
+        if part is not None:
+            np.testing.assert_array_equal(found, part)
+    for name, gradient in gradients.items():
+        np.testing.assert_array_equal(gradient, expected.weights[name])
+
+
 def test_weights_are_those_of_now():
     call = Call(RecurrentSpec("gru", 5, 11), 3, 40)
     outputs_close(call)
@@ -514,6 +556,13 @@ class TestMissing:
         (tmp_path / "recurrence.so").write_text("text")
         monkeypatch.setattr(build, "LIBRARY", tmp_path / "recurrence.so")
         assert "cannot be loaded" in kernel.missing()
+
+    def test_these_tests_fail_on_a_library_of_other_sources(self):
+        stale = "from multirnn.kernel import build; build.fingerprint = lambda: 'other'; import pytest, sys; "
+        run = f"sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', {__file__!r}]))"
+        done = subprocess.run([sys.executable, "-c", stale + run], capture_output=True, text=True, check=False)
+        assert done.returncode == pytest.ExitCode.INTERRUPTED, done.stdout
+        assert "was built from other sources; `python -m multirnn.kernel.build` makes it anew" in done.stdout
 
     def test_built_from_other_sources(self, monkeypatch):
         monkeypatch.setattr(build, "fingerprint", lambda: "other")

@@ -25,8 +25,11 @@ States = tuple[int, int]
 PARAMETERS = {"weight_ih": 3, "weight_hh": 3, "bias_ih": 2, "bias_hh": 2}
 """The parameters of a pass, with the number of their axes, in the order of `source/problem.h`."""
 
-CALL = struct.Struct("23q")
+CALL = struct.Struct("27q")
 """A `call` of `source/problem.h`."""
+
+NOWHERE = (0, 0, 0, 0)
+"""A sequence that is not there, with its `starts`."""
 
 
 def operand(array: Array) -> Operand:
@@ -101,6 +104,7 @@ class Stack:
         lengths: int = 0,
         stash: int = 0,
         threads: int = 1,
+        starts: int = 0,
     ) -> None:
         """Run over `x`.
 
@@ -114,11 +118,15 @@ class Stack:
             lengths: the address of int64 `(batch,)`, 0 <= length <= time; 0: all rows are full.
             stash: the address of `stash_size(batch, time)` bytes, filled for `backward`; 0: no gradients are wanted.
             threads: at most so many are used, the caller's own among them; small work stays on the caller's.
+            starts: the address of int64 `(time,)`: x and y are packed, steps one after another without padding, and this is
+                at how many strides of time each begins; the rows are in the order of falling lengths. 0: not packed.
 
         Raises:
             MemoryError: there is not enough memory for the packed weights.
         """
-        call = CALL.pack(batch, time, *x, *y, *first, *last, lengths, stash, threads, 0, 0, 0, 0, 0, 0, 0, 0)
+        call = CALL.pack(
+            batch, time, *x, starts, *y, starts, *first, *last, lengths, stash, threads, *NOWHERE, *NOWHERE, 0, 0
+        )
         if self._forward(self._spec, table, call):
             raise MemoryError("the compiled recurrence found no memory to work in")
 
@@ -138,11 +146,13 @@ class Stack:
         lengths: int = 0,
         stash: int = 0,
         threads: int = 1,
+        starts: int = 0,
     ) -> None:
         """The gradients of what `forward` did.
 
         Args:
-            table, batch, time, x, first, lengths: as in the call of `forward`, unchanged since.
+            table, batch, time, x, first, lengths, starts: as in the call of `forward`, unchanged since; dy and dx are
+                packed as x and y are.
             gradients: a table of the gradients of the parameters, from `bind`; they are overwritten, not added to.
             y: the outputs that `forward` wrote, unchanged since.
             dy: the gradient of y, never read at padding; `(0, 0, 0)` is zero.
@@ -155,7 +165,10 @@ class Stack:
         Raises:
             MemoryError: there is not enough memory for the gradients of all steps.
         """
-        call = CALL.pack(batch, time, *x, *y, *first, *dlast, lengths, stash, threads, *dy, *dx, *dfirst)
+        call = CALL.pack(
+            *(batch, time, *x, starts, *y, starts, *first, *dlast, lengths, stash, threads),
+            *(*dy, starts, *dx, starts, *dfirst),
+        )
         if self._backward(self._spec, table, call, gradients):
             raise MemoryError("the compiled recurrence found no memory to work in")
 

@@ -288,6 +288,8 @@ static void project(const stack *k, const pass *p, const weight *w, const sequen
 
 static void clear_padding(const stack *k, const sequence *y, const slice *s, long from, long features)
 {
+    if (y->starts) /* packed: there is none */
+        return;
     for (long r = 0; r < s->rows; r++)
         for (long t = s->length[r]; t < k->call->time; t++)
             memset(at(y, s->row[r], t) + from, 0, features * sizeof(real));

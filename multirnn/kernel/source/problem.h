@@ -30,6 +30,7 @@ typedef struct {
 typedef struct {
     real *at; /* (batch, time, features), features dense */
     int64_t batch, time;
+    const int64_t *starts; /* NULL; or, of packed rows, how many strides of time from `at` every step begins */
 } sequence;
 
 typedef struct {

@@ -71,7 +71,10 @@ INLINE long time_of(const slice *s, long direction, long row, long step)
 
 INLINE sequence input_of(const stack *k, long layer) { return layer ? k->outputs[layer - 1] : k->call->x; }
 INLINE long features_of(const stack *k, long layer) { return layer ? k->directions * k->hidden : k->spec->input_size; }
-INLINE real *at(const sequence *s, long batch, long time) { return s->at + batch * s->batch + time * s->time; }
+INLINE real *at(const sequence *s, long batch, long time)
+{
+    return s->at + batch * s->batch + (s->starts ? s->starts[time] : time) * s->time;
+}
 
 /* A row of states (layers * directions, batch, hidden_size). */
 INLINE real *state_row(const stack *k, real *states, long layer, long direction, long batch)
