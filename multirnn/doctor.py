@@ -32,7 +32,8 @@ class Finding:
 
     Attributes:
         check: what was looked at.
-        status: "slow"; "note", slow in a case that may never happen; "fine"; or "unknown", it could not be looked at.
+        status: "slow", and there is something to mend; "note", slow in a case that may never happen, on any machine; "fine";
+            or "unknown", it could not be looked at.
         says: what was found, with its figures.
         remedy: what to do about it; empty where there is nothing to do.
         ratio: how many times as long it takes as it would; None where nothing was compared.
@@ -282,7 +283,7 @@ TORCH_NAMES = {"avx512f": "avx512", "avx2": "avx2"}
 
 
 def _fighting_pools(check: str) -> Finding:
-    """Whether the threads of NumPy's BLAS and of PyTorch, which wait by spinning, slow each other."""
+    """What it costs to alternate between NumPy's BLAS and PyTorch, whose threads wait by spinning."""
     if not find_spec("torch"):
         return Finding(check, "unknown", "PyTorch is not installed, the one whose pool would stand beside NumPy's")
     if len(allowed_cores()) == 1:
@@ -299,8 +300,9 @@ def _fighting_pools(check: str) -> Finding:
         now["in turn"] / by_itself,
         f"{small}, and {seconds(now['in turn'])} in turn",
         f"{small}, but {seconds(now['in turn'])} in turn: the threads of one spin on the cores that the other needs",
-        f"do not alternate between the two in one process, or {what}.",
+        f"nothing, unless one process alternates between the two: then {what}.",
         {"now": now, "OMP_WAIT_POLICY=PASSIVE": passive},
+        status="note",  # so it is wherever both have two threads; only a program that mixes them is slower for it
     )
 
 

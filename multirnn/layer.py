@@ -26,6 +26,11 @@ class State(NamedTuple):
     h: Array
     c: Array | None = None
 
+    @property
+    def parts(self) -> tuple[Array, ...]:
+        """Those that there are: h, and of an LSTM c."""
+        return (self.h,) if self.c is None else (self.h, self.c)
+
 
 class Output(NamedTuple):
     """The sequence `(batch, time, directions * hidden_size)`, zero at padding, and the final state.

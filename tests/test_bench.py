@@ -19,6 +19,7 @@ import multirnn as mr
 from multirnn.bench import inputs, limits, rounds, verify
 from multirnn.bench.contenders import Absent, Source, find
 from multirnn.bench.limits import Ceilings, Limits
+from multirnn.bench.machine import describe
 from multirnn.bench.ours import Ours
 from multirnn.bench.problems import TABLES, Entry, Problem, Table, read_table
 from multirnn.bench.process import Lost, Process
@@ -294,6 +295,32 @@ def test_what_is_no_file_of_peers_is_told(tmp_path: Path) -> None:
         find(["numpy"], [tmp_path])
 
 
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("def x(:", r"broken\.py cannot be loaded: SyntaxError"),
+        ("import a_framework_that_nobody_has", r"broken\.py cannot be loaded: ModuleNotFoundError: No module named"),
+        ("1 / 0", r"broken\.py cannot be loaded: ZeroDivisionError"),
+        ("CONTENDERS = (1,)", r"broken\.py: 1 in CONTENDERS is no contender: it has no name, kind"),
+    ],
+)
+def test_a_broken_file_of_peers_is_told_with_its_name(tmp_path: Path, text: str, sentence: str) -> None:
+    (tmp_path / "broken.py").write_text(text)
+    for _ in range(2):  # what broke is not taken for loaded the second time
+        with pytest.raises(mr.InvalidData, match=sentence):
+            find(["numpy"], [tmp_path])
+
+
+def test_files_of_one_name_in_two_folders_are_two_and_share_what_lies_beside_them(tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "_named.py").write_text(f"NAME = {name!r}\n")
+        lines = "from ._named import NAME\nclass Peer:\n  name, kind = NAME, 'peer'\n  versions = refuses = prepare = None\n"
+        (folder / "peer.py").write_text(lines + "CONTENDERS = (Peer(),)\n")
+    assert [source.name for source in find([], [tmp_path / "one", tmp_path / "other"])] == ["one", "other"]
+
+
 # --- The process of a contender --------------------------------------------------------------------------------------
 
 
@@ -320,7 +347,9 @@ def test_a_contender_is_verified_timed_and_its_memory_told(message: dict[str, An
         ready = process.ask(message, 60)
         assert (ready["status"], ready["boundary"], ready["reason"]) == ("ready", None, "")
         assert 0 < ready["error_eps"] < ready["allowed_eps"] == 64
-        assert ready["first_call_s"] > 0 < ready["seconds"] < 1
+        assert ready["first_call_s"] > 0
+        estimated = process.ask({"do": "estimate"}, 60)
+        assert 0 < estimated["seconds"] <= estimated["first_call_s"] < 1
         timed = process.ask({"do": "time", "what": "call", "repetitions": 3, "settle": 0}, 60)
         assert 0 < timed["seconds"] < 1
         finished = process.ask({"do": "finish"}, 60)
@@ -458,11 +487,34 @@ def test_a_plan_fits_into_the_time_there_is() -> None:
 
 
 def test_what_short_calls_leave_of_their_share_is_for_long_ones() -> None:
-    calls = [(0.2, False), (1e-5, True), (1e-4, False)]
-    assert [one.rounds for one in rounds.plans(calls, 3.5)] == [7, 11, 11]
+    calls = [rounds.Call(0.2), rounds.Call(0.15, True), rounds.Call(0.11)]
+    assert [one.rounds for one in rounds.plans(calls, 4.5)] == [7, 6, 11]
     assert [one.rounds for one in rounds.plans(calls, float("inf"))] == [11, 11, 11]
     # Late, a long call is timed less often, and a short one never less than five times.
-    assert [one.rounds for one in rounds.plans(calls, 0.0)] == [3, 5, 5]
+    assert [one.rounds for one in rounds.plans(calls, 0.0)] == [3, 3, 3]
+    assert [one.rounds for one in rounds.plans([rounds.Call(1e-4), rounds.Call(1.1e-4)], 0.0)] == [5, 5]
+
+
+def test_what_is_far_behind_is_timed_less_often_where_time_is_short() -> None:
+    calls = [rounds.Call(1.0), rounds.Call(1e-3), rounds.Call(1.9e-3), rounds.Call(2.1e-3), rounds.Call(4e-3, False, 2)]
+    assert [one.rounds for one in rounds.plans(calls, 0.0)] == [
+        2,
+        5,
+        5,
+        3,
+        5,
+    ]  # the last is the only one with two threads
+    assert [one.rounds for one in rounds.plans(calls, float("inf"))][1:] == [11, 11, 11, 11]
+
+
+def test_what_is_not_planned_is_planned_by_its_first_round_which_counts() -> None:
+    asked: list[str] = []
+    one, other = (rounds.Entrant(Sitting(name, asked)) for name in "ab")  # type: ignore[arg-type]
+    dying = rounds.Entrant(Sitting("c", asked, lost_after=0))  # type: ignore[arg-type]
+    rounds.interleave([one, other, dying], stolen=lambda: None, until=time.monotonic())
+    assert one.numbers == other.numbers == [0, 1, 2, 3, 4]  # calls of a tenth of a second, without time to spare
+    assert len(asked) == 10
+    assert dying.lost is not None
 
 
 def test_processes_with_one_number_of_threads_are_timed_after_each_other() -> None:
@@ -474,6 +526,19 @@ def test_processes_with_one_number_of_threads_are_timed_after_each_other() -> No
     orders = ["".join(asked[first : first + 6]) for first in range(0, len(asked), 6)]
     assert all(set(order[:3]) in (set("012"), set("345")) for order in orders)
     assert {order[0] in "012" for order in orders} == {True, False}
+
+
+def test_a_block_that_is_too_short_is_made_longer() -> None:
+    class Quick(Sitting):
+        def ask(self, message: dict[str, Any], cap: float) -> dict[str, Any]:
+            self.asked.append(message["repetitions"])
+            return {"status": "timed", "seconds": 1e-5}
+
+    asked: list[Any] = []
+    entrant = rounds.Entrant(Quick("quick", asked), rounds.Plan(3, 2))  # type: ignore[arg-type]
+    rounds.interleave([entrant], stolen=lambda: None)
+    assert asked == [2, 1000, 1000]
+    assert entrant.plan == rounds.Plan(3, 1000)
 
 
 def test_unstable_is_told_by_the_quartiles() -> None:
@@ -542,8 +607,10 @@ def test_results_of_two_machines_are_not_put_into_one_file(tmp_path: Path) -> No
         {"table": "smoke"},
         {"settings": {"threads": [1, 2]}},
     ):
-        with pytest.raises(mr.InvalidCall, match=r"cannot be resumed: .* there and .* here"):
+        with pytest.raises(mr.InvalidCall, match=r"cannot be resumed: its .* not the same, .* there and .* here"):
             Writer.resume(path, a_header(**changed))
+    with pytest.raises(mr.InvalidCall, match=r"its settings are not the same, threads\[0\] is 1 there and 2 here"):
+        Writer.resume(path, a_header(settings={"threads": [2]}))
     with pytest.raises(mr.InvalidCall, match="exists; --resume goes on with it"):
         Writer.create(path, a_header())
     with pytest.raises(mr.InvalidCall, match="cannot be written"):
@@ -635,6 +702,8 @@ def test_a_row_describes_itself(tmp_path: Path) -> None:
     assert row["share"] == pytest.approx(row["limit_s"] / row["median"])
     assert row["contender"]["versions"] == {"numpy": np.__version__}
     assert row["contender"]["plan"] == "NumPy"
+    assert row["contender"]["flags"]["OMP_NUM_THREADS"] == "1"
+    assert row["contender"]["features"] == describe()["features"]
     for name in ("import_s", "prepare_s", "first_call_s", "error_eps", "allowed_eps", "repetitions"):
         assert row[name] > 0
 
@@ -689,7 +758,7 @@ OWN = ("--cell", "gru", "--hidden", "4", "--batch", "3", "--time", "7", "--threa
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..., Result]]:
     """The command in this process and in an empty folder; the machine's limits are known."""
-    monkeypatch.setattr(limits, "measure", lambda *threads: LIMITS)
+    monkeypatch.setattr(limits, "measure", lambda *threads, dtypes: LIMITS)
     monkeypatch.chdir(tmp_path)
     return lambda *arguments: CliRunner().invoke(main, ["bench", *map(str, arguments)], env={"COLUMNS": "200"})
 
@@ -723,6 +792,34 @@ def test_what_failed_exits_with_2(bench: Callable[..., Result]) -> None:
     found = bench(*OWN, *with_peers("right", "raising"))
     assert found.exit_code == 2
     assert "failed: raising: ValueError" in found.stdout
+
+
+def test_a_peer_that_is_not_installed_is_no_missing_backend(bench: Callable[..., Result]) -> None:
+    found = bench(*OWN, "--backend", "numpy", *with_peers("right", "missing"))
+    assert found.exit_code == 0, found.output
+    assert "left out: missing: No module named 'a_framework_that_nobody_has'" in found.stdout
+
+
+def test_what_cannot_be_written_is_told_before_anything_is_measured(
+    bench: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(*threads: int, dtypes: Sequence[str]) -> Limits:
+        raise AssertionError
+
+    monkeypatch.setattr(limits, "measure", measured)
+    Path("there.jsonl").write_text("")
+    for out, sentence in (("there.jsonl", "there.jsonl exists"), ("none/r.jsonl", "there is no folder none")):
+        found = bench(*OWN, *with_peers("right"), "--out", out)
+        assert found.exit_code == 2
+        assert sentence in found.output
+
+
+def test_two_files_with_nothing_in_common_are_not_called_equal(bench: Callable[..., Result]) -> None:
+    for name in ("right", "noisy"):
+        bench(*OWN, *with_peers(name), "--out", f"{name}.jsonl")
+    found = bench("compare", "right.jsonl", "noisy.jsonl")
+    assert found.exit_code == 2
+    assert "have no row in common" in found.output
 
 
 def test_a_slow_contender_is_no_failure(bench: Callable[..., Result]) -> None:
@@ -770,7 +867,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the te
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from multirnn.bench import limits
 from multirnn.bench.limits import Ceilings, Limits
-limits.measure = lambda *threads: Limits.from_dict({LIMITS.to_dict()!r})
+from multirnn.bench.machine import describe
+limits.measure = lambda *threads, dtypes: Limits.from_dict({LIMITS.to_dict()!r})
 from multirnn.cli.bench import command
 command(prog_name="multirnn bench")
 """

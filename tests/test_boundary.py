@@ -1,6 +1,7 @@
 """The NumPy side of every layer: which calls are refused and how, and in what form the others reach a backend."""
 
 import re
+import sys
 from collections.abc import Callable, Mapping
 from functools import cache
 from itertools import product
@@ -244,6 +245,41 @@ def test_all_memory_layouts_reach_a_backend_as_one(made: Callable[[np.ndarray], 
     assert layer.inputs.lengths.dtype == np.int64
     arrays = [layer.inputs.x, *layer.inputs.state, layer.cotangent.sequence, *layer.cotangent.state]
     assert all(array.flags.c_contiguous and array.dtype == "float32" for array in arrays)  # type: ignore[union-attr]
+
+
+def test_a_plain_call_reaches_a_backend_as_it_is() -> None:
+    layer = Recorder(spec_of("lstm"))
+    functions: list[str] = []
+
+    def note(frame: Any, event: str, argument: Any) -> None:
+        if event == "call":
+            functions.append(frame.f_code.co_name)
+
+    layer(X)
+    zero = layer.inputs.state
+    profile = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        layer(X)
+    finally:
+        sys.setprofile(profile)
+    # All that a call costs before `run`: a step of a small layer is run in the time of twenty such functions.
+    assert functions[: functions.index("run") + 1] == ["__call__", "_is_plain", "_zero_state", "__init__", "run"]
+    assert layer.inputs.x is X
+    assert layer.inputs.state is zero
+    given = mr.State(H, C)
+    layer(X, given)
+    assert layer.inputs.x is X
+    assert all(np.shares_memory(part, mine) for part, mine in zip(layer.inputs.state.parts, given.parts, strict=True))
+
+
+def test_the_zero_state_that_calls_share_is_of_their_batch_and_not_to_be_written() -> None:
+    layer = Recorder(spec_of("lstm"))
+    for batch in (BATCH, 1, BATCH):
+        layer(X[:batch].copy())
+        parts = layer.inputs.state.parts
+        assert [part.shape for part in parts] == [(ROWS, batch, HIDDEN)] * 2
+        assert not any(part.any() or part.flags.writeable for part in parts)
 
 
 def test_what_is_left_out_is_zero() -> None:

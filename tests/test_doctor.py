@@ -149,8 +149,9 @@ def test_pools_that_fight(monkeypatch: pytest.MonkeyPatch) -> None:
 
     answers(monkeypatch, measure)
     found = check("thread pools side by side")
-    assert found.status == "slow"
+    assert found.status == "note"  # wherever both have two threads: nothing is wrong with the machine
     assert found.ratio == pytest.approx(8)
+    assert "unless one process alternates between the two" in found.remedy
     assert "OMP_WAIT_POLICY=PASSIVE" in found.remedy
     answers(monkeypatch, lambda *given, **settings: {"numpy": 2e-4, "torch": 3e-4, "in turn": 4e-3})
     assert "torch.set_num_threads(1)" in check("thread pools side by side").remedy

@@ -129,6 +129,64 @@ def test_every_mask_and_option_of_keras(name: str, zero: bool, go_backwards: boo
                 assert_close(numpy_of(actual), numpy_of(expected))
 
 
+@pytest.mark.parametrize("name", ["SimpleRNN", "LSTM", "GRU"])
+def test_inputs_and_states_of_other_dtypes_and_shapes(name: str, means: str) -> None:
+    """Integers, and a state and a mask of one row for all: as Keras' own layer on TensorFlow. What it refuses is refused."""
+    rng = np.random.default_rng(0)
+    theirs, mine = getattr(layers, name)(4), getattr(multirnn_keras, f"Fast{name}")(4)
+    for layer in (theirs, mine):
+        layer.build((None, None, INPUT_SIZE))
+    mine.set_weights(theirs.get_weights())
+    x = rng.integers(-2, 3, (3, 7, INPUT_SIZE))
+    parts = len(mine.cell.state_size) if name == "LSTM" else 1
+    state = [rng.integers(0, 2, (1, 4)) for _ in range(parts)]
+    mask = rng.random((1, 7)) < 0.6
+    whole = [np.repeat(part, 3, axis=0).astype("float32") for part in state]
+    expected = theirs(x.astype("float32"), initial_state=whole, mask=np.repeat(mask, 3, axis=0))
+    assert_close(numpy_of(mine(x, initial_state=state, mask=mask)), numpy_of(expected))
+    for shape in ((3, 5), (2, 4), (4,)):
+        with pytest.raises(Exception, match=r"shape|Incompatible|broadcast|expand"):
+            mine(x, initial_state=[np.zeros(shape, "float32")] * parts)
+    with pytest.raises(mr.InvalidCall, match="was built for 5 features, and is given 4"):
+        mine(x[:, :, :4])
+
+
+@only_tensorflow
+def test_a_graph_of_any_size_refuses_what_does_not_fit(means: str) -> None:
+    import tensorflow as tf
+
+    layer = multirnn_keras.FastGRU(4)
+    layer.build((None, None, INPUT_SIZE))
+    any_size = [tf.TensorSpec((None, None, None)), tf.TensorSpec((None, 4))]
+    graph = tf.function(lambda x, h: layer(x, initial_state=h), input_signature=any_size)
+    x = np.random.default_rng(0).standard_normal((3, 7, INPUT_SIZE)).astype("float32")
+    h = np.full((3, 4), 0.5, "float32")
+    assert_close(graph(x, h).numpy(), layer(x, initial_state=h).numpy())
+    assert_close(graph(x, h[:1]).numpy(), layer(x, initial_state=h).numpy())
+    for wrong in ((x[:, :, :4], h), (x, h[:2])):
+        with pytest.raises(tf.errors.InvalidArgumentError):
+            graph(*wrong)
+
+
+@pytest.mark.parametrize("implementation", BACKEND.implementations)
+@pytest.mark.parametrize("form", FORMS)
+def test_outputs_are_the_callers_own(form: dict, implementation: str) -> None:
+    """Their memory may be TensorFlow's. What is written there changes no other output, no input and no later call."""
+    spec = spec_of(form)
+    layer = BACKEND.build(mr.initialise(spec, seed=1), implementation=implementation)
+    rng = np.random.default_rng(0)
+    for shape in ((1, 1, INPUT_SIZE), (3, 19, INPUT_SIZE)):
+        x = rng.standard_normal(shape).astype("float32")
+        expected = mr.build(layer.weights(), "numpy")(x)
+        given = x.copy()
+        for _ in range(3):  # without a graph, and in one
+            output = layer(x)
+            assert_close(output.sequence, expected.sequence)
+            output.sequence[...] = np.nan
+            assert_close(output.state.h, expected.state.h)
+            assert np.array_equal(x, given)
+
+
 def test_what_no_spec_has_is_run_by_keras() -> None:
     x = np.random.default_rng(0).standard_normal((3, 7, INPUT_SIZE)).astype("float32")
     for options in ({"activation": "swish"}, {"unroll": True}, {"dropout": 0.5}):
@@ -204,11 +262,11 @@ def test_says_what_runs() -> None:
 
 
 @only_tensorflow
-def test_few_steps_of_many_weights_are_left_to_the_loop() -> None:
-    layer = layer_of({"cell": "lstm"}, hidden_size=211)
+def test_one_step_of_many_rows_with_many_weights_is_left_to_the_loop() -> None:
+    layer = layer_of({"cell": "lstm"}, hidden_size=389)
     if kernel.missing() is None:
-        assert layer.plan(1, 1) != layer.plan(1, 100)
-    x = np.random.default_rng(0).standard_normal((1, 3, INPUT_SIZE)).astype("float32")
+        assert layer.plan(8, 1) == layer.plan(9, 2) != layer.plan(9, 1)
+    x = np.random.default_rng(0).standard_normal((9, 1, INPUT_SIZE)).astype("float32")
     expected = mr.build(layer.weights().astype("float64"), "numpy")(x.astype("float64"))
     for _ in range(2):
         assert_close(layer(x).sequence, expected.sequence)
@@ -231,6 +289,59 @@ def test_a_repeated_shape_is_not_traced_again(means: str, monkeypatch: pytest.Mo
     for _ in range(3):
         layer(x)
         layer.vjp(x, cotangent=cotangent)
+
+
+@only_tensorflow
+@pytest.mark.parametrize("go_backwards", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_tape_of_eager_calls(masked: bool, go_backwards: bool, means: str) -> None:
+    """As TensorFlow's own of Keras' own layer; a persistent tape may be asked twice."""
+    import tensorflow as tf
+
+    rng = np.random.default_rng(0)
+    x = tf.constant(rng.standard_normal((3, 7, INPUT_SIZE)).astype("float32"))
+    mask = rng.random((3, 7)) < 0.6 if masked else None
+    options = {"return_sequences": True, "go_backwards": go_backwards}
+    theirs, mine = layers.LSTM(4, **options), multirnn_keras.FastLSTM(4, **options)
+    for layer in (theirs, mine):
+        layer.build((None, None, INPUT_SIZE))
+    mine.set_weights(theirs.get_weights())
+    found = []
+    for layer in (theirs, mine, mine):
+        values = [x, *(variable.value for variable in layer.trainable_weights)]
+        with tf.GradientTape(persistent=True) as tape:
+            tape.watch(x)
+            loss = tf.reduce_sum(layer(x, mask=mask) ** 2)
+        found.append(tape.gradient(loss, values))
+        for first, second in zip(found[-1], tape.gradient(loss, values), strict=True):
+            assert np.array_equal(first, second)
+    for expected, actual, again in zip(*found, strict=True):
+        assert_close(actual, expected)
+        assert np.array_equal(actual, again)
+
+
+@only_tensorflow
+def test_tensors_have_the_memory_that_the_compiled_loop_wrote() -> None:
+    """Where no tape watches, nothing is copied: neither on the way in nor out."""
+    if kernel.missing():
+        pytest.skip(kernel.missing())
+    import tensorflow as tf
+    from multirnn_keras import memory
+
+    layer = layer_of({"cell": "lstm"})
+    made: list[int] = []
+    x = memory.copied(np.zeros((3, 7, INPUT_SIZE), "float32"))
+    state = [tf.zeros((1, 3, HIDDEN_SIZE))] * 2
+    original = kernel.Stack.forward
+
+    def forward(self, table, batch, time, x, y, *rest) -> None:
+        made.extend((x[0], y[0]))
+        original(self, table, batch, time, x, y, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernel.Stack, "forward", forward)
+        sequence, *_ = layer.apply(None, [x, *state])
+    assert made == [memory.address(np.asarray(x)), memory.address(np.asarray(sequence))]
 
 
 @only_tensorflow
@@ -371,7 +482,7 @@ def test_on_the_other_engines(engine: str) -> None:
     pytest.importorskip(engine)
     one_mask, one_model = "every_mask_and_option_of_keras[loops-LSTM-False-False]", "saves_and_loads[form3]"
     some = "form1 or form3"
-    wanted = f"loops_agree and ({some}) or {one_mask} or {one_model} or in_place or second or is_timed and fast"
+    wanted = f"loops_agree and ({some}) or {one_mask} or {one_model} or in_place or other_dtypes or second or is_timed and fast"
     done = subprocess.run(
         [sys.executable, "-c", ELSEWHERE, __file__, wanted],
         env={**os.environ, "KERAS_BACKEND": engine},

@@ -172,6 +172,7 @@ def test_the_ceilings_are_measured_by_several_means(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(ceilings, "BEYOND", 2**22)
     monkeypatch.setattr(ceilings, "cache_sizes", lambda: {"L1": 2**15, "L2": 2**19, "L3": 2**21})
     monkeypatch.setattr(ceilings, "PASSES", 1)
+    assert set(measure(1, dtypes=["float64"]).ceilings[1].products) == {"float64"}
     limits = measure(1)
     (found,) = limits.ceilings.values()
     assert list(found.bandwidths) == ["L1", "L2", "L3", "memory"]
@@ -197,6 +198,22 @@ def test_several_cores_are_at_least_as_many_times_one(monkeypatch: pytest.Monkey
     found = ceilings.joint_products(2, alone)
     assert found["float32"]["2 times one core by itself"] == 2e30
     assert set(found["float64"]) == {"one product", "a product a core", "2 times one core by itself"}
+
+
+def test_one_core_reads_no_less_than_its_part_of_what_several_read_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = {1: {"L1": 9e10, "L3": 1.1e10, "memory": 9e9}, 2: {"L1": 18e10, "L3": 3.4e10, "memory": 1.6e10}}
+    monkeypatch.setattr("multirnn.bench.limits.first_cores", lambda count: ())
+    monkeypatch.setattr("multirnn.bench.limits.matrix_products", lambda dtypes: {"float32": {"one": 1e11}})
+    monkeypatch.setattr("multirnn.bench.limits.joint_products", lambda count, alone: {"float32": {"both": 2e11}})
+    monkeypatch.setattr(
+        "multirnn.bench.limits.bandwidths",
+        lambda count, alone=None: {level: {"read": rate} for level, rate in rates[count].items()},
+    )
+    found = measure(1, 2)
+    assert list(found.ceilings) == [1, 2]
+    assert found.ceilings[1].bandwidths == {"L1": 9e10, "L3": 1.7e10, "memory": 9e9}
+    assert found.ceilings[1].bandwidth_means["L3"]["1/2 of what 2 cores read together"] == 1.7e10
+    assert found.ceilings[2].bandwidths == rates[2]
 
 
 def test_more_threads_than_cores_cannot_be_measured() -> None:

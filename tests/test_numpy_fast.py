@@ -188,9 +188,17 @@ def test_without_it_the_plan_is_fast_where_sigmoids_can_be_had_by_tanh(spec: mr.
 
 @every_way
 def test_the_plan_is_native_where_preparing_the_weights_costs_more_than_the_steps(way: OneWay) -> None:
-    layer = way.build(mr.initialise(mr.RecurrentSpec("lstm", 128, 128)))
-    assert [layer.plan(batch, 5).implementation for batch in (1, 60)] == ["native", "fast"]
-    assert "takes longer than 5 steps" in layer.plan(1, 5).sentence
+    units, few, more = (1024, 25, 64) if way.compiled else (128, 5, 300)
+    layer = way.build(mr.Weights(spec := mr.RecurrentSpec("lstm", units, units), nothing(spec)))
+    assert [layer.plan(1, time).implementation for time in (few, more)] == ["native", "fast"]
+    assert f"takes longer than {few} steps" in layer.plan(1, few).sentence
+    if way.compiled:
+        assert layer.plan(1, few - 1).implementation == "fast"
+
+
+def nothing(spec: mr.RecurrentSpec) -> dict[str, np.ndarray]:
+    """Weights, where to draw them would take seconds."""
+    return {name: np.zeros(shape, spec.dtype) for name, shape in spec.shapes.items()}
 
 
 @every_way

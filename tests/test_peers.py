@@ -56,7 +56,6 @@ DOES: dict[str, dict[str, Any]] = {
     "torch LSTM, prepacked": {"inference": {"lstm", "lstm stack"}},
     "torch.compile": {"inference": (FULL & OF_TORCH) - UNROLLED},
     "torch.nn": {"inference": OF_TORCH, "gradients": OF_TORCH, "training": OF_TORCH},
-    "torch.nn, time first": {"inference": OF_TORCH, "gradients": OF_TORCH, "training": OF_TORCH},
 }
 STREAMS = {name: {"rnn", "lstm"} if name == "flax.nnx.RNN" else ONE_WAY for name in DOES}
 STREAMS["torch LSTM, prepacked"] = {"lstm"}

@@ -78,8 +78,9 @@ class FastJaxLayer(JaxLayer):
 
     def compiled(self, batch: int) -> Compiled:
         """See `JaxLayer.compiled`."""
-        run = self.native.apply.func  # type: ignore[attr-defined]
-        return _compiled(run, tuple((self.compiler_options(batch) or {}).items()))
+        options = self.compiler_options(batch)
+        run = self._native.apply.func  # type: ignore[attr-defined]
+        return _compiled(run, tuple(options.items()) if options else ())
 
     def run(self, inputs: Inputs) -> Output:
         """See `BoundaryLayer.run`."""

@@ -6,6 +6,7 @@ finds their values of that moment, also after training.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 import keras
@@ -13,6 +14,7 @@ import numpy as np
 
 from multirnn.weights import Array
 from multirnn_keras.engine import ENGINE
+from multirnn_keras.memory import copied, owned
 
 __all__ = ["Function", "Mask", "Pullback", "compiled"]
 
@@ -51,14 +53,14 @@ def _on_tensorflow(apply: Apply, variables: Sequence[Any]) -> tuple[Function, Pu
         with tf.GradientTape() as tape:
             tape.watch([values, primals])
             outputs = apply(mask, primals)
-        return tape.gradient(outputs, (values, primals), cotangents)
+        return tape.gradient(outputs, [*values, *primals], cotangents)
 
     def graph(function: Callable[..., Any]) -> Callable[..., Any]:
         graphs: dict[tuple[bool, int], Any] = {}
         called = set()
 
         def call(mask: Mask, *arrays: Sequence[Array]) -> Any:
-            tensors = [[tf.convert_to_tensor(array) for array in group] for group in arrays]
+            tensors = [[copied(array) for array in group] for group in arrays]
             given = None if mask is None else tf.convert_to_tensor(mask)
             batch, time, _ = arrays[0][0].shape
             key = (mask is not None, batch)
@@ -69,9 +71,10 @@ def _on_tensorflow(apply: Apply, variables: Sequence[Any]) -> tuple[Function, Pu
                 # With an open batch too, the gradients would take a third longer: of every sum they ask which axes
                 # were broadcast.
                 any_mask = None if mask is None else tf.TensorSpec((batch, None), tf.bool)
-                graphs[key] = tf.function(function).get_concrete_function(any_mask, *map(any_length, tensors))
-            # The graph itself: choosing it out of a tf.function costs half as much again as calling it.
-            return graphs[key](given, *tensors)
+                graphs[key] = _called_flat(
+                    tf.function(function).get_concrete_function(any_mask, *map(any_length, tensors))
+                )
+            return graphs[key]([*([] if given is None else [given]), *chain(*tensors)])
 
         return call
 
@@ -83,12 +86,26 @@ def _on_tensorflow(apply: Apply, variables: Sequence[Any]) -> tuple[Function, Pu
     forward, backward = graph(apply), graph(gradients)
 
     def function(mask: Mask, primals: Sequence[Array]) -> list[Array]:
-        return [tensor.numpy() for tensor in forward(mask, primals)]
+        sequence, *states = forward(mask, primals)
+        states = [state.numpy() for state in states]  # of one step they may lie where the sequence does
+        return [owned(sequence), *states]
 
     def pullback(mask: Mask, primals: Sequence[Array], cotangents: Sequence[Array]) -> Any:
-        return tuple([tensor.numpy() for tensor in group] for group in backward(mask, primals, cotangents))
+        found = [tensor.numpy() for tensor in backward(mask, primals, cotangents)]
+        return found[: len(values)], found[len(values) :]
 
     return function, pullback
+
+
+def _called_flat(graph: Any) -> Callable[[list[Any]], list[Any]]:
+    """The graph from a flat list of tensors to another.
+
+    By its operation: what a tf.function does before, and a concrete one too, costs more than the graph of a few steps.
+    """
+    import tensorflow as tf
+
+    captured, types = graph.captured_inputs, [output.dtype for output in graph.outputs]
+    return lambda tensors: list(tf.raw_ops.StatefulPartitionedCall(args=[*tensors, *captured], Tout=types, f=graph))
 
 
 def _on_jax(apply: Apply, variables: Sequence[Any]) -> tuple[Function, Pullback]:

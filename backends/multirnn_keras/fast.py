@@ -11,15 +11,18 @@ from typing import Any
 import keras
 import numpy as np
 
-from multirnn import Gradients, Inputs, Output, RecurrentSpec, State, Unrepresentable, Weights
+from multirnn import Gradients, Inputs, InvalidCall, Output, RecurrentSpec, State, Unrepresentable, Weights
 from multirnn.implementation import Plan
 from multirnn.spec import DTYPES
 from multirnn_keras.activations import from_keras
+from multirnn_keras.cells import Form
 from multirnn_keras.engine import ENGINE, device_named, on_device
-from multirnn_keras.kernel import Host, in_memory, serves, there
+from multirnn_keras.host import Host
 from multirnn_keras.kernel import recurrence as by_kernel
+from multirnn_keras.kernel import serves, there
 from multirnn_keras.layer import KerasLayer, mask_of, parts_of
-from multirnn_keras.recurrence import Form, recurrence, undifferentiated
+from multirnn_keras.memory import in_memory
+from multirnn_keras.recurrence import recurrence, undifferentiated
 from multirnn_keras.weights import CELLS, from_variables, recurrent_layers, stack
 
 __all__ = ["FastGRU", "FastKerasLayer", "FastLSTM", "FastSimpleRNN", "build"]
@@ -45,10 +48,8 @@ class Fast(keras.layers.RNN):  # type: ignore[misc]
         form = self.form()
         if form is None or self.unroll or (training and (self.dropout or self.recurrent_dropout)):
             return super().inner_loop(sequences, initial_state, mask, training)
-        if mask is not None:
-            mask = ops.cast(mask, "bool")
-            mask = mask[:, :, 0] if len(mask.shape) == 3 else mask
-        states = list(initial_state) if isinstance(initial_state, list | tuple) else [initial_state]
+        states = initial_state if isinstance(initial_state, list | tuple) else [initial_state]
+        sequences, states, mask = self._given(sequences, states, mask)
         cell = self.cell
         primals = [sequences, cell.kernel, cell.recurrent_kernel, *([cell.bias] if cell.use_bias else []), *states]
         # The compiled recurrence gives zero at padding, and not the output of the step before.
@@ -66,6 +67,24 @@ class Fast(keras.layers.RNN):  # type: ignore[misc]
         if form.reverse:
             sequence = ops.flip(sequence, axis=1)
         return sequence[:, -1], sequence, final
+
+    def _given(self, sequences: Any, states: Sequence[Any], mask: Any) -> tuple[Any, list[Any], Any]:
+        """The input, the states and the mask in their dtypes and in the whole of their shapes."""
+        # Keras has cast what is of another floating dtype, and not integers.
+        sequences, *states = (ops.cast(each, self.compute_dtype) for each in (sequences, *states))
+        batch, time, features = ops.shape(sequences)
+        known = self.cell.kernel.shape[0]
+        if sequences.shape[-1] not in (known, None):
+            raise InvalidCall(f"layer {self.name!r} was built for {known} features, and is given {features}")
+        for state in states:
+            if len(state.shape) != 2 or state.shape[1] != self.units:
+                raise InvalidCall(
+                    f"the states of layer {self.name!r} have the shape (batch, {self.units}), not {tuple(state.shape)}"
+                )
+        if mask is not None:
+            mask = ops.cast(mask, "bool")
+            mask = _whole(mask[:, :, 0] if len(mask.shape) == 3 else mask, (batch, time))
+        return sequences, [_whole(state, (batch, self.units)) for state in states], mask
 
     def _loop(self, run: Loop, form: Form, primals: Sequence[Any], mask: Any) -> list[Any]:
         """The outputs, where their inputs stand, and the final states, by the engine's own operations."""
@@ -97,6 +116,12 @@ class Fast(keras.layers.RNN):  # type: ignore[misc]
             recurrent_activation=form.recurrent_activation,
             dtype=self.compute_dtype,
         )
+
+
+def _whole(tensor: Any, shape: tuple[Any, ...]) -> Any:
+    """A tensor of this shape, of one that Keras' layers may broadcast to it."""
+    known = all(isinstance(size, int) for size in shape)
+    return tensor if known and tuple(tensor.shape) == shape else ops.broadcast_to(tensor, shape)
 
 
 def _masked(sequence: Any, mask: Any, zero: bool, reverse: bool) -> Any:
@@ -152,6 +177,7 @@ class FastKerasLayer(KerasLayer):
     def __init__(self, spec: RecurrentSpec, native: Any, device: str | None = None) -> None:
         super().__init__(spec, native, device)
         self._host: Any = Host(spec) if there(device) else None
+        self._variables = [variable.value for variable in native.weights]
 
     def plan(self, batch: int, time: int, *, lengths: bool = False, gradients: bool = False) -> Plan:
         """What runs for calls of this shape."""
@@ -180,16 +206,16 @@ class FastKerasLayer(KerasLayer):
 
     def _arguments(self, inputs: Inputs) -> list[Any]:
         mask = mask_of(inputs)
-        weights = [in_memory(variable.value) for variable in self.native.weights]
+        weights = [in_memory(variable) for variable in self._variables]
         return [inputs.x, *weights, *parts_of(inputs.state), *([] if mask is None else [mask])]
 
     def apply(self, mask: Any, primals: list[Any]) -> list[Any]:
         """See `KerasLayer.apply`."""
         x, *states = primals
-        given = [x, *(variable.value for variable in self.native.weights), *states]
         if serves(self.spec, self._device, *x.shape[:2]):
+            given = [x, *self._variables, *states]
             return by_kernel(self._host, partial(self._loops, undifferentiated), given, mask)
-        return self._loops(recurrence, given, mask)
+        return self._loops(recurrence, [x, *(variable.value for variable in self.native.weights), *states], mask)
 
     def _loops(self, run: Loop, primals: Sequence[Any], mask: Any) -> list[Any]:
         """The same by the engine's own operations; the primals are x, the weights, and the parts of the state."""

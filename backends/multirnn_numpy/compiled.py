@@ -45,13 +45,14 @@ class CompiledStack:
         return self._forward(inputs, threads, self._parameters())
 
     def bound(self, inputs: Inputs, threads: int) -> Callable[[], Output]:
-        """A checked call of which nothing is left but the compiled recurrence, into the same arrays every time."""
-        output, table = self._room(inputs, np.empty), self._parameters()
-        arguments = self._arguments(inputs, output, threads)
+        """A checked call of which nothing is left but the compiled recurrence, and new memory for what comes out of it."""
+        batch, time, _ = inputs.x.shape
+        table, x, first, lengths = self._parameters(), _sequence(inputs.x), _first(inputs), _lengths(inputs)
 
         def call(kept: Inputs = inputs) -> Output:  # by the addresses alone it would not be
-            self._kernel.forward(table, *arguments)
-            return output
+            y, last = np.empty((batch, time, self._features), self._dtype), self._empty_state(batch)
+            self._kernel.forward(table, batch, time, x, _sequence(y), first, _state(last), lengths, 0, threads)
+            return Output(y, last)
 
         return call
 
@@ -84,20 +85,22 @@ class CompiledStack:
         return Gradients(dparameters, dx, dfirst)
 
     def _forward(self, inputs: Inputs, threads: int, table: bytes, stash: int = 0, empty: Empty = np.empty) -> Output:
-        output = self._room(inputs, empty)
-        self._kernel.forward(table, *self._arguments(inputs, output, threads, stash))
-        return output
-
-    def _room(self, inputs: Inputs, empty: Empty) -> Output:
-        batch, time, _ = inputs.x.shape
-        return Output(empty((batch, time, self._features), self._dtype), self._empty_state(batch))
-
-    @staticmethod
-    def _arguments(inputs: Inputs, output: Output, threads: int, stash: int = 0) -> tuple[Any, ...]:
-        """Of `kernel.Stack.forward`, after the table; they keep nothing alive."""
-        x, (y, last) = inputs.x, output
+        x = inputs.x
         batch, time, _ = x.shape
-        return batch, time, _sequence(x), _sequence(y), _first(inputs), _state(last), _lengths(inputs), stash, threads
+        output = Output(empty((batch, time, self._features), self._dtype), self._empty_state(batch))
+        self._kernel.forward(
+            table,
+            batch,
+            time,
+            _sequence(x),
+            (_address(output.sequence), time * self._features, self._features),
+            _first(inputs),
+            _state(output.state),
+            _lengths(inputs),
+            stash,
+            threads,
+        )
+        return output
 
     def _parameters(self) -> bytes:
         """The addresses of the parameters, made anew when one of them was replaced.

@@ -14,14 +14,13 @@ from multirnn_numpy.weights import stack
 
 __all__ = ["FastNumpyLayer", "build"]
 
-PACKED = 64
-"""From so many steps of rows on, batch * time, it pays to pack the weights in every call.
-
-An LSTM of (batch, time, input, hidden) = (1, 25, 512, 512) took 10.8 ms compiled and 7.8 in NumPy, one of (4, 25, 512, 512)
-14.1 and 23.0. A simple RNN of (1, 96, 64, 64) took 50 and 362 microseconds.
+AS_THEY_LIE, PACKED = 24, 64
+"""Up to so many steps of rows, batch * time, the compiled recurrence uses the weights as they lie, and from so many on to
+pack them is paid for, whatever their size. The time in NumPy over that of the compiled recurrence, on one thread: LSTMs of
+(batch, time, input, hidden) = (1, 1, 1024, 1024) 1.04, (1, 4, 512, 512) 1.4, (4, 4, 512, 512) 1.35.
 """
-SMALL = 2**16
-"""Up to so many parameters packing is nothing beside a call: one step of (1, 1, 64, 64) took 25 microseconds, in NumPy 52."""
+LARGE = 4_000_000
+"""Between the two, from so many parameters on, it is not: (1, 32, 1024, 1024) 0.7; (1, 25, 512, 512), half of that, 1.0."""
 HALVABLE = 128
 """From so many steps of rows on it pays to halve the weights: LSTMs of (1, 150, 256, 256) took 5.3 ms for 6.8, of
 (4, 25, 512, 512) 25.0 for 23.0.
@@ -66,9 +65,11 @@ class FastNumpyLayer(NumpyLayer):
         """What runs for a shape; see `multirnn.implementation.Planned`."""
         steps = batch * time
         if self._compiled is not None:
-            if steps >= PACKED or self.spec.parameter_count <= SMALL:
-                return Plan("fast", f"the compiled recurrence ({self._compiled.instructions})")
-            return Plan("native", f"the loops in NumPy: to pack the weights takes longer than {steps} steps of rows")
+            if AS_THEY_LIE < steps < PACKED and self.spec.parameter_count > LARGE:
+                return Plan(
+                    "native", f"the loops in NumPy: to pack the weights takes longer than {steps} steps of rows"
+                )
+            return Plan("fast", f"the compiled recurrence ({self._compiled.instructions})")
         why = missing() or "the compiled recurrence is not asked for"
         if self._halved is None:
             return Plan("native", f"the loops in NumPy, of which no faster form is known for this spec; {why}")

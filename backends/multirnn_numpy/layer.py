@@ -1,6 +1,6 @@
 """A stack realised by NumPy: how it is built and run, and its gradients. Nothing is refused."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from multirnn import BoundaryLayer, Gradients, Inputs, InvalidCall, Output, RecurrentSpec, State, Weights
 from multirnn.weights import Array
@@ -102,18 +102,17 @@ class NumpyLayer(BoundaryLayer):
         return Gradients(dparameters, *batch_first(dx, dstate))
 
 
-def time_first(sequence: Array, state: State) -> tuple[Array, list[Array]]:
+def time_first(sequence: Array, state: State) -> tuple[Array, Sequence[Array]]:
     """As `Stack` takes them; a batch of one without its axis."""
-    parts = [part for part in state if part is not None]
     if len(sequence) == 1:
-        return sequence[0], [part[:, 0] for part in parts]
-    return sequence.swapaxes(0, 1), parts
+        return sequence[0], [part[:, 0] for part in state.parts]
+    return sequence.swapaxes(0, 1), state.parts
 
 
-def batch_first(sequence: Array, state: list[Array]) -> tuple[Array, State]:
+def batch_first(sequence: Array, state: Sequence[Array]) -> tuple[Array, State]:
     """As `Layer` returns them."""
     if sequence.ndim == 2:
-        return sequence[None], State(*(part[:, None] for part in state))
+        return sequence[None], State(*[part[:, None] for part in state])
     return sequence.swapaxes(0, 1), State(*state)
 
 

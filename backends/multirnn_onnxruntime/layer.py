@@ -90,16 +90,17 @@ class OnnxRuntimeLayer(InferenceLayer):
     def run(self, inputs: Inputs) -> Output:
         """See `BoundaryLayer.run`."""
         batch, time, _ = inputs.x.shape
-        state = [part for part in inputs.state if part is not None]
+        state = inputs.state.parts
         x = inputs.x.swapaxes(0, 1)
         if time == 1 and batch <= FEW:
             y, *final = self._step(x, state)
         else:
             values = (x, steps(inputs.lengths, batch, time), *state)
             y, *final = self._native.session.run(self._outputs, dict(zip(self._inputs, values, strict=True)))
-        if has_nan([inputs.x, *(state if inputs.state_given else ())]):
+        if has_nan((inputs.x, *state) if inputs.state_given else (inputs.x,)):
             spread(self.spec, inputs, y, final)
-        settle(y, final, state, inputs.lengths)
+        if inputs.lengths is not None:
+            settle(y, final, state, inputs.lengths)
         return Output(y.swapaxes(0, 1), State(*final))
 
     def _step(self, x: Array, state: Sequence[Array]) -> list[Array]:

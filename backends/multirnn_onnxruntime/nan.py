@@ -15,8 +15,11 @@ Flags = NDArray[np.bool_]
 
 def has_nan(arrays: Sequence[Array]) -> bool:
     """Whether one of them holds a NaN. None is empty."""
-    largest = (np.maximum.reduce(array, axis=None) for array in arrays)  # NaN with the first one; no array is written
-    return any(one != one for one in largest)
+    for array in arrays:
+        largest = array.max()  # NaN with the first one; no array is written
+        if largest != largest:
+            return True
+    return False
 
 
 def spread(spec: RecurrentSpec, inputs: Inputs, y: Array, final: Sequence[Array]) -> None:

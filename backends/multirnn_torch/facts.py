@@ -19,7 +19,7 @@ class Fact(NamedTuple):
         gradients: there and back, or there alone.
         weights: numbers in the weights of one layer in one direction, up to which it holds.
         few: up to so many steps of all rows, and
-        steps, rows: from so many steps and so many steps of all rows on;
+        steps: from so many steps on;
         batch: for so many rows at most.
     """
 
@@ -29,23 +29,21 @@ class Fact(NamedTuple):
     weights: float
     few: float = 0
     steps: float = 1
-    rows: float = 1
     batch: float = inf
 
 
 # Measured on two cores of an Intel Sapphire Rapids against PyTorch 2.13 with one thread and two, each in a process of its
 # own, sizes of input and state equal, 64 to 1024: the time of PyTorch over that of the loop. What is to be won back is
 # the packing of the weights, which the kernel does in every call of more than a few rows.
-ALL = "simple_rnn", "gru", "lstm"
 FACTS = (
-    Fact("kernel", ALL, False, 40_000),  # 1.2 to 60
-    Fact("kernel", ALL, False, 400_000, few=8, steps=2),  # 1.1 to 2.6; one step of 16 rows 0.95
-    Fact("kernel", ALL, False, inf, few=32, steps=2, rows=100),  # 0.9 to 5.6; 40 steps 0.8 to 1.0, one of 64 rows 0.7
+    Fact("kernel", ("lstm",), False, inf),  # 1.0 to 4.3
+    Fact("kernel", ("simple_rnn", "gru"), False, 150_000),  # 1.0 to 60
+    # 0.9 to 3.1; one step of 16 to 128 rows 0.4 to 1.3
+    Fact("kernel", ("simple_rnn", "gru"), False, inf, few=8, steps=2),
     Fact("kernel", ("simple_rnn", "gru"), True, 400_000),  # 1.2 to 60
     Fact("kernel", ("simple_rnn", "gru"), True, 2_000_000, steps=4),  # 0.9 to 5; one step 0.25 to 0.7
-    Fact(
-        "kernel", ("simple_rnn", "gru"), True, inf, steps=4, batch=64
-    ),  # 1.0 to 3.5; 128 rows of 1024 units 0.6 to 0.9
+    # 1.0 to 3.5; 128 rows of 1024 units 0.6 to 0.9
+    Fact("kernel", ("simple_rnn", "gru"), True, inf, steps=4, batch=64),
     Fact("kernel", ("lstm",), True, inf),  # 0.9 to 2.8
     Fact("tensors", ("simple_rnn",), True, inf, steps=16),  # 1.0 to 3.4; at 1 step 0.8
     Fact("tensors", ("gru",), True, inf, steps=16, batch=64),  # 1.2 to 1.5; 128 rows 0.85
@@ -59,12 +57,8 @@ def slower(loop: str, spec: RecurrentSpec, batch: int, time: int, gradients: boo
         if fact.loop == loop and spec.cell in fact.cells and gradients == fact.gradients and weights <= fact.weights:
             if batch > fact.batch:
                 return f"of more than {fact.batch} rows with {weights} weights nothing faster is known"
-            rows = batch * time
-            if rows > fact.few and (time < fact.steps or rows < fact.rows):
-                few = f", or up to {fact.few} rows" if fact.few else ""
-                return (
-                    f"with {weights} weights something faster is known from {fact.steps} steps and {fact.rows} rows "
-                    f"of all steps on{few}"
-                )
+            if time < fact.steps and batch * time > fact.few:
+                few = f", or up to {fact.few} steps of all rows" if fact.few else ""
+                return f"with {weights} weights something faster is known from {fact.steps} steps on{few}"
             return None
     return "without the compiled kernel nothing faster is known"

@@ -10,13 +10,14 @@ import sys
 from collections.abc import Sequence
 from copy import deepcopy
 from functools import cache
-from typing import Any, cast
+from typing import Any, NamedTuple, Self, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence
 
 from multirnn import InvalidCall, RecurrentSpec, Weights, kernel
 from multirnn.implementation import Plan
@@ -24,7 +25,7 @@ from multirnn.layer import Lengths
 from multirnn_torch.facts import slower
 from multirnn_torch.kernel import KernelLoop
 from multirnn_torch.layer import TorchLayer, device_of, run
-from multirnn_torch.loop import Loop, Maybe
+from multirnn_torch.loop import Call, Loop, Maybe
 from multirnn_torch.single_bias import CandidateBiasGRU
 from multirnn_torch.tensors import TensorLoop
 from multirnn_torch.weights import module, skeleton
@@ -48,6 +49,38 @@ _PLAIN = frozenset({Tensor, nn.Parameter})
 # --- One call --------------------------------------------------------------------------------------------------------
 
 
+class _Rows(NamedTuple):
+    """How the rows of a call lie, and how long they are; see `Call`.
+
+    Attributes:
+        batch_first: whether x is `(batch, time, features)`, or `(time, batch, features)`.
+        lengths: as of a `Call`.
+        sizes, starts: of packed rows how many a step has, as a `PackedSequence` has it, and the row that it begins with.
+    """
+
+    batch_first: bool
+    lengths: Maybe = None
+    sizes: Maybe = None
+    starts: Maybe = None
+
+    @classmethod
+    def packed(cls, sizes: Tensor, count: int) -> Self | None:
+        """Those of a `PackedSequence`, in its order, from its `batch_sizes`; None where those are not of `count` rows."""
+        steps = sizes.numpy()
+        if steps.dtype != np.int64 or steps.sum() != count or steps[-1] < 1 or (steps[1:] > steps[:-1]).any():
+            return None
+        lengths = np.searchsorted(-steps, -np.arange(steps[0]), side="left")
+        return cls(True, torch.from_numpy(lengths), sizes, torch.from_numpy(np.cumsum(steps) - steps))
+
+    def turned(self, sequence: Tensor) -> Tensor:
+        """From the order of axes of the call to that of a loop, and back."""
+        return sequence if self.batch_first else sequence.transpose(0, 1)
+
+    def call(self, x: Tensor, state: Sequence[Maybe], weights: Sequence[Tensor], y: Tensor) -> Call:
+        """For a loop."""
+        return Call(self.turned(x), state, weights, self.turned(y), self.lengths, self.starts)
+
+
 class _Recurrence:
     """What a module runs in one dtype.
 
@@ -66,47 +99,38 @@ class _Recurrence:
         self.plans: dict[tuple[int, int, bool, bool], bool] = {}
 
     def forward(
-        self,
-        x: Tensor,
-        state: Sequence[Maybe],
-        weights: Sequence[Tensor],
-        lengths: Maybe,
-        batch_first: bool,
-        keep: bool = False,
+        self, x: Tensor, state: Sequence[Maybe], weights: Sequence[Tensor], rows: _Rows, keep: bool = False
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """The sequence, laid out as x, and see `Loop.forward`."""
-        y = torch.empty((*x.shape[:2], self.spec.output_size), dtype=x.dtype, device="cpu")
-        rows, outputs = (x, y) if batch_first else (x.transpose(0, 1), y.transpose(0, 1))
-        return y, *self.loop.forward(rows, state, weights, lengths, outputs, keep=keep)
+        y = torch.empty((*x.shape[:-1], self.spec.output_size), dtype=x.dtype, device="cpu")
+        return y, *self.loop.forward(rows.call(x, state, weights, y), keep=keep)
 
-    def native(
-        self, x: Tensor, state: list[Tensor], weights: Sequence[Tensor], lengths: Maybe, batch_first: bool
-    ) -> list[Tensor]:
+    def native(self, x: Tensor, state: list[Tensor], weights: Sequence[Tensor], rows: _Rows) -> list[Tensor]:
         """The same by the framework's own layer, which may be differentiated and transformed again."""
         layer, named = deepcopy(self.skeleton), dict(zip(self.names, weights, strict=True))
 
         def call(*inputs: Any) -> Any:
             return functional_call(layer, named, inputs)
 
-        rows = x if batch_first else x.transpose(0, 1)
-        sequence, *final = run(call, rows, state, None if lengths is None else lengths.numpy())
-        return [sequence if batch_first else sequence.transpose(0, 1), *final]
+        if rows.sizes is not None:
+            packed, last = call(PackedSequence(x, rows.sizes), tuple(state) if len(state) == 2 else state[0])
+            return [packed.data, *(last if isinstance(last, tuple) else (last,))]
+        sequence, *final = run(call, rows.turned(x), state, None if rows.lengths is None else rows.lengths.numpy())
+        return [rows.turned(sequence), *final]
 
 
 class _FastRecurrence(torch.autograd.Function):
     """A recurrence with its own way back.
 
-    Inputs: the recurrence, lengths, batch_first; x, the parts of the state, the weights. Outputs: the sequence, the parts
+    Inputs: the recurrence, how the rows lie; x, the parts of the state, the weights. Outputs: the sequence, the parts
     of the final state.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, recurrence: _Recurrence, lengths: Maybe, batch_first: bool, x: Tensor, *others: Any
-    ) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, recurrence: _Recurrence, rows: _Rows, x: Tensor, *others: Any) -> tuple[Tensor, ...]:
         states = len(recurrence.spec.form.states)
-        y, final, kept = recurrence.forward(x, others[:states], others[states:], lengths, batch_first, keep=True)
-        ctx.recurrence, ctx.lengths, ctx.batch_first = recurrence, lengths, batch_first
+        y, final, kept = recurrence.forward(x, others[:states], others[states:], rows, keep=True)
+        ctx.recurrence, ctx.rows = recurrence, rows
         # PyTorch's own layers let their output be written over before the way back, so it is saved under a version of
         # its own, and an empty tensor that shares the version of the output tells whether that has happened.
         ctx.witness = y.detach()
@@ -121,40 +145,36 @@ class _FastRecurrence(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Maybe) -> tuple[Any, ...]:
         saved = ctx.saved_tensors
         (x, *others), (y, *kept) = saved[: ctx.given], saved[ctx.given :]
-        wanted = ctx.needs_input_grad[3:]
-        recurrence, lengths, batch_first = ctx.recurrence, ctx.lengths, ctx.batch_first
+        wanted = ctx.needs_input_grad[2:]
+        recurrence, rows = ctx.recurrence, ctx.rows
         states = len(recurrence.spec.form.states)
         plain = all(part is None or (_is_plain(part, x.dtype) and not _is_batched(part)) for part in cotangents)
         if torch.is_grad_enabled() or not plain or _intercepted():
-            return None, None, None, *_differentiable(ctx, [x, *others], cotangents)
+            return None, None, *_differentiable(ctx, [x, *others], cotangents)
         state, weights = others[:states], others[states:]
         if ctx.witness._version != ctx.version:
-            y, _, kept = recurrence.forward(x, state, weights, lengths, batch_first, keep=True)
+            y, _, kept = recurrence.forward(x, state, weights, rows, keep=True)
         dy, *dfinal = cotangents
-        if not batch_first:
-            x, y = x.transpose(0, 1), y.transpose(0, 1)
-            dy = None if dy is None else dy.transpose(0, 1)
-        dx, *gradients = recurrence.loop.backward(x, state, weights, lengths, y, kept, dy, dfinal, wanted)
-        if dx is not None and not batch_first:
-            dx = dx.transpose(0, 1)
+        dy = None if dy is None else rows.turned(dy)
+        dx, *gradients = recurrence.loop.backward(rows.call(x, state, weights, y), kept, dy, dfinal, wanted)
+        dx = None if dx is None else rows.turned(dx)
         found = zip((dx, *gradients), wanted, strict=True)
-        return None, None, None, *(gradient if want else None for gradient, want in found)
+        return None, None, *(gradient if want else None for gradient, want in found)
 
 
 def _differentiable(ctx: Any, given: list[Any], cotangents: Sequence[Maybe]) -> list[Maybe]:
     """The gradients as a graph: by the framework's own layer, run again."""
-    recurrence, batch_first = ctx.recurrence, ctx.batch_first
+    recurrence, rows = ctx.recurrence, ctx.rows
     states = len(recurrence.spec.form.states)
     with torch.enable_grad():
         # Views, so that a weight that was itself computed from x, say, is not followed to x here.
         views: list[Any] = [None if part is None else part.view_as(part) for part in given]
         x, *others = views
-        batch = x.shape[0 if batch_first else 1]
-        shape = len(tuple(recurrence.spec.passes)), batch, recurrence.spec.hidden_size
+        shape = len(tuple(recurrence.spec.passes)), rows.call(x, [], [], x).size[0], recurrence.spec.hidden_size
         state = [x.new_zeros(shape) if part is None else part for part in others[:states]]
-        outputs = recurrence.native(x, state, others[states:], ctx.lengths, batch_first)
+        outputs = recurrence.native(x, state, others[states:], rows)
     reached = [(output, part) for output, part in zip(outputs, cotangents, strict=True) if part is not None]
-    leaves = [part for part, wanted in zip(views, ctx.needs_input_grad[3:], strict=True) if wanted]
+    leaves = [part for part, wanted in zip(views, ctx.needs_input_grad[2:], strict=True) if wanted]
     found = iter(
         torch.autograd.grad(
             [output for output, _ in reached],
@@ -164,7 +184,7 @@ def _differentiable(ctx: Any, given: list[Any], cotangents: Sequence[Maybe]) -> 
             allow_unused=True,
         )
     )
-    return [next(found) if wanted else None for wanted in ctx.needs_input_grad[3:]]
+    return [next(found) if wanted else None for wanted in ctx.needs_input_grad[2:]]
 
 
 # --- The modules -----------------------------------------------------------------------------------------------------
@@ -220,10 +240,10 @@ class Fast(nn.RNNBase):
 
     def _run_any(self, input: Any, hx: Any, lengths: Maybe) -> Any:
         packed = isinstance(input, PackedSequence)
-        found = self._run_packed(input, hx) if packed else self._run(input, hx, lengths, self.batch_first)
+        found = self._run_packed(input, hx) if packed else self._run(input, hx, _Rows(self.batch_first, lengths))
         return self._run_native(input, hx, lengths) if found is None else found
 
-    def _run(self, x: Tensor, hx: Any, lengths: Maybe, batch_first: bool) -> Any:
+    def _run(self, x: Tensor, hx: Any, rows: _Rows) -> Any:
         """The result, or None where the framework's own layer has to run: also for it to say what is wrong."""
         if _intercepted() or torch.is_autocast_enabled("cpu") or not self._is_whole():
             return None
@@ -231,11 +251,12 @@ class Fast(nn.RNNBase):
         if not _is_plain(x, dtype) or (recurrence := self._recurrence(dtype)) is None:
             return None
         spec = recurrence.spec
-        if unbatched := x.dim() == 2:
-            x, batch_first = x[None], True
-        if x.dim() != 3 or x.shape[2] != spec.input_size or 0 in x.shape:
+        packed = rows.starts is not None
+        if unbatched := x.dim() == 2 and not packed:
+            x, rows = x[None], rows._replace(batch_first=True)
+        if x.dim() != (2 if packed else 3) or x.shape[-1] != spec.input_size or 0 in x.shape:
             return None
-        batch, time = x.shape[:2] if batch_first else x.shape[1::-1]
+        batch, time = rows.call(x, [], [], x).size
         weights = _weights(self, recurrence.names)
         for weight, shape in zip(weights, recurrence.shapes, strict=True):
             if not _is_plain(weight, dtype) or weight.shape != shape:
@@ -243,42 +264,38 @@ class Fast(nn.RNNBase):
         state = self._state(hx, dtype, batch, unbatched)
         if state is None:
             return None
-        if lengths is not None:
+        if rows.lengths is not None:
             if not recurrence.loop.ragged:
                 return None
-            _check_lengths(lengths, batch, time)
+            if not packed:
+                _check_lengths(rows.lengths, batch, time)
         differentiate = torch.is_grad_enabled() and any(
             part is not None and part.requires_grad for part in (x, *state, *weights)
         )
-        if not self._is_faster(recurrence, batch, time, lengths is not None, differentiate):
+        if not self._is_faster(recurrence, batch, time, rows.lengths is not None, differentiate):
             return None
-        if x.stride(2) != 1:
+        if x.stride(-1) != 1:
             x = x.contiguous()
         weights = [weight if weight.is_contiguous() else weight.contiguous() for weight in weights]
         if differentiate:
             apply: Any = _FastRecurrence.apply
-            y, *final = apply(recurrence, lengths, batch_first, x, *state, *weights)
+            y, *final = apply(recurrence, rows, x, *state, *weights)
         else:
-            y, final, _ = recurrence.forward(x, state, weights, lengths, batch_first)
+            y, final, _ = recurrence.forward(x, state, weights, rows)
         if unbatched:
             y, final = y[0], [part[:, 0] for part in final]
         return y, tuple(final) if len(final) == 2 else final[0]
 
     def _run_packed(self, packed: PackedSequence, hx: Any) -> Any:
         """As `_run`."""
-        if not packed.data.numel() or self._native_because() is not None or not LOOPS[self._loop_name()].ragged:
+        data, sizes, sorted_indices, unsorted_indices = packed
+        if not data.numel() or _intercepted() or self._native_because() is not None:
             return None
-        data, batch_sizes, sorted_indices, unsorted_indices = packed
-        x, lengths = pad_packed_sequence(PackedSequence(data, batch_sizes))
-        found = self._run(x, self._sorted(hx, sorted_indices), lengths, False)
-        if found is None:
+        rows = _Rows.packed(sizes, len(data))
+        if rows is None or (found := self._run(data, self._sorted(hx, sorted_indices), rows)) is None:
             return None
         y, final = found
-        sequence = pack_padded_sequence(y, lengths)
-        return (
-            PackedSequence(sequence.data, batch_sizes, sorted_indices, unsorted_indices),
-            self._sorted(final, unsorted_indices),
-        )
+        return PackedSequence(y, sizes, sorted_indices, unsorted_indices), self._sorted(final, unsorted_indices)
 
     def _run_native(self, x: Any, hx: Any, lengths: Maybe) -> Any:
         """By the framework's own layer."""
@@ -451,9 +468,9 @@ class FastTorchLayer(TorchLayer):
 
     def call(self, x: Tensor, state: list[Tensor], lengths: Lengths | None) -> list[Tensor]:
         """The module, called with lengths as they are."""
-        hx = tuple(state) if len(state) == 2 else next(iter(state), None)
-        sequence, final = self.native(x, hx, None if lengths is None else torch.from_numpy(lengths))
-        return [sequence, *(final if isinstance(final, tuple) else (final,))]
+        hx: Any = (tuple(state) if len(state) == 2 else state[0]) if state else None
+        sequence, final = self._native(x, hx, None if lengths is None else torch.from_numpy(lengths))
+        return [sequence, *final] if isinstance(final, tuple) else [sequence, final]
 
     def plan(self, batch: int, time: int, *, lengths: bool = False, gradients: bool = False) -> Plan:
         """What runs for a shape; see `multirnn.implementation.Planned.plan`."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from multirnn import RecurrentSpec, kernel
-from multirnn_torch.loop import Maybe
+from multirnn_torch.loop import Call, Maybe
 
 __all__ = ["KernelLoop"]
 
@@ -42,76 +42,60 @@ class KernelLoop:
         self._multiplications = sum(prod(shape) for name, shape in spec.shapes.items() if "weight" in name)
         self._bound: tuple[list[int], bytes] = [], b""
 
-    def forward(
-        self,
-        x: Tensor,
-        state: Sequence[Maybe],
-        weights: Sequence[Tensor],
-        lengths: Maybe,
-        y: Tensor,
-        *,
-        keep: bool,
-    ) -> tuple[list[Tensor], list[Tensor]]:
+    def forward(self, call: Call, *, keep: bool) -> tuple[list[Tensor], list[Tensor]]:
         """See `Loop.forward`."""
-        batch, time, _ = x.shape
+        batch, time = call.size
         final = [self._empty_state(batch) for _ in range(self._states)]
         kept = []
         if keep:
             size = self._stack.stash_size(batch, time) + ALIGNMENT
             kept = [torch.empty(size, dtype=torch.uint8, device="cpu")]
         self._stack.forward(
-            self._table(weights),
+            self._table(call.weights),
             batch,
             time,
-            _sequence(x),
-            _sequence(y),
-            _addresses(state),
+            _sequence(call.x),
+            _sequence(call.y),
+            _addresses(call.state),
             _addresses(final),
-            _address(lengths),
+            _address(call.lengths),
             _aligned(kept[0]) if keep else 0,
             self._threads(batch, time),
+            _address(call.starts),
         )
         return final, kept
 
     def backward(
-        self,
-        x: Tensor,
-        state: Sequence[Maybe],
-        weights: Sequence[Tensor],
-        lengths: Maybe,
-        y: Tensor,
-        kept: Sequence[Tensor],
-        dy: Maybe,
-        dfinal: Sequence[Maybe],
-        wanted: Sequence[bool],
+        self, call: Call, kept: Sequence[Tensor], dy: Maybe, dfinal: Sequence[Maybe], wanted: Sequence[bool]
     ) -> list[Maybe]:
         """See `Loop.backward`."""
-        batch, time, _ = x.shape
+        batch, time = call.size
         want_x, *want_others = wanted
-        dx = torch.empty_like(x) if want_x else None
+        dx = torch.empty_like(call.x) if want_x else None
         dstate = [self._empty_state(batch) if want else None for want in want_others[: self._states]]
         dweights = [
             torch.empty_like(weight) if want else None
-            for weight, want in zip(weights, want_others[self._states :], strict=True)
+            for weight, want in zip(call.weights, want_others[self._states :], strict=True)
         ]
-        if dy is not None and dy.stride(2) != 1:
+        if dy is not None and dy.stride(-1) != 1:
             dy = dy.contiguous()
         dfinal = [None if part is None else part.contiguous() for part in dfinal]
         self._stack.backward(
-            self._table(weights),
+            self._table(call.weights),
             self._bind([_address(part) for part in dweights]),
             batch,
             time,
-            _sequence(x),
-            _sequence(y),
-            _addresses(state),
+            _sequence(call.x),
+            _sequence(call.y),
+            _addresses(call.state),
             _sequence(dy),
             _addresses(dfinal),
             _sequence(dx),
             _addresses(dstate),
-            _address(lengths),
+            _address(call.lengths),
             _aligned(kept[0]),
             self._threads(batch, time),
+            _address(call.starts),
         )
         return [dx, *dstate, *dweights]
 
@@ -173,5 +157,7 @@ def _addresses(state: Sequence[Maybe]) -> tuple[int, int]:
 def _sequence(tensor: Maybe) -> tuple[int, int, int]:
     if tensor is None:
         return NOT_THERE
+    if tensor.dim() == 2:  # packed: from row to row it is as far as from step to step
+        return tensor.data_ptr(), tensor.stride(0), tensor.stride(0)
     batch, time, _ = tensor.stride()
     return tensor.data_ptr(), batch, time

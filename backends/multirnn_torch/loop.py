@@ -1,65 +1,73 @@
 """`Loop`: the recurrence of a stack over tensors, there and back, without autograd; `KernelLoop` and `TensorLoop` are two.
 
-A sequence is `(batch, time, features)`, of any strides; a state `(num_layers * directions, batch, hidden_size)`.
+A sequence is `(batch, time, features)`, of any strides, the features dense; a state
+`(num_layers * directions, batch, hidden_size)`.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-__all__ = ["Loop", "Maybe"]
+__all__ = ["Call", "Loop", "Maybe"]
 
 Maybe = Tensor | None
+
+
+class Call(NamedTuple):
+    """What a stack is run over.
+
+    Attributes:
+        x: `(batch, time, input_size)`; no axis is 0.
+        state: h, and of an LSTM c, contiguous; None is zero.
+        weights: contiguous, in the order of `RecurrentSpec.shapes`, as PyTorch shapes them.
+        y: `(batch, time, directions * hidden_size)`; the sequence is written here.
+        lengths: `(batch,)`, int64, contiguous; None where every row is full.
+        starts: `(time,)`, int64, contiguous: x and y are packed as in a `PackedSequence`, `(rows of all steps, features)`,
+            and so are their gradients. It is the row that a step begins with; the lengths are falling. None: not packed.
+    """
+
+    x: Tensor
+    state: Sequence[Maybe]
+    weights: Sequence[Tensor]
+    y: Tensor
+    lengths: Maybe = None
+    starts: Maybe = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Batch and time."""
+        if self.lengths is not None and self.starts is not None:
+            return len(self.lengths), len(self.starts)
+        batch, time, _ = self.x.shape
+        return batch, time
 
 
 class Loop(Protocol):
     """A stack, run over plain tensors of its dtype on the CPU.
 
     Attributes:
-        ragged: whether rows may be of unequal length.
+        ragged: whether rows may be of unequal length, and packed.
     """
 
     ragged: bool
 
-    def forward(
-        self,
-        x: Tensor,
-        state: Sequence[Maybe],
-        weights: Sequence[Tensor],
-        lengths: Maybe,
-        y: Tensor,
-        *,
-        keep: bool,
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """The final h, and c of an LSTM; and what `backward` needs besides y.
+    def forward(self, call: Call, *, keep: bool) -> tuple[list[Tensor], list[Tensor]]:
+        """The final h, and c of an LSTM; and what `backward` needs besides the call.
 
         Args:
-            x: `(batch, time, input_size)`, the features dense; no axis is 0.
-            state: h, and of an LSTM c, contiguous; None is zero.
-            weights: contiguous, in the order of `RecurrentSpec.shapes`, as PyTorch shapes them.
-            lengths: `(batch,)`, int64, contiguous; None where every row is full.
-            y: `(batch, time, directions * hidden_size)`, the features dense; the sequence is written here.
+            call: its y is written.
             keep: whether `backward` is to follow.
         """
         ...
 
     def backward(
-        self,
-        x: Tensor,
-        state: Sequence[Maybe],
-        weights: Sequence[Tensor],
-        lengths: Maybe,
-        y: Tensor,
-        kept: Sequence[Tensor],
-        dy: Maybe,
-        dfinal: Sequence[Maybe],
-        wanted: Sequence[bool],
+        self, call: Call, kept: Sequence[Tensor], dy: Maybe, dfinal: Sequence[Maybe], wanted: Sequence[bool]
     ) -> list[Maybe]:
         """The gradients of x, of the initial states and of the weights, in this order.
 
         Args:
-            x, state, weights, lengths, y: as in the call of `forward`, y as it left it.
+            call: that of `forward`, y as it left it.
             kept: what it returned.
             dy, dfinal: the gradients of the sequence and of the final states; None is zero.
             wanted: for each gradient whether it is needed; what is not is None, or what cost nothing.

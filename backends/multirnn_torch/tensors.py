@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from multirnn import RecurrentSpec
-from multirnn_torch.loop import Maybe
+from multirnn_torch.loop import Call, Maybe
 
 __all__ = ["TensorLoop"]
 
@@ -72,17 +72,9 @@ class TensorLoop:
         self._cell = cells[spec.cell]
         self._layers, self._directions, self._hidden = spec.num_layers, len(spec.directions), spec.hidden_size
 
-    def forward(
-        self,
-        x: Tensor,
-        state: Sequence[Maybe],
-        weights: Sequence[Tensor],
-        lengths: Maybe,
-        y: Tensor,
-        *,
-        keep: bool,
-    ) -> tuple[list[Tensor], list[Tensor]]:
+    def forward(self, call: Call, *, keep: bool) -> tuple[list[Tensor], list[Tensor]]:
         """See `Loop.forward`. What is kept: of each pass what its cell keeps, then the sequences between the layers."""
+        x, state, weights, y, *_ = call
         below = x.transpose(0, 1)
         time, batch, _ = below.shape
         shape = time, batch, self._directions * self._hidden
@@ -99,18 +91,10 @@ class TensorLoop:
         return final, [*kept, *levels[:-1]] if keep else []
 
     def backward(
-        self,
-        x: Tensor,
-        state: Sequence[Maybe],
-        weights: Sequence[Tensor],
-        lengths: Maybe,
-        y: Tensor,
-        kept: Sequence[Tensor],
-        dy: Maybe,
-        dfinal: Sequence[Maybe],
-        wanted: Sequence[bool],
+        self, call: Call, kept: Sequence[Tensor], dy: Maybe, dfinal: Sequence[Maybe], wanted: Sequence[bool]
     ) -> list[Maybe]:
         """See `Loop.backward`."""
+        x, state, weights, y, *_ = call
         between = self._layers - 1
         split = len(kept) - between
         levels = [x.transpose(0, 1), *kept[split:], y.transpose(0, 1)]

@@ -56,7 +56,7 @@ def _gradients(layer: TorchLayer, work: Work) -> Prepared:
     x = _sequence(work.x, work)
     data = _data(x).requires_grad_()
     dy = _data(_sequence(cotangent.sequence, work))
-    dfinal = tensors([part for part in cotangent.state if part is not None], CPU)
+    dfinal = tensors(cotangent.state.parts, CPU)
 
     def call() -> tuple[Tensor, ...]:
         y, final = native(x)

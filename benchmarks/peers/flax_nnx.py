@@ -3,14 +3,15 @@
 `nnx.GRUCell` has no recurrent bias in its candidate, so a GRU that has one is refused.
 """
 
-from collections.abc import Callable, Mapping
-from importlib.metadata import version
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 import multirnn as mr
-from multirnn.bench.work import SGD_RATE, Prepared, Work
+from multirnn.bench.work import Prepared, Work
+
+from ._jax import prepared, versions
 
 
 class FlaxNnx:
@@ -21,7 +22,7 @@ class FlaxNnx:
 
     def versions(self) -> Mapping[str, str]:
         """The versions of Flax and JAX."""
-        return {"flax": version("flax"), "jax": version("jax"), "jaxlib": version("jaxlib")}
+        return versions("flax")
 
     def refuses(self, work: Work) -> str | None:
         """What no cell of Flax is."""
@@ -39,17 +40,15 @@ class FlaxNnx:
         return None
 
     def prepare(self, work: Work, threads: int) -> Prepared:
-        """One jitted function of each mode; how many threads it takes, JAX decides by the cores that it is bound to."""
-        import jax
+        """The layers, split into a graph that stays and parameters."""
         import jax.numpy as jnp
         from flax import nnx
 
         spec = work.weights.spec
         layers = _layers(work.weights)
         graph, parameters, rest = nnx.split(layers, nnx.Param, ...)
-        x = jnp.asarray(work.x)
         lengths = None if work.lengths is None else jnp.asarray(work.lengths)
-        cell = (jnp.zeros((len(x), spec.hidden_size)),) * len(spec.form.states)
+        cell = (jnp.zeros((len(work.x), spec.hidden_size)),) * len(spec.form.states)
         pass_ = tuple(reversed(cell)) if spec.cell == "lstm" else cell[0]  # the carry of an LSTM is (c, h)
         zero = [(pass_, pass_) if spec.bidirectional else pass_] * spec.num_layers
 
@@ -71,48 +70,10 @@ class FlaxNnx:
         def canonical(parameters: Any) -> dict[str, Any]:
             return _canonical(spec, nnx.merge(graph, parameters, rest))
 
-        def ready(function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
-            return lambda: jax.block_until_ready(function(*arguments))
+        def carried(state: mr.State) -> Any:
+            return _carries(spec, state)
 
-        if work.mode == "inference":
-            call = ready(jax.jit(forward), parameters, x, zero)
-            return Prepared(call, lambda: output(call()))
-        if work.mode == "streaming":
-            step, carried = jax.jit(forward), [zero]
-
-            def stream() -> Any:
-                found = jax.block_until_ready(step(parameters, x, carried[0]))
-                carried[0] = found[1]
-                return found
-
-            return Prepared(stream, lambda: output(stream()))
-        if work.mode == "gradients":
-            assert work.cotangent is not None
-            cotangent = jnp.asarray(work.cotangent.sequence), _carries(spec, work.cotangent.state)
-
-            def pulled(parameters: Any, x: Any, cotangent: Any) -> Any:
-                return jax.vjp(lambda p, x: forward(p, x, zero), parameters, x)[1](cotangent)
-
-            call = ready(jax.jit(pulled), parameters, x, cotangent)
-
-            def gradients() -> mr.Gradients:
-                dp, dx = call()
-                return mr.Gradients(canonical(dp), np.asarray(dx), None)  # type: ignore[arg-type]
-
-            return Prepared(call, gradients)
-
-        def descend(parameters: Any, x: Any, target: Any) -> Any:
-            slope = jax.grad(lambda p: jnp.mean((forward(p, x, zero)[0] - target) ** 2))(parameters)
-            return jax.tree.map(lambda p, dp: p - SGD_RATE * dp, parameters, slope)
-
-        trained, target = [parameters], jnp.asarray(work.target)
-        update = jax.jit(descend, donate_argnums=0)
-
-        def train() -> Any:
-            trained[0] = jax.block_until_ready(update(trained[0], x, target))
-            return trained[0]
-
-        return Prepared(train, lambda: canonical(train()))
+        return prepared(work, forward, parameters, zero, output, carried, canonical)
 
 
 def _layers(weights: mr.Weights) -> Any:

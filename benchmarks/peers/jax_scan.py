@@ -1,13 +1,14 @@
 """JAX as its users write it by hand: the input projected in one product, a jitted `lax.scan`, and JAX's own autodiff."""
 
-from collections.abc import Callable, Mapping
-from importlib.metadata import version
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 import multirnn as mr
-from multirnn.bench.work import SGD_RATE, Prepared, Work
+from multirnn.bench.work import Prepared, Work
+
+from ._jax import prepared, versions
 
 ACTIVATIONS = ("tanh", "relu", "sigmoid")
 
@@ -20,7 +21,7 @@ class JaxScan:
 
     def versions(self) -> Mapping[str, str]:
         """The versions of JAX and of its compiler."""
-        return {"jax": version("jax"), "jaxlib": version("jaxlib")}
+        return versions()
 
     def refuses(self, work: Work) -> str | None:
         """What is not written out here."""
@@ -32,13 +33,11 @@ class JaxScan:
         return None
 
     def prepare(self, work: Work, threads: int) -> Prepared:
-        """One jitted function of each mode; how many threads it takes, JAX decides by the cores that it is bound to."""
-        import jax
+        """The stack, differentiated by JAX."""
         import jax.numpy as jnp
 
         spec = work.weights.spec
         weights = {name: jnp.asarray(array) for name, array in work.weights.arrays.items()}
-        x = jnp.asarray(work.x)
         lengths = None if work.lengths is None else jnp.asarray(work.lengths)
         shape = (spec.num_layers * len(spec.directions), len(work.x), spec.hidden_size)
         zero = tuple(jnp.zeros(shape, jnp.float32) for _ in spec.form.states)
@@ -46,54 +45,17 @@ class JaxScan:
         def forward(weights: Any, x: Any, state: Any) -> Any:
             return _stack(spec, weights, x, state, lengths)
 
-        def ready(function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
-            return lambda: jax.block_until_ready(function(*arguments))
-
         def output(found: Any) -> mr.Output:
             sequence, state = found
             return mr.Output(np.asarray(sequence), mr.State(*map(np.asarray, state)))
 
-        if work.mode == "inference":
-            call = ready(jax.jit(forward), weights, x, zero)
-            return Prepared(call, lambda: output(call()))
-        if work.mode == "streaming":
-            step, carried = jax.jit(forward), [zero]
+        def carried(state: mr.State) -> Any:
+            return tuple(jnp.asarray(part) for part in state if part is not None)
 
-            def stream() -> Any:
-                found = jax.block_until_ready(step(weights, x, carried[0]))
-                carried[0] = found[1]
-                return found
+        def canonical(weights: Any) -> Mapping[str, Any]:
+            return {name: np.asarray(array) for name, array in weights.items()}
 
-            return Prepared(stream, lambda: output(stream()))
-        if work.mode == "gradients":
-            assert work.cotangent is not None
-            sequence, end = work.cotangent
-            cotangent = jnp.asarray(sequence), tuple(jnp.asarray(part) for part in end if part is not None)
-
-            def pulled(weights: Any, x: Any, cotangent: Any) -> Any:
-                return jax.vjp(lambda w, x: forward(w, x, zero), weights, x)[1](cotangent)
-
-            call = ready(jax.jit(pulled), weights, x, cotangent)
-
-            def gradients() -> mr.Gradients:
-                dw, dx = call()
-                named = {name: np.asarray(array) for name, array in dw.items()}
-                return mr.Gradients(named, np.asarray(dx), None)  # type: ignore[arg-type]
-
-            return Prepared(call, gradients)
-
-        def descend(weights: Any, x: Any, target: Any) -> Any:
-            slope = jax.grad(lambda w: jnp.mean((forward(w, x, zero)[0] - target) ** 2))(weights)
-            return jax.tree.map(lambda w, dw: w - SGD_RATE * dw, weights, slope)
-
-        trained, target = [weights], jnp.asarray(work.target)
-        update = jax.jit(descend, donate_argnums=0)
-
-        def train() -> Any:
-            trained[0] = jax.block_until_ready(update(trained[0], x, target))
-            return trained[0]
-
-        return Prepared(train, lambda: {name: np.asarray(array) for name, array in train().items()})
+        return prepared(work, forward, weights, zero, output, carried, canonical)
 
 
 def _stack(spec: mr.RecurrentSpec, weights: Any, x: Any, state: Any, lengths: Any) -> Any:

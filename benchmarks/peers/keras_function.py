@@ -142,6 +142,8 @@ def _layers(weights: mr.Weights) -> tuple[list[Any], list[str]]:
             return_sequences=True,
             return_state=True,
             zero_output_for_mask=True,
+            kernel_initializer="zeros",  # an orthogonal matrix takes seconds to draw, and is overwritten
+            recurrent_initializer="zeros",
             dtype=spec.dtype,
             **gated,
         )

@@ -7,7 +7,8 @@ from typing import Any
 import multirnn as mr
 from multirnn.bench.work import Prepared, Work
 
-LAYERS = {"simple_rnn": "RNN", "lstm": "LSTM", "gru": "GRU"}
+from ._torch import module, parts, refuses
+
 LONGEST = 25  # steps of an unrolled loop: 10 of a simple RNN take Inductor and the C++ compiler 20 s, 30 take 45
 
 
@@ -24,9 +25,8 @@ class TorchCompile:
     def refuses(self, work: Work) -> str | None:
         """What PyTorch has no layer for, and what would be compiled for minutes."""
         spec = work.weights.spec
-        relu = spec.cell == "simple_rnn" and spec.activation == "relu"
-        if not (spec.activation == "tanh" or relu) or spec.recurrent_activation != "sigmoid" or not spec.reset_after:
-            return f"torch.nn.{LAYERS[spec.cell]} has other activations, or another reset gate"
+        if reason := refuses(spec):
+            return reason
         if work.mode not in ("inference", "streaming"):
             return "this contender is for inference: what is compiled of a backward pass through so many steps takes minutes"
         if work.lengths is not None:
@@ -43,23 +43,10 @@ class TorchCompile:
         torch.set_num_threads(threads)
         torch._dynamo.config.allow_rnn = True
         spec = work.weights.spec
-        module = getattr(torch.nn, LAYERS[spec.cell])(
-            spec.input_size,
-            spec.hidden_size,
-            spec.num_layers,
-            bias=spec.bias != "none",
-            batch_first=True,
-            bidirectional=spec.bidirectional,
-            dtype=getattr(torch, spec.dtype),
-            **({"nonlinearity": spec.activation} if spec.cell == "simple_rnn" else {}),
-        )
-        weights = mr.split_biases(work.weights) if spec.bias == "single" else work.weights
-        arrays = mr.to_arrays(weights, convention="torch")
-        module.load_state_dict({name: torch.tensor(array) for name, array in arrays.items()})
-        compiled = torch.compile(module)
+        compiled = torch.compile(module(work, batch_first=True))
         x = torch.tensor(work.x)
-        part = torch.zeros(spec.num_layers * len(spec.directions), len(x), spec.hidden_size, dtype=x.dtype)
-        carried: list[Any] = [(part, part) if spec.cell == "lstm" else part]
+        zero = torch.zeros(spec.num_layers * len(spec.directions), len(x), spec.hidden_size, dtype=x.dtype)
+        carried: list[Any] = [(zero, zero) if spec.cell == "lstm" else zero]
 
         def call() -> Any:
             with torch.inference_mode():
@@ -70,8 +57,7 @@ class TorchCompile:
 
         def result() -> mr.Output:
             sequence, state = call()
-            parts = state if isinstance(state, tuple) else (state,)
-            return mr.Output(sequence.numpy(), mr.State(*(p.numpy() for p in parts)))
+            return mr.Output(sequence.numpy(), mr.State(*(part.numpy() for part in parts(state))))
 
         return Prepared(call, result)
 

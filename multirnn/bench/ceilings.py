@@ -2,23 +2,22 @@
 
 A ceiling that is too low makes every share too high, so each is measured by several means and the best is taken: with
 the BLAS as it is installed, with the kernels of another instruction set where the processor has one that the BLAS may
-not have noticed, and with all cores in one product or each core in its own, where no core waits for another. What no two cores share is
-taken as many times as there are cores. Memory is read by NumPy and, where
-it is there, by the compiled recurrence.
+not have noticed, and with all cores in one product or each core in its own, where no core waits for another. What no two
+cores share is taken as many times as there are cores; of what they do share, one core by itself reads no less than its
+part. Memory is read by NumPy and, where it is there, by the compiled recurrence.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from multirnn.bench.alone import allowed_cores, measure_alone, measure_together, thread_variables
 from multirnn.bench.machine import cache_sizes, cpu_features
 from multirnn.errors import InvalidCall
 
-__all__ = ["CORE_TYPES", "bandwidths", "first_cores", "joint_products", "matrix_products"]
+__all__ = ["CORE_TYPES", "bandwidths", "first_cores", "joint_products", "matrix_products", "with_its_part"]
 
 SIZE = 1536  # of the matrices: 3 x 9 MB in float32; larger ones are at most 4 % faster
 PERIOD = 0.2
 PASSES = 2  # a moment in which a neighbour takes half of the machine is as long as one
-DTYPES = ("float32", "float64")
 READING = 0.15
 BEYOND = 256 * 2**20  # bytes that are in no cache
 LARGEST_SHARED = 24 * 2**20  # bytes of a shared cache that neighbours leave: of 105 MB one guest has not much more
@@ -27,12 +26,12 @@ CORE_TYPES: Mapping[str, str] = {"avx512f": "SkylakeX", "avx2": "Haswell"}
 """Instruction sets, best first, and the name of the OpenBLAS kernels that need them."""
 
 
-def matrix_products() -> dict[str, dict[str, float]]:
+def matrix_products(dtypes: Sequence[str]) -> dict[str, dict[str, float]]:
     """Floating-point operations a second of one core, by dtype and means."""
     core = allowed_cores()[:1]
-    rates: dict[str, dict[str, float]] = {dtype: {} for dtype in DTYPES}
+    rates: dict[str, dict[str, float]] = {dtype: {} for dtype in dtypes}
     for _ in range(PASSES):
-        for dtype in DTYPES:
+        for dtype in dtypes:
             for label, variables in _environments():
                 environment = {**thread_variables(1), **variables}
                 rate = measure_alone("product", dtype, SIZE, PERIOD, cores=core, environment=environment)
@@ -52,7 +51,7 @@ def joint_products(threads: int, alone: Mapping[str, Mapping[str, float]]) -> di
     """
     cores = first_cores(threads)
     rates: dict[str, dict[str, float]] = {}
-    for dtype in DTYPES:
+    for dtype in alone:
         given = "product", dtype, SIZE, PERIOD
         each = measure_together(*given, cores=[[core] for core in cores], environment=thread_variables(1))
         rates[dtype] = {
@@ -89,8 +88,12 @@ def bandwidths(threads: int, alone: Mapping[str, Mapping[str, float]] | None = N
         if alone is not None and level in OWN:
             rates[level] = {f"{threads} times one core by itself": threads * max(alone[level].values())}
             continue
-        found = measure_together("reading", size, READING, cores=cores, environment=thread_variables(1))
-        rates[level] = {means: sum(each[means] for each in found) for means in found[0]}
+        rates[level] = {}
+        for _ in range(1 if level in OWN else PASSES):
+            found = measure_together("reading", size, READING, cores=cores, environment=thread_variables(1))
+            for means in found[0]:
+                together = sum(each[means] for each in found)
+                rates[level][means] = max(together, rates[level].get(means, 0.0))
         if level != "memory":  # a matrix of that size would take longer to pack than all else takes
             walked = measure_together("recurrence", size, READING, cores=cores, environment=thread_variables(1))
             if None not in walked:
@@ -101,6 +104,23 @@ def bandwidths(threads: int, alone: Mapping[str, Mapping[str, float]] | None = N
             rates[level] = {**rates[level], "that of the level behind": max(behind.values())}
         behind = rates[level]
     return rates
+
+
+def with_its_part(
+    threads: int, alone: Mapping[str, Mapping[str, float]], together: Mapping[str, Mapping[str, float]]
+) -> dict[str, dict[str, float]]:
+    """The bandwidths of one core, which are not below the part of each core where several read at once.
+
+    Args:
+        threads: how many did.
+        alone: what `bandwidths` found of one core.
+        together: what it found of several.
+    """
+    part = f"1/{threads} of what {threads} cores read together"
+    return {
+        level: {**means, part: max(together[level].values()) / threads} if level not in OWN else dict(means)
+        for level, means in alone.items()
+    }
 
 
 OWN = ("L1", "L2")

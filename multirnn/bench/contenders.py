@@ -1,16 +1,18 @@
 """Which contenders there are, found without loading a framework: every backend's implementations, and files of peers.
 
-A file of peers is a Python file with `CONTENDERS`, a tuple of `Contender`; importing it loads no framework.
+A file of peers is a Python file with `CONTENDERS`, a tuple of `Contender`; importing it loads no framework. What several
+of them share may lie beside them in a file whose name begins with `_`, for `from ._name import`.
 """
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
-from importlib.util import module_from_spec, spec_from_file_location
+from importlib import import_module, invalidate_caches
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from zlib import crc32
 
 from multirnn.bench.work import Contender
 from multirnn.errors import InvalidCall, InvalidData
@@ -60,7 +62,7 @@ def find(
 
     Raises:
         InvalidCall: two of one name, or no contender has a name that is asked for.
-        InvalidData: a file of peers has no `CONTENDERS`.
+        InvalidData: a file of peers cannot be loaded, or has no `CONTENDERS`.
     """
     sources = [
         Source(
@@ -113,17 +115,23 @@ def _contenders(file: Path) -> tuple[Contender, ...]:
     found: Any = getattr(_module(file), "CONTENDERS", None)
     if not isinstance(found, tuple):
         raise InvalidData(f"{file} is no file of peers: it needs CONTENDERS, a tuple of contenders")
+    for one in found:
+        if absent := [name for name in ASKED if not hasattr(one, name)]:
+            raise InvalidData(f"{file}: {one!r} in CONTENDERS is no contender: it has no {', '.join(absent)}")
     return found
 
 
+ASKED = ("name", "kind", "versions", "refuses", "prepare")
+
+
 def _module(file: Path) -> ModuleType:
-    name = f"multirnn_peer_{file.stem}"
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = spec_from_file_location(name, file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up there
-    spec.loader.exec_module(module)
-    return module
+    """The file, as a module of a package that is its folder: what lies beside it is there for `from ._name import`."""
+    package = f"multirnn_peers_{crc32(bytes(file.parent)):x}"
+    if package not in sys.modules:
+        sys.modules[package] = folder = ModuleType(package)
+        folder.__path__ = [str(file.parent)]
+    invalidate_caches()
+    try:
+        return import_module(f"{package}.{file.stem}")
+    except Exception as error:  # whatever somebody else's file raises
+        raise InvalidData(f"{file} cannot be loaded: {type(error).__name__}: {error}") from error

@@ -19,11 +19,11 @@ holds all parameters; the recurrent weights of a direction, read at every step, 
 several threads each core's part of them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-from multirnn.bench.ceilings import bandwidths, first_cores, joint_products, matrix_products
+from multirnn.bench.ceilings import bandwidths, first_cores, joint_products, matrix_products, with_its_part
 from multirnn.bench.machine import cache_sizes
 from multirnn.bench.problems import Problem
 from multirnn.errors import InvalidCall
@@ -238,7 +238,7 @@ class Limits:
         return "memory"
 
 
-def measure(*threads: int) -> Limits:
+def measure(*threads: int, dtypes: Sequence[str] = tuple(BYTES)) -> Limits:
     """Measure the ceilings of this machine, some seconds for each number of threads.
 
     Nothing else should run meanwhile. Each measurement is made in processes of their own, bound to so many cores, and by
@@ -246,20 +246,23 @@ def measure(*threads: int) -> Limits:
 
     Args:
         threads: how many; may be several numbers, `measure(1, 2)`.
+        dtypes: of the products; no limit of another is told then.
 
     Raises:
         InvalidCall: this process may not run on so many cores.
     """
     for count in threads:
         first_cores(count)  # or it would be refused after all else was measured
-    products, levels = matrix_products(), bandwidths(1)
+    products, levels = matrix_products(dtypes), bandwidths(1)
     ceilings = {}
-    for count in threads:
-        several = count != 1
-        ceilings[count] = _ceilings(
-            joint_products(count, products) if several else products, bandwidths(count, levels) if several else levels
-        )
-    return Limits(cache_sizes(), ceilings)
+    for count in sorted(threads, reverse=True):
+        if count == 1:
+            ceilings[1] = _ceilings(products, levels)
+            continue
+        together = bandwidths(count, levels)
+        levels = with_its_part(count, levels, together)
+        ceilings[count] = _ceilings(joint_products(count, products), together)
+    return Limits(cache_sizes(), {count: ceilings[count] for count in threads})
 
 
 def _ceilings(products: Mapping[str, Mapping[str, float]], levels: Mapping[str, Mapping[str, float]]) -> Ceilings:

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from multirnn.errors import InvalidCall, InvalidData
 
-__all__ = ["DONE", "STATUSES", "VERSION", "Results", "Writer", "finished_lines", "key", "read"]
+__all__ = ["DONE", "STATUSES", "VERSION", "Results", "Writer", "check", "finished_lines", "key", "read"]
 
 VERSION = 1
 
@@ -22,7 +22,12 @@ STATUSES = ("timed", "wrong", "refused", "failed", "killed", "slow")
 DONE = ("timed", "wrong", "refused", "slow")
 """What `--resume` does not try again."""
 
-SAME = ("table", "machine", "settings")
+NOT_THE_SAME = {
+    "table": "its table is not the same",
+    "machine": "its machine is not the same",
+    "settings": "its settings are not the same",
+}
+"""What has to be the same to go on with a file, and the words if it is not."""
 
 Key = tuple[str, str, int, str]
 
@@ -93,6 +98,19 @@ def _finished(text: bytes) -> int:
     return text.rfind(b"\n") + 1
 
 
+def check(path: Path, *, resume: bool) -> None:
+    """Whether a run can write there, asked before anything is measured.
+
+    Raises:
+        InvalidCall: there is a file already that is not to be resumed, or no folder that can be written to.
+    """
+    if path.exists() and not resume:
+        raise InvalidCall(f"{path} exists; --resume goes on with it, or name another file with --out")
+    if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+        why = "it may not be written" if path.absolute().parent.is_dir() else f"there is no folder {path.parent}"
+        raise InvalidCall(f"{path} cannot be written: {why}")
+
+
 class Writer:
     """Appends rows to a file of results; a context manager that closes it.
 
@@ -133,11 +151,11 @@ class Writer:
             path.unlink(missing_ok=True)
             return cls.create(path, header)
         found = read(path)
-        wanted = json.loads(json.dumps({name: header[name] for name in SAME}))
-        for name in SAME:
+        wanted = json.loads(json.dumps({name: header[name] for name in NOT_THE_SAME}))
+        for name in NOT_THE_SAME:
             if different := _first_difference(found.header.get(name), wanted[name]):
                 raise InvalidCall(
-                    f"{path} cannot be resumed: its {name} is not the same, {different}; "
+                    f"{path} cannot be resumed: {NOT_THE_SAME[name]}, {different}; "
                     "results of two are not put into one file, so name another with --out"
                 )
         os.truncate(path, _finished(text))
@@ -168,4 +186,9 @@ def _first_difference(found: Any, wanted: Any, where: str = "") -> str:
             if different := _first_difference(found.get(name), wanted.get(name), f"{where}.{name}" if where else name):
                 return different
         return ""
+    if isinstance(found, list) and isinstance(wanted, list):
+        if len(found) != len(wanted):
+            return f"{where} are {len(found)} there and {len(wanted)} here"
+        pairs = enumerate(zip(found, wanted, strict=True))
+        return next((said for n, pair in pairs if (said := _first_difference(*pair, f"{where}[{n}]"))), "")
     return "" if found == wanted else f"{where or 'it'} is {found!r} there and {wanted!r} here"

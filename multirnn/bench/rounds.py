@@ -2,25 +2,29 @@
 
 Those with one number of threads are timed after each other, since a process with several leaves them spinning.
 
-How long a block of calls lasts and how many rounds there are is planned from the time that there is. A round in which
-the host gave too much of the cores to others is run again.
+How long a block of calls lasts and how many rounds there are is planned from the time that there is. What is far behind
+the fastest is timed less often. A round in which the host gave too much of the cores to others is run again.
 """
 
 import math
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from multirnn.bench.machine import steal
 from multirnn.bench.process import Lost, Process
 
-__all__ = ["ALLOWANCE", "Entrant", "Plan", "interleave", "plan", "plans", "unstable"]
+__all__ = ["ALLOWANCE", "Call", "Entrant", "Plan", "interleave", "plan", "plans", "unstable"]
 
 ROUNDS = (5, 11)
 LONGER = 3  # rounds of a long call, unless there is time for more; each lasts more than ten blocks
 LONG = 0.1  # seconds of a call
+FAR = 2.0  # times the fastest, from which on nobody asks how far to the percent
+FEWER = {ROUNDS[0]: 3, LONGER: 2}  # rounds of what is so far behind, unless there is time for more
 BLOCK = (0.01, 0.05)  # seconds; the clock costs 0.1 µs, and a block of 10 ms differs from one of 50 by 1 %
+TOO_SHORT = 0.005  # seconds of a block
 BOUNDARIES = 3
 SETTLING = 0.02  # seconds; GNU OpenMP's threads spin for 300 000 pauses, 17 ms, before they sleep
 SETTLING_ALONE = 0.005  # after a process without a second thread, only caches and the clock of the core have to settle
@@ -55,19 +59,37 @@ def plan(seconds: float, allowance: float = ALLOWANCE, *, boundary: bool = False
     return Plan(min(max(fit, fewest), ROUNDS[1]), repetitions)
 
 
-def plans(calls: Sequence[tuple[float, bool]], budget: float) -> list[Plan]:
+class Call(NamedTuple):
+    """What a plan depends on.
+
+    Attributes:
+        seconds: of one call, about.
+        boundary: whether the call from NumPy to NumPy is timed too.
+        threads: of the process.
+    """
+
+    seconds: float
+    boundary: bool = False
+    threads: int = 1
+
+
+def plans(calls: Sequence[Call], budget: float) -> list[Plan]:
     """The plans of all that are timed together: what a short call leaves of its share is for the longer ones.
 
     Args:
-        calls: of each contender the seconds of one call, and whether the call from NumPy to NumPy is timed too.
-        budget: seconds of all rounds of all of them. The fewest rounds, of long calls `LONGER`, are run even so.
+        calls: one a contender.
+        budget: seconds of all rounds of all of them. The fewest rounds are run even so: five, of long calls three, and
+            one or two less of what takes more than `FAR` times as long as the fastest with as many threads.
     """
     made: dict[int, Plan] = {}
     budget = min(budget, ALLOWANCE * len(calls))
+    fastest = {call.threads: call.seconds for call in sorted(calls, reverse=True)}
     for place in sorted(range(len(calls)), key=lambda place: calls[place]):
-        seconds, more = calls[place]
+        seconds, more, threads = calls[place]
         allowance = max(budget, 0.0) / (len(calls) - len(made))
         fewest = LONGER if seconds > LONG else ROUNDS[0]
+        if seconds > FAR * fastest[threads]:
+            fewest = FEWER[fewest]
         made[place] = plan(seconds, allowance, boundary=more, fewest=fewest)
         budget -= _cost(made[place], seconds, more)
     return [made[place] for place in range(len(calls))]
@@ -78,13 +100,16 @@ def _cost(planned: Plan, seconds: float, boundary: bool) -> float:
     return (planned.rounds + BOUNDARIES * boundary) * (SETTLING + planned.repetitions * seconds)
 
 
+UNPLANNED = Plan(0, 1)
+
+
 @dataclass
 class Entrant:
     """A contender that has been verified on a problem, and what it is found to take.
 
     Attributes:
         process: where it waits.
-        plan: how it is timed.
+        plan: how it is timed; unless given, by what its first call takes.
         threads: of the process.
         boundary: whether the call from NumPy to NumPy is timed too.
         cap: seconds that one answer may take.
@@ -95,7 +120,7 @@ class Entrant:
     """
 
     process: Process
-    plan: Plan
+    plan: Plan = UNPLANNED
     threads: int = 1
     boundary: bool = False
     cap: float = 60.0
@@ -104,9 +129,10 @@ class Entrant:
     boundaries: list[float] = field(default_factory=list)
     lost: Lost | None = None
 
-    def takes_part(self, number: int, of: int) -> bool:
-        """Whether it is in this round: its own are spread evenly over all."""
-        return (number + 1) * self.plan.rounds // of > number * self.plan.rounds // of
+    def takes_part(self, number: int, of: int, after: int = 0) -> bool:
+        """Whether it is in this round: in the first so many, and its others are spread evenly over those that follow."""
+        number, of, own = number - after, of - after, self.plan.rounds - after
+        return number < 0 or (number + 1) * own // of > number * own // of
 
     def run(self, number: int, settle: float) -> None:
         """Time one block after so many seconds of settling, and one from NumPy to NumPy in the first rounds."""
@@ -127,6 +153,8 @@ class Entrant:
             return
         self.rounds.append(answer["seconds"])
         self.numbers.append(number)
+        if answer["seconds"] * self.plan.repetitions < TOO_SHORT:  # it was estimated while something disturbed it
+            self.plan = replace(self.plan, repetitions=math.ceil(BLOCK[0] / answer["seconds"]))
 
     def forget(self, number: int) -> None:
         """Take back what the round gave."""
@@ -145,23 +173,26 @@ def interleave(
     """Run all rounds; fills the entrants.
 
     Args:
-        entrants: who takes part; one that is lost is left out from then on.
+        entrants: who takes part, all planned or none; one that is lost is left out from then on.
         seed: of the order in each round.
         stolen: seconds that the host has given to others until now; None if not told.
         cores: among which they are counted.
-        until: when by `time.monotonic` no round is run again any more.
+        until: by `time.monotonic`; no round is run again any more, and what is not planned has until then.
 
     Returns:
         the share of the cores' time that was stolen in the rounds that count, None if not told; and how many rounds were
         run again because it was above `STEAL`.
     """
     rng = random.Random(seed)  # noqa: S311  # an order, no secret
-    total = max((entrant.plan.rounds for entrant in entrants), default=0)
+    unplanned = int(
+        any(entrant.plan is UNPLANNED for entrant in entrants)
+    )  # the rounds that are run before there are plans
+    total = unplanned or _longest(entrants)
     again, taken, spent = 0, 0.0, 0.0
     number = last = 0
     told = stolen() is not None
     while number < total:
-        order = [entrant for entrant in entrants if entrant.lost is None and entrant.takes_part(number, total)]
+        order = [one for one in entrants if one.lost is None and one.takes_part(number, total, unplanned)]
         turns = {entrant.threads: rng.random() for entrant in entrants}
         rng.shuffle(order)
         order.sort(key=lambda entrant: turns[entrant.threads])
@@ -179,7 +210,21 @@ def interleave(
             continue
         taken, spent = taken + lost, spent + lasted
         number += 1
+        if number == unplanned:
+            _plan_by_the_first(entrants, until - time.monotonic())
+            total = _longest(entrants)
     return (taken / spent if told and spent else None), again
+
+
+def _plan_by_the_first(entrants: Sequence[Entrant], budget: float) -> None:
+    left = [entrant for entrant in entrants if entrant.lost is None]
+    calls = [Call(entrant.rounds[0], entrant.boundary, entrant.threads) for entrant in left]
+    for entrant, planned in zip(left, plans(calls, budget), strict=True):
+        entrant.plan = planned
+
+
+def _longest(entrants: Sequence[Entrant]) -> int:
+    return max((entrant.plan.rounds for entrant in entrants), default=0)
 
 
 def unstable(low: float, median: float, high: float) -> bool:

@@ -24,7 +24,7 @@ from multirnn.bench.limits import Limits, bytes_moved, flops
 from multirnn.bench.problems import Problem, Table
 from multirnn.bench.process import Lost, Process
 from multirnn.bench.results import DONE, Writer, key
-from multirnn.bench.rounds import Entrant, interleave, plans, unstable
+from multirnn.bench.rounds import Call, Entrant, interleave, plans, unstable
 from multirnn.bench.statistics import quartiles
 
 __all__ = ["Progress", "Run", "settings"]
@@ -32,8 +32,9 @@ __all__ = ["Progress", "Run", "settings"]
 START_CAP = 120.0  # seconds that imports may take; TensorFlow's take 5, from a cold disk 30
 USABLE_MEMORY = 0.6  # of what is free; the rest is for what a framework needs beside
 TRIED = 6  # calls at best that the cap has to leave room for: two to get ready, of a contender three times as slow
-BOUNDED = 0.05  # seconds that a call needs at best: no call from NumPy to NumPy is told from it
-WEIGHT = 30  # a call that needs a second at best is 30 times in a run's time what getting all contenders ready is
+LONG = 0.02  # seconds that a call needs at best: the first round tells how long it takes, and no estimate before it
+CONVERTED = 0.01  # seconds that a call needs at best, from which on no call from NumPy to NumPy is told from it
+WEIGHT = 10  # a call that needs a second at best is 10 times in a run's time what getting all contenders ready is
 OVERHEAD = 3  # arrays that a contender holds for one that a problem has: NumPy's, its own, its output
 
 
@@ -241,18 +242,22 @@ class Run:
         for name, group in _by_contender(seats):
             self._say(f"{task.title}: {name}")
             ready += self._prepared(task, group, limit)
-        if limit < BOUNDED:  # or one call, the first, tells enough
+        if limit < LONG:
             ready = [(seat, answer) for seat, answer in ready if self._estimated(task, seat, answer)]
         if not ready:
             return
-        calls = [(answer["seconds"], answer["boundary"] == "other") for _, answer in ready]
-        planned = plans(calls, share - (time.monotonic() - start))
-        entrants = []
-        for (seat, _), (_, boundary), one in zip(ready, calls, planned, strict=True):
-            entrants.append(Entrant(seat.start(), one, seat.threads, boundary, self.table.cap))
+        entrants = [
+            Entrant(seat.start(), threads=seat.threads, boundary=answer["boundary"] == "other", cap=self.table.cap)
+            for seat, answer in ready
+        ]
+        until = start + share
+        if limit < LONG:
+            calls = [Call(a["seconds"], one.boundary, one.threads) for one, (_, a) in zip(entrants, ready, strict=True)]
+            for entrant, planned in zip(entrants, plans(calls, until - time.monotonic()), strict=True):
+                entrant.plan = planned
         self._say(f"{task.title}: rounds")
         at = datetime.now(UTC).isoformat(timespec="seconds")
-        stolen, again = interleave(entrants, self.seed, cores=len(allowed_cores()), until=start + share)
+        stolen, again = interleave(entrants, self.seed, cores=len(allowed_cores()), until=until)
         for (seat, answer), entrant in zip(ready, entrants, strict=True):
             measured = {"steal": stolen, "rounds_again": again, "measured_at": at}
             self._write(task, seat, answer | measured | self._timed(task, seat, entrant, answer))
@@ -265,7 +270,7 @@ class Run:
                 reason = f"not tried, since {smaller} was too much for it"
                 self._write(task, seat, {"status": "slow", "reason": reason})
                 continue
-            boundary = task.mode in self.table.boundary and seat.threads == self._seats[0].threads and limit < BOUNDED
+            boundary = task.mode in self.table.boundary and seat.threads == self._seats[0].threads and limit < CONVERTED
             try:
                 seat.start().send(task.message(boundary))
             except Lost as lost:
@@ -283,7 +288,7 @@ class Run:
             self._write(task, seat, answer | self._gone(task, seat, lost))
             return False
         estimated = self._answer(task, seat, "estimated", answer)
-        answer["seconds"] = estimated.get("seconds")
+        answer |= {name: value for name, value in estimated.items() if name != "status"}
         return bool(estimated)
 
     def _answer(
@@ -347,6 +352,7 @@ class Run:
             "implementation": source.implementation,
             "versions": seat.hello.get("versions", {}),
             "flags": seat.hello.get("flags", {}),
+            "features": seat.hello.get("features", []),
             "plan": found.get("plan", ""),
             "blas": found.get("blas"),
         }

@@ -9,6 +9,7 @@ import ctypes
 import gc
 import itertools
 import json
+import math
 import os
 import sys
 import time
@@ -30,6 +31,7 @@ __all__ = ["main", "serve"]
 
 LONGEST = 300  # letters of a line of a reason
 ESTIMATE = 0.005  # seconds of calls from which the time of one is estimated
+QUIET = 0.02  # seconds until the threads of whoever ran before sleep; on their cores a call of 50 µs can take 5 ms
 LONG = 0.02  # seconds of a call beside which it does not matter that it finds its caches cold
 
 
@@ -61,8 +63,13 @@ def main() -> None:
         seconds = time.perf_counter() - start
         gc.collect()
         gc.freeze()  # what a framework has imported: looking through PyTorch's would take 0.1 s each time
-        flags = describe()["variables"] | source["environment"]
-        say({"status": "started", "import_s": seconds, "versions": versions, "flags": flags})
+        machine = describe()
+        told = {
+            "versions": versions,
+            "flags": machine["variables"] | source["environment"],
+            "features": machine["features"],
+        }
+        say({"status": "started", "import_s": seconds, **told})
         for answer in serve(contender, threads, (json.loads(line) for line in messages)):
             say(answer)
 
@@ -111,7 +118,8 @@ class _Seat:
             self.prepared.boundary = None
         _release_memory()
         _forget_peak()
-        answer |= self._first_call(answer["first_call_s"])
+        self.seconds = answer["first_call_s"]
+        answer |= {"boundary": self._boundary(), "blas": blas_libraries()}
         if not self.settled:
             gc.freeze()  # what a framework imports only when it is used
             self.settled = True
@@ -140,30 +148,29 @@ class _Seat:
             "first_call_s": first - ready,
         }
 
-    def _first_call(self, first_result: float) -> dict[str, Any]:
-        """The time of the first call, with that of the first result: whichever traced and compiled is the longer."""
+    def _boundary(self) -> str | None:
+        """Whether the call from NumPy to NumPy is another than the one that is timed; then it is traced here."""
         assert self.prepared is not None
-        call = self.prepared.call
-        self.seconds = _block(call, 1)
         boundary = self.prepared.boundary
-        if boundary is not None and boundary is not call:
-            boundary()
-        return {
-            "first_call_s": max(self.seconds, first_result),
-            "seconds": self.seconds,
-            "boundary": None if boundary is None else "same" if boundary is call else "other",
-            "blas": blas_libraries(),
-        }
+        if boundary is None or boundary is self.prepared.call:
+            return None if boundary is None else "same"
+        boundary()
+        return "other"
 
     def estimate(self) -> dict[str, Any]:
-        """The seconds of a call, now that it is traced and nobody else computes."""
+        """The seconds of a call, now that nobody else computes, and of the first, which may have been traced here only."""
         assert self.prepared is not None
-        repetitions = 1
-        self.prepared.call()  # which finds caches and threads as the contenders before it left them
-        while (spent := _block(self.prepared.call, repetitions)) * repetitions < ESTIMATE:
-            repetitions *= 2
-        self.seconds = spent
-        return {"status": "estimated", "seconds": spent}
+        call, start = self.prepared.call, time.perf_counter()
+        first = _block(call, 1)
+        seconds, repetitions = math.inf, 1
+        while True:
+            seconds = min(seconds, _block(call, repetitions))
+            if seconds * repetitions < ESTIMATE:
+                repetitions *= 2
+            elif time.perf_counter() - start > QUIET:
+                break
+        first_call, self.seconds = max(self.seconds, first), seconds
+        return {"status": "estimated", "seconds": seconds, "first_call_s": first_call}
 
     def time(self, what: str, repetitions: int, settle: float) -> dict[str, Any]:
         """The seconds of one call, the mean over a block."""

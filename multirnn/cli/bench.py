@@ -3,12 +3,9 @@
 A group of commands, of which `run` may be left out: `multirnn bench smoke`.
 """
 
-import math
 import signal
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,23 +16,19 @@ from multirnn.bench import results
 from multirnn.bench.alone import allowed_cores
 from multirnn.bench.contenders import find
 from multirnn.bench.problems import TABLES, Entry, Problem, Table, read_table, title_of
-from multirnn.bench.quantities import bytes_, factor, seconds, share
 from multirnn.bench.run import Progress, Run, settings
 from multirnn.bench.work import MODES
 from multirnn.cells import CELLS
 from multirnn.cli import options
+from multirnn.cli.bar import bar
 from multirnn.cli.console import heading, show, show_json, table
+from multirnn.cli.rows import report as shown
 from multirnn.errors import InvalidData
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-    from rich.text import Text
-
     from multirnn.bench.limits import Limits
 
 __all__ = ["command"]
-
-FEW = 48  # rows that are shown one by one
 
 
 class Bench(click.Group):
@@ -211,7 +204,8 @@ def run(
     threads = threads or tuple(n for n in chosen.threads if n <= cores)
     sources = find(options.chosen(names), peers, contenders)
     out = out or Path(f"multirnn-{Path(chosen.name).stem}-{time.strftime('%Y%m%d-%H%M%S')}.jsonl")
-    with _bar() as tell:
+    results.check(out, resume=resume)
+    with bar() as tell:
         header, limits = _header(chosen, threads, seed, out if resume else None, tell)
         with (
             (results.Writer.resume if resume else results.Writer.create)(out, header) as writer,
@@ -228,11 +222,12 @@ def run(
                 )
                 raise click.exceptions.Exit(130) from None
     found = results.read(out)
-    status = _status(found.rows, names, running.missing)
+    ours = {source.name for source in sources if source.kind == "ours"}
+    status = _status(found.rows, names, [why for name, why in running.missing.items() if name in ours])
     if as_json:
         show_json({"ok": status == 0, "file": str(out), "missing": running.missing, **vars(found)})
     else:
-        show(*_report(found, out, running.missing))
+        show(*shown(found, out, running.missing))
     ctx.exit(status)
 
 
@@ -280,7 +275,7 @@ def _header(
                 raise
     if limits is None:
         tell(Progress(0, 1, "measuring what this machine can do"))
-        limits = measure(*threads)
+        limits = measure(*threads, dtypes=sorted({entry.problem.dtype for entry in chosen.entries}))
     header = {
         "table": chosen.name,
         "machine": describe(),
@@ -291,11 +286,10 @@ def _header(
     return header, limits
 
 
-def _status(rows: Sequence[dict[str, Any]], names: tuple[str, ...], missing: dict[str, str]) -> int:
-    """The exit status; what was asked for by name and did not run is said on stderr."""
-    for reason in dict.fromkeys(missing.values()):
-        if names:
-            click.echo(f"Error: {reason}", err=True)
+def _status(rows: Sequence[dict[str, Any]], names: tuple[str, ...], missing: Sequence[str]) -> int:
+    """The exit status; what was asked for by name and did not run, since it is missing for a reason, is said on stderr."""
+    for reason in dict.fromkeys(missing if names else ()):
+        click.echo(f"Error: {reason}", err=True)
     statuses = {row["status"] for row in rows}
     if "wrong" in statuses:
         return 1
@@ -310,144 +304,6 @@ def _status(rows: Sequence[dict[str, Any]], names: tuple[str, ...], missing: dic
 def _refuses_all(name: str, rows: Sequence[dict[str, Any]]) -> bool:
     own = [row for row in rows if row["contender"]["kind"] == "ours" and row["contender"]["name"].split()[0] == name]
     return bool(own) and all(row["status"] == "refused" for row in own)
-
-
-# --- How far it is ---------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _bar() -> Iterator[Callable[[Progress], None]]:
-    """A bar with the time left on stderr; where that is no terminal, a line a problem."""
-    if not sys.stderr.isatty():
-        said: set[str] = set()
-
-        def tell(progress: Progress) -> None:
-            doing = progress.doing.partition(":")[0]
-            if doing not in said:
-                said.add(doing)
-                click.echo(f"{progress.done}/{progress.total} {doing}", err=True)
-
-        yield tell
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    console = Console(stderr=True, highlight=False, markup=False, emoji=False)
-    with Bar(*columns, TextColumn("{task.description}", markup=False), console=console, transient=True) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda progress: bar.update(
-            task, completed=progress.done, total=progress.total, description=progress.doing
-        )
-
-
-# --- How it is shown -------------------------------------------------------------------------------------------------
-
-
-def _report(found: results.Results, out: Path, missing: dict[str, str]) -> Iterator["RenderableType"]:
-    from rich.text import Text
-
-    rows = found.rows
-    yield heading(f"{found.header['table']}: {found.header['machine']['processor']}")
-    yield ""
-    yield _each(rows) if len(rows) <= FEW else _fastest(rows)
-    yield ""
-    for name, reason in missing.items():
-        yield f"left out: {name}: {reason}"
-    yield from _not_timed(rows)
-    if shaky := sum(row["status"] == "timed" and not row["stable"] for row in rows):
-        yield Text(
-            f"{shaky} of {len(rows)} rows are unstable (~): the middle half of their rounds is spread over more than a "
-            "tenth of the median. Is the machine doing anything else?",
-            style="yellow",
-        )
-    yield f"results: {out} (multirnn bench report {out} --html report.html)"
-
-
-STYLES = {"wrong": "bold red", "failed": "red", "killed": "red", "slow": "yellow", "refused": "dim"}
-
-
-def _not_timed(rows: Sequence[dict[str, Any]]) -> Iterator["Text"]:
-    """Why there are rows without a time: a line a contender and reason, the bad ones first."""
-    from rich.text import Text
-
-    alike: dict[tuple[str, str, str], list[str]] = {}
-    for row in rows:
-        if row["status"] != "timed":
-            alike.setdefault((row["status"], row["contender"]["name"], row["reason"]), []).append(_where(row))
-    for status, style in STYLES.items():
-        for (found, name, reason), places in alike.items():
-            if found == status:
-                more = f" and {len(places) - 1} more" if len(places) > 1 else ""
-                yield Text(f"{status}: {name}: {reason} ({places[0]}{more})", style=style)
-
-
-def _where(row: dict[str, Any]) -> str:
-    return f"{row['problem']['name']} {row['mode']}, {row['threads']} thread{'s' * (row['threads'] != 1)}"
-
-
-def _groups(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """The rows by problem, mode and threads; in each the timed ones first, and the fastest of them first."""
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault(_where(row), []).append(row)
-    for group in groups.values():
-        group.sort(key=lambda row: row["median"] if row["status"] == "timed" else math.inf)
-    return groups
-
-
-def _each(rows: Sequence[dict[str, Any]]) -> "RenderableType":
-    """A line a row."""
-    from rich.text import Text
-
-    numbers = ("time", "quartiles", "times", "of limit", "eps", "first call", "memory")
-    made = table("problem", "contender", *numbers, right=numbers)
-    for where, group in _groups(rows).items():
-        best = group[0]["median"]
-        for place, row in enumerate(group):
-            if place == 0:
-                made.add_section()
-            title = "" if place else where
-            if row["status"] != "timed":
-                made.add_row(title, row["contender"]["name"], Text(row["status"], style=STYLES[row["status"]]))
-                continue
-            made.add_row(
-                title,
-                row["contender"]["name"],
-                seconds(row["median"]) + ("" if row["stable"] else " ~"),
-                f"{seconds(row['low'])} to {seconds(row['high'])}",
-                factor(row["median"] / best),
-                share(row["share"]),
-                f"{row['error_eps']:.1f}",
-                seconds(row["first_call_s"]),
-                bytes_(row["added_memory_bytes"]),
-            )
-    return made
-
-
-def _fastest(rows: Sequence[dict[str, Any]]) -> "RenderableType":
-    """A line a problem, mode and number of threads: the fastest of ours, the fastest peer, and their ratio."""
-    made = table(
-        "problem", "fastest of ours", "time", "of limit", "fastest peer", "its time", "ratio",
-        right=("time", "of limit", "its time", "ratio"),
-    )  # fmt: skip
-    for where, group in _groups(rows).items():
-        best: dict[str, dict[str, Any]] = {}
-        for row in group:
-            if row["status"] == "timed":
-                best.setdefault(row["contender"]["kind"], row)
-        ours, peer = best.get("ours"), best.get("peer")
-        made.add_row(
-            where,
-            ours["contender"]["name"] if ours else "",
-            seconds(ours["median"]) + ("" if ours["stable"] else " ~") if ours else "",
-            share(ours["share"]) if ours else "",
-            peer["contender"]["name"] if peer else "",
-            seconds(peer["median"]) + ("" if peer["stable"] else " ~") if peer else "",
-            factor(peer["median"] / ours["median"]) if ours and peer else "",
-        )
-    return made
 
 
 # --- What is done with results ---------------------------------------------------------------------------------------
@@ -497,6 +353,8 @@ def compare(ctx: click.Context, /, a: Path, b: Path, threshold: float, as_json: 
     from multirnn.bench.statistics import compare_results
 
     found = compare_results(results.read(a), results.read(b), threshold=threshold)
+    if not found.changes:
+        raise InvalidData(f"{a} and {b} have no row in common: the same contender, problem, mode and number of threads")
     if as_json:
         show_json(found.to_dict())
     else:

@@ -27,8 +27,8 @@ STYLES = {"slow": "bold red", "note": "yellow", "fine": "green", "unknown": "dim
 
     \b
     Exit status:
-      0  nothing is slowing this machine
-      1  something is
+      0  nothing is slowing this machine; what is only noted is so on any
+      1  something is, and it says what to do
       2  used wrongly, or could not run
     """,
 )

@@ -268,21 +268,22 @@ static void project(const stack *k, const pass *p, const weight *w, const sequen
             from[count++] = at(x, s->row[r], time_of(s, direction, r, step));
     for (int part = 0; part < p->parts; part++) {
         const matrix *m = &p->input[part];
-        long n, end;
-        share(panel_count(m), rank, members, &n, &end);
-        for (; n < end; n++) {
+        long first_panel, end;
+        share(panel_count(m), rank, members, &first_panel, &end);
+        for (long n = first_panel; n < end; n++) {
             panel panel = panel_of(m, n);
             real *to = z + panel.slot * LANES;
-            if (k->sharing.unpacked) {
+            if (k->sharing.unpacked)
                 for (long r = 0; r < count; r++)
                     memcpy(to + r * k->row_size, panel.bias, panel.vectors * LANES * sizeof(real));
-                multiply_unpacked(m, &panel, w, from, count, to, k->row_size);
-            } else
+            else
                 multiply(&panel, m->depth, from, count, panel.bias, 0, to, k->row_size);
             if (k->spec->cell == GRU_AFTER)
                 for (long r = 0; r < count; r++)
                     store(to + r * k->row_size + 3 * LANES, load(p->candidate_bias + panel.unit * LANES));
         }
+        if (k->sharing.unpacked)
+            multiply_unpacked(m, first_panel, end, 0, w, from, count, z, k->row_size);
     }
 }
 
@@ -354,13 +355,13 @@ static void run_slice(forward_run *run, long layer, long direction, const slice 
                     w->from[r] = w->rh + r * k->state_size;
             }
             share(panel_count(m), rank, members, &first, &end);
+            if (k->sharing.unpacked)
+                multiply_unpacked(m, first, end, step_index, &k->table[index].recurrent, w->from, rows, now.z, k->row_size);
             for (long n = first; n < end; n++) {
                 panel panel = panel_of_step(m, n, first, end, step_index);
                 real *z = now.z + panel.slot * LANES;
                 fetch_outputs(&now, &panel);
-                if (k->sharing.unpacked)
-                    multiply_unpacked(m, &panel, &k->table[index].recurrent, w->from, rows, z, k->row_size);
-                else
+                if (!k->sharing.unpacked)
                     multiply(&panel, m->depth, w->from, rows, z, k->row_size, z, k->row_size);
                 CELLS[k->spec->cell][part](k, &now, &panel);
             }

@@ -202,31 +202,67 @@ INLINE vector dots(long depth, const real *row, const real *from, long unit_stri
     return sums_of(sum);
 }
 
-/* out[r] += rows[r] times a panel that was not packed: for few rows that costs less than to pack it. */
-static void multiply_unpacked(const matrix *m, const panel *p, const weight *w, const real *const *rows, long count, real *out,
-                              long out_stride)
+/* out[r] += rows[r] times a panel of a weight whose units are not dense. */
+static void multiply_across(const matrix *m, const panel *p, const weight *w, const real *const *rows, long count, real *out,
+                            long out_stride)
 {
     for (long v = 0; v < p->vectors; v++) {
         long unit = (p->unit + v / m->group.count) * LANES, lanes = smaller(m->units - unit, LANES);
         const real *from = w->at + m->group.gate[v % m->group.count] * w->gate + unit * w->unit;
         for (long r = 0; r < count; r++) {
             real *to = out + r * out_stride + v * LANES;
-            vector sum[4] = {load(to)};
+            vector sum = load(to);
             if (w->k == 1)
-                sum[0] += dots(m->depth, rows[r], from, w->unit, lanes);
-            else if (w->unit == 1 && lanes == LANES) {
-                long k = 0;
-                for (; k + 4 <= m->depth; k += 4)
-                    UNROLL for (int i = 0; i < 4; i++) sum[i] += rows[r][k + i] * load(from + (k + i) * w->k);
-                for (; k < m->depth; k++)
-                    sum[0] += rows[r][k] * load(from + k * w->k);
-            } else
+                sum += dots(m->depth, rows[r], from, w->unit, lanes);
+            else
                 for (long k = 0; k < m->depth; k++)
                     for (long lane = 0; lane < lanes; lane++)
-                        sum[0][lane] += rows[r][k] * from[lane * w->unit + k * w->k];
-            store(to, (sum[0] + sum[1]) + (sum[2] + sum[3]));
+                        sum[lane] += rows[r][k] * from[lane * w->unit + k * w->k];
+            store(to, sum);
         }
     }
+}
+
+#define ALONG 8 /* k at once: so many times fewer loads and stores of the results, and so many streams of weights */
+
+/* out[r] += rows[r][k] to rows[r][k + count_of_k - 1] times these k of a weight whose units are dense: some vectors of units. */
+INLINE void multiply_along(const matrix *m, const weight *w, long first, long end, long k, long count_of_k, const real *row,
+                           real *out)
+{
+    vector x[ALONG];
+    UNROLL for (long i = 0; i < count_of_k; i++) x[i] = splat(row[k + i]);
+    for (int g = 0; g < m->group.count; g++) {
+        const real *from = w->at + m->group.gate[g] * w->gate + k * w->k;
+        for (long u = first; u < end; u++) {
+            real *to = out + (m->group.slot + u * m->group.pitch + g) * LANES;
+            vector sum = load(to);
+            UNROLL for (long i = 0; i < count_of_k; i++)
+                sum += x[i] * load_part(from + i * w->k + u * LANES, m->units - u * LANES);
+            store(to, sum);
+        }
+    }
+}
+
+/* out[r] += rows[r] times the panels from `first` to `end`, which were not packed: for few rows that costs less than to pack
+   them. The weights are read in the order in which they lie. */
+static void multiply_unpacked(const matrix *m, long first, long end, long step, const weight *w, const real *const *rows,
+                              long count, real *out, long out_stride)
+{
+    if (w->unit != 1) {
+        for (long n = first; n < end; n++) {
+            panel p = panel_of_step(m, n, first, end, step);
+            multiply_across(m, &p, w, rows, count, out + p.slot * LANES, out_stride);
+        }
+        return;
+    }
+    long k = 0, of_a_panel = units_of_a_panel(m);
+    first *= of_a_panel, end = smaller(end * of_a_panel, unit_vectors(m->units));
+    for (; k + ALONG <= m->depth; k += ALONG)
+        for (long r = 0; r < count; r++)
+            multiply_along(m, w, first, end, k, ALONG, rows[r], out + r * out_stride);
+    for (; k < m->depth; k++)
+        for (long r = 0; r < count; r++)
+            multiply_along(m, w, first, end, k, 1, rows[r], out + r * out_stride);
 }
 
 #endif

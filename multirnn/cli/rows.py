@@ -1,0 +1,130 @@
+"""What a benchmark has found, on a terminal: a line a row, or the fastest of many, and why there are rows without a time."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from multirnn.bench.quantities import bytes_, count, factor, seconds, share
+from multirnn.bench.results import Results
+from multirnn.cli.console import heading, table
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.text import Text
+
+__all__ = ["report"]
+
+FEW = 48  # rows that are shown one by one
+
+
+def report(found: Results, out: Path, missing: Mapping[str, str]) -> Iterator["RenderableType"]:
+    """What is shown.
+
+    Args:
+        found: what the file holds.
+        out: the file.
+        missing: of contenders whose framework is not installed, the reason by name.
+    """
+    from rich.text import Text
+
+    rows = found.rows
+    yield heading(f"{found.header['table']}: {found.header['machine']['processor']}")
+    yield ""
+    yield _each(rows) if len(rows) <= FEW else _fastest(rows)
+    yield ""
+    for name, reason in missing.items():
+        yield f"left out: {name}: {reason}"
+    yield from _not_timed(rows)
+    if shaky := sum(row["status"] == "timed" and not row["stable"] for row in rows):
+        yield Text(
+            f"{shaky} of {len(rows)} rows are unstable (~): the middle half of their rounds is spread over more than a "
+            "tenth of the median. Is the machine doing anything else?",
+            style="yellow",
+        )
+    yield f"results: {out} (multirnn bench report {out} --html report.html)"
+
+
+STYLES = {"wrong": "bold red", "failed": "red", "killed": "red", "slow": "yellow", "refused": "dim"}
+
+
+def _not_timed(rows: Sequence[dict[str, Any]]) -> Iterator["Text"]:
+    """Why there are rows without a time: a line a contender and reason, the bad ones first."""
+    from rich.text import Text
+
+    alike: dict[tuple[str, str, str], list[str]] = {}
+    for row in rows:
+        if row["status"] != "timed":
+            alike.setdefault((row["status"], row["contender"]["name"], row["reason"]), []).append(_where(row))
+    for status, style in STYLES.items():
+        for (found, name, reason), places in alike.items():
+            if found == status:
+                more = f" and {len(places) - 1} more" if len(places) > 1 else ""
+                yield Text(f"{status}: {name}: {reason} ({places[0]}{more})", style=style)
+
+
+def _where(row: dict[str, Any]) -> str:
+    return f"{row['problem']['name']} {row['mode']}, {count(row['threads'], 'thread')}"
+
+
+def _groups(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The rows by problem, mode and threads; in each the timed ones first, and the fastest of them first."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(_where(row), []).append(row)
+    for group in groups.values():
+        group.sort(key=lambda row: row["median"] if row["status"] == "timed" else math.inf)
+    return groups
+
+
+def _each(rows: Sequence[dict[str, Any]]) -> "RenderableType":
+    """A line a row."""
+    from rich.text import Text
+
+    numbers = ("time", "quartiles", "times", "of limit", "eps", "first call", "memory")
+    made = table("problem", "contender", *numbers, right=numbers)
+    for where, group in _groups(rows).items():
+        best = group[0]["median"]
+        for place, row in enumerate(group):
+            if place == 0:
+                made.add_section()
+            title = "" if place else where
+            if row["status"] != "timed":
+                made.add_row(title, row["contender"]["name"], Text(row["status"], style=STYLES[row["status"]]))
+                continue
+            made.add_row(
+                title,
+                row["contender"]["name"],
+                seconds(row["median"]) + ("" if row["stable"] else " ~"),
+                f"{seconds(row['low'])} to {seconds(row['high'])}",
+                factor(row["median"] / best),
+                share(row["share"]),
+                f"{row['error_eps']:.1f}",
+                seconds(row["first_call_s"]),
+                bytes_(row["added_memory_bytes"]),
+            )
+    return made
+
+
+def _fastest(rows: Sequence[dict[str, Any]]) -> "RenderableType":
+    """A line a problem, mode and number of threads: the fastest of ours, the fastest peer, and their ratio."""
+    made = table(
+        "problem", "fastest of ours", "time", "of limit", "fastest peer", "its time", "ratio",
+        right=("time", "of limit", "its time", "ratio"),
+    )  # fmt: skip
+    for where, group in _groups(rows).items():
+        best: dict[str, dict[str, Any]] = {}
+        for row in group:
+            if row["status"] == "timed":
+                best.setdefault(row["contender"]["kind"], row)
+        ours, peer = best.get("ours"), best.get("peer")
+        made.add_row(
+            where,
+            ours["contender"]["name"] if ours else "",
+            seconds(ours["median"]) + ("" if ours["stable"] else " ~") if ours else "",
+            share(ours["share"]) if ours else "",
+            peer["contender"]["name"] if peer else "",
+            seconds(peer["median"]) + ("" if peer["stable"] else " ~") if peer else "",
+            factor(peer["median"] / ours["median"]) if ours and peer else "",
+        )
+    return made

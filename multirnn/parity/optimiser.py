@@ -1,0 +1,137 @@
+"""What is trained with: an optimiser by its numbers; on what: a batch; and what a backend needs for it."""
+
+from __future__ import annotations  # or naming np.random.Generator loads numpy.random
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from numbers import Real
+from types import MappingProxyType
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from multirnn.errors import InvalidCall
+from multirnn.layer import Lengths
+from multirnn.weights import Array
+
+__all__ = ["OPTIMISERS", "STEPS", "Batch", "Optimiser", "Trains"]
+
+
+@dataclass(frozen=True, slots=True)
+class Optimiser:
+    """An optimiser by its name and its hyper-parameters; a framework's own is made of them.
+
+    Attributes:
+        name: "sgd"; "momentum", SGD with momentum; "adam".
+        learning_rate: of all three.
+        momentum: of "momentum". There is no dampening, and no look-ahead.
+        beta_1, beta_2, epsilon: of "adam".
+
+    Raises:
+        InvalidCall: there is no such optimiser, or a number is out of its range.
+    """
+
+    name: str
+    learning_rate: float
+    momentum: float = 0.9
+    beta_1: float = 0.9
+    beta_2: float = 0.999
+    epsilon: float = 1e-8
+
+    def __post_init__(self) -> None:
+        if self.name not in _HYPER_PARAMETERS:
+            close = get_close_matches(str(self.name), _HYPER_PARAMETERS, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise InvalidCall(f"no optimiser named {self.name!r}; there are {', '.join(_HYPER_PARAMETERS)}{hint}")
+        for entry in fields(self)[1:]:
+            given = getattr(self, entry.name)
+            if not isinstance(given, Real):
+                raise InvalidCall(f"{entry.name} of an optimiser must be a number, not {given!r}")
+            value = float(given)
+            below_one = entry.name in ("momentum", "beta_1", "beta_2")
+            if not (0 <= value < 1 if below_one else 0 < value < float("inf")):
+                allowed = "from 0 to below 1" if below_one else "positive and finite"
+                raise InvalidCall(f"{entry.name} of an optimiser must be {allowed}, not {value:g}")
+            object.__setattr__(self, entry.name, value)
+
+    @property
+    def hyper_parameters(self) -> dict[str, float]:
+        """Those that it has, by name."""
+        return {name: getattr(self, name) for name in _HYPER_PARAMETERS[self.name]}
+
+    def __str__(self) -> str:
+        return f"{self.name}({', '.join(f'{name}={value:g}' for name, value in self.hyper_parameters.items())})"
+
+
+_HYPER_PARAMETERS = {
+    "sgd": ("learning_rate",),
+    "momentum": ("learning_rate", "momentum"),
+    "adam": ("learning_rate", "beta_1", "beta_2", "epsilon"),
+}
+
+OPTIMISERS: Mapping[str, Optimiser] = MappingProxyType(
+    {
+        # Powers of two: the same numbers in float32 and float64. The others are the frameworks' defaults.
+        "sgd": Optimiser("sgd", learning_rate=1 / 2),
+        "momentum": Optimiser("momentum", learning_rate=1 / 8),
+        "adam": Optimiser("adam", learning_rate=1 / 64),
+    }
+)
+"""What is taken of each name."""
+
+STEPS = 20
+"""How many are taken unless told otherwise: enough to bring the loss down to a half or less, of a small stack in well under a second on NumPy."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """What is trained on, all of it in every step.
+
+    Attributes:
+        x: `(batch, time, input_size)`, zero at padding.
+        target: `(batch, time, directions * hidden_size)`, zero at padding.
+        lengths: `(batch,)`, at least 1 each.
+    """
+
+    x: Array
+    target: Array
+    lengths: Lengths
+
+    @property
+    def valid(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Which steps are not padding: `(batch, time)`."""
+        return np.asarray(np.arange(self.x.shape[1]) < self.lengths[:, None])
+
+    def loss(self, sequence: Array) -> tuple[float, Array]:
+        """The mean of `(sequence - target)²` over the valid steps, and its gradient, of the shape of the sequence."""
+        error = np.where(self.valid[..., None], sequence - self.target, sequence.dtype.type(0))
+        count = int(self.lengths.sum()) * sequence.shape[-1]
+        return float((error**2).sum() / count), 2 * error / sequence.dtype.type(count)
+
+    def astype(self, dtype: str) -> Batch:
+        """The same in "float32" or "float64"."""
+        return Batch(self.x.astype(dtype), self.target.astype(dtype), self.lengths)
+
+
+@runtime_checkable
+class Trains(Protocol):
+    """What a `Backend` has besides if it can be held here. A backend without it is a row that says so."""
+
+    def train(self, layer: Any, batch: Batch, optimiser: Optimiser, steps: int) -> Array:
+        """Train a layer that this backend built, in place, by the framework's own optimiser on its own object.
+
+        Args:
+            layer: what `build` returned.
+            batch: of the layer's dtype. The initial state is zero.
+            optimiser: which, and with which hyper-parameters.
+            steps: how often.
+
+        Returns:
+            The loss before every step, `(steps,)`, of the layer's dtype; see `Batch.loss`.
+        """
+        ...
+
+    def default_epsilon(self) -> float:
+        """The epsilon that the framework's Adam has unless told otherwise."""
+        ...
