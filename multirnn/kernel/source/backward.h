@@ -516,9 +516,13 @@ static void backward_work(void *argument, int rank, int members)
         if (k->sharing.split_units) {
             end++;
             for (long d = 0; d < k->directions; d++) {
-                int together = multirnn_crew(&k->crews[layer * k->directions + d], rank, members);
+                crew *crew = &k->crews[layer * k->directions + d];
+                long from;
+                int together = multirnn_crew(crew, rank, members, &from);
                 if (rank < together)
                     run_slice_back(run, layer, d, k->slices, &run->workspaces[rank], rank, together);
+                if (rank == 0)
+                    multirnn_through(crew);
             }
             if (rank == 0) { /* the others wait for it */
                 multirnn_take(&k->agenda, end);

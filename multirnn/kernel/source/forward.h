@@ -296,8 +296,10 @@ static void clear_padding(const stack *k, const sequence *y, const slice *s, lon
             memset(at(y, s->row[r], t) + from, 0, features * sizeof(real));
 }
 
-/* All steps of one slice in one layer and direction. */
-static void run_slice(forward_run *run, long layer, long direction, const slice *s, workspace *w, int rank, int members)
+/* All steps of one slice in one layer and direction, or those from `from` on, for who comes later. Returns whether they are
+   through, or it was dismissed before. */
+static int run_slice(forward_run *run, long layer, long direction, const slice *s, workspace *w, int rank, int members,
+                      long from)
 {
     stack *k = &run->stack;
     const call *c = k->call;
@@ -317,12 +319,14 @@ static void run_slice(forward_run *run, long layer, long direction, const slice 
         }
         clear_padding(k, &y, s, direction * k->hidden, k->hidden);
     }
-    crew *crew = &k->crews[index];
-    multirnn_meet(crew, rank, members, -1);
-    const real *now_c = w->c;
-    for (long step_index = 0, block = 0; step_index <= c->time; step_index++) {
+    crew *crew = k->sharing.split_units ? &k->crews[index] : NULL;
+    if (!from)
+        multirnn_meet(crew, rank, members, -1);
+    for (long step_index = from; step_index <= c->time; step_index++) {
         long rows = step_index < c->time ? s->active[step_index] : 0, before = step_index ? s->active[step_index - 1] : s->rows;
-        const real *h = w->h[step_index % 2];
+        const real *h = w->h[step_index % 2], *now_c = w->c;
+        if (has_c && c->stash && step_index)
+            now_c = run->c_stash[index] + s->place[step_index - 1] * k->state_size;
         if (rank == 0) /* the rows that are at their end */
             for (long r = rows; r < before; r++) {
                 if (c->last.h)
@@ -331,9 +335,9 @@ static void run_slice(forward_run *run, long layer, long direction, const slice 
                     memcpy(state_row(k, c->last.c, layer, direction, s->row[r]), now_c + r * k->state_size, row_bytes);
             }
         if (!rows)
-            break;
-        if (step_index % run->block == 0) {
-            block = step_index;
+            return 1;
+        long block = step_index / run->block * run->block;
+        if (step_index == block) {
             real *z = stashes_z ? run->z_stash[index] + s->place[block] * k->row_size : w->z;
             project(k, p, &k->table[index].input, &x, direction, s, block, smaller(block + run->block, c->time), z, w->from, rank, members);
         }
@@ -366,11 +370,13 @@ static void run_slice(forward_run *run, long layer, long direction, const slice 
                 CELLS[k->spec->cell][part](k, &now, &panel);
             }
         }
-        now_c = now.next_c;
         members = multirnn_meet(crew, rank, members, step_index);
         if (rank >= members)
-            return;
+            return 0;
+        if (crew && members == 1)
+            members = multirnn_let_in(crew, step_index + 1);
     }
+    return 1;
 }
 
 static void forward_work(void *argument, int rank, int members)
@@ -390,9 +396,13 @@ static void forward_work(void *argument, int rank, int members)
         if (k->sharing.split_units) {
             end++;
             for (long direction = 0; direction < k->directions; direction++) {
-                int together = multirnn_crew(&k->crews[layer * k->directions + direction], rank, members);
-                if (rank < together)
-                    run_slice(run, layer, direction, k->slices, &run->workspaces[rank], rank, together);
+                crew *crew = &k->crews[layer * k->directions + direction];
+                long from;
+                int together, through = 0;
+                while (!through && (together = multirnn_crew(crew, rank, members, &from))) /* again, who was dismissed */
+                    through = run_slice(run, layer, direction, k->slices, &run->workspaces[rank], rank, together, from);
+                if (rank == 0)
+                    multirnn_through(crew);
             }
             if (rank == 0) { /* the others wait for it */
                 multirnn_take(&k->agenda, end);
@@ -402,7 +412,7 @@ static void forward_work(void *argument, int rank, int members)
             end += k->directions * k->sharing.slices;
             while ((item = multirnn_take(&k->agenda, end)) >= 0) {
                 long task = item - start;
-                run_slice(run, layer, task % k->directions, &k->slices[task / k->directions], &run->workspaces[rank], 0, 1);
+                run_slice(run, layer, task % k->directions, &k->slices[task / k->directions], &run->workspaces[rank], 0, 1, 0);
                 multirnn_done(&k->agenda);
             }
         }

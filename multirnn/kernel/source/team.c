@@ -115,18 +115,48 @@ static _Thread_local struct {
     int64_t lost;       /* waiting for longer than that work took */
 } spent;
 
-int multirnn_crew(crew *crew, int rank, int members)
+#define THROUGH (WORKERS + 2) /* more members than there are */
+
+static void begin(void)
 {
-    if (members == 1)
-        return 1;
-    if (rank == 0)
-        add(&crew->members, now() - team.let_down < MISTRUST ? 1 : present(members));
-    else
-        wait_until(&crew->members, 1, PATIENCE);
     spent.began = spent.met = now();
     spent.lost = 0;
-    return (int)atomic_load_explicit(&crew->members.count, memory_order_relaxed);
 }
+
+int multirnn_crew(crew *crew, int rank, int members, long *from)
+{
+    *from = 0;
+    if (members == 1)
+        return 1;
+    if (rank == 0) {
+        add(&crew->members, now() - team.let_down < MISTRUST ? 1 : present(members));
+        begin();
+        return (int)atomic_load_explicit(&crew->members.count, memory_order_relaxed);
+    }
+    atomic_fetch_or(&crew->waiting, UINT64_C(1) << rank);
+    wait_until(&crew->members, rank + 1, PATIENCE);
+    atomic_fetch_and(&crew->waiting, ~(UINT64_C(1) << rank));
+    begin();
+    *from = crew->from;
+    long together = atomic_load_explicit(&crew->members.count, memory_order_acquire);
+    return together >= THROUGH ? 0 : (int)together;
+}
+
+int multirnn_let_in(crew *crew, long step)
+{
+    /* The bit of who was dismissed and has not heard of it yet is not set. */
+    uint64_t waiting = atomic_load_explicit(&crew->waiting, memory_order_acquire) >> 1;
+    if (!(waiting & 1) || now() - team.let_down < MISTRUST)
+        return 1;
+    int members = 1 + __builtin_ctzll(~waiting);
+    atomic_store_explicit(&crew->until, 0, memory_order_relaxed);
+    crew->from = step;
+    begin();
+    add(&crew->members, members - 1);
+    return members;
+}
+
+void multirnn_through(crew *crew) { add(&crew->members, THROUGH); }
 
 int multirnn_meet(crew *crew, int rank, int members, long step)
 {
@@ -146,6 +176,7 @@ int multirnn_meet(crew *crew, int rank, int members, long step)
     if (rank == 0 && step >= 0 && spent.lost > LOSS + (spent.met - spent.began) / 8 &&
         !atomic_load_explicit(&crew->until, memory_order_relaxed)) {
         atomic_store_explicit(&crew->until, step + 2, memory_order_relaxed);
+        atomic_store_explicit(&crew->members.count, 1, memory_order_relaxed);
         team.let_down = spent.met;
     }
     long until = atomic_load_explicit(&crew->until, memory_order_relaxed);

@@ -8,6 +8,7 @@
 
 #include <stdatomic.h>
 #include <stddef.h>
+#include <stdint.h>
 
 /* work(argument, rank, members) by the caller, whose rank is 0, and by those of `members` - 1 workers that come before the
    caller is through. Each runs through the same agenda. One team works at a time; a second caller waits. */
@@ -35,10 +36,19 @@ typedef struct {
     counter members, meetings;
     _Atomic int arrived;
     _Atomic long until; /* the first step that the caller does alone, because one of them kept it waiting; or 0 */
+    _Atomic uint64_t waiting; /* to be let in, a bit a rank */
+    long from;          /* the first step of those who were let in last */
 } crew;
 
-/* How many they are, of at most `members`: the ranks below that, who were there when the caller came here. */
-int multirnn_crew(crew *crew, int rank, int members);
+/* How many they are, of at most `members`: the ranks below that, who were there when the caller came here. Who comes later
+   waits to be let in, and learns the first step that it takes part in; or that the caller is through, then it is 0. */
+int multirnn_crew(crew *crew, int rank, int members, long *from);
+
+/* By the caller where it is alone, before a step: lets in who waits. How many go on. */
+int multirnn_let_in(crew *crew, long step);
+
+/* By the caller: nobody is let in any more. */
+void multirnn_through(crew *crew);
 
 /* Waits for all of them, in the middle of a step or at its end; returns how many go on with the next step: all, or one. */
 int multirnn_meet(crew *crew, int rank, int members, long step);
