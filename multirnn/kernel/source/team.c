@@ -144,11 +144,9 @@ int multirnn_crew(crew *crew, int rank, int members, long *from)
 
 int multirnn_let_in(crew *crew, long step)
 {
-    /* The bit of who was dismissed and has not heard of it yet is not set. */
-    uint64_t waiting = atomic_load_explicit(&crew->waiting, memory_order_acquire) >> 1;
-    if (!(waiting & 1) || now() - team.let_down < MISTRUST)
+    int members = 1 + __builtin_ctzll(~(atomic_load_explicit(&crew->waiting, memory_order_acquire) >> 1));
+    if (members == 1 || members < crew->dismissed || now() - team.let_down < MISTRUST)
         return 1;
-    int members = 1 + __builtin_ctzll(~waiting);
     atomic_store_explicit(&crew->until, 0, memory_order_relaxed);
     crew->from = step;
     begin();
@@ -177,6 +175,7 @@ int multirnn_meet(crew *crew, int rank, int members, long step)
         !atomic_load_explicit(&crew->until, memory_order_relaxed)) {
         atomic_store_explicit(&crew->until, step + 2, memory_order_relaxed);
         atomic_store_explicit(&crew->members.count, 1, memory_order_relaxed);
+        crew->dismissed = members;
         team.let_down = spent.met;
     }
     long until = atomic_load_explicit(&crew->until, memory_order_relaxed);

@@ -38,6 +38,7 @@ typedef struct {
     _Atomic long until; /* the first step that the caller does alone, because one of them kept it waiting; or 0 */
     _Atomic uint64_t waiting; /* to be let in, a bit a rank */
     long from;          /* the first step of those who were let in last */
+    int dismissed;      /* how many they were, the caller too: all of them have to have heard of it first */
 } crew;
 
 /* How many they are, of at most `members`: the ranks below that, who were there when the caller came here. Who comes later
