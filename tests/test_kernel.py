@@ -530,6 +530,30 @@ def test_who_comes_late_changes_no_bits(spec, batch):
         process.join()
 
 
+def long_on_one_core(spec, expected, queue):
+    """How far long calls are off whose four threads take turns, so that they are dismissed and let in again."""
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    call = Call(spec, 1, 40 * STEPS)
+    for _ in range(3):
+        queue.put(float(np.abs(call.forward(threads=4).sequence - expected).max()))
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores are chosen on Linux")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+@pytest.mark.parametrize("spec", WIDE, ids=str)
+def test_who_is_let_in_in_the_middle_changes_no_bits(spec):
+    expected = Call(spec, 1, 40 * STEPS).forward().sequence
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    process = context.Process(target=long_on_one_core, args=(spec, expected, queue))
+    process.start()
+    try:
+        assert [queue.get(timeout=20) for _ in range(3)] == [0.0, 0.0, 0.0]
+    finally:
+        process.kill()
+        process.join()
+
+
 def test_unknown_instructions():
     with pytest.raises(mr.InvalidCall, match="instructions must be one of"):
         kernel.Stack(RecurrentSpec("lstm", 2, 3), "mmx")
