@@ -4,6 +4,7 @@ import ctypes
 import struct
 from collections.abc import Mapping
 from typing import Any
+from weakref import finalize
 
 from multirnn.activations import ACTIVATIONS, Activation
 from multirnn.errors import InvalidCall, MissingFramework
@@ -11,7 +12,7 @@ from multirnn.kernel.library import instruction_sets, library, missing
 from multirnn.spec import RecurrentSpec
 from multirnn.weights import Array
 
-__all__ = ["Operand", "Sequence", "Stack", "States", "operand", "sequence"]
+__all__ = ["Operand", "Packed", "Sequence", "Stack", "States", "operand", "sequence"]
 
 Operand = tuple[int, ...]
 """An array: its address, and a stride in elements for every axis."""
@@ -25,7 +26,7 @@ States = tuple[int, int]
 PARAMETERS = {"weight_ih": 3, "weight_hh": 3, "bias_ih": 2, "bias_hh": 2}
 """The parameters of a pass, with the number of their axes, in the order of `source/problem.h`."""
 
-CALL = struct.Struct("27q")
+CALL = struct.Struct("28q")
 """A `call` of `source/problem.h`."""
 
 NOWHERE = (0, 0, 0, 0)
@@ -43,11 +44,29 @@ def sequence(array: Array) -> Sequence:
     return array.__array_interface__["data"][0], batch // array.itemsize, time // array.itemsize
 
 
+class Packed:
+    """The weights of a stack as its products want them, from `Stack.pack`; NumPy sees them as bytes that are read-only.
+
+    Attributes:
+        address: where they begin, at 64 bytes, as long as this object lives.
+    """
+
+    def __init__(self, address: int, size: int) -> None:
+        self.address = address
+        self._size = size
+        finalize(self, _let_go(), address).atexit = False  # the process ends, and the library may be gone before
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]:
+        return {"version": 3, "shape": (self._size,), "typestr": "|u1", "data": (self.address, True)}
+
+
 class Stack:
     """The compiled recurrence of one spec: forward, and backward.
 
-    It holds no weights: every call packs those that it is given, so that what was written into them in between counts. It
-    may be called from several threads at once, lets go of the GIL, and works in a child after fork.
+    It holds no weights: every call packs those that it is given, so that what was written into them in between counts,
+    unless it is given what `pack` made of them before. It may be called from several threads at once, lets go of the GIL,
+    and works in a child after fork.
 
     Args:
         spec: every spec is realised.
@@ -71,6 +90,8 @@ class Stack:
         self._forward = _function(f"multirnn_forward_{suffix}", 3, ctypes.c_int)
         self._backward = _function(f"multirnn_backward_{suffix}", 4, ctypes.c_int)
         self._stash_size = _function(f"multirnn_stash_size_{suffix}", 2, ctypes.c_int64)
+        self._pack = _function(f"multirnn_pack_{suffix}", 2, ctypes.c_void_p)
+        self._size_of_packed = _function(f"multirnn_size_of_packed_{suffix}", 1, ctypes.c_int64)
 
     def bind(self, parameters: Mapping[str, Operand]) -> bytes:
         """The addresses of parameters, or of their gradients, as the calls take them.
@@ -87,6 +108,20 @@ class Stack:
             for last, axes in PARAMETERS.items():
                 numbers.extend(parameters.get(f"layers.{layer}.{direction}.{last}", (0,) * (1 + axes)))
         return struct.pack(f"{len(numbers)}q", *numbers)
+
+    def pack(self, table: bytes) -> Packed:
+        """The parameters as they are now, packed for calls of `forward` of this spec and these instructions.
+
+        Args:
+            table: of the parameters, from `bind`.
+
+        Raises:
+            MemoryError: there is not enough memory for them.
+        """
+        address = self._pack(self._spec, table)
+        if address is None:
+            raise MemoryError("the compiled recurrence found no memory for the packed weights")
+        return Packed(address, self._size_of_packed(self._spec))
 
     def stash_size(self, batch: int, time: int) -> int:
         """How many bytes `forward` has to stash for `backward`; the memory has to be aligned to 64 bytes."""
@@ -105,11 +140,12 @@ class Stack:
         stash: int = 0,
         threads: int = 1,
         starts: int = 0,
+        packed: int = 0,
     ) -> None:
         """Run over `x`.
 
         Args:
-            table: of the parameters, from `bind`.
+            table: of the parameters, from `bind`; not read where they are packed.
             batch, time: the sizes of those axes; 0 is a size.
             x: `(batch, time, input_size)`; never read at padding.
             y: `(batch, time, directions * hidden_size)`, is written; zero at padding. Does not overlap x.
@@ -120,12 +156,14 @@ class Stack:
             threads: at most so many are used, the caller's own among them; small work stays on the caller's.
             starts: the address of int64 `(time,)`: x and y are packed, steps one after another without padding, and this is
                 at how many strides of time each begins; the rows are in the order of falling lengths. 0: not packed.
+            packed: the address of the parameters as `pack` left them; 0: those in the table are.
 
         Raises:
             MemoryError: there is not enough memory for the packed weights.
         """
         call = CALL.pack(
-            batch, time, *x, starts, *y, starts, *first, *last, lengths, stash, threads, *NOWHERE, *NOWHERE, 0, 0
+            *(batch, time, *x, starts, *y, starts, *first, *last, lengths, stash, threads, packed),
+            *(*NOWHERE, *NOWHERE, 0, 0),
         )
         if self._forward(self._spec, table, call):
             raise MemoryError("the compiled recurrence found no memory to work in")
@@ -166,7 +204,7 @@ class Stack:
             MemoryError: there is not enough memory for the gradients of all steps.
         """
         call = CALL.pack(
-            *(batch, time, *x, starts, *y, starts, *first, *dlast, lengths, stash, threads),
+            *(batch, time, *x, starts, *y, starts, *first, *dlast, lengths, stash, threads, 0),
             *(*dy, starts, *dx, starts, *dfirst),
         )
         if self._backward(self._spec, table, call, gradients):
@@ -183,6 +221,12 @@ def pack_spec(spec: RecurrentSpec) -> bytes:
         activation = Activation.of(value)
         activations += [list(ACTIVATIONS).index(activation.name), activation.alpha or 0.0, activation.beta or 0.0]
     return struct.pack("6qqddqdd", *numbers, *activations)
+
+
+def _let_go() -> Any:
+    function = library().multirnn_let_go
+    function.argtypes, function.restype = [ctypes.c_void_p], None
+    return function
 
 
 def _function(name: str, pointers: int, returns: Any) -> Any:

@@ -79,6 +79,12 @@ static void lay_out_pass(const stack *k, arena *a, pass *p, long features)
         *p = made;
 }
 
+static void lay_out_passes(const stack *k, arena *a, pass *passes)
+{
+    for (long p = 0; p < k->spec->layers * k->directions; p++)
+        lay_out_pass(k, a, passes ? passes + p : NULL, features_of(k, p / k->directions));
+}
+
 static void lay_out_forward(forward_run *run, arena *a)
 {
     stack *k = &run->stack;
@@ -89,8 +95,8 @@ static void lay_out_forward(forward_run *run, arena *a)
     run->passes = TAKE(a, pass, count);
     run->z_stash = TAKE(a, real *, count);
     run->c_stash = TAKE(a, real *, count);
-    for (long p = 0; p < count; p++)
-        lay_out_pass(k, a, run->passes ? run->passes + p : NULL, features_of(k, p / k->directions));
+    arena packed = {c->packed, 0};
+    lay_out_passes(k, c->packed ? &packed : a, run->passes);
     if (c->stash) {
         arena stash = {c->stash, 0};
         if (k->outputs)
@@ -126,8 +132,8 @@ static void lay_out_forward(forward_run *run, arena *a)
     }
 }
 
-/* Panel n of each of its matrices. */
-static void pack_panels(const stack *k, const pass *p, const parameters *from, long n)
+/* The n-th part of each of its matrices. */
+static void pack_parts(const stack *k, const pass *p, const parameters *from, long n)
 {
     int recurrent_biases = (int)k->spec->recurrent_biases;
     int folded = k->spec->cell != GRU_AFTER ? recurrent_biases : recurrent_biases == 3 ? 2 : 0;
@@ -137,7 +143,7 @@ static void pack_panels(const stack *k, const pass *p, const parameters *from, l
         for (int i = 0; i < 2; i++)
             if (n < panel_count(packed[i])) {
                 if (!k->sharing.unpacked)
-                    pack_panel(packed[i], weights[i], n);
+                    pack_part(packed[i], weights[i], n);
                 if (i == 0)
                     pack_bias(packed[i], &from->input_bias, &from->recurrent_bias, folded, n);
             }
@@ -384,10 +390,11 @@ static void forward_work(void *argument, int rank, int members)
     forward_run *run = argument;
     stack *k = &run->stack;
     /* Of a pass: its matrices have as many, or fewer. */
-    long panels = panel_count(&run->passes->input[0]), end = k->spec->layers * k->directions * panels, item;
+    long panels = panel_count(&run->passes->input[0]), item;
+    long end = k->call->packed ? 0 : k->spec->layers * k->directions * panels;
     while ((item = multirnn_take(&k->agenda, end)) >= 0) {
         long p = item / panels;
-        pack_panels(k, &run->passes[p], &k->table[p], item % panels);
+        pack_parts(k, &run->passes[p], &k->table[p], item % panels);
         multirnn_done(&k->agenda);
     }
     for (long layer = 0; layer < k->spec->layers; layer++) {

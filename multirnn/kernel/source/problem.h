@@ -44,6 +44,7 @@ typedef struct {
     const int64_t *lengths;
     char *stash;
     int64_t threads;
+    char *packed;    /* of forward: the weights as `pack` left them; NULL: they are where the table says */
     sequence dy, dx; /* from here on of backward alone */
     states dfirst;
 } call;

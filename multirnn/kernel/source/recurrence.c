@@ -23,6 +23,41 @@ EXPORT int NAME(forward)(const spec *spec, const parameters *table, const call *
     return 0;
 }
 
+/* The weights, packed once for all calls that are given what this returns; NULL where memory ran out. It is to be given back. */
+EXPORT char *NAME(pack)(const spec *spec, const parameters *table)
+{
+    stack k;
+    call none = {0};
+    describe(&k, spec, table, &none);
+    long count = k.spec->layers * k.directions;
+    arena size = {NULL, 0};
+    lay_out_passes(&k, &size, NULL);
+    arena memory = {multirnn_borrow(size.used), 0};
+    pass *passes = multirnn_borrow(count * sizeof *passes);
+    if (memory.base && passes) {
+        lay_out_passes(&k, &memory, passes);
+        for (long p = 0; p < count; p++)
+            for (long n = 0; n < panel_count(&passes[p].input[0]); n++)
+                pack_parts(&k, &passes[p], &table[p], n);
+    } else if (memory.base) {
+        multirnn_give_back(memory.base);
+        memory.base = NULL;
+    }
+    if (passes)
+        multirnn_give_back(passes);
+    return memory.base;
+}
+
+EXPORT int64_t NAME(size_of_packed)(const spec *spec)
+{
+    stack k;
+    call none = {0};
+    describe(&k, spec, NULL, &none);
+    arena size = {NULL, 0};
+    lay_out_passes(&k, &size, NULL);
+    return (int64_t)size.used;
+}
+
 EXPORT int64_t NAME(stash_size)(const spec *spec, const call *call)
 {
     stack stack;

@@ -29,7 +29,7 @@ static sharing shared_out(const stack *k)
     }
     double bytes = weights * sizeof(real);
     long unpacked = larger(smaller((long)(weights / WEIGHTS_OF_A_ROW), UNPACKED_MOST), UNPACKED_LEAST);
-    sharing alone = {1, 1, 0, k->valid <= unpacked}, all = alone;
+    sharing alone = {1, 1, 0, !c->packed && k->valid <= unpacked}, all = alone;
     if (bytes > OWN_CACHE && c->batch < WAITING_ROWS)
         multiplications *= (double)WAITING_ROWS / (double)larger(c->batch, 1);
     long threads = c->threads;
