@@ -1,7 +1,9 @@
 """How a backend realises a spec: by the framework's own layer, or by a faster one that is the same function.
 
 `"native"` is the framework's own layer; it is the default, and what a comparison of frameworks means. `"fast"` keeps the
-whole contract of a `Layer`, its `native` included, and where nothing faster is known it is native and says so.
+whole contract of a `Layer`, its `native` included, and where nothing faster is known it is native and says so. `"frozen"`
+is fast with weights that are constants, as those of a session of ONNX Runtime are: they are packed once, when it is built,
+and not in every call. It has gradients; what it has not is training, and weights that changed are refused.
 """
 
 from collections.abc import Mapping
@@ -14,16 +16,18 @@ from multirnn.layer import Layer
 from multirnn.spec import RecurrentSpec
 from multirnn.weights import Weights
 
-__all__ = ["NATIVE", "Plan", "Planned", "implementations", "realise", "with_implementation"]
+__all__ = ["FAST", "FROZEN", "NATIVE", "Plan", "Planned", "implementations", "realise", "with_implementation"]
 
 NATIVE = "native"
+FAST = "fast"
+FROZEN = "frozen"
 
 
 class Plan(NamedTuple):
     """What a layer runs for a shape.
 
     Attributes:
-        implementation: "fast", or "native" where nothing faster is known.
+        implementation: "fast" or "frozen", or "native" where nothing faster is known.
         sentence: what runs, and of "native" why.
     """
 

@@ -62,7 +62,8 @@ def build(
         backend: a name out of `backends()`, or a Backend object.
         seed: of the weights, where a spec is given.
         device: a device of the framework; its default unless given.
-        implementation: "native", the framework's own layer; or "fast", the same function and contract, made fast.
+        implementation: "native", the framework's own layer; or "fast", the same function and contract, made fast;
+            or "frozen", which is fast with weights that are constants.
 
     Raises:
         UnknownBackend, MissingFramework: see `backend`.

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import pytest
 
 import multirnn as mr
-from multirnn.implementation import NATIVE, Planned, implementations, realise
+from multirnn.implementation import FROZEN, NATIVE, Planned, implementations, realise
 
 SPEC = mr.RecurrentSpec("gru", 3, 5, num_layers=2, bidirectional=True)
 
@@ -90,20 +90,20 @@ def test_compare_takes_an_implementation() -> None:
     assert found.ok
 
 
-@pytest.fixture
-def fast(backend: mr.Backend) -> mr.Backend:
-    if "fast" not in implementations(backend):
-        pytest.skip(f"{backend.name} has no fast implementation")
-    return mr.with_implementation(backend, "fast")
+@pytest.fixture(params=["fast", FROZEN])
+def made_fast(backend: mr.Backend, request: pytest.FixtureRequest) -> mr.Backend:
+    if request.param not in implementations(backend):
+        pytest.skip(f"{backend.name} has no {request.param} implementation")
+    return mr.with_implementation(backend, request.param)
 
 
 @pytest.mark.parametrize(("batch", "time"), [(1, 1), (1, 101), (37, 7)])
-def test_a_fast_layer_tells_what_it_runs(fast: mr.Backend, batch: int, time: int) -> None:
-    spec = SPEC if fast.refuses(SPEC) is None else LSTM
-    layer = fast.build(mr.initialise(spec))
+def test_a_fast_layer_tells_what_it_runs(made_fast: mr.Backend, batch: int, time: int) -> None:
+    spec = SPEC if made_fast.refuses(SPEC) is None else LSTM
+    layer = made_fast.build(mr.initialise(spec))
     assert isinstance(layer, Planned)
     for lengths in (False, True):
         for gradients in (False, True):
             plan = layer.plan(batch, time, lengths=lengths, gradients=gradients)
-            assert plan.implementation in ("fast", "native")
+            assert plan.implementation in ("fast", "native", *([FROZEN] if FROZEN in made_fast.name else []))
             assert len(plan.sentence.split()) > 2

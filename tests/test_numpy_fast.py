@@ -1,4 +1,4 @@
-"""NumPy's fast layers: the same function through the compiled recurrence and in NumPy, live weights, plans, threads."""
+"""NumPy's fast layers: the same function through the compiled recurrence and in NumPy, live or frozen weights, plans, threads."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -23,15 +23,15 @@ class OneWay:
 
     differentiable = True
 
-    def __init__(self, compiled: bool) -> None:
-        self.compiled = compiled
-        self.name = "numpy fast, compiled" if compiled else "numpy fast, in NumPy"
+    def __init__(self, compiled: bool, frozen: bool = False) -> None:
+        self.compiled, self.frozen = compiled, frozen
+        self.name = f"numpy {'frozen' if frozen else 'fast'}, {'compiled' if compiled else 'in NumPy'}"
 
     def refuses(self, spec: mr.RecurrentSpec) -> str | None:
         return BACKEND.refuses(spec)
 
     def build(self, weights: mr.Weights, *, device: str | None = None) -> FastNumpyLayer:
-        return FastNumpyLayer(weights, compiled=self.compiled)
+        return FastNumpyLayer(weights, compiled=self.compiled, frozen=self.frozen)
 
     def read(self, native: Any) -> mr.Weights:
         return BACKEND.read(native)
@@ -42,9 +42,14 @@ class OneWay:
 
 WAYS = [pytest.param(OneWay(True), id="compiled", marks=needs_kernel), pytest.param(OneWay(False), id="in_numpy")]
 every_way = pytest.mark.parametrize("way", WAYS)
+FROZEN = [
+    pytest.param(OneWay(True, frozen=True), id="compiled, frozen", marks=needs_kernel),
+    pytest.param(OneWay(False, frozen=True), id="in_numpy, frozen"),
+]
+every_frozen_way = pytest.mark.parametrize("way", FROZEN)
 
 
-@every_way
+@pytest.mark.parametrize("way", WAYS + FROZEN)
 @pytest.mark.parametrize("check", [pytest.param(check, id=name) for name, check in cases()])
 def test_the_conformance_suite(
     way: OneWay, check: Callable[[mr.Backend], None], monkeypatch: pytest.MonkeyPatch
@@ -167,6 +172,56 @@ def test_threads_do_not_change_what_is_computed(shape: tuple[int, int, int, int]
         assert largest(layer(x), expected) <= mr.tolerance("float32")
 
 
+# --- Frozen ----------------------------------------------------------------------------------------------------------
+
+
+@every_frozen_way
+def test_frozen_weights_are_read_only_and_one_that_is_replaced_is_refused(way: OneWay) -> None:
+    layer = way.build(weights := mr.initialise(mr.RecurrentSpec("lstm", 5, 11)))
+    x = np.ones((3, 7, 5), "float32")
+    expected = layer(x).sequence
+    for name, array in layer.native.parameters.items():
+        with pytest.raises(ValueError, match="read-only"):
+            array[...] = 0
+        assert weights.arrays[name] is not array  # what was given stays as it was
+    np.testing.assert_array_equal(layer(x).sequence, expected)
+    cotangent = mr.Output(expected, mr.State(*np.ones((2, 1, 3, 11), "float32")))
+    assert layer.vjp(x, cotangent=cotangent).x.any()
+    name = "layers.0.forward.weight_hh"
+    layer.native.parameters[name] = layer.native.parameters[name].copy()
+    for call in (lambda: layer(x), lambda: layer.vjp(x, cotangent=cotangent)):
+        with pytest.raises(mr.InvalidCall, match=r"one of them was replaced; .* implementation='fast'"):
+            call()
+
+
+@needs_kernel
+def test_frozen_weights_are_packed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    packed: list[bytes] = []
+    pack = kernel.Stack.pack
+
+    def watched(self: kernel.Stack, table: bytes) -> kernel.Packed:
+        packed.append(table)
+        return pack(self, table)
+
+    monkeypatch.setattr(kernel.Stack, "pack", watched)
+    layer = BACKEND.build(mr.initialise(spec := mr.RecurrentSpec("gru", 5, 11)), implementation="frozen")
+    reference = mr.build(mr.initialise(spec).astype("float64"), "numpy")
+    for batch, time in ((1, 1), (3, 7), (2, 100)):
+        x = np.random.default_rng(batch).standard_normal((batch, time, 5)).astype("float32")
+        assert largest(layer(x), reference(x.astype("float64"))) <= mr.tolerance("float32")
+    assert len(packed) == 1
+
+
+@needs_kernel
+def test_the_plan_of_a_frozen_layer_is_the_compiled_recurrence_where_packing_would_not_have_paid() -> None:
+    weights = mr.Weights(spec := mr.RecurrentSpec("lstm", 1024, 1024), nothing(spec))
+    assert OneWay(True).build(weights).plan(1, 25).implementation == "native"
+    frozen = OneWay(True, frozen=True).build(weights)
+    assert frozen.plan(1, 25).implementation == "frozen"
+    assert "packed once" in frozen.plan(1, 25).sentence
+    assert frozen.plan(1, 100, gradients=True).implementation == "fast"
+
+
 # --- What it says of itself ------------------------------------------------------------------------------------------
 
 
@@ -253,6 +308,8 @@ def test_the_threads_are_those_of_openmp(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("ragged", [False, True])
 @pytest.mark.parametrize("mode", MODES)
 def test_every_mode_of_the_benchmark_computes_what_it_says(mode: str, ragged: bool, implementation: str) -> None:
+    if (mode, implementation) == ("training", "frozen"):
+        pytest.skip("frozen weights cannot be trained")
     spec = mr.RecurrentSpec("lstm", 5, 11, dtype="float64")
     weights = mr.initialise(spec)
     x, _, lengths = draw_call(spec)

@@ -26,7 +26,7 @@ class NumpyBackend:
 
     name = "numpy"
     differentiable = True
-    implementations = ("native", "fast")
+    implementations = ("native", "fast", "frozen")
 
     def refuses(self, spec: RecurrentSpec) -> str | None:
         """None: there is no spec that it does not realise."""
@@ -35,7 +35,9 @@ class NumpyBackend:
     def build(self, weights: Weights, *, device: str | None = None, implementation: str = "native") -> NumpyLayer:
         """Realise `weights.spec` with these weights; see `build`."""
         accept(self, weights.spec)
-        return fast.build(weights, device) if implementation == "fast" else layer.build(weights, device)
+        if implementation == "native":
+            return layer.build(weights, device)
+        return fast.build(weights, device, frozen=implementation == "frozen")
 
     def prepare(self, layer: NumpyLayer, work: "Work", threads: int) -> "Prepared":
         """Make a layer ready to be timed; see `timing.prepare`."""
@@ -86,7 +88,8 @@ def build(weights: Weights, *, device: str | None = None, implementation: str = 
     Args:
         weights: copied into the parameters of a `Stack`.
         device: "cpu", which is also the default; there is no other.
-        implementation: "native", or "fast": the same by the compiled recurrence, or by fewer operations a step.
+        implementation: "native", or "fast": the same by the compiled recurrence, or by fewer operations a step; or
+            "frozen": fast, with parameters that are read-only and packed once.
 
     Raises:
         InvalidCall: another device.

@@ -24,12 +24,13 @@ class CompiledStack:
 
     Args:
         native: the stack.
+        frozen: whether its parameters are constants; then they are packed here, and not in every call.
 
     Raises:
         MissingFramework: the compiled recurrence is not installed.
     """
 
-    def __init__(self, native: Stack) -> None:
+    def __init__(self, native: Stack, *, frozen: bool = False) -> None:
         spec = native.spec
         self._native = native
         self._kernel = kernel.Stack(spec)
@@ -39,6 +40,9 @@ class CompiledStack:
         self._bound: list[Array] = []
         self._table = b""
         self._workspaces = Workspaces()
+        self._packed: kernel.Packed | None = None
+        if frozen:
+            self._packed = self._kernel.pack(self._parameters())
 
     def run(self, inputs: Inputs, threads: int) -> Output:
         """The output of a checked call; see `BoundaryLayer.run`."""
@@ -48,10 +52,13 @@ class CompiledStack:
         """A checked call of which nothing is left but the compiled recurrence, and new memory for what comes out of it."""
         batch, time, _ = inputs.x.shape
         table, x, first, lengths = self._parameters(), _sequence(inputs.x), _first(inputs), _lengths(inputs)
+        packed = self._address_of_packed()
 
         def call(kept: Inputs = inputs) -> Output:  # by the addresses alone it would not be
             y, last = np.empty((batch, time, self._features), self._dtype), self._empty_state(batch)
-            self._kernel.forward(table, batch, time, x, _sequence(y), first, _state(last), lengths, 0, threads)
+            self._kernel.forward(
+                table, batch, time, x, _sequence(y), first, _state(last), lengths, 0, threads, packed=packed
+            )
             return Output(y, last)
 
         return call
@@ -99,8 +106,12 @@ class CompiledStack:
             _lengths(inputs),
             stash,
             threads,
+            packed=0 if stash else self._address_of_packed(),
         )
         return output
+
+    def _address_of_packed(self) -> int:
+        return 0 if self._packed is None else self._packed.address
 
     def _parameters(self) -> bytes:
         """The addresses of the parameters, made anew when one of them was replaced.

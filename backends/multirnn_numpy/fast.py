@@ -2,9 +2,10 @@
 
 import os
 from collections.abc import Callable
+from operator import is_not
 
-from multirnn import Gradients, Inputs, Output, Weights
-from multirnn.implementation import NATIVE, Plan
+from multirnn import Gradients, Inputs, InvalidCall, Output, Weights
+from multirnn.implementation import FROZEN, NATIVE, Plan
 from multirnn.kernel import missing
 from multirnn_numpy.compiled import CompiledStack
 from multirnn_numpy.halved import HALVED, halvable
@@ -27,14 +28,14 @@ HALVABLE = 128
 """
 
 
-def build(weights: Weights, device: str | None) -> "FastNumpyLayer":
+def build(weights: Weights, device: str | None, *, frozen: bool = False) -> "FastNumpyLayer":
     """The fast layer of these weights.
 
     Raises:
         InvalidCall: a device other than "cpu".
     """
     refuse_device(device)
-    return FastNumpyLayer(weights)
+    return FastNumpyLayer(weights, frozen=frozen)
 
 
 class FastNumpyLayer(NumpyLayer):
@@ -43,6 +44,7 @@ class FastNumpyLayer(NumpyLayer):
     Args:
         weights: copied into the parameters of a `Stack`, which is `native`.
         compiled: whether through the compiled recurrence; unless given, wherever it is installed.
+        frozen: whether the parameters are read-only, and packed for the compiled recurrence once.
 
     Attributes:
         threads: how many threads a call may use. Unless set, what `OMP_NUM_THREADS` says, which NumPy's own products heed
@@ -52,12 +54,15 @@ class FastNumpyLayer(NumpyLayer):
         MissingFramework: the compiled recurrence is asked for, and is not installed.
     """
 
-    def __init__(self, weights: Weights, compiled: bool | None = None) -> None:
+    def __init__(self, weights: Weights, compiled: bool | None = None, *, frozen: bool = False) -> None:
         native = stack(weights)
         super().__init__(native)
+        self._constants = list(native.parameters.values()) if frozen else None
+        for array in self._constants or ():
+            array.flags.writeable = False
         self.threads = available_threads()
         use = missing() is None if compiled is None else compiled
-        self._compiled = CompiledStack(native) if use else None
+        self._compiled = CompiledStack(native, frozen=frozen) if use else None
         self._realised: dict[tuple[int, int], Stack | CompiledStack] = {}
         self._halved = Stack(native.spec, native.parameters, HALVED) if halvable(native.spec) else None
 
@@ -65,6 +70,8 @@ class FastNumpyLayer(NumpyLayer):
         """What runs for a shape; see `multirnn.implementation.Planned`."""
         steps = batch * time
         if self._compiled is not None:
+            if self._constants is not None and not gradients:
+                return Plan(FROZEN, f"the compiled recurrence ({self._compiled.instructions}), its weights packed once")
             if AS_THEY_LIE < steps < PACKED and self.spec.parameter_count > LARGE:
                 return Plan(
                     "native", f"the loops in NumPy: to pack the weights takes longer than {steps} steps of rows"
@@ -80,7 +87,16 @@ class FastNumpyLayer(NumpyLayer):
         return Plan("fast", f"the loops in NumPy, sigmoids by tanh; {why}")
 
     def realisation(self, inputs: Inputs) -> Stack | CompiledStack:
-        """See `NumpyLayer.realisation`; as `plan` says."""
+        """See `NumpyLayer.realisation`; as `plan` says.
+
+        Raises:
+            InvalidCall: a parameter of a frozen layer was replaced.
+        """
+        if self._constants is not None and any(map(is_not, self._constants, self._native.parameters.values())):
+            raise InvalidCall(
+                "the parameters of a frozen layer are constants, and one of them was replaced; build a frozen layer of "
+                "the new weights, or take implementation='fast'"
+            )
         batch, time, _ = inputs.x.shape
         stack = self._realised.get((batch, time))
         if stack is None:

@@ -25,7 +25,7 @@ class TorchBackend:
 
     name = "torch"
     differentiable = True
-    implementations = ("native", "fast")
+    implementations = ("native", "fast", "frozen")
 
     def refuses(self, spec: RecurrentSpec) -> str | None:
         """Refuses the GRU that resets before the recurrent product, and activations that PyTorch's layers have not."""
@@ -34,7 +34,9 @@ class TorchBackend:
     def build(self, weights: Weights, *, device: str | None = None, implementation: str = "native") -> TorchLayer:
         """Realise `weights.spec` with these weights, on a device as `torch.device` names it; see `build`."""
         accept(self, weights.spec)
-        return fast.build(weights, device) if implementation == "fast" else layer.build(weights, device)
+        if implementation == "native":
+            return layer.build(weights, device)
+        return fast.build(weights, device, frozen=implementation == "frozen")
 
     def read(self, native: Any) -> Weights:
         """The spec and the weights of an `nn.RNN`, `LSTM`, `GRU`, or of the cell of one; see `weights.read`."""
@@ -76,7 +78,8 @@ def build(weights: Weights, *, device: str | None = None, implementation: str = 
     Args:
         weights: copied into the module's parameters.
         device: as `torch.device` names it ("cpu", "cuda", "cuda:1", "mps"); PyTorch's default unless given.
-        implementation: "native", PyTorch's own layer; or "fast", a subclass of it that is made fast on the CPU.
+        implementation: "native", PyTorch's own layer; or "fast", a subclass of it that is made fast on the CPU;
+            or "frozen", which is fast with its `freeze()` called.
 
     Raises:
         Unsupported: PyTorch has no layer for the spec; the sentence has the reason.

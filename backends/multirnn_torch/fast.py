@@ -20,7 +20,7 @@ from torch.func import functional_call
 from torch.nn.utils.rnn import PackedSequence
 
 from multirnn import InvalidCall, RecurrentSpec, Weights, kernel
-from multirnn.implementation import Plan
+from multirnn.implementation import FROZEN, Plan
 from multirnn.layer import Lengths
 from multirnn_torch.facts import slower
 from multirnn_torch.kernel import KernelLoop
@@ -81,6 +81,32 @@ class _Rows(NamedTuple):
         return Call(self.turned(x), state, weights, self.turned(y), self.lengths, self.starts)
 
 
+class _Constants(NamedTuple):
+    """Weights of a frozen module.
+
+    Attributes:
+        prepared: by `Loop.prepare`.
+        weights: as they were, sharing memory and version with the module's.
+        versions: what PyTorch counts up whenever it writes into one.
+    """
+
+    prepared: Any
+    weights: Sequence[Tensor]
+    versions: Sequence[int]
+
+    def check(self, weights: Sequence[Tensor], names: Sequence[str]) -> None:
+        """Go on only with the same.
+
+        Raises:
+            InvalidCall: another tensor is in the place of one, or it was written into.
+        """
+        for weight, known, version, name in zip(weights, self.weights, self.versions, names, strict=True):
+            if weight.data_ptr() != known.data_ptr() or weight._version != version:
+                raise InvalidCall(
+                    f"{name} has changed since the module was frozen; call freeze() again after a change, or unfreeze()"
+                )
+
+
 class _Recurrence:
     """What a module runs in one dtype.
 
@@ -88,6 +114,9 @@ class _Recurrence:
         spec: of the module.
         loop: a name out of `LOOPS`.
         names: of the module's weights, in the order of `spec.shapes`.
+
+    Attributes:
+        constants: the weights, while the module is frozen.
     """
 
     def __init__(self, spec: RecurrentSpec, loop: str, names: Sequence[str]) -> None:
@@ -97,13 +126,25 @@ class _Recurrence:
         self.skeleton = skeleton(spec)
         self.shapes = [tuple(weight.shape) for weight in _weights(self.skeleton, names)]
         self.plans: dict[tuple[int, int, bool, bool], bool] = {}
+        self.constants: _Constants | None = None
+
+    def freeze(self, weights: Sequence[Tensor]) -> None:
+        """Take these weights for constants, if there is something to be prepared of them."""
+        dense = [weight.detach().contiguous() for weight in weights]
+        prepared = self.loop.prepare(dense)
+        if prepared is not None:
+            known = [weight.detach() for weight in weights]
+            self.constants = _Constants(prepared, known, [weight._version for weight in known])
 
     def forward(
         self, x: Tensor, state: Sequence[Maybe], weights: Sequence[Tensor], rows: _Rows, keep: bool = False
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """The sequence, laid out as x, and see `Loop.forward`."""
         y = torch.empty((*x.shape[:-1], self.spec.output_size), dtype=x.dtype, device="cpu")
-        return y, *self.loop.forward(rows.call(x, state, weights, y), keep=keep)
+        call = rows.call(x, state, weights, y)
+        if self.constants is not None:
+            call = call._replace(prepared=self.constants.prepared)
+        return y, *self.loop.forward(call, keep=keep)
 
     def native(self, x: Tensor, state: list[Tensor], weights: Sequence[Tensor], rows: _Rows) -> list[Tensor]:
         """The same by the framework's own layer, which may be differentiated and transformed again."""
@@ -228,11 +269,41 @@ class Fast(nn.RNNBase):
         """What runs for an input of this size; see `multirnn.implementation.Planned.plan`."""
         reason = self._native_because()
         if reason is None:
-            loop = self._loop_name()
-            reason = _slower(loop, self._spec(self._first_weight().dtype), batch, time, lengths, gradients)
+            loop, dtype = self._loop_name(), self._first_weight().dtype
+            recurrence = self._recurrence(dtype)
+            if recurrence is not None and recurrence.constants is not None and not gradients:
+                return Plan(FROZEN, f"{_SENTENCES[loop]}, its weights packed once")
+            reason = _slower(loop, self._spec(dtype), batch, time, lengths, gradients)
             if reason is None:
                 return Plan("fast", _SENTENCES[loop])
         return Plan("native", f"torch.nn.{self.mode.split('_')[0]} itself: {reason}")
+
+    def freeze(self) -> Self:
+        """Take the weights for constants, and prepare them once instead of in every call that needs no gradients.
+
+        Until `unfreeze`, such a call refuses weights that have changed: PyTorch counts what is written into a tensor, by
+        optimisers, `load_state_dict` or by hand. What is written through `.data` or a NumPy array of the same memory it
+        does not count, and that is not noticed here either. Calls that need gradients take the weights as they are. Copies, and what was saved and
+        loaded, are not frozen. Where nothing is to be prepared, on other devices say, nothing happens.
+
+        Raises:
+            InvalidCall: weights made in inference mode, of which PyTorch does not count what is written into them.
+        """
+        recurrence = None if self._native_because() else self._recurrence(self._first_weight().dtype)
+        if recurrence is not None:
+            weights = _weights(self, recurrence.names)
+            if any(weight.is_inference() for weight in weights):
+                raise InvalidCall(
+                    "weights that were made in inference mode cannot be frozen: PyTorch does not tell whether they change"
+                )
+            recurrence.freeze(weights)
+        return self
+
+    def unfreeze(self) -> Self:
+        """Take the weights as they are again, in every call."""
+        for recurrence in self._recurrences.values():
+            recurrence.constants = None
+        return self
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()  # type: ignore[no-untyped-call]
@@ -272,7 +343,9 @@ class Fast(nn.RNNBase):
         differentiate = torch.is_grad_enabled() and any(
             part is not None and part.requires_grad for part in (x, *state, *weights)
         )
-        if not self._is_faster(recurrence, batch, time, rows.lengths is not None, differentiate):
+        if recurrence.constants is not None and not differentiate:
+            recurrence.constants.check(weights, recurrence.names)
+        elif not self._is_faster(recurrence, batch, time, rows.lengths is not None, differentiate):
             return None
         if x.stride(-1) != 1:
             x = x.contiguous()
@@ -479,8 +552,11 @@ class FastTorchLayer(TorchLayer):
         return plan
 
 
-def build(weights: Weights, device: str | None) -> FastTorchLayer:
+def build(weights: Weights, device: str | None, *, frozen: bool = False) -> FastTorchLayer:
     """The layer of these weights; see `multirnn_torch.layer.build`."""
     spec = weights.spec
     with torch.inference_mode(False):  # a parameter that is made in inference mode can never be trained
-        return FastTorchLayer(spec, module(weights, device_of(device, getattr(torch, spec.dtype)), _FAST_LAYERS))
+        native = module(weights, device_of(device, getattr(torch, spec.dtype)), _FAST_LAYERS)
+    if frozen:
+        cast("Fast", native).freeze()
+    return FastTorchLayer(spec, native)

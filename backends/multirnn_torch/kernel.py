@@ -42,6 +42,10 @@ class KernelLoop:
         self._multiplications = sum(prod(shape) for name, shape in spec.shapes.items() if "weight" in name)
         self._bound: tuple[list[int], bytes] = [], b""
 
+    def prepare(self, weights: Sequence[Tensor]) -> kernel.Packed:
+        """See `Loop.prepare`: packed."""
+        return self._stack.pack(self._table(weights))
+
     def forward(self, call: Call, *, keep: bool) -> tuple[list[Tensor], list[Tensor]]:
         """See `Loop.forward`."""
         batch, time = call.size
@@ -62,6 +66,7 @@ class KernelLoop:
             _aligned(kept[0]) if keep else 0,
             self._threads(batch, time),
             _address(call.starts),
+            0 if keep or call.prepared is None else call.prepared.address,
         )
         return final, kept
 

@@ -5,7 +5,7 @@ A sequence is `(batch, time, features)`, of any strides, the features dense; a s
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -25,6 +25,7 @@ class Call(NamedTuple):
         lengths: `(batch,)`, int64, contiguous; None where every row is full.
         starts: `(time,)`, int64, contiguous: x and y are packed as in a `PackedSequence`, `(rows of all steps, features)`,
             and so are their gradients. It is the row that a step begins with; the lengths are falling. None: not packed.
+        prepared: of the weights, as `Loop.prepare` left it, for `forward` that keeps nothing; None where it is not.
     """
 
     x: Tensor
@@ -33,6 +34,7 @@ class Call(NamedTuple):
     y: Tensor
     lengths: Maybe = None
     starts: Maybe = None
+    prepared: Any = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -51,6 +53,10 @@ class Loop(Protocol):
     """
 
     ragged: bool
+
+    def prepare(self, weights: Sequence[Tensor]) -> Any:
+        """What `forward` needs of weights and would make in every call; None if it makes nothing of them."""
+        ...
 
     def forward(self, call: Call, *, keep: bool) -> tuple[list[Tensor], list[Tensor]]:
         """The final h, and c of an LSTM; and what `backward` needs besides the call.

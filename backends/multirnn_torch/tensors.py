@@ -72,6 +72,9 @@ class TensorLoop:
         self._cell = cells[spec.cell]
         self._layers, self._directions, self._hidden = spec.num_layers, len(spec.directions), spec.hidden_size
 
+    def prepare(self, weights: Sequence[Tensor]) -> None:
+        """See `Loop.prepare`: nothing."""
+
     def forward(self, call: Call, *, keep: bool) -> tuple[list[Tensor], list[Tensor]]:
         """See `Loop.forward`. What is kept: of each pass what its cell keeps, then the sequences between the layers."""
         x, state, weights, y, *_ = call

@@ -1,7 +1,8 @@
 """The charts of a report, as HTML and inline SVG that need nothing else.
 
 One language for all of them: the colour says on which framework a contender runs, the mark which of its layers it is:
-a disc for ours made fast, a ring for ours that is the framework's own layer, a diamond for a peer. Widths are in percent
+a disc for ours made fast, a square where its weights are frozen, a ring for ours that is the framework's own layer, a
+diamond for a peer. Widths are in percent
 and text in pixels, so that a chart narrows on a phone and its text does not.
 """
 
@@ -13,6 +14,7 @@ from multirnn.bench import quantities
 from multirnn.bench.markup import Markup, join, tag
 from multirnn.bench.standing import View, label
 from multirnn.cells import CELLS
+from multirnn.implementation import FAST, FROZEN, NATIVE
 
 __all__ = ["MARKS", "Palette", "duels", "errors", "heat", "shares", "times", "where_time_goes"]
 
@@ -26,6 +28,7 @@ MARKS = tag(
     tag(
         "defs",
         tag("circle", id="fast", r=5),
+        tag("rect", id="frozen", x=-4.4, y=-4.4, width=8.8, height=8.8),
         tag("circle", id="native", r=4, class_="hollow"),
         tag("path", id="peer", d="M0-5.6 5.6 0 0 5.6-5.6 0z"),
     ),
@@ -34,8 +37,9 @@ MARKS = tag(
     class_="marks",
     aria_hidden="true",
 )
-"""The three marks, which every chart refers to."""
+"""The marks, which every chart refers to."""
 
+MADE = (NATIVE, FAST, FROZEN)
 LETTERS = {"wrong": "W", "refused": "R", "failed": "F", "killed": "K", "slow": "S"}
 
 
@@ -53,10 +57,11 @@ class Palette:
         self.contenders = dict(sorted(first.items(), key=lambda item: self._order(*item)))
         self.numbers = {name: number for number, name in enumerate(self.contenders)}
 
-    def _order(self, name: str, row: Row) -> tuple[bool, int, bool]:
-        """Ours first, then by framework, its own layer before the fast one."""
+    def _order(self, name: str, row: Row) -> tuple[bool, int, int]:
+        """Ours first, then by framework, its own layer before the fast and the frozen one."""
         contender = row["contender"]
-        return contender["kind"] != "ours", self._family(name), contender.get("implementation") == "fast"
+        made = contender.get("implementation")
+        return contender["kind"] != "ours", self._family(name), MADE.index(made) if made in MADE else 0
 
     def _family(self, name: str) -> int:
         return next((place for place, word in enumerate(FAMILIES) if word in name.lower()), len(FAMILIES))
@@ -68,9 +73,8 @@ class Palette:
     def mark(self, name: str, **attributes: Any) -> Markup:
         """The mark of this contender at a place in an SVG."""
         contender = self.contenders[name]["contender"]
-        which = (
-            "peer" if contender["kind"] == "peer" else "fast" if contender.get("implementation") == "fast" else "native"
-        )
+        made = contender.get("implementation")
+        which = "peer" if contender["kind"] == "peer" else made if made in MADE else NATIVE
         return tag("use", href=f"#{which}", class_=self.classes(name), **attributes)
 
     def swatch(self, name: str) -> Markup:

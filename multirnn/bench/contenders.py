@@ -16,11 +16,12 @@ from zlib import crc32
 
 from multirnn.bench.work import Contender
 from multirnn.errors import InvalidCall, InvalidData
+from multirnn.implementation import FAST, FROZEN, NATIVE
 from multirnn.registry import backends as installed
 
 __all__ = ["IMPLEMENTATIONS", "Absent", "Source", "find", "load"]
 
-IMPLEMENTATIONS = ("native", "fast")
+IMPLEMENTATIONS = (NATIVE, FAST, FROZEN)
 
 
 class Absent(Exception):

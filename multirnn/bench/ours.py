@@ -10,6 +10,7 @@ from typing import Any
 from multirnn.backend import Backend
 from multirnn.bench.contenders import Absent
 from multirnn.bench.work import Prepared, Work
+from multirnn.implementation import FROZEN
 from multirnn.layer import Layer
 from multirnn.registry import backend as load_backend
 
@@ -45,8 +46,11 @@ class Ours:
         """The backend's own reason, or that of the mode."""
         if reason := self.backend.refuses(work.weights.spec):
             return reason
-        if work.mode in ("gradients", "training") and not self.backend.differentiable:
-            return "it is for inference only"
+        if work.mode in ("gradients", "training"):
+            if not self.backend.differentiable:
+                return "it is for inference only"
+            if self.implementation == FROZEN:
+                return "its weights are constants, and there and back it is as fast"
         if work.mode == "training" and not hasattr(self.backend, "prepare"):
             return (
                 "a training step needs the framework's own weights, and the backend has no `prepare` that reaches them"

@@ -15,7 +15,7 @@ from multirnn.cli import options
 from multirnn.cli.console import heading, progress, show, show_json
 from multirnn.compare import Comparison, Row, compare
 from multirnn.errors import MissingFramework
-from multirnn.implementation import NATIVE
+from multirnn.implementation import FAST, FROZEN, NATIVE
 from multirnn.layer import Lengths
 from multirnn.parity import OPTIMISERS, STEPS, Parity, Trained, train_parity
 from multirnn.plot import picture_format, plot_curves, plot_errors, write_figure
@@ -92,10 +92,10 @@ Found = Comparison | Parity
 )
 @click.option(
     "--implementation",
-    type=click.Choice([NATIVE, "fast"]),
+    type=click.Choice([NATIVE, FAST, FROZEN]),
     default=NATIVE,
     show_default=True,
-    help="The frameworks' own layers, or those made fast.",
+    help="The frameworks' own layers, those made fast, or fast ones with constant weights.",
 )
 @click.option("--train", is_flag=True, help="Train instead: each framework by its own optimisers, losses and weights.")
 @click.option("--steps", type=options.POSITIVE, metavar="N", help=f"Of --train.  [default: {STEPS}]")
