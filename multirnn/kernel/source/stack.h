@@ -2,7 +2,7 @@
 
    Steps are counted in the order in which they run: step s of a row of length n is at time s forward and n - 1 - s backward.
    The rows are sorted by falling length, so that those that still run at step s are the first ones: padding costs nothing.
-   They are dealt to slices in turn; a slice runs through all steps without a look at the others. */
+   They are dealt to slices in turn, there and back again, so that no slice always has the longer one; a slice runs through all steps without a look at the others. */
 #ifndef STACK_H
 #define STACK_H
 
@@ -102,6 +102,13 @@ static void describe(stack *k, const spec *spec, const parameters *table, const 
     }
 }
 
+/* Of the sorted rows, the place of the n-th one of a slice; and how many of the first `all` are of that slice. */
+INLINE long dealt(long n, long slice, long slices) { return n * slices + (n % 2 ? slices - 1 - slice : slice); }
+INLINE long count_of_dealt(long all, long slice, long slices)
+{
+    return all / slices + (dealt(all / slices, slice, slices) < all);
+}
+
 /* Sorts the rows by counting, and deals them. */
 static void deal(stack *k, arena *a)
 {
@@ -134,13 +141,13 @@ static void deal(stack *k, arena *a)
     for (long q = 0; q < count; q++) {
         long n = 0;
         k->slices[q] = (slice){0, rows, lengths, actives, places};
-        for (long b = q; b < batch; b += count, n++) {
+        for (long b; (b = dealt(n, q, count)) < batch; n++) {
             rows[n] = sorted[b];
             lengths[n] = c->lengths ? c->lengths[sorted[b]] : time;
         }
         for (long s = 0; s <= time; s++) {
             long all = s == time ? 0 : c->lengths ? active[s] : batch;
-            actives[s] = all > q ? ceiling(all - q, count) : 0;
+            actives[s] = count_of_dealt(all, q, count);
             places[s] = place;
             place += actives[s];
         }
