@@ -6,7 +6,7 @@ import site
 import subprocess
 import sys
 from collections.abc import Mapping
-from importlib.util import find_spec
+from importlib.metadata import distributions
 from pathlib import Path
 from shutil import copytree, ignore_patterns
 
@@ -30,7 +30,9 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     The folder of packages is added by a .pth file: those that lie in it, as that of the editable install, are not read.
     """
-    missing = [name for name in ("build", "hatchling", "pip", "torch", "keras", "tensorflow") if not find_spec(name)]
+    # Not by `find_spec`: to look for pip makes setuptools leave distutils alone, which torch.compile then cannot import.
+    installed = {distribution.name for distribution in distributions()}
+    missing = [name for name in ("build", "hatchling", "pip", "torch", "keras", "tensorflow") if name not in installed]
     if missing:
         pytest.skip(f"{', '.join(missing)} is not installed")
     folder = tmp_path_factory.mktemp("installed")
