@@ -1,0 +1,100 @@
+"""The process in which one contender is timed, and what becomes of it."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from bench_examples import PEERS, SMALL
+
+import multirnn as mr
+from multirnn.bench import inputs, verify
+from multirnn.bench.contenders import Source, find
+from multirnn.bench.problems import Problem
+from multirnn.bench.process import Lost, Process
+
+
+def source(name: str) -> Source:
+    return next(one for one in find([], [PEERS]) if one.name == name)
+
+
+@pytest.fixture
+def message(tmp_path: Path) -> dict[str, Any]:
+    """What asks for `SMALL` in inference."""
+    work = inputs.draw(SMALL, "inference")
+    inputs.save(work, tmp_path / "inputs")
+    inputs.save_arrays(verify.expected(work), tmp_path / "reference")
+    folders = {"inputs": str(tmp_path / "inputs"), "reference": str(tmp_path / "reference")}
+    return {"do": "prepare", "problem": SMALL.to_dict(), "mode": "inference", "boundary": True, **folders}
+
+
+def test_a_contender_is_verified_timed_and_its_memory_told(message: dict[str, Any]) -> None:
+    with Process(source("noisy"), 1) as process:  # what it prints disturbs nothing
+        hello = process.answer(60)
+        assert hello["status"] == "started"
+        assert hello["versions"] == {"numpy": np.__version__}
+        assert hello["flags"]["OMP_NUM_THREADS"] == "1"
+        ready = process.ask(message, 60)
+        assert (ready["status"], ready["boundary"], ready["reason"]) == ("ready", None, "")
+        assert 0 < ready["error_eps"] < ready["allowed_eps"] == 64
+        assert ready["first_call_s"] > 0
+        estimated = process.ask({"do": "estimate"}, 60)
+        assert 0 < estimated["seconds"] <= estimated["first_call_s"] < 1
+        timed = process.ask({"do": "time", "what": "call", "repetitions": 3, "settle": 0}, 60)
+        assert 0 < timed["seconds"] < 1
+        finished = process.ask({"do": "finish"}, 60)
+        if sys.platform == "linux":
+            assert finished["peak_memory_bytes"] > 2**20
+
+
+def test_a_process_has_its_variables_and_cores_before_anything_loads(message: dict[str, Any]) -> None:
+    with Process(source("told"), 1) as process:
+        assert process.answer(60)["flags"]["OPENBLAS_CORETYPE"] == "Haswell"
+        answer = process.ask(message, 60)
+        assert answer["status"] == "ready", answer["reason"]
+
+
+def test_what_a_contender_raises_is_its_answer_and_its_process_goes_on(message: dict[str, Any]) -> None:
+    with Process(source("raising"), 1) as process:
+        process.answer(60)
+        for _ in range(2):
+            answer = process.ask(message, 60)
+            assert answer == {"status": "failed", "reason": "ValueError: a first line … and the cause"}
+        assert process.alive
+
+
+@pytest.mark.parametrize(
+    ("name", "batch", "cap", "status", "reason"),
+    [
+        ("killed", 2, 60, "killed", "killed by signal 9: Out of memory"),
+        ("hanging", 3, 0.2, "slow", "no answer within 0.2 s"),
+    ],
+)
+def test_a_process_that_is_no_more_is_told(
+    message: dict[str, Any], name: str, batch: int, cap: float, status: str, reason: str
+) -> None:
+    work = inputs.draw(Problem("other", "gru", batch, 7, 5, 4), "inference")
+    inputs.save(work, Path(message["inputs"]))
+    with Process(source(name), 1) as process:
+        process.answer(60)
+        with pytest.raises(Lost) as caught:
+            process.ask(message, cap)
+        assert (caught.value.status, caught.value.reason) == (status, reason)
+        assert not process.alive
+
+
+def test_a_process_that_does_not_start_is_told() -> None:
+    with Process(source("leaving"), 1) as process, pytest.raises(Lost) as caught:
+        process.answer(60)
+    assert (caught.value.status, caught.value.reason) == ("failed", "ended with status 3: ImportError: no library")
+    with Process(source("missing"), 1) as process:
+        assert process.answer(60) == {
+            "status": "missing",
+            "reason": "No module named 'a_framework_that_nobody_has'",
+        }
+
+
+def test_more_threads_than_cores_are_refused() -> None:
+    with pytest.raises(mr.InvalidCall, match="4096 threads need as many cores"):
+        Process(source("right"), 4096)

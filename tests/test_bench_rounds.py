@@ -1,0 +1,142 @@
+"""Rounds: who is timed when, how often, and for how long."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from multirnn.bench import rounds
+from multirnn.bench.process import Lost
+
+
+class Sitting:
+    """Answers as a process would, and writes down who was asked."""
+
+    def __init__(self, name: str, asked: list[str], lost_after: int = 1000) -> None:
+        self.name, self.asked, self.left = name, asked, lost_after
+
+    def ask(self, message: dict[str, Any], cap: float) -> dict[str, Any]:
+        if self.left == 0:
+            raise Lost("killed", "killed by signal 9")
+        self.left -= 1
+        self.asked.append(self.name)
+        return {"status": "timed", "seconds": 0.1}
+
+
+def entrants(counts: Sequence[int], asked: list[str], **options: Any) -> list[rounds.Entrant]:
+    return [
+        rounds.Entrant(Sitting(str(place), asked, **options), rounds.Plan(count, 1))  # type: ignore[arg-type]
+        for place, count in enumerate(counts)
+    ]
+
+
+def test_rounds_are_interleaved_and_shuffled() -> None:
+    asked: list[str] = []
+    taking_part = entrants([9, 9, 9, 9], asked)
+    rounds.interleave(taking_part, stolen=lambda: None)
+    orders = [tuple(asked[first : first + 4]) for first in range(0, len(asked), 4)]
+    assert [sorted(order) for order in orders] == [["0", "1", "2", "3"]] * 9
+    assert len(set(orders)) > 3
+    assert all(entrant.numbers == list(range(9)) for entrant in taking_part)
+
+
+def test_who_is_in_few_rounds_has_them_spread_over_all() -> None:
+    fast, slow = entrants([9, 3], [])
+    rounds.interleave([fast, slow], stolen=lambda: None)
+    assert fast.numbers == list(range(9))
+    assert slow.numbers == [2, 5, 8]
+    assert len(slow.rounds) == 3
+
+
+def test_who_dies_is_left_out_from_then_on() -> None:
+    asked: list[str] = []
+    one, other = entrants([5], asked)[0], entrants([5], asked, lost_after=2)[0]
+    rounds.interleave([one, other], stolen=lambda: None)
+    assert len(one.rounds) == 5
+    assert other.lost is not None
+    assert (other.lost.status, len(other.rounds)) == ("killed", 2)
+
+
+def test_a_round_in_which_time_was_stolen_is_run_again() -> None:
+    asked: list[str] = []
+    taking_part = entrants([4], asked)
+    clock = iter([0.0, 0.0, 0.0, 0.0, 0.5] + [0.5] * 100)  # before and after each round: half a second in the second
+    share, again = rounds.interleave(taking_part, stolen=lambda: next(clock))
+    assert (again, len(asked), taking_part[0].numbers) == (1, 5, [0, 1, 2, 3])
+    assert share == 0
+
+    always = (float(second) for second in range(1000))
+    share, again = rounds.interleave(entrants([4], asked), stolen=lambda: next(always))
+    assert again == 2  # at most half of the rounds, and then they count as they are
+    assert share is not None
+    assert share > 1
+
+
+def test_a_plan_fits_into_the_time_there_is() -> None:
+    for seconds in (1e-5, 1e-3, 0.1, 3.0):
+        roomy, tight = rounds.plan(seconds, 10.0), rounds.plan(seconds, 0.0)
+        assert 5 == tight.rounds <= roomy.rounds <= 11
+        assert roomy.repetitions * seconds >= 0.04
+        assert tight.repetitions <= max(1, round(0.01 / seconds))
+        if roomy.rounds > 5:
+            assert roomy.rounds * roomy.repetitions * seconds <= 10
+    assert rounds.plan(1e-5, 10.0).rounds == 11
+
+
+def test_what_short_calls_leave_of_their_share_is_for_long_ones() -> None:
+    calls = [rounds.Call(0.2), rounds.Call(0.15, True), rounds.Call(0.11)]
+    assert [one.rounds for one in rounds.plans(calls, 4.5)] == [7, 6, 11]
+    assert [one.rounds for one in rounds.plans(calls, float("inf"))] == [11, 11, 11]
+    # Late, a long call is timed less often, and a short one never less than five times.
+    assert [one.rounds for one in rounds.plans(calls, 0.0)] == [3, 3, 3]
+    assert [one.rounds for one in rounds.plans([rounds.Call(1e-4), rounds.Call(1.1e-4)], 0.0)] == [5, 5]
+
+
+def test_what_is_far_behind_is_timed_less_often_where_time_is_short() -> None:
+    calls = [rounds.Call(1.0), rounds.Call(1e-3), rounds.Call(1.9e-3), rounds.Call(2.1e-3), rounds.Call(4e-3, False, 2)]
+    assert [one.rounds for one in rounds.plans(calls, 0.0)] == [
+        2,
+        5,
+        5,
+        3,
+        5,
+    ]  # the last is the only one with two threads
+    assert [one.rounds for one in rounds.plans(calls, float("inf"))][1:] == [11, 11, 11, 11]
+
+
+def test_what_is_not_planned_is_planned_by_its_first_round_which_counts() -> None:
+    asked: list[str] = []
+    one, other = (rounds.Entrant(Sitting(name, asked)) for name in "ab")  # type: ignore[arg-type]
+    dying = rounds.Entrant(Sitting("c", asked, lost_after=0))  # type: ignore[arg-type]
+    rounds.interleave([one, other, dying], stolen=lambda: None, until=time.monotonic())
+    assert one.numbers == other.numbers == [0, 1, 2, 3, 4]  # calls of a tenth of a second, without time to spare
+    assert len(asked) == 10
+    assert dying.lost is not None
+
+
+def test_processes_with_one_number_of_threads_are_timed_after_each_other() -> None:
+    asked: list[str] = []
+    taking_part = entrants([9] * 6, asked)
+    for place, entrant in enumerate(taking_part):
+        entrant.threads = 1 + place // 3
+    rounds.interleave(taking_part, stolen=lambda: None)
+    orders = ["".join(asked[first : first + 6]) for first in range(0, len(asked), 6)]
+    assert all(set(order[:3]) in (set("012"), set("345")) for order in orders)
+    assert {order[0] in "012" for order in orders} == {True, False}
+
+
+def test_a_block_that_is_too_short_is_made_longer() -> None:
+    class Quick(Sitting):
+        def ask(self, message: dict[str, Any], cap: float) -> dict[str, Any]:
+            self.asked.append(message["repetitions"])
+            return {"status": "timed", "seconds": 1e-5}
+
+    asked: list[Any] = []
+    entrant = rounds.Entrant(Quick("quick", asked), rounds.Plan(3, 2))  # type: ignore[arg-type]
+    rounds.interleave([entrant], stolen=lambda: None)
+    assert asked == [2, 1000, 1000]
+    assert entrant.plan == rounds.Plan(3, 1000)
+
+
+def test_unstable_is_told_by_the_quartiles() -> None:
+    assert rounds.unstable(0.9, 1.0, 1.01)
+    assert not rounds.unstable(0.99, 1.0, 1.01)

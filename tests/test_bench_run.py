@@ -1,0 +1,123 @@
+"""A run of a table: every contender has its row, whatever becomes of the others."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from bench_examples import LIMITS, PEERS, SMALL, a_header
+
+from multirnn.bench import limits
+from multirnn.bench.contenders import find
+from multirnn.bench.machine import describe
+from multirnn.bench.problems import Entry, Problem, Table
+from multirnn.bench.results import Writer, read
+from multirnn.bench.run import Progress, Run, settings
+
+PAIR = (Entry(Problem("two", "gru", 2, 7, 5, 4), ("inference",)), Entry(SMALL, ("inference",)))
+
+
+def run_table(
+    table: Table, names: Sequence[str], path: Path, resume: bool = False
+) -> tuple[dict[Any, Any], list[Progress]]:
+    """The rows by problem and contender, and what was told meanwhile."""
+    told: list[Progress] = []
+    header = a_header(settings=settings(table, (1,), 0))
+    sources = [one for one in find([], [PEERS]) if one.name in names]
+    with (
+        (Writer.resume if resume else Writer.create)(path, header) as writer,
+        Run(table, sources, (1,), writer, LIMITS, tell=told.append) as running,
+    ):
+        running()
+    return {(row["problem"]["name"], row["contender"]["name"]): row for row in read(path).rows}, told
+
+
+def test_whatever_becomes_of_a_contender_the_others_go_on(tmp_path: Path) -> None:
+    table = Table("own", PAIR, (1,), seconds=0, cap=3)
+    names = ("right", "wrong", "raising", "raising late", "killed", "killed late", "refusing", "leaving", "missing")
+    rows, told = run_table(table, names, tmp_path / "r.jsonl")
+    statuses = {name: (rows["two", name]["status"], rows["small", name]["status"]) for name in names[:-1]}
+    assert statuses == {
+        "right": ("timed", "timed"),
+        "wrong": ("wrong", "wrong"),
+        "raising": ("failed", "failed"),
+        "raising late": ("failed", "failed"),
+        "killed": ("killed", "timed"),  # its process was started again
+        "killed late": ("killed", "killed"),
+        "refusing": ("refused", "refused"),
+        "leaving": ("failed", "failed"),
+    }
+    assert not [name for _, name in rows if name == "missing"]
+    for row in rows.values():
+        assert bool(row["reason"]) == (row["status"] != "timed")
+        assert (row["median"] is None) == (row["status"] != "timed")
+    assert (
+        "8 eps" in rows["two", "wrong"]["reason"] or "eps from the float64 reference" in rows["two", "wrong"]["reason"]
+    )
+    assert rows["two", "wrong"]["rounds"] is None
+    assert told[-1].done == told[-1].total - 1 or told[-1].total == 16
+
+
+def test_a_row_describes_itself(tmp_path: Path) -> None:
+    table = Table("own", (Entry(SMALL, ("inference",)),), (1,), seconds=0)
+    row = run_table(table, ("right",), tmp_path / "r.jsonl")[0]["small", "right"]
+    assert row["problem"] == SMALL.to_dict()
+    assert (row["mode"], row["threads"], row["contender"]["kind"]) == ("inference", 1, "peer")
+    assert row["parameters"] == SMALL.spec.parameter_count
+    assert row["flops"] == limits.flops(SMALL, "inference")
+    assert row["bytes"] == limits.bytes_moved(SMALL, "inference")
+    assert len(row["rounds"]) == len(row["round_numbers"]) == 5
+    assert row["low"] <= row["median"] <= row["high"]
+    assert row["boundary_median"] == row["median"]
+    assert row["share"] == pytest.approx(row["limit_s"] / row["median"])
+    assert row["contender"]["versions"] == {"numpy": np.__version__}
+    assert row["contender"]["plan"] == "NumPy"
+    assert row["contender"]["flags"]["OMP_NUM_THREADS"] == "1"
+    assert row["contender"]["features"] == describe()["features"]
+    for name in ("import_s", "prepare_s", "first_call_s", "error_eps", "allowed_eps", "repetitions"):
+        assert row[name] > 0
+
+
+def test_who_was_too_slow_is_not_tried_on_more_of_the_same(tmp_path: Path) -> None:
+    longer = Problem("longer", "gru", 3, 14, 5, 4)
+    other = Problem("other", "lstm", 3, 14, 5, 4)
+    modes = ("inference",)
+    table = Table("own", (Entry(SMALL, modes), Entry(longer, modes), Entry(other, modes)), (1,), seconds=0, cap=0.3)
+    rows, _ = run_table(table, ("hanging",), tmp_path / "r.jsonl")
+    reasons = {problem: row["reason"] for (problem, _), row in rows.items()}
+    assert {row["status"] for row in rows.values()} == {"slow"}
+    assert reasons == {
+        "small": "no answer within 0.3 s",
+        "longer": "not tried, since small was too much for it",
+        "other": "no answer within 0.3 s",
+    }
+
+
+def test_what_no_machine_like_this_can_do_in_time_is_not_tried(tmp_path: Path) -> None:
+    large = Problem("large", "gru", 64, 1500, 2816, 2816)  # 92 s by `LIMITS`
+    table = Table("own", (Entry(large, ("inference",)), Entry(SMALL, ("inference",))), (1,), seconds=0, cap=3)
+    rows, _ = run_table(table, ("right",), tmp_path / "r.jsonl")
+    assert rows["large", "right"]["status"] == "slow"
+    assert re.search(r"a call needs [\d.]+ s at best, too much", rows["large", "right"]["reason"])
+    assert rows["small", "right"]["status"] == "timed"
+
+
+def test_resume_runs_what_is_missing_and_what_was_killed(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    table = Table("own", PAIR, (1,), seconds=0, cap=3)
+    run_table(table, ("killed", "right"), path)
+    before = path.read_text().splitlines()
+    kept = [line for line in before if '"status": "timed"' not in line or '"name": "two"' not in line]
+    assert len(before) - len(kept) == 1
+    path.write_text("\n".join(kept) + "\n")
+    run_table(table, ("killed", "right"), path, resume=True)
+    added = [json.loads(line) for line in path.read_text().splitlines()[len(kept) :]]
+    assert [(row["problem"]["name"], row["contender"]["name"], row["status"]) for row in added] == [
+        ("two", "killed", "killed"),
+        ("two", "right", "timed"),
+    ]
+    run_table(table, ("right",), path, resume=True)
+    assert len(path.read_text().splitlines()) == len(kept) + 2

@@ -1,0 +1,128 @@
+"""The tables of problems that are timed: those that are there, their parts, and a table of one's own."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+import multirnn as mr
+from multirnn.bench.problems import TABLES, Entry, Problem, read_table
+from multirnn.bench.work import MODES
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_problems_of_a_table_have_names_of_their_own_and_survive_json(name: str) -> None:
+    table = TABLES[name]()
+    assert len({entry.problem.name for entry in table.entries}) == len(table.entries)
+    for entry in table.entries:
+        assert Problem.from_dict(json.loads(json.dumps(entry.problem.to_dict()))) == entry.problem
+        assert set(entry.modes) <= set(MODES)
+
+
+def test_deepbench_is_complete_and_times_the_recurrence_alone() -> None:
+    problems = [entry.problem for entry in TABLES["deepbench"]().entries]
+    counts = Counter((problem.name.split("-")[0], problem.cell) for problem in problems)
+    # baidu-research/DeepBench, code/kernels/rnn_problems.h: 53 of training, 69 + 3 of inference
+    assert counts == {
+        ("training", "simple_rnn"): 12,
+        ("training", "lstm"): 22,
+        ("training", "gru"): 19,
+        ("inference", "simple_rnn"): 2,
+        ("inference", "lstm"): 16,
+        ("inference", "gru"): 54,
+    }
+    assert {(problem.input_size, problem.recurrent_only) for problem in problems} == {(1, True)}
+    assert {problem.activation for problem in problems if problem.cell == "simple_rnn"} == {"relu"}
+
+
+def test_standard_has_the_shapes_that_are_published_and_every_mode() -> None:
+    entries = {entry.problem.name: entry for entry in TABLES["standard"]().entries}
+    for name in ("rnn-t672-b1-i32-h32", "lstm-t25-b4-i512-h512", "gru-t375-b1-i1024-h1024", "rnn-t30-b128-i128-h128"):
+        assert name in entries
+    assert {mode for entry in entries.values() for mode in entry.modes} == set(MODES)
+    assert entries["ragged-lstm-t100-b32-i256-h256"].problem.lengths == (10, 100)
+    assert entries["stacked-gru-t100-b16-i128-h128"].problem.spec.output_size == 256
+
+
+def test_parts_of_a_table_are_the_table() -> None:
+    table = TABLES["deepbench"]()
+    parts = [table.only(part=(number, 10)) for number in range(1, 11)]
+    assert sorted(entry.problem.name for part in parts for entry in part.entries) == sorted(
+        entry.problem.name for entry in table.entries
+    )
+    assert {len(part.entries) for part in parts} == {12, 13}
+
+
+def test_a_table_is_cut_by_name_and_by_mode() -> None:
+    table = TABLES["smoke"]()
+    assert [entry.problem.cell for entry in table.only(names=["lstm-*"]).entries] == ["lstm"]
+    streamed = table.only(modes=["streaming"])
+    assert all(entry.modes == ("streaming",) for entry in streamed.entries)
+    # Whose backward direction begins at the end cannot be streamed.
+    assert {entry.problem.name for entry in table.entries} - {entry.problem.name for entry in streamed.entries} == {
+        "stacked-rnn-t100-b16-i128-h128"
+    }
+    with pytest.raises(mr.InvalidCall, match="no problem 'lsmt'"):
+        table.only(names=["lsmt"])
+    with pytest.raises(mr.InvalidCall, match="nothing of table 'smoke' is left"):
+        table.only(part=(7, 7))
+
+
+CSV = """\
+cell, batch, time, hidden_size, input_size, lengths, bidirectional, modes
+gru, 3, 7, 4, , 2-7, , inference gradients
+simple_rnn, 1, 5, 6, 2, , true,
+"""
+
+
+def test_a_table_of_ones_own(tmp_path: Path) -> None:
+    path = tmp_path / "own.csv"
+    path.write_text("\ufeff" + CSV, encoding="utf-8")
+    first, second = read_table(path).entries
+    assert first == Entry(Problem("gru-t7-b3-i4-h4", "gru", 3, 7, 4, 4, lengths=(2, 7)), ("inference", "gradients"))
+    assert second == Entry(Problem("rnn-t5-b1-i2-h6", "simple_rnn", 1, 5, 2, 6, bidirectional=True), ("inference",))
+
+
+@pytest.mark.parametrize(
+    ("row", "sentence"),
+    [
+        ("gru,3,7,x,,,,,", "line 2: hidden_size must be a positive integer, not 'x'"),
+        ("gru,0,7,4,,,,,", "line 2: batch must be a positive integer, not '0'"),
+        ("gru,3,7", "line 2: it has fewer cells than the header"),
+        ("gru,3,7,4,,,,,inference,more", "line 2: it has more cells than the header"),
+        ("gur,3,7,4,,,,,", "line 2: cell must be one of 'simple_rnn', 'lstm', 'gru', not 'gur'"),
+        ("gru,,7,4,,,,,", "line 2: batch is empty"),
+        ("gru,3,7,4,,,,,inferrence", "line 2: no mode 'inferrence'; there are inference, gradients"),
+        ("gru,3,7,4,,2-9,,,", "line 2: lengths must be the shortest and the longest row, from 0 to time=7, not 2 to 9"),
+        ("gru,3,7,4,,seven,,,", "line 2: lengths are the shortest and the longest row, as in 10-100, not 'seven'"),
+        ("gru,3,7,4,,,yes,,", "line 2: bidirectional must be true or false, not 'yes'"),
+        ("gru,3,7,4,,,true,,streaming", "line 2: a bidirectional stack has no mode 'streaming'"),
+        ("gru,3,7,4,2,,,true,", "line 2: with recurrent_only input_size must be 1"),
+        ("gru,3,7,4,,,,,\ngru,3,7,4,,,,,", "line 3: a problem named 'gru-t7-b3-i4-h4' stands above already"),
+    ],
+)
+def test_a_bad_row_is_told_with_its_line(tmp_path: Path, row: str, sentence: str) -> None:
+    path = tmp_path / "own.csv"
+    path.write_text(f"cell,batch,time,hidden_size,input_size,lengths,bidirectional,recurrent_only,modes\n{row}\n")
+    with pytest.raises(mr.InvalidData) as caught:
+        read_table(path)
+    assert f"{path}, {sentence}" in str(caught.value)
+
+
+def test_a_bad_file_is_told_with_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "own.csv"
+    with pytest.raises(mr.InvalidData, match=r"own\.csv cannot be read: No such file"):
+        read_table(path)
+    path.write_text("cell,batch,time\n")
+    with pytest.raises(mr.InvalidData, match="hidden_size is not there"):
+        read_table(path)
+    path.write_text("cell,batch,time,hidden_size,colour\n")
+    with pytest.raises(mr.InvalidData, match="no column 'colour' is known"):
+        read_table(path)
+    path.write_text("cell,batch,time,hidden_size\n")
+    with pytest.raises(mr.InvalidData, match="holds a header and no problems"):
+        read_table(path)
+    path.write_text("cell,batch,time,hidden_size\n" + "gru,1,1,x\n" * 7)
+    with pytest.raises(mr.InvalidData, match=r"(?s)line 2:.*line 6:.*and 2 more$"):
+        read_table(path)
