@@ -264,13 +264,33 @@ def test_a_plain_call_reaches_a_backend_as_it_is() -> None:
     finally:
         sys.setprofile(profile)
     # All that a call costs before `run`: a step of a small layer is run in the time of twenty such functions.
-    assert functions[: functions.index("run") + 1] == ["__call__", "_is_plain", "_zero_state", "__init__", "run"]
+    before = ["__call__", "_is_plain", "run_from_zero", "_zero_state", "__init__", "run"]
+    assert functions[: len(before)] == before
     assert layer.inputs.x is X
     assert layer.inputs.state is zero
     given = mr.State(H, C)
     layer(X, given)
     assert layer.inputs.x is X
     assert all(np.shares_memory(part, mine) for part, mine in zip(layer.inputs.state.parts, given.parts, strict=True))
+
+
+def test_what_is_run_from_zero() -> None:
+    layer, runs = Recorder(spec_of("lstm")), []
+
+    def run_from_zero(x: np.ndarray) -> mr.Output:
+        runs.append(x)
+        return type(layer).run_from_zero(layer, x)
+
+    layer.run_from_zero = run_from_zero  # type: ignore[method-assign]
+    read_only = X.copy()
+    read_only.flags.writeable = False
+    one_byte_off = np.empty(X.nbytes + 1, np.uint8)[1:].view("float32").reshape(X.shape)
+    one_byte_off[...] = X
+    for x in (X, read_only, one_byte_off, np.asfortranarray(X), X[::2], X[0], X.tolist(), X[:0]):
+        layer(x)
+    layer(X, mr.State(H, C))
+    layer(X, lengths=LENGTHS)
+    assert [x is X for x in runs] == [True]
 
 
 def test_the_zero_state_that_calls_share_is_of_their_batch_and_not_to_be_written() -> None:

@@ -1,7 +1,9 @@
 """What JAX users do with `layer.native`: transform, shard, train; and its dtypes, devices and compilation."""
 
+import copy
 import logging
 import os
+import pickle
 import subprocess
 import sys
 from dataclasses import replace
@@ -318,6 +320,16 @@ def test_a_shape_is_compiled_once(dtype: str, caplog: pytest.LogCaptureFixture) 
     layer.native.params = other.native.params
     assert not compiled(layer, x, [7, 0, 3, 5, 1])
     assert compiled(layer, x[:, :4], [1, 2, 3, 4, 4])
+
+
+@pytest.mark.parametrize("implementation", ["native", "fast"])
+def test_a_copy_of_a_layer_runs_what_is_compiled(implementation: str) -> None:
+    layer = mr.build(LSTM, "jax", seed=3, implementation=implementation)
+    x, _, _ = draw_call(LSTM)
+    expected = layer(x)
+    for copied in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert_close(copied(x), expected)
+        assert copied.compiled(len(x)) is layer.compiled(len(x))
 
 
 # --- Dtypes ----------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ import onnxruntime
 import pytest
 from multirnn_onnxruntime import BACKEND, OnnxStack
 from multirnn_onnxruntime.layer import FEW
+from multirnn_onnxruntime.nan import has_nan
 from onnx import helper, numpy_helper
 
 import multirnn as mr
@@ -199,9 +200,24 @@ def test_nan_is_where_the_reference_has_it(cell: str, activation: str, stack: di
                 given[1, 2, 0] = given[0, 4, 1] = np.nan
             else:
                 start.h[-1, 0, 1] = start.h[0, 2, 3] = start.h[0, 3, 0] = np.nan
-            found, wanted = layer(given, start, lengths=lengths), reference(given, start, lengths=lengths)
-            for actual, array in ((found.sequence, wanted.sequence), *zip(found.state, wanted.state, strict=True)):
-                assert array is None or np.array_equal(np.isnan(actual), np.isnan(array))
+            for first in (start, None):
+                found, wanted = layer(given, first, lengths=lengths), reference(given, first, lengths=lengths)
+                for actual, array in ((found.sequence, wanted.sequence), *zip(found.state, wanted.state, strict=True)):
+                    assert array is None or np.array_equal(np.isnan(actual), np.isnan(array))
+
+
+@pytest.mark.parametrize("size", [1, 256, 20_011])
+def test_numbers_that_are_not_nan(size: int) -> None:
+    array = np.random.default_rng(0).standard_normal((1, 2, size)).astype("float32")
+    layouts = array, array.swapaxes(0, 1), np.asfortranarray(array), array[:, ::2, ::3]
+    assert not any(map(has_nan, layouts))
+    array[0, 0, 0], array[0, 1, -1] = 3e38, 1e-45
+    with np.errstate(all="raise"):
+        assert not has_nan(array)
+        array[0, 1, size // 2], array[0, 0, -1] = np.inf, -np.inf
+        assert not has_nan(array)
+        array[0, 1, size // 3] = np.nan
+        assert has_nan(array)
 
 
 def test_weights_that_are_nan() -> None:
@@ -321,9 +337,10 @@ def test_steps_of_several_threads_do_not_meet() -> None:
 def test_a_layer_that_has_run_a_step_is_copied() -> None:
     layer = mr.build(spec_of("gru", **BOTH), BACKEND, seed=3)
     x, state = one_step("gru", 3)
-    wanted = parts(layer(x, state))
+    wanted, from_zero = parts(layer(x, state)), parts(layer(x))
     for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
         assert all(map(np.array_equal, parts(other(x, state)), wanted))
+        assert all(map(np.array_equal, parts(other(x)), from_zero))
 
 
 # --- What is timed ---------------------------------------------------------------------------------------------------

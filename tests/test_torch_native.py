@@ -487,6 +487,21 @@ def test_nothing_is_copied_on_the_way_in() -> None:
     assert addresses == [x.ctypes.data]
 
 
+def test_a_call_goes_through_the_module_as_it_is_now() -> None:
+    layer = build(mr.RecurrentSpec("lstm", 5, 11))
+    x, _, _ = draw_call(layer.spec)
+    before = layer(x)
+    hook = layer.native.register_forward_hook(lambda module, arguments, result: (2 * result[0], result[1]))
+    assert_outputs_close(layer(x), before._replace(sequence=2 * before.sequence))
+    hook.remove()
+    assert_outputs_close(layer(x), before)
+    torch.nn.utils.parametrize.register_parametrization(layer.native, "weight_ih_l0", torch.nn.Identity())
+    assert_outputs_close(layer(x), before)
+    layer.native.double()
+    with pytest.raises(mr.InvalidCall, match=r"the module now holds torch.float64, and this layer computes in float32"):
+        layer(x)
+
+
 # --- What is read ----------------------------------------------------------------------------------------------------
 
 

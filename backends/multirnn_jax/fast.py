@@ -1,6 +1,5 @@
 """The fast layers of JAX: `multirnn_jax.kernel`, or `multirnn_jax.recursion`, behind the calls of a `Layer`."""
 
-from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
@@ -11,7 +10,7 @@ from multirnn import Gradients, Inputs, Output, RecurrentSpec, State, Weights
 from multirnn.implementation import Plan
 from multirnn_jax import kernel, recursion
 from multirnn_jax.apply import Params, Recurrence
-from multirnn_jax.layer import Compiled, JaxLayer
+from multirnn_jax.layer import Compiled, JaxLayer, compiled
 from multirnn_jax.recursion import in_columns
 from multirnn_jax.weights import recurrence
 
@@ -59,6 +58,10 @@ class FastJaxLayer(JaxLayer):
     of many lengths share few compiled functions.
     """
 
+    def __init__(self, native: FastRecurrence) -> None:
+        super().__init__(native)
+        self._short = self._short and kernel.refuses() is None
+
     def plan(self, batch: int, time: int, *, lengths: bool = False, gradients: bool = False) -> Plan:
         """What runs for an input of this shape; see `multirnn.implementation.Planned`."""
         why = kernel.refuses() or ("" if _on_cpu(self.native.params) else "the parameters are not on a CPU")
@@ -79,8 +82,10 @@ class FastJaxLayer(JaxLayer):
     def compiled(self, batch: int) -> Compiled:
         """See `JaxLayer.compiled`."""
         options = self.compiler_options(batch)
-        run = self._native.apply.func  # type: ignore[attr-defined]
-        return _compiled(run, tuple(options.items()) if options else ())
+        if not options:
+            return self._compiled
+        apply = self._native.apply.func  # type: ignore[attr-defined]
+        return compiled(self.spec, apply, tuple(options.items()))
 
     def run(self, inputs: Inputs) -> Output:
         """See `BoundaryLayer.run`."""
@@ -104,6 +109,7 @@ class FastJaxLayer(JaxLayer):
         return gradients._replace(x=_resized(gradients.x, time))
 
 
+@cache  # without, it takes as long as a step of a small layer
 def _options(spec: RecurrentSpec, batch: int) -> dict[str, Any]:
     """Options of XLA's CPU compiler that were measured to be faster; what users compile themselves has its defaults."""
     options: dict[str, Any] = {"xla_cpu_prefer_vector_width": 512}  # 1.0 to 1.2 times as fast
@@ -131,12 +137,6 @@ def _known(name: str, value: Any) -> bool:
     except jax.errors.JaxRuntimeError:
         return False
     return True
-
-
-@cache
-def _compiled(run: Callable[..., Output], options: tuple[tuple[str, Any], ...]) -> Compiled:
-    """The functions of all fast layers with these compiler options; each shape of each spec is compiled once."""
-    return Compiled.of(run, dict(options))
 
 
 def _on_cpu(params: Params) -> bool:

@@ -1,17 +1,20 @@
 """A stack realised by JAX: how it is built and run, and its gradients. Nothing is refused."""
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any, NamedTuple
+from functools import lru_cache, partial
+from typing import Any
 
 import jax
 import numpy as np
 
 from multirnn import BoundaryLayer, Gradients, Inputs, Output, RecurrentSpec, State, Weights
-from multirnn_jax.apply import Params, Recurrence, apply
+from multirnn.weights import Array
+from multirnn_jax.apply import Params, Recurrence
 from multirnn_jax.weights import read, recurrence, width
 
-__all__ = ["JaxLayer", "build", "refuses"]
+__all__ = ["JaxLayer", "build", "compiled", "refuses"]
+
+Options = tuple[tuple[str, Any], ...]
 
 
 def refuses(spec: RecurrentSpec) -> str | None:
@@ -28,32 +31,44 @@ def build(weights: Weights, device: str | None) -> "JaxLayer":
     return JaxLayer(recurrence(weights, device))
 
 
-class Compiled(NamedTuple):
-    """An `apply` and its gradients, compiled at the first call of a shape, and once for all layers of a spec.
+class Compiled:
+    """The function of a spec and its gradients, compiled at the first call of a shape; see `compiled`, which keeps them.
+
+    The spec is bound, for where memory is cold a static argument takes JAX 10 µs to look up.
 
     Attributes:
-        run: `apply` itself.
+        run: `apply`, with the sequence, h and c, which may be None, as it returns: to make records of them takes JAX 3 µs.
         pull_back: of the same arguments, all given, and a cotangent; it goes forward and back.
     """
 
-    run: Callable[..., Output]
-    pull_back: Callable[..., Gradients]
+    def __init__(self, spec: RecurrentSpec, apply: Callable[..., Output], options: Options) -> None:
+        def run(params: Params, x: Any, state: State | None, lengths: Any) -> tuple[Any, Any, Any]:
+            sequence, final = apply(spec, params, x, state, lengths)
+            return sequence, final.h, final.c
 
-    @classmethod
-    def of(cls, apply: Callable[..., Output], options: dict[str, Any] | None = None) -> "Compiled":
-        """With these options of XLA's compiler."""
-
-        def pull_back(
-            spec: RecurrentSpec, params: Params, x: Any, state: State, lengths: Any, cotangent: Output
-        ) -> Gradients:
+        def pull_back(params: Params, x: Any, state: State, lengths: Any, cotangent: Output) -> Gradients:
             _, back = jax.vjp(lambda params, x, state: apply(spec, params, x, state, lengths), params, x, state)
             return Gradients(*back(cotangent))
 
-        compile = partial(jax.jit, static_argnums=0, compiler_options=options)
-        return cls(compile(apply), compile(pull_back))
+        self._made_of = spec, apply, options
+        compile: Any = partial(jax.jit, compiler_options=dict(options) or None)
+        self.run: Callable[..., tuple[Any, Any, Any]] = compile(run)
+        self.pull_back: Callable[..., Gradients] = compile(pull_back)
+
+    def __reduce__(self) -> Any:
+        return compiled, self._made_of  # what is compiled can be neither pickled nor copied
 
 
-NATIVE = Compiled.of(apply)
+@lru_cache(maxsize=256)
+def compiled(spec: RecurrentSpec, apply: Callable[..., Output], options: Options) -> Compiled:
+    """The one for all layers of a spec.
+
+    Args:
+        spec: bound to `apply`.
+        apply: `multirnn_jax.apply.apply`, or another with its arguments.
+        options: of XLA's compiler.
+    """
+    return Compiled(spec, apply, options)
 
 
 class JaxLayer(BoundaryLayer):
@@ -69,6 +84,10 @@ class JaxLayer(BoundaryLayer):
     def __init__(self, native: Recurrence) -> None:
         super().__init__(native.spec)
         self._native = native
+        # mypy knows `apply` as a function, and it is a `partial` of one.
+        self._compiled = compiled(native.spec, native.apply.func, ())  # type: ignore[attr-defined]
+        # Whether `width` is nothing, which takes 3 µs, and `compiled` the same for any number of rows.
+        self._short = native.spec.dtype == "float32"
 
     @property
     def native(self) -> Recurrence:
@@ -90,7 +109,7 @@ class JaxLayer(BoundaryLayer):
 
     def compiled(self, batch: int) -> Compiled:
         """What runs for so many rows."""
-        return NATIVE
+        return self._compiled
 
     def compiler_options(self, batch: int) -> dict[str, Any] | None:
         """Of what runs for so many rows; None where they are JAX's own."""
@@ -101,18 +120,27 @@ class JaxLayer(BoundaryLayer):
         with width(self.spec):
             state = inputs.state if inputs.state_given else None  # handing zeros over costs 10 µs
             run = self.compiled(len(inputs.x)).run
-            sequence, final = run(self.spec, self._native.params, inputs.x, state, inputs.lengths)
-            return Output(np.asarray(sequence), _arrays(final))
+            return _output(*run(self._native.params, inputs.x, state, inputs.lengths))
+
+    def run_from_zero(self, x: Array) -> Output:
+        """See `Boundary.run_from_zero`."""
+        if not self._short:
+            return super().run_from_zero(x)
+        return _output(*self._compiled.run(self._native.params, x, None, None))
 
     def pull_back(self, inputs: Inputs, cotangent: Output) -> Gradients:
         """See `BoundaryLayer.pull_back`; one compiled function goes forward and back."""
         with width(self.spec):
             arguments = self._native.params, inputs.x, inputs.state, inputs.lengths
-            found = self.compiled(len(inputs.x)).pull_back(self.spec, *arguments, cotangent)
+            found = self.compiled(len(inputs.x)).pull_back(*arguments, cotangent)
             weights = {
                 name: np.asarray(found.weights[name]) for name in self.spec.shapes
             }  # a pytree is in alphabetical order
             return Gradients(weights, np.asarray(found.x), _arrays(found.state))
+
+
+def _output(sequence: Any, h: Any, c: Any) -> Output:
+    return Output(np.asarray(sequence), State(np.asarray(h), None if c is None else np.asarray(c)))
 
 
 def _arrays(state: State) -> State:

@@ -1,5 +1,6 @@
 """A stack realised by ONNX Runtime: what is refused, how it is built and run. It has no gradients."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -45,7 +46,7 @@ def build(weights: Weights, device: str | None, threads: int = 0) -> "OnnxRuntim
         InvalidCall: a device other than "cpu".
         InvalidWeights: one is NaN.
     """
-    if bad := [name for name, array in weights.arrays.items() if has_nan([array])]:
+    if bad := [name for name, array in weights.arrays.items() if has_nan(array)]:
         raise InvalidWeights(
             f"{bad[0]} holds NaN, which ONNX Runtime takes for a large number; it can only hold numbers"
         )
@@ -71,7 +72,8 @@ class OnnxRuntimeLayer(InferenceLayer):
         super().__init__(spec)
         self._native = native
         self._inputs, self._outputs = inputs_of(spec), outputs_of(spec)
-        self._steps: dict[int, list[Step]] = {}  # by rows; those that no call is using
+        # By rows, and whether from a state that is given; those that no call is using.
+        self._steps: defaultdict[tuple[int, bool], list[Step]] = defaultdict(list)
 
     @property
     def native(self) -> OnnxStack:
@@ -89,24 +91,34 @@ class OnnxRuntimeLayer(InferenceLayer):
 
     def run(self, inputs: Inputs) -> Output:
         """See `BoundaryLayer.run`."""
-        batch, time, _ = inputs.x.shape
-        state = inputs.state.parts
-        x = inputs.x.swapaxes(0, 1)
-        if time == 1 and batch <= FEW:
-            y, *final = self._step(x, state)
-        else:
-            values = (x, steps(inputs.lengths, batch, time), *state)
-            y, *final = self._native.session.run(self._outputs, dict(zip(self._inputs, values, strict=True)))
-        if has_nan((inputs.x, *state) if inputs.state_given else (inputs.x,)):
+        given = inputs.state.parts if inputs.state_given else ()
+        sequence, *final = self._run(inputs.x, given, inputs.lengths)
+        y = sequence.swapaxes(0, 1)
+        if any(map(has_nan, (inputs.x, *given))):
             spread(self.spec, inputs, y, final)
         if inputs.lengths is not None:
-            settle(y, final, state, inputs.lengths)
-        return Output(y.swapaxes(0, 1), State(*final))
+            settle(y, final, inputs.state.parts, inputs.lengths)
+        return Output(sequence, State(*final))
 
-    def _step(self, x: Array, state: Sequence[Array]) -> list[Array]:
-        """The outputs and the final state of one step; rows of length 0 are run too."""
-        batch = x.shape[1]
-        free = self._steps.setdefault(batch, [])
+    def run_from_zero(self, x: Array) -> Output:
+        """See `Boundary.run_from_zero`."""
+        if has_nan(x):
+            return super().run_from_zero(x)
+        sequence, *final = self._run(x, (), None)
+        return Output(sequence, State(*final))
+
+    def _run(self, x: Array, state: Sequence[Array], lengths: Lengths | None) -> Sequence[Array]:
+        """The sequence `(batch, time, directions * hidden_size)` and the parts of the final state, by a session or a `Step`.
+
+        Rows of length 0 are run for a step, and the state is zero unless given.
+        """
+        batch, time, _ = x.shape
+        if time > 1 or batch > FEW:
+            first = state or self._zero_state(batch).parts
+            values = (x.swapaxes(0, 1), steps(lengths, batch, time), *first)
+            y, *final = self._native.session.run(self._outputs, dict(zip(self._inputs, values, strict=True)))
+            return y.swapaxes(0, 1), *final
+        free = self._steps[batch, bool(state)]
         try:
             step = free.pop()  # at once, whatever other threads do
         except IndexError:

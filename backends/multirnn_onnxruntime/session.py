@@ -86,17 +86,24 @@ class Step:
         self._made_of = native, spec, batch
         state = spec.num_layers * len(spec.directions), batch, spec.hidden_size
         shapes = [state for _ in spec.form.states]
-        self._x, *self._state = (np.empty(shape, np.float32) for shape in ((1, batch, spec.input_size), *shapes))
-        self._outputs = [np.empty(shape, np.float32) for shape in ((1, batch, spec.output_size), *shapes)]
-        inputs: list[Any] = [self._x, np.ones(batch, np.int32), *self._state]
+        x, *self._state = (np.zeros(shape, np.float32) for shape in ((1, batch, spec.input_size), *shapes))
+        self._x = x.swapaxes(0, 1)
+        y, *final = (np.empty(shape, np.float32) for shape in ((1, batch, spec.output_size), *shapes))
+        self._outputs = [y.swapaxes(0, 1), *final]
+        inputs: list[Any] = [x, np.ones(batch, np.int32), *self._state]
         self._run = native.bound(
-            dict(zip(inputs_of(spec), inputs, strict=True)), dict(zip(outputs_of(spec), self._outputs, strict=True))
+            dict(zip(inputs_of(spec), inputs, strict=True)), dict(zip(outputs_of(spec), (y, *final), strict=True))
         )
 
     def __call__(self, x: Array, state: Sequence[Array]) -> list[Array]:
-        """The outputs `(1, batch, directions * hidden_size)` and the parts of the final state, from x and the initial one."""
+        """The sequence `(batch, 1, directions * hidden_size)` and the parts of the final state.
+
+        Args:
+            x: `(batch, 1, input_size)`.
+            state: the initial one; none in all calls of a step, or in no call: it is zero.
+        """
         self._x[...] = x  # of so few numbers quicker than `copyto`
-        for mine, given in zip(self._state, state, strict=True):
+        for mine, given in zip(self._state, state, strict=False):
             mine[...] = given
         self._run()
         return [array.copy() for array in self._outputs]

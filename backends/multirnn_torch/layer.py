@@ -102,6 +102,17 @@ class TorchLayer(BoundaryLayer):
             sequence, *final = self.call(_tensor(inputs.x, device), state, inputs.lengths)
         return Output(_array(sequence), State(*arrays(final)))
 
+    def run_from_zero(self, x: Array) -> Output:
+        """See `Boundary.run_from_zero`. What `run` asks and lists for other calls takes 6 to 10 µs."""
+        weight = self._native._parameters.get("weight_ih_l0")
+        if weight is None or weight.dtype is not self._tensor_dtype or not weight.is_cpu:
+            return super().run_from_zero(x)
+        with _InferenceMode(True):
+            sequence, final = self._native(torch.from_numpy(x))
+        if isinstance(final, tuple):
+            return Output(sequence.numpy(), State(*[part.numpy() for part in final]))
+        return Output(sequence.numpy(), State(final.numpy()))
+
     def pull_back(self, inputs: Inputs, cotangent: Output) -> Gradients:
         """See `BoundaryLayer.pull_back`. What the module's parameters hold in `.grad` stays as it is."""
         device = self._place()
