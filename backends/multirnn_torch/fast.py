@@ -40,6 +40,11 @@ _SENTENCES = {
     "tensors": "a loop of PyTorch's operations over buffers, with its own way back",
 }
 
+_FROZEN_SENTENCES = {
+    "kernel": f"{_SENTENCES['kernel']}, its weights packed once",
+    "tensors": "oneDNN's LSTM, on weights that were reordered once",
+}
+
 _CELLS = {"RNN_TANH": "simple_rnn", "RNN_RELU": "simple_rnn", "LSTM": "lstm", "GRU": "gru"}
 _DTYPES = {torch.float32: "float32", torch.float64: "float64"}
 _functorch: Any = getattr(torch._C, "_functorch")  # noqa: B009  # type checkers do not know it
@@ -271,8 +276,9 @@ class Fast(nn.RNNBase):
         if reason is None:
             loop, dtype = self._loop_name(), self._first_weight().dtype
             recurrence = self._recurrence(dtype)
-            if recurrence is not None and recurrence.constants is not None and not gradients:
-                return Plan(FROZEN, f"{_SENTENCES[loop]}, its weights packed once")
+            frozen = recurrence is not None and recurrence.constants is not None
+            if frozen and not gradients and (LOOPS[loop].ragged or not lengths):
+                return Plan(FROZEN, _FROZEN_SENTENCES[loop])
             reason = _slower(loop, self._spec(dtype), batch, time, lengths, gradients)
             if reason is None:
                 return Plan("fast", _SENTENCES[loop])

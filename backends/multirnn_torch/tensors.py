@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from multirnn import RecurrentSpec
 from multirnn_torch.loop import Call, Maybe
+from multirnn_torch.prepacked import PrepackedLSTM, missing
 
 __all__ = ["TensorLoop"]
 
@@ -72,11 +73,17 @@ class TensorLoop:
         self._cell = cells[spec.cell]
         self._layers, self._directions, self._hidden = spec.num_layers, len(spec.directions), spec.hidden_size
 
-    def prepare(self, weights: Sequence[Tensor]) -> None:
-        """See `Loop.prepare`: nothing."""
+    def prepare(self, weights: Sequence[Tensor]) -> PrepackedLSTM | None:
+        """See `Loop.prepare`: an LSTM in float32 is reordered for oneDNN."""
+        if self._cell is not _Lstm or weights[0].dtype is not torch.float32 or missing():
+            return None
+        passes = [w for layer in range(self._layers) for _, w in self._at(layer, weights)]
+        return PrepackedLSTM(passes, self._directions)
 
     def forward(self, call: Call, *, keep: bool) -> tuple[list[Tensor], list[Tensor]]:
         """See `Loop.forward`. What is kept: of each pass what its cell keeps, then the sequences between the layers."""
+        if call.prepared is not None and not keep:
+            return call.prepared.forward(call), []
         x, state, weights, y, *_ = call
         below = x.transpose(0, 1)
         time, batch, _ = below.shape
