@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from multirnn.bench.results import read
@@ -166,6 +167,12 @@ def _is_one_of(contender: Row, names: tuple[str, ...]) -> bool:
     return contender["kind"] in names or any(fnmatchcase(contender["name"], name) for name in names)
 
 
+def steal(rows: Sequence[Row]) -> list[float]:
+    """Which part of the time of all cores the host gave to others, while each problem was timed."""
+    races = {(row["problem"]["name"], row["mode"], row["threads"]): row["steal"] for row in rows if row["rounds"]}
+    return list(races.values())
+
+
 def main(arguments: list[str]) -> int:
     """Print what a file of results says of each goal."""
     from rich.console import Console
@@ -180,7 +187,8 @@ def main(arguments: list[str]) -> int:
         table.add_row(*cells, "yes" if one.held else "NO")
     Console(width=200).print(table)
     if "--write" in arguments:
-        written = {"machine": results.header["machine"], "goals": [asdict(one) for one in found]}
+        stolen = {"median": median(steal(results.rows)), "most": max(steal(results.rows))}
+        written = {"machine": results.header["machine"], "steal": stolen, "goals": [asdict(one) for one in found]}
         RESULTS.write_text(json.dumps(written, indent=2, ensure_ascii=False) + "\n")
     return 0 if found and all(one.held for one in found) else 1
 

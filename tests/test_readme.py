@@ -149,12 +149,14 @@ def held(result: dict[str, Any]) -> str:
 
 
 def goals() -> str:
-    rows = []
-    for r in json.loads((ROOT / "benchmarks/results/goals.json").read_text())["goals"]:
+    found, rows = json.loads((ROOT / "benchmarks/results/goals.json").read_text()), []
+    for r in found["goals"]:
         where = f"{r['least']:.2f} at `{r['where']}`"
         mean = f"{r['mean']:.2f} ({r['low']:.2f}–{r['high']:.2f})"
         rows.append([r["mode"], str(r["threads"]), r["what"], str(r["problems"]), mean, where, r["goal"], held(r)])
-    return table(["mode", "threads", "what", "problems", "mean", "least", "goal", ""], rows)
+    steal = f"{found['steal']['median']:.1%}, at most {found['steal']['most']:.0%}"
+    judged = table(["mode", "threads", "what", "problems", "mean", "least", "goal", ""], rows)
+    return f"{judged}\n\nThe host gave others a part of both cores meanwhile: in the median {steal} during a problem."
 
 
 def fast() -> str:

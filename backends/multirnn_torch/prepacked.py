@@ -20,7 +20,7 @@ LSTM = 2  # of the modes of at::native::mkldnn_rnn_layer: rnn_relu, rnn_tanh, ls
 def missing() -> bool:
     """Whether this PyTorch lacks the operators; they are not promised to stay."""
     needed = "mkldnn::_reorder_mkldnn_rnn_layer_weight", "aten::mkldnn_rnn_layer"
-    return not torch.backends.mkldnn.is_available() or not all(map(torch._C._jit_get_schemas_for_operator, needed))
+    return not torch._C._has_mkldnn or not all(map(torch._C._jit_get_schemas_for_operator, needed))
 
 
 class PrepackedLSTM:

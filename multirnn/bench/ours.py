@@ -10,7 +10,7 @@ from typing import Any
 from multirnn.backend import Backend
 from multirnn.bench.contenders import Absent
 from multirnn.bench.work import Prepared, Work
-from multirnn.implementation import FROZEN
+from multirnn.implementation import FROZEN, implementations
 from multirnn.layer import Layer
 from multirnn.registry import backend as load_backend
 
@@ -35,7 +35,8 @@ class Ours:
     def __init__(self, backend: str | Backend, implementation: str, name: str) -> None:
         self.backend = load_backend(backend)
         self.implementation, self.name = implementation, name
-        if implementation not in getattr(self.backend, "implementations", ("native",)):
+        self.implementations = implementations(self.backend)
+        if implementation not in self.implementations:
             raise Absent(name)
 
     def versions(self) -> Mapping[str, str]:

@@ -192,7 +192,12 @@ class Run:
     def _start(self) -> None:
         """Start every process once, so that what is not there is left out of the count."""
         absent: set[str] = set()
+        implementations: dict[str, Sequence[str]] = {}  # of a backend, as its first contender tells
         for name, group in _by_contender(self._seats):
+            source = group[0].source
+            if source.implementation not in implementations.get(source.where, [source.implementation]):
+                absent.add(name)
+                continue
             self._say(f"loading {name}")
             for seat in group:
                 seat.launch()
@@ -203,6 +208,8 @@ class Run:
                     absent.add(name)
                 if seat.hello.get("status") == "missing":
                     self.missing[name] = seat.hello["reason"]
+                if seat.hello.get("implementations"):
+                    implementations[source.where] = seat.hello["implementations"]
         for seat in self._seats:
             if seat.source.name in absent | set(self.missing):
                 seat.end()

@@ -68,6 +68,7 @@ def main() -> None:
             "versions": versions,
             "flags": machine["variables"] | source["environment"],
             "features": machine["features"],
+            "implementations": list(getattr(contender, "implementations", ())),
         }
         say({"status": "started", "import_s": seconds, **told})
         for answer in serve(contender, threads, (json.loads(line) for line in messages)):
