@@ -45,7 +45,7 @@ class PrepackedLSTM:
         for layer in range(0, len(self._passes), self._directions):
             outputs = []
             for number in range(layer, layer + self._directions):
-                *weights, backward = self._passes[number]
+                weights, backward = self._passes[number]
                 y, *end, _ = torch.ops.aten.mkldnn_rnn_layer(
                     *(below, *weights, *(part[number] for part in first)),
                     *(backward, [], LSTM, self._hidden, 1, True, False, False, False),
@@ -56,12 +56,11 @@ class PrepackedLSTM:
         call.y.transpose(0, 1).copy_(below)
         return [torch.stack(parts) for parts in zip(*ends, strict=True)]
 
-    def _packed(
-        self, number: int, ih: Tensor, hh: Tensor, bias_ih: Maybe, bias_hh: Maybe
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, bool]:
+    def _packed(self, number: int, ih: Tensor, hh: Tensor, bias_ih: Maybe, bias_hh: Maybe) -> tuple[list[Tensor], bool]:
+        """The weights as the operator takes them, and whether they run backward in time."""
         backward = number % self._directions == 1
         biases = [ih.new_zeros(len(ih)) if bias is None else bias for bias in (bias_ih, bias_hh)]
         # The order may depend on the sizes, of which those of a call are not known yet; the operator reorders what differs.
         sizes = [1, 1, ih.shape[1]]
         matrices = torch.ops.mkldnn._reorder_mkldnn_rnn_layer_weight(ih, hh, self._hidden, backward, True, False, sizes)
-        return *matrices, *biases, backward
+        return [*matrices, *biases], backward
