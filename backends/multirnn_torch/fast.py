@@ -288,9 +288,10 @@ class Fast(nn.RNNBase):
         """Take the weights for constants, and prepare them once instead of in every call that needs no gradients.
 
         Until `unfreeze`, such a call refuses weights that have changed: PyTorch counts what is written into a tensor, by
-        optimisers, `load_state_dict` or by hand. What is written through `.data` or a NumPy array of the same memory it
-        does not count, and that is not noticed here either. Calls that need gradients take the weights as they are. Copies, and what was saved and
-        loaded, are not frozen. Where nothing is to be prepared, on other devices say, nothing happens.
+        optimisers, `load_state_dict` or by hand. What is written through `.data`, or a NumPy array of the same memory, it
+        does not count, and it is not noticed here either. Calls that need gradients take the weights as they are. Copies,
+        and what was saved and loaded, are not frozen. Where nothing is to be prepared, on other devices say, nothing
+        happens.
 
         Raises:
             InvalidCall: weights made in inference mode, of which PyTorch does not count what is written into them.
