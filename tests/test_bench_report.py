@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from multirnn.bench import quantities
-from multirnn.bench.charts import FAMILIES, LETTERS
+from multirnn.bench.charts import FAMILIES, LETTERS, MARKS, Palette
 from multirnn.bench.markup import EMPTY, Markup, tag
 from multirnn.bench.problems import Problem
 from multirnn.bench.report import html, markdown
@@ -152,6 +152,20 @@ def test_a_hostile_name_stays_text(page: Page) -> None:
     assert sum(name == "script" for name, _ in page.elements) == 1
     assert not [name for name, _ in page.elements if name == "b" and "onclick" in _]
     assert any(HOSTILE in text for text in page.texts)
+
+
+def test_the_mark_says_which_of_ours_it_is_and_ours_stand_before_peers() -> None:
+    problem = Problem("one", "lstm", 2, 3, 5, 7)
+    made = {"torch frozen": "frozen", "torch fast": "fast", "torch": "native"}
+    rows = [row(problem, "torch.nn", 1, 0)]
+    for name, implementation in made.items():
+        contender = {"name": name, "kind": "ours", "implementation": implementation}
+        rows.append(row(problem, name, 1, 0, contender=contender))
+    palette = Palette(rows)
+    assert list(palette.contenders) == ["torch", "torch fast", "torch frozen", "torch.nn"]
+    for name, mark in {**made, "torch.nn": "peer"}.items():
+        assert f'href="#{mark}"' in str(palette.mark(name))
+        assert f'id="{mark}"' in str(MARKS)
 
 
 def test_every_mark_leads_to_a_row(page: Page) -> None:
