@@ -579,7 +579,7 @@ def test_who_comes_late_changes_no_bits(spec, batch):
 
 
 def long_on_one_core(spec, expected, queue):
-    """How far long calls are off whose four threads take turns, so that they are dismissed and let in again."""
+    """How far long calls are off whose four threads take turns, so that they miss steps and nap."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     call = Call(spec, 1, 40 * STEPS)
     for _ in range(3):
@@ -589,7 +589,7 @@ def long_on_one_core(spec, expected, queue):
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores are chosen on Linux")
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 @pytest.mark.parametrize("spec", WIDE, ids=str)
-def test_who_is_let_in_in_the_middle_changes_no_bits(spec):
+def test_who_naps_in_the_middle_changes_no_bits(spec):
     expected = Call(spec, 1, 40 * STEPS).forward().sequence
     context = multiprocessing.get_context("fork")
     queue = context.Queue()

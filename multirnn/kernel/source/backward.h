@@ -22,19 +22,25 @@ typedef struct {
     real **dx;            /* and where the gradient of x goes */
 } back_pass;
 
+/* What a slice needs in one direction: rows of state_size. */
 typedef struct {
-    real *dh, *dc, *drh, *first_c; /* rows of state_size */
-    const real **from;             /* rows that are multiplied */
-    const real **y, **h, **dy;     /* rows of the outputs of a step, of h before it, of the outputs' gradient */
+    real *dh, *dc, *drh, *first_c;
 } back_workspace;
+
+/* What a member needs. */
+typedef struct {
+    const real **from;         /* rows that are multiplied */
+    const real **y, **h, **dy; /* rows of the outputs of a step, of h before it, of the outputs' gradient */
+    real *sums;                /* for the gradient of some weights before it is transposed */
+} back_pointers;
 
 typedef struct {
     stack stack;
     const parameters *gradients;
     real **z_stash, **c_stash;
     back_pass passes[2]; /* of both directions */
-    back_workspace *workspaces;
-    real **sums;         /* of every member, for the gradient of some weights before it is transposed */
+    back_workspace *workspaces; /* of every slice and direction that run at once */
+    back_pointers *pointers;    /* of every member */
     sequence *douts;     /* the gradient of the outputs of every layer */
     long dz_size;
     int input_plane, recurrent_plane; /* the first of those that x, and h, have brought */
@@ -100,25 +106,27 @@ static void lay_out_backward(backward_run *run, arena *a)
         p->dx = TAKE(a, real *, k->valid);
     }
     long rows = ceiling(c->batch, k->sharing.slices);
-    run->workspaces = TAKE(a, back_workspace, k->sharing.members);
-    run->sums = TAKE(a, real *, k->sharing.members);
-    back_workspace w = {0};
-    for (int i = 0; i < k->sharing.members; i++) {
-        if (i == 0 || !k->sharing.split_units) {
-            w.dh = TAKE(a, real, rows * k->state_size);
-            w.dc = TAKE(a, real, rows * k->state_size);
-            w.drh = TAKE(a, real, rows * k->state_size);
-            w.first_c = TAKE(a, real, rows * k->state_size);
-        }
-        w.from = TAKE(a, const real *, larger(rows, rows_of_dx(run)));
-        w.y = TAKE(a, const real *, rows);
-        w.h = TAKE(a, const real *, rows);
-        w.dy = TAKE(a, const real *, rows);
-        real *sums = TAKE(a, real, (larger(most_features, k->hidden) + 1) * WIDTH * LANES);
-        if (a->base) {
+    long workspaces = k->sharing.split_units ? 1 : k->sharing.slices * k->directions;
+    run->workspaces = TAKE(a, back_workspace, workspaces);
+    for (long i = 0; i < workspaces; i++) {
+        back_workspace w;
+        w.dh = TAKE(a, real, rows * k->state_size);
+        w.dc = TAKE(a, real, rows * k->state_size);
+        w.drh = TAKE(a, real, rows * k->state_size);
+        w.first_c = TAKE(a, real, rows * k->state_size);
+        if (a->base)
             run->workspaces[i] = w;
-            run->sums[i] = sums;
-        }
+    }
+    run->pointers = TAKE(a, back_pointers, k->sharing.members);
+    for (int i = 0; i < k->sharing.members; i++) {
+        back_pointers p;
+        p.from = TAKE(a, const real *, larger(rows, rows_of_dx(run)));
+        p.y = TAKE(a, const real *, rows);
+        p.h = TAKE(a, const real *, rows);
+        p.dy = TAKE(a, const real *, rows);
+        p.sums = TAKE(a, real, (larger(most_features, k->hidden) + 1) * WIDTH * LANES);
+        if (a->base)
+            run->pointers[i] = p;
     }
     run->zeros = TAKE(a, real, larger(k->plane, WIDTH * LANES));
     if (a->base)
@@ -128,7 +136,7 @@ static void lay_out_backward(backward_run *run, arena *a)
 
 /* The rows of one step of the way back. */
 typedef struct {
-    long rows, first, last; /* units: vectors from first to last are this member's */
+    long rows, first, last; /* units: vectors from first to last */
     const real *z, *c, *prev_c; /* the stash, and rows of state_size */
     real *dh, *dc, *drh, *rh, *dz;
     const real **y, **h, **dy; /* h is the one before the step */
@@ -225,108 +233,200 @@ static void gru_before_back_reset(const backward_run *run, const back_step *s)
         }
 }
 
-/* dh += dz times the weights; this member's panels of it. */
-static void send_back(const stack *k, const matrix *m, const real **from, const real *dz, long dz_size, real *dh, long rows,
-                      long step, int rank, int members)
+/* A slice in one layer and direction. */
+typedef struct {
+    backward_run *run;
+    const slice *slice;
+    const back_workspace *workspace;
+    course *course; /* NULL where there is one member */
+    const back_pass *pass;
+    const real *z_stash, *c_stash; /* or NULL */
+    long layer, direction, steps;
+    int parts; /* phases of a step */
+} back_track;
+
+static back_track back_track_of(backward_run *run, long layer, long task)
 {
-    long first, end;
-    for (long r = 0; r < rows; r++)
-        from[r] = dz + r * dz_size;
-    share(panel_count(m), rank, members, &first, &end);
-    for (long n = first; n < end; n++) {
-        panel p = panel_of_step(m, n, first, end, step);
-        real *to = dh + p.slot * LANES;
-        multiply(&p, m->depth, from, rows, to, k->state_size, to, k->state_size);
+    const stack *k = &run->stack;
+    long direction = task % k->directions, index = layer * k->directions + direction, n = task / k->directions;
+    const slice *slice = &k->slices[n];
+    return (back_track){
+        .run = run,
+        .slice = slice,
+        .workspace = &run->workspaces[k->sharing.split_units ? 0 : task],
+        .course = k->sharing.members > 1 ? &k->courses[index * k->sharing.slices + n] : NULL,
+        .pass = &run->passes[direction],
+        .z_stash = run->z_stash[index],
+        .c_stash = run->c_stash[index],
+        .layer = layer,
+        .direction = direction,
+        .steps = slice->rows ? slice->length[0] : 0,
+        .parts = k->spec->cell == GRU_BEFORE ? 2 : 1,
+    };
+}
+
+/* A phase is a part of a step, or after all of them what the first step sends to the state before it, step -1. */
+static stage back_stage_of(const back_track *t, long phase)
+{
+    return (stage){t->steps - 1 - (phase - 1) / t->parts, (int)((phase - 1) % t->parts)};
+}
+
+static long count_of_back_phases(const back_track *t)
+{
+    return t->steps * t->parts + (t->steps && t->run->stack.call->dfirst.h);
+}
+
+/* Points to the rows of a step. */
+static back_step back_step_of(const back_track *t, long n, const back_pointers *to)
+{
+    const backward_run *run = t->run;
+    const stack *k = &run->stack;
+    const slice *s = t->slice;
+    const back_workspace *w = t->workspace;
+    sequence y = k->outputs[t->layer], dy = run->douts[t->layer];
+    long place = s->place[n], offset = t->direction * k->hidden;
+    back_step made = {.rows = s->active[n], .dh = w->dh, .dc = w->dc, .drh = w->drh, .y = to->y, .dy = to->dy, .h = to->h};
+    made.dz = t->pass->dz + place * run->dz_size;
+    if (t->z_stash)
+        made.z = t->z_stash + place * k->row_size;
+    if (t->pass->rh)
+        made.rh = t->pass->rh + place * k->state_size;
+    if (t->c_stash) {
+        made.c = t->c_stash + place * k->state_size;
+        made.prev_c = n ? t->c_stash + s->place[n - 1] * k->state_size : w->first_c;
+    }
+    for (long r = 0; r < made.rows; r++) {
+        long b = s->row[r], time = time_of(s, t->direction, r, n);
+        to->y[r] = at(&y, b, time) + offset;
+        to->dy[r] = dy.at ? at(&dy, b, time) + offset : run->zeros;
+        to->h[r] = n                  ? at(&y, b, t->direction ? time + 1 : time - 1) + offset
+                   : k->call->first.h ? state_row(k, k->call->first.h, t->layer, t->direction, b)
+                                      : run->zeros;
+    }
+    return made;
+}
+
+/* Where the products of all steps find the rows of this one. */
+static void note_rows(const back_track *t, long n, const back_pointers *from)
+{
+    const stack *k = &t->run->stack;
+    const slice *s = t->slice;
+    const back_pass *p = t->pass;
+    sequence x = input_of(k, t->layer), dx = t->layer ? t->run->douts[t->layer - 1] : k->call->dx;
+    for (long r = 0, place = s->place[n]; r < s->active[n]; r++, place++) {
+        long b = s->row[r], time = time_of(s, t->direction, r, n);
+        p->x[place] = at(&x, b, time);
+        p->dx[place] = dx.at ? at(&dx, b, time) : NULL;
+        p->h[place] = from->h[r];
+        if (p->rh)
+            p->rh_rows[place] = p->rh + place * k->state_size;
     }
 }
 
-/* All steps of one slice, the last one first. */
-static void run_slice_back(backward_run *run, long layer, long direction, const slice *s, back_workspace *w, int rank,
-                           int members)
+/* What the gates of the step after this one, or in its second part its own candidates, send to a piece of the units: dz times
+   the weights is added. Returns which units. */
+static panel receive(const back_track *t, stage now, piece piece, const back_step *s, const real **from)
 {
-    stack *k = &run->stack;
+    const stack *k = &t->run->stack;
+    const matrix *m = &t->pass->to_h[now.part ? 0 : t->parts - 1];
+    panel p = panel_of_step(m, piece.index, piece.first, piece.end, now.step);
+    long step = now.part ? now.step : now.step + 1, plane = now.part ? 2 : t->run->recurrent_plane;
+    if (step == t->steps)
+        return p;
+    const real *dz = t->pass->dz + t->slice->place[step] * t->run->dz_size + plane * k->plane;
+    real *to = (now.part ? s->drh : t->workspace->dh) + p.slot * LANES;
+    for (long r = 0; r < t->slice->active[step]; r++)
+        from[r] = dz + r * t->run->dz_size;
+    multiply(&p, m->depth, from, t->slice->active[step], to, k->state_size, to, k->state_size);
+    return p;
+}
+
+/* Vectors of units of a step, from first to last. */
+static void go_back(const back_track *t, stage now, back_step *s, long first, long last)
+{
+    const backward_run *run = t->run;
+    s->first = first, s->last = last;
+    switch (run->stack.spec->cell) {
+    case SIMPLE_RNN:
+        simple_rnn_back(run, s);
+        break;
+    case LSTM:
+        lstm_back(run, s);
+        break;
+    case GRU_AFTER:
+        gru_after_back(run, s);
+        break;
+    case GRU_BEFORE:
+        now.part ? gru_before_back_reset(run, s) : gru_before_back_candidate(run, s);
+        break;
+    }
+}
+
+static void begin_slice_back(const back_track *t)
+{
+    const stack *k = &t->run->stack;
+    const slice *s = t->slice;
     const call *c = k->call;
-    long index = layer * k->directions + direction, offset = direction * k->hidden;
-    back_pass *p = &run->passes[direction];
-    sequence x = input_of(k, layer), y = k->outputs[layer], dy = run->douts[layer];
-    sequence dx = layer ? run->douts[layer - 1] : c->dx;
+    const back_workspace *w = t->workspace;
     size_t row_bytes = k->hidden * sizeof(real);
-    if (rank == 0) {
-        memset(w->dh, 0, s->rows * k->state_size * sizeof(real));
-        memset(w->dc, 0, s->rows * k->state_size * sizeof(real));
-        memset(w->first_c, 0, s->rows * k->state_size * sizeof(real));
-        for (long r = 0; r < s->rows; r++) {
-            if (c->last.h)
-                memcpy(w->dh + r * k->state_size, state_row(k, c->last.h, layer, direction, s->row[r]), row_bytes);
-            if (c->first.c)
-                memcpy(w->first_c + r * k->state_size, state_row(k, c->first.c, layer, direction, s->row[r]), row_bytes);
-            if (c->last.c)
-                memcpy(w->dc + r * k->state_size, state_row(k, c->last.c, layer, direction, s->row[r]), row_bytes);
-        }
+    memset(w->dh, 0, s->rows * k->state_size * sizeof(real));
+    memset(w->dc, 0, s->rows * k->state_size * sizeof(real));
+    memset(w->first_c, 0, s->rows * k->state_size * sizeof(real));
+    for (long r = 0; r < s->rows; r++) {
+        long b = s->row[r];
+        if (c->last.h)
+            memcpy(w->dh + r * k->state_size, state_row(k, c->last.h, t->layer, t->direction, b), row_bytes);
+        if (c->first.c)
+            memcpy(w->first_c + r * k->state_size, state_row(k, c->first.c, t->layer, t->direction, b), row_bytes);
+        if (c->last.c)
+            memcpy(w->dc + r * k->state_size, state_row(k, c->last.c, t->layer, t->direction, b), row_bytes);
     }
-    crew *crew = &k->crews[index];
-    multirnn_meet(crew, rank, members, -1);
-    for (long step = c->time - 1; step >= 0; step--) {
-        long first, last;
-        share(panel_count(&p->to_h[0]), rank, members, &first, &last);
-        first *= WIDTH, last = smaller(last * WIDTH, unit_vectors(k->hidden));
-        long rows = s->active[step], place = s->place[step];
-        if (!rows)
-            continue;
-        for (long r = 0; r < rows; r++) {
-            long b = s->row[r], t = time_of(s, direction, r, step);
-            w->y[r] = at(&y, b, t) + offset;
-            w->dy[r] = dy.at ? at(&dy, b, t) + offset : run->zeros;
-            w->h[r] = step            ? at(&y, b, direction ? t + 1 : t - 1) + offset
-                              : c->first.h ? state_row(k, c->first.h, layer, direction, b)
-                                           : run->zeros;
-            if (rank == 0) {
-                p->x[place + r] = at(&x, b, t);
-                p->dx[place + r] = dx.at ? at(&dx, b, t) : NULL;
-                p->h[place + r] = w->h[r];
-                if (p->rh)
-                    p->rh_rows[place + r] = p->rh + (place + r) * k->state_size;
-            }
-        }
-        back_step now = {.rows = rows, .first = first, .last = last, .dh = w->dh, .dc = w->dc, .drh = w->drh,
-                         .dz = p->dz + place * run->dz_size, .y = w->y, .dy = w->dy, .h = w->h};
-        if (run->z_stash[index])
-            now.z = run->z_stash[index] + place * k->row_size;
-        if (p->rh)
-            now.rh = p->rh + place * k->state_size;
-        switch (k->spec->cell) {
-        case SIMPLE_RNN:
-            simple_rnn_back(run, &now);
-            break;
-        case LSTM:
-            now.c = run->c_stash[index] + place * k->state_size;
-            now.prev_c = step ? run->c_stash[index] + s->place[step - 1] * k->state_size : w->first_c;
-            lstm_back(run, &now);
-            break;
-        case GRU_AFTER:
-            gru_after_back(run, &now);
-            break;
-        case GRU_BEFORE:
-            gru_before_back_candidate(run, &now);
-            multirnn_meet(crew, rank, members, c->time - 1 - step);
-            send_back(k, &p->to_h[0], w->from, now.dz + 2 * k->plane, run->dz_size, w->drh, rows, step, rank, members);
-            gru_before_back_reset(run, &now);
-            break;
-        }
-        members = multirnn_meet(crew, rank, members, c->time - 1 - step);
-        if (rank >= members)
+}
+
+/* The gradients of the states before the first step. */
+static void keep_first(const back_track *t)
+{
+    const stack *k = &t->run->stack;
+    const call *c = k->call;
+    size_t row_bytes = k->hidden * sizeof(real);
+    for (long r = 0; r < t->slice->rows; r++) {
+        long b = t->slice->row[r];
+        if (c->dfirst.h)
+            memcpy(state_row(k, c->dfirst.h, t->layer, t->direction, b), t->workspace->dh + r * k->state_size, row_bytes);
+        if (c->dfirst.c)
+            memcpy(state_row(k, c->dfirst.c, t->layer, t->direction, b), t->workspace->dc + r * k->state_size, row_bytes);
+    }
+}
+
+/* All steps of one slice, the last one first, by who begins it and by those who join. */
+static void run_slice_back(const back_track *t, const back_pointers *pointers, int home, int begins)
+{
+    long phases = count_of_back_phases(t), phase;
+    member m = multirnn_join(t->course, home, begins);
+    if (begins)
+        begin_slice_back(t);
+    if (begins && !phases)
+        keep_first(t);
+    while (1) {
+        phase = multirnn_reach(&m);
+        multirnn_open(&m, phase > phases ? 0 : panel_count(&t->pass->to_h[0]));
+        if (phase > phases)
             return;
-        const matrix *to_h = &p->to_h[k->spec->cell == GRU_BEFORE];
-        send_back(k, to_h, w->from, now.dz + run->recurrent_plane * k->plane, run->dz_size, w->dh, rows, step, rank, members);
-    }
-    multirnn_meet(crew, rank, members, c->time);
-    if (rank == 0)
-        for (long r = 0; r < s->rows; r++) {
-            if (c->dfirst.h)
-                memcpy(state_row(k, c->dfirst.h, layer, direction, s->row[r]), w->dh + r * k->state_size, row_bytes);
-            if (c->dfirst.c)
-                memcpy(state_row(k, c->dfirst.c, layer, direction, s->row[r]), w->dc + r * k->state_size, row_bytes);
+        stage now = back_stage_of(t, phase);
+        int has_units = now.step >= 0;
+        back_step step = has_units ? back_step_of(t, now.step, pointers) : (back_step){0};
+        while (multirnn_take_piece(&m)) {
+            panel p = receive(t, now, m.piece, &step, pointers->from);
+            if (has_units && !m.alone)
+                go_back(t, now, &step, p.unit, p.unit + p.units);
+            if (has_units && !m.piece.index && !now.part)
+                note_rows(t, now.step, pointers);
         }
+        if (has_units && m.alone) /* all units of a row at once: training with an LSTM of 256 units takes 0.97 of the time */
+            go_back(t, now, &step, 0, unit_vectors(t->run->stack.hidden));
+        if (multirnn_close(&m) && phase == phases)
+            keep_first(t);
+    }
 }
 
 static matrix to_x(const stack *k, const back_pass *p, long layer)
@@ -349,7 +449,7 @@ static void find_dx(const backward_run *run, long layer, long direction, int ran
     const stack *k = &run->stack;
     const back_pass *p = &run->passes[direction];
     matrix m = to_x(k, p, layer);
-    const real **from = run->workspaces[rank].from;
+    const real **from = run->pointers[rank].from;
     long first = item * rows_of_an_item(run), rows = smaller(rows_of_an_item(run), k->valid - first);
     real out[ROWS_OF_A_TILE * WIDTH * LANES] __attribute__((aligned(64)));
     for (long r = 0; r < rows; r++)
@@ -489,18 +589,19 @@ static long find_gradients(backward_run *run, long layer, long direction, int ha
         else {
             for (; n >= items_of(o); o++)
                 n -= items_of(o);
-            find_dweights(run, &run->passes[direction], o, run->sums[rank], n);
+            find_dweights(run, &run->passes[direction], o, run->pointers[rank].sums, n);
         }
         multirnn_done(&k->agenda);
     }
     return end;
 }
 
-static void backward_work(void *argument, int rank, int members)
+static void backward_work(void *argument, int rank)
 {
     backward_run *run = argument;
     stack *k = &run->stack;
-    long end = 0, item;
+    const back_pointers *pointers = &run->pointers[rank];
+    long end = 0, item, tasks = k->directions * k->sharing.slices;
     for (long layer = k->spec->layers - 1; layer >= 0; layer--) {
         sequence dx = layer ? run->douts[layer - 1] : k->call->dx;
         matrix m = to_x(k, &run->passes[0], layer);
@@ -512,31 +613,21 @@ static void backward_work(void *argument, int rank, int members)
             multirnn_done(&k->agenda);
         }
         multirnn_wait(&k->agenda, end);
-        start = end;
-        if (k->sharing.split_units) {
-            end++;
-            for (long d = 0; d < k->directions; d++) {
-                crew *crew = &k->crews[layer * k->directions + d];
-                long from;
-                int together = multirnn_crew(crew, rank, members, &from);
-                if (rank < together)
-                    run_slice_back(run, layer, d, k->slices, &run->workspaces[rank], rank, together);
-                if (rank == 0)
-                    multirnn_through(crew);
-            }
-            if (rank == 0) { /* the others wait for it */
-                multirnn_take(&k->agenda, end);
-                multirnn_done(&k->agenda);
-            }
-        } else {
-            end += k->directions * k->sharing.slices;
-            while ((item = multirnn_take(&k->agenda, end)) >= 0) {
-                long d = (item - start) % k->directions;
-                const slice *s = &k->slices[(item - start) / k->directions];
-                run_slice_back(run, layer, d, s, &run->workspaces[rank], 0, 1);
-                multirnn_done(&k->agenda);
+        for (long task = 0; task < tasks; task++) {
+            back_track t = back_track_of(run, layer, task);
+            int begins = multirnn_take(&k->agenda, end + task + 1) >= 0;
+            if (begins || k->sharing.split_units) {
+                run_slice_back(&t, pointers, k->sharing.split_units ? rank : 0, begins);
+                if (begins)
+                    multirnn_done(&k->agenda);
             }
         }
+        for (long task = 0; task < tasks && !k->sharing.split_units; task++) {
+            back_track t = back_track_of(run, layer, task);
+            if (t.course)
+                run_slice_back(&t, pointers, 1, 0);
+        }
+        end += tasks;
         for (long d = 0; d < k->directions; d++) { /* dx of one direction is added to that of the other */
             multirnn_wait(&k->agenda, end);
             end = find_gradients(run, layer, d, dx.at != NULL, rank, end);

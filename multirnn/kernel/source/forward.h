@@ -10,20 +10,25 @@
 #define BLOCK_BYTES (256 << 10) /* of the rows that what x brings waits in */
 #define BLOCK_ROWS 96           /* but so many at least: the weights are read once a block */
 
-/* What a member needs for a slice; where several do one together, only the pointers are its own. */
+/* What a slice needs in one direction. */
 typedef struct {
     real *h[2]; /* the states before and after a step, in turn */
     real *c;    /* of an LSTM */
     real *rh;   /* r * h of the reset-before GRU */
     real *z;    /* what x brings */
+} workspace;
+
+/* What a member needs. */
+typedef struct {
     const real **from; /* rows of x, or of states */
     real **to;         /* rows of y */
-} workspace;
+} row_pointers;
 
 typedef struct {
     stack stack;
     pass *passes;
-    workspace *workspaces;
+    workspace *workspaces; /* of every slice and direction that run at once */
+    row_pointers *pointers; /* of every member */
     long block;  /* steps */
     real **z_stash, **c_stash; /* of every pass; NULL where nothing is stashed */
 } forward_run;
@@ -107,28 +112,31 @@ static void lay_out_forward(forward_run *run, arena *a)
             outputs[i] = TAKE(a, real, c->batch * c->time * features);
         for (long layer = 0; k->outputs && layer < layers - 1; layer++)
             k->outputs[layer] = (sequence){outputs[layer % 2], features, c->batch * features};
-        if (run->z_stash)
-            memset(run->z_stash, 0, count * sizeof(real *));
+        for (long p = 0; run->z_stash && p < count; p++)
+            run->z_stash[p] = run->c_stash[p] = NULL;
     }
     if (k->outputs)
         k->outputs[layers - 1] = c->y;
     long rows = larger(ceiling(c->batch, k->sharing.slices), 1);
     long row_bytes = rows * k->row_size * (long)sizeof(real);
     run->block = smaller(larger(larger(BLOCK_BYTES / row_bytes, ceiling(BLOCK_ROWS, rows)), 1), c->time);
-    run->workspaces = TAKE(a, workspace, k->sharing.members);
-    workspace w = {0};
-    for (int i = 0; i < k->sharing.members; i++) {
-        if (i == 0 || !k->sharing.split_units) {
-            for (int j = 0; j < 2; j++)
-                w.h[j] = TAKE(a, real, rows * k->state_size);
-            w.c = TAKE(a, real, rows * k->state_size);
-            w.rh = TAKE(a, real, rows * k->state_size);
-            w.z = TAKE(a, real, run->block * rows * k->row_size);
-        }
-        w.from = TAKE(a, const real *, run->block * rows);
-        w.to = TAKE(a, real *, rows);
+    long workspaces = k->sharing.split_units ? 1 : k->sharing.slices * k->directions;
+    run->workspaces = TAKE(a, workspace, workspaces);
+    for (long i = 0; i < workspaces; i++) {
+        workspace w;
+        for (int j = 0; j < 2; j++)
+            w.h[j] = TAKE(a, real, rows * k->state_size);
+        w.c = TAKE(a, real, rows * k->state_size);
+        w.rh = TAKE(a, real, rows * k->state_size);
+        w.z = TAKE(a, real, run->block * rows * k->row_size);
         if (run->workspaces)
             run->workspaces[i] = w;
+    }
+    run->pointers = TAKE(a, row_pointers, k->sharing.members);
+    for (int i = 0; i < k->sharing.members; i++) {
+        row_pointers r = {TAKE(a, const real *, run->block * rows), TAKE(a, real *, rows)};
+        if (run->pointers)
+            run->pointers[i] = r;
     }
 }
 
@@ -264,32 +272,171 @@ static cell_step *const CELLS[][2] = {
     [GRU_BEFORE] = {gru_before_gates, gru_before_state},
 };
 
-/* What x brings to the gates of some steps; `from` has room for their rows. */
-static void project(const stack *k, const pass *p, const weight *w, const sequence *x, long direction, const slice *s, long first, long last,
-                    real *z, const real **from, int rank, int members)
+/* A slice in one layer and direction. */
+typedef struct {
+    forward_run *run;
+    const slice *slice;
+    workspace *workspace;
+    course *course; /* NULL where there is one member */
+    const pass *pass;
+    const parameters *from;
+    real *z_stash, *c_stash; /* or NULL */
+    long layer, direction;
+    long block;              /* steps */
+    long input_grain[2], recurrent_grain[2]; /* panels of a piece */
+} track;
+
+#define PIECES_OF_A_MEMBER 2 /* of weights that are read along all of their units */
+
+static long grain(const stack *k, const matrix *m, const weight *w)
 {
-    long count = 0;
-    for (long step = first; step < last; step++)
+    if (!k->sharing.unpacked || w->unit != 1)
+        return 1;
+    return k->sharing.members > 1 ? ceiling(panel_count(m), PIECES_OF_A_MEMBER * k->sharing.members) : panel_count(m);
+}
+
+static track track_of(forward_run *run, long layer, long task)
+{
+    const stack *k = &run->stack;
+    long direction = task % k->directions, index = layer * k->directions + direction, slice = task / k->directions;
+    track made = {
+        .run = run,
+        .slice = &k->slices[slice],
+        .workspace = &run->workspaces[k->sharing.split_units ? 0 : task],
+        .course = k->sharing.members > 1 ? &k->courses[index * k->sharing.slices + slice] : NULL,
+        .pass = &run->passes[index],
+        .from = &k->table[index],
+        .z_stash = run->z_stash[index],
+        .c_stash = run->c_stash[index],
+        .layer = layer,
+        .direction = direction,
+        .block = run->block,
+    };
+    for (int part = 0; part < made.pass->parts; part++) {
+        made.input_grain[part] = grain(k, &made.pass->input[part], &made.from->input);
+        made.recurrent_grain[part] = grain(k, &made.pass->recurrent[part], &made.from->recurrent);
+    }
+    return made;
+}
+
+/* What is done in a phase: part 0 or 1 of a step, or -1, what x brings to the gates of a block of steps from this one on. */
+typedef struct {
+    long step;
+    int part;
+} stage;
+
+static stage stage_of(const track *t, long phase)
+{
+    long of_a_block = 1 + t->block * t->pass->parts, n = (phase - 1) % of_a_block - 1;
+    long first = (phase - 1) / of_a_block * t->block;
+    return n < 0 ? (stage){first, -1} : (stage){first + n / t->pass->parts, (int)(n % t->pass->parts)};
+}
+
+static long count_of_phases(const track *t)
+{
+    long steps = t->slice->rows ? t->slice->length[0] : 0;
+    return steps ? ceiling(steps, t->block) + steps * t->pass->parts : 0;
+}
+
+static long pieces_of(const track *t, stage now)
+{
+    if (now.part >= 0)
+        return ceiling(panel_count(&t->pass->recurrent[now.part]), t->recurrent_grain[now.part]);
+    long pieces = 0;
+    for (int part = 0; part < t->pass->parts; part++)
+        pieces += ceiling(panel_count(&t->pass->input[part]), t->input_grain[part]);
+    return pieces;
+}
+
+/* The gates of the rows of a step, and of those that follow. */
+static real *gates_of(const track *t, long step)
+{
+    const stack *k = &t->run->stack;
+    if (t->z_stash)
+        return t->z_stash + t->slice->place[step] * k->row_size;
+    return t->workspace->z + (t->slice->place[step] - t->slice->place[step / t->block * t->block]) * k->row_size;
+}
+
+/* Points `from` to the rows of x of a block of steps; returns how many. */
+static long point_to_block(const track *t, long first, const real **from)
+{
+    const stack *k = &t->run->stack;
+    const slice *s = t->slice;
+    sequence x = input_of(k, t->layer);
+    long count = 0, end = smaller(first + t->block, k->call->time);
+    for (long step = first; step < end; step++)
         for (long r = 0; r < s->active[step]; r++)
-            from[count++] = at(x, s->row[r], time_of(s, direction, r, step));
-    for (int part = 0; part < p->parts; part++) {
-        const matrix *m = &p->input[part];
-        long first_panel, end;
-        share(panel_count(m), rank, members, &first_panel, &end);
-        for (long n = first_panel; n < end; n++) {
-            panel panel = panel_of(m, n);
-            real *to = z + panel.slot * LANES;
-            if (k->sharing.unpacked)
-                for (long r = 0; r < count; r++)
-                    memcpy(to + r * k->row_size, panel.bias, panel.vectors * LANES * sizeof(real));
-            else
-                multiply(&panel, m->depth, from, count, panel.bias, 0, to, k->row_size);
-            if (k->spec->cell == GRU_AFTER)
-                for (long r = 0; r < count; r++)
-                    store(to + r * k->row_size + 3 * LANES, load(p->candidate_bias + panel.unit * LANES));
-        }
+            from[count++] = at(&x, s->row[r], time_of(s, t->direction, r, step));
+    return count;
+}
+
+/* What x brings to some of the gates of some rows. */
+static void project(const track *t, long piece, const real *const *from, long count, real *z)
+{
+    const stack *k = &t->run->stack;
+    int part = 0;
+    for (long pieces; piece >= (pieces = ceiling(panel_count(&t->pass->input[part]), t->input_grain[part])); part++)
+        piece -= pieces;
+    const matrix *m = &t->pass->input[part];
+    long first = piece * t->input_grain[part], end = smaller(first + t->input_grain[part], panel_count(m));
+    for (long n = first; n < end; n++) {
+        panel panel = panel_of(m, n);
+        real *to = z + panel.slot * LANES;
         if (k->sharing.unpacked)
-            multiply_unpacked(m, first_panel, end, 0, w, from, count, z, k->row_size);
+            for (long r = 0; r < count; r++)
+                memcpy(to + r * k->row_size, panel.bias, panel.vectors * LANES * sizeof(real));
+        else
+            multiply(&panel, m->depth, from, count, panel.bias, 0, to, k->row_size);
+        if (k->spec->cell == GRU_AFTER)
+            for (long r = 0; r < count; r++)
+                store(to + r * k->row_size + 3 * LANES, load(t->pass->candidate_bias + panel.unit * LANES));
+        if (k->sharing.unpacked && t->from->input.unit != 1)
+            multiply_across(m, &panel, &t->from->input, from, count, to, k->row_size);
+    }
+    if (k->sharing.unpacked && t->from->input.unit == 1)
+        multiply_along_units(m, first, end, &t->from->input, from, count, z, k->row_size);
+}
+
+/* The rows of a part of a step. */
+static step step_of(const track *t, stage now, const row_pointers *p)
+{
+    const stack *k = &t->run->stack;
+    const slice *s = t->slice;
+    const workspace *w = t->workspace;
+    long n = now.step;
+    sequence y = k->outputs[t->layer];
+    step made = {.rows = s->active[n], .z = gates_of(t, n), .h = w->h[n % 2], .c = w->c, .next_h = w->h[1 - n % 2],
+                 .next_c = w->c, .rh = w->rh, .y = p->to};
+    if (t->c_stash) {
+        made.next_c = t->c_stash + s->place[n] * k->state_size;
+        made.c = n ? t->c_stash + s->place[n - 1] * k->state_size : w->c;
+    }
+    for (long r = 0; r < made.rows; r++) {
+        p->to[r] = at(&y, s->row[r], time_of(s, t->direction, r, n)) + t->direction * k->hidden;
+        p->from[r] = (now.part ? w->rh : made.h) + r * k->state_size;
+    }
+    return made;
+}
+
+/* What h brings to some gates of a step, and what the cell makes of them. */
+static void advance(const track *t, stage now, piece piece, const step *s, const real *const *from)
+{
+    const stack *k = &t->run->stack;
+    const matrix *m = &t->pass->recurrent[now.part];
+    const weight *w = &t->from->recurrent;
+    long panels = t->recurrent_grain[now.part], first = piece.index * panels, end = smaller(first + panels, panel_count(m));
+    int along = k->sharing.unpacked && w->unit == 1;
+    if (along)
+        multiply_along_units(m, first, end, w, from, s->rows, s->z, k->row_size);
+    for (long n = first; n < end; n++) {
+        panel panel = panels > 1 ? panel_of(m, n) : panel_of_step(m, n, piece.first, piece.end, now.step);
+        real *z = s->z + panel.slot * LANES;
+        fetch_outputs(s, &panel);
+        if (!k->sharing.unpacked)
+            multiply(&panel, m->depth, from, s->rows, z, k->row_size, z, k->row_size);
+        else if (!along)
+            multiply_across(m, &panel, w, from, s->rows, z, k->row_size);
+        CELLS[k->spec->cell][now.part](k, s, &panel);
     }
 }
 
@@ -302,93 +449,74 @@ static void clear_padding(const stack *k, const sequence *y, const slice *s, lon
             memset(at(y, s->row[r], t) + from, 0, features * sizeof(real));
 }
 
-/* All steps of one slice in one layer and direction, or those from `from` on, for who comes later. Returns whether they are
-   through, or it was dismissed before. */
-static int run_slice(forward_run *run, long layer, long direction, const slice *s, workspace *w, int rank, int members,
-                      long from)
+/* The states of those rows that run no further than to where a step begins. */
+static void keep_final(const track *t, long step)
 {
-    stack *k = &run->stack;
+    const stack *k = &t->run->stack;
+    const slice *s = t->slice;
     const call *c = k->call;
-    long index = layer * k->directions + direction;
-    const pass *p = &run->passes[index];
-    sequence x = input_of(k, layer), y = k->outputs[layer];
+    const workspace *w = t->workspace;
+    const real *now_c = t->c_stash && step ? t->c_stash + s->place[step - 1] * k->state_size : w->c;
     size_t row_bytes = k->hidden * sizeof(real);
-    int stashes_z = c->stash && k->spec->cell != SIMPLE_RNN, has_c = k->spec->cell == LSTM;
-    if (rank == 0) {
-        memset(w->h[0], 0, s->rows * k->state_size * sizeof(real));
-        memset(w->c, 0, s->rows * k->state_size * sizeof(real));
-        for (long r = 0; r < s->rows; r++) {
-            if (c->first.h)
-                memcpy(w->h[0] + r * k->state_size, state_row(k, c->first.h, layer, direction, s->row[r]), row_bytes);
-            if (c->first.c && has_c)
-                memcpy(w->c + r * k->state_size, state_row(k, c->first.c, layer, direction, s->row[r]), row_bytes);
-        }
-        clear_padding(k, &y, s, direction * k->hidden, k->hidden);
+    for (long r = s->active[step], end = step ? s->active[step - 1] : s->rows; r < end; r++) {
+        long b = s->row[r];
+        if (c->last.h)
+            memcpy(state_row(k, c->last.h, t->layer, t->direction, b), w->h[step % 2] + r * k->state_size, row_bytes);
+        if (c->last.c && k->spec->cell == LSTM)
+            memcpy(state_row(k, c->last.c, t->layer, t->direction, b), now_c + r * k->state_size, row_bytes);
     }
-    crew *crew = k->sharing.split_units ? &k->crews[index] : NULL;
-    if (!from)
-        multirnn_meet(crew, rank, members, -1);
-    for (long step_index = from; step_index <= c->time; step_index++) {
-        long rows = step_index < c->time ? s->active[step_index] : 0, before = step_index ? s->active[step_index - 1] : s->rows;
-        const real *h = w->h[step_index % 2], *now_c = w->c;
-        if (has_c && c->stash && step_index)
-            now_c = run->c_stash[index] + s->place[step_index - 1] * k->state_size;
-        if (rank == 0) /* the rows that are at their end */
-            for (long r = rows; r < before; r++) {
-                if (c->last.h)
-                    memcpy(state_row(k, c->last.h, layer, direction, s->row[r]), h + r * k->state_size, row_bytes);
-                if (c->last.c && has_c)
-                    memcpy(state_row(k, c->last.c, layer, direction, s->row[r]), now_c + r * k->state_size, row_bytes);
-            }
-        if (!rows)
-            return 1;
-        long block = step_index / run->block * run->block;
-        if (step_index == block) {
-            real *z = stashes_z ? run->z_stash[index] + s->place[block] * k->row_size : w->z;
-            project(k, p, &k->table[index].input, &x, direction, s, block, smaller(block + run->block, c->time), z, w->from, rank, members);
-        }
-        step now = {.rows = rows, .h = h, .next_h = w->h[1 - step_index % 2], .c = now_c, .next_c = w->c, .rh = w->rh, .y = w->to};
-        now.z = stashes_z ? run->z_stash[index] + s->place[step_index] * k->row_size
-                          : w->z + (s->place[step_index] - s->place[block]) * k->row_size;
-        if (has_c && c->stash)
-            now.next_c = run->c_stash[index] + s->place[step_index] * k->state_size;
-        for (long r = 0; r < rows; r++) {
-            w->to[r] = at(&y, s->row[r], time_of(s, direction, r, step_index)) + direction * k->hidden;
-            w->from[r] = h + r * k->state_size;
-        }
-        for (int part = 0; part < p->parts; part++) {
-            const matrix *m = &p->recurrent[part];
-            long first, end;
-            if (part) {
-                multirnn_meet(crew, rank, members, step_index);
-                for (long r = 0; r < rows; r++)
-                    w->from[r] = w->rh + r * k->state_size;
-            }
-            share(panel_count(m), rank, members, &first, &end);
-            if (k->sharing.unpacked)
-                multiply_unpacked(m, first, end, step_index, &k->table[index].recurrent, w->from, rows, now.z, k->row_size);
-            for (long n = first; n < end; n++) {
-                panel panel = panel_of_step(m, n, first, end, step_index);
-                real *z = now.z + panel.slot * LANES;
-                fetch_outputs(&now, &panel);
-                if (!k->sharing.unpacked)
-                    multiply(&panel, m->depth, w->from, rows, z, k->row_size, z, k->row_size);
-                CELLS[k->spec->cell][part](k, &now, &panel);
-            }
-        }
-        members = multirnn_meet(crew, rank, members, step_index);
-        if (rank >= members)
-            return 0;
-        if (crew && members == 1)
-            members = multirnn_let_in(crew, step_index + 1);
-    }
-    return 1;
 }
 
-static void forward_work(void *argument, int rank, int members)
+static void begin_slice(const track *t)
+{
+    const stack *k = &t->run->stack;
+    const slice *s = t->slice;
+    const call *c = k->call;
+    const workspace *w = t->workspace;
+    size_t row_bytes = k->hidden * sizeof(real);
+    memset(w->h[0], 0, s->rows * k->state_size * sizeof(real));
+    memset(w->c, 0, s->rows * k->state_size * sizeof(real));
+    for (long r = 0; r < s->rows; r++) {
+        long b = s->row[r];
+        if (c->first.h)
+            memcpy(w->h[0] + r * k->state_size, state_row(k, c->first.h, t->layer, t->direction, b), row_bytes);
+        if (c->first.c && k->spec->cell == LSTM)
+            memcpy(w->c + r * k->state_size, state_row(k, c->first.c, t->layer, t->direction, b), row_bytes);
+    }
+    clear_padding(k, &k->outputs[t->layer], s, t->direction * k->hidden, k->hidden);
+    keep_final(t, 0);
+}
+
+/* All steps of one slice, by who begins it and by those who join. */
+static void run_slice(const track *t, const row_pointers *pointers, int home, int begins)
+{
+    long phases = count_of_phases(t), phase;
+    member m = multirnn_join(t->course, home, begins);
+    if (begins)
+        begin_slice(t);
+    while (1) {
+        phase = multirnn_reach(&m);
+        stage now = stage_of(t, phase);
+        multirnn_open(&m, phase > phases ? 0 : pieces_of(t, now));
+        if (phase > phases)
+            return;
+        if (now.part < 0) {
+            long count = point_to_block(t, now.step, pointers->from);
+            while (multirnn_take_piece(&m)) project(t, m.piece.index, pointers->from, count, gates_of(t, now.step));
+        } else {
+            step step = step_of(t, now, pointers);
+            while (multirnn_take_piece(&m)) advance(t, now, m.piece, &step, pointers->from);
+        }
+        if (multirnn_close(&m) && now.part == t->pass->parts - 1)
+            keep_final(t, now.step + 1);
+    }
+}
+
+static void forward_work(void *argument, int rank)
 {
     forward_run *run = argument;
     stack *k = &run->stack;
+    const row_pointers *pointers = &run->pointers[rank];
     /* Of a pass: its matrices have as many, or fewer. */
     long panels = panel_count(&run->passes->input[0]), item;
     long end = k->call->packed ? 0 : k->spec->layers * k->directions * panels;
@@ -397,31 +525,23 @@ static void forward_work(void *argument, int rank, int members)
         pack_parts(k, &run->passes[p], &k->table[p], item % panels);
         multirnn_done(&k->agenda);
     }
-    for (long layer = 0; layer < k->spec->layers; layer++) {
+    long tasks = k->directions * k->sharing.slices;
+    for (long layer = 0; layer < k->spec->layers; layer++, end += tasks) {
         multirnn_wait(&k->agenda, end);
-        long start = end;
-        if (k->sharing.split_units) {
-            end++;
-            for (long direction = 0; direction < k->directions; direction++) {
-                crew *crew = &k->crews[layer * k->directions + direction];
-                long from;
-                int together, through = 0;
-                while (!through && (together = multirnn_crew(crew, rank, members, &from))) /* again, who was dismissed */
-                    through = run_slice(run, layer, direction, k->slices, &run->workspaces[rank], rank, together, from);
-                if (rank == 0)
-                    multirnn_through(crew);
+        /* Units that are split: all through one after another. Rows: each its own, and then the others'. */
+        for (long task = 0; task < tasks; task++) {
+            track t = track_of(run, layer, task);
+            int begins = multirnn_take(&k->agenda, end + task + 1) >= 0;
+            if (begins || k->sharing.split_units) {
+                run_slice(&t, pointers, k->sharing.split_units ? rank : 0, begins);
+                if (begins)
+                    multirnn_done(&k->agenda);
             }
-            if (rank == 0) { /* the others wait for it */
-                multirnn_take(&k->agenda, end);
-                multirnn_done(&k->agenda);
-            }
-        } else {
-            end += k->directions * k->sharing.slices;
-            while ((item = multirnn_take(&k->agenda, end)) >= 0) {
-                long task = item - start;
-                run_slice(run, layer, task % k->directions, &k->slices[task / k->directions], &run->workspaces[rank], 0, 1, 0);
-                multirnn_done(&k->agenda);
-            }
+        }
+        for (long task = 0; task < tasks && !k->sharing.split_units; task++) {
+            track t = track_of(run, layer, task);
+            if (t.course)
+                run_slice(&t, pointers, 1, 0);
         }
     }
 }

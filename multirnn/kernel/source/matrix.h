@@ -267,18 +267,11 @@ INLINE void multiply_along(const matrix *m, const weight *w, long first, long en
     }
 }
 
-/* out[r] += rows[r] times the panels from `first` to `end`, which were not packed: for few rows that costs less than to pack
-   them. The weights are read in the order in which they lie. */
-static void multiply_unpacked(const matrix *m, long first, long end, long step, const weight *w, const real *const *rows,
-                              long count, real *out, long out_stride)
+/* out[r] += rows[r] times the panels from `first` to `end` of a weight whose units are dense. The weights are read in the order
+   in which they lie. */
+static void multiply_along_units(const matrix *m, long first, long end, const weight *w, const real *const *rows, long count,
+                                 real *out, long out_stride)
 {
-    if (w->unit != 1) {
-        for (long n = first; n < end; n++) {
-            panel p = panel_of_step(m, n, first, end, step);
-            multiply_across(m, &p, w, rows, count, out + p.slot * LANES, out_stride);
-        }
-        return;
-    }
     long k = 0, of_a_panel = units_of_a_panel(m);
     first *= of_a_panel, end = smaller(end * of_a_panel, unit_vectors(m->units));
     for (; k + ALONG <= m->depth; k += ALONG)

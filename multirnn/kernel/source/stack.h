@@ -2,7 +2,8 @@
 
    Steps are counted in the order in which they run: step s of a row of length n is at time s forward and n - 1 - s backward.
    The rows are sorted by falling length, so that those that still run at step s are the first ones: padding costs nothing.
-   They are dealt to slices in turn, there and back again, so that no slice always has the longer one; a slice runs through all steps without a look at the others. */
+   They are dealt to slices in turn, there and back again, so that no slice always has the longer one. A slice runs through all
+   steps without a look at the others; who has none to do helps with those that are not through. */
 #ifndef STACK_H
 #define STACK_H
 
@@ -27,7 +28,7 @@ typedef struct {
 /* How a call is shared out. */
 typedef struct {
     int members, slices;
-    int split_units; /* those who are there do one slice together, each its units, and meet after every step */
+    int split_units; /* all do one slice together from the start, each its units */
     int unpacked;    /* the weights are used as they lie: so few rows and steps are not worth packing them */
 } sharing;
 
@@ -58,7 +59,7 @@ typedef struct {
     long valid;      /* steps of all rows that are not padding */
     sequence *outputs; /* of each layer */
     agenda agenda;
-    crew *crews; /* of each layer and direction, where the units are split */
+    course *courses; /* of each layer, direction and slice, where there are several members */
 } stack;
 
 /* Rows that are a power of two apart would compete for the same lines of a cache. */
@@ -114,7 +115,10 @@ static void deal(stack *k, arena *a)
 {
     const call *c = k->call;
     long passes = k->spec->layers * k->directions;
-    k->crews = TAKE(a, crew, passes);
+    long courses = k->sharing.members > 1 ? passes * k->sharing.slices : 0;
+    long homes = k->sharing.split_units ? k->sharing.members : 1;
+    k->courses = TAKE(a, course, courses);
+    home *home = TAKE(a, struct home, courses * homes);
     long batch = c->batch, time = c->time, count = k->sharing.slices, place = 0;
     int64_t *sorted = TAKE(a, int64_t, batch), *active = TAKE(a, int64_t, time + 2);
     k->slices = TAKE(a, slice, count);
@@ -122,7 +126,9 @@ static void deal(stack *k, arena *a)
     int64_t *actives = TAKE(a, int64_t, count * (time + 1)), *places = TAKE(a, int64_t, count * (time + 1));
     if (!a->base)
         return;
-    memset(k->crews, 0, passes * sizeof *k->crews);
+    memset(home, 0, courses * homes * sizeof *home);
+    for (long n = 0; n < courses; n++) /* one more than there are is present where nobody is to begin alone */
+        k->courses[n] = (course){.homes = home + n * homes, .count = (int)homes, .present = k->sharing.split_units};
     if (c->lengths) {
         memset(active, 0, (time + 2) * sizeof *active);
         for (long b = 0; b < batch; b++)
@@ -154,13 +160,6 @@ static void deal(stack *k, arena *a)
         k->slices[q].rows = n;
         rows += n, lengths += n, actives += time + 1, places += time + 1;
     }
-}
-
-/* Of `count` things the first and one past the last that a member does. */
-INLINE void share(long count, int rank, int members, long *from, long *to)
-{
-    *from = count * rank / members;
-    *to = count * (rank + 1) / members;
 }
 
 #endif

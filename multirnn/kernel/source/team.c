@@ -16,7 +16,9 @@
 
 #define PATIENCE 100000   /* nanoseconds that somebody who is waited for may take longer; who wakes up takes 50000 */
 #define IDLE 50000        /* nanoseconds that a worker looks out for the next call before it goes to sleep */
-#define MISTRUST 10000000 /* nanoseconds without a crew after one kept its caller waiting: a few turns of a busy core */
+#define SHORT_NAP 500000  /* nanoseconds, the first nap */
+#define LONG_NAP 8000000  /* nanoseconds: two turns of a busy core */
+#define AWAKE 8           /* times a nap, after which the next is a first one again */
 #define WORKERS 63
 
 static struct {
@@ -29,7 +31,6 @@ static struct {
     int members;
     _Atomic long seats; /* how many workers may still come in */
     counter gone;       /* how many have come and gone */
-    int64_t let_down;   /* when a crew kept its caller waiting the last time */
 } team = {.in_use = PTHREAD_MUTEX_INITIALIZER, .lock = PTHREAD_MUTEX_INITIALIZER, .woken = PTHREAD_COND_INITIALIZER};
 
 static struct {
@@ -62,9 +63,9 @@ static int watch(_Atomic long *value, long least, int64_t nanoseconds)
 
 /* Who is waited for may not be running at all: another process, or another pool of this one, has its core. To yield would
    give this core away too, for some milliseconds; who slept gets it back at once. */
-static void wait_until(counter *counter, long least, int64_t patience)
+static void wait_until(counter *counter, long least)
 {
-    if (watch(&counter->count, least, patience))
+    if (watch(&counter->count, least, PATIENCE))
         return;
     pthread_mutex_lock(&rest.lock);
     atomic_fetch_add(&counter->sleepers, 1);
@@ -96,90 +97,104 @@ long multirnn_take(agenda *agenda, long end)
 
 void multirnn_done(agenda *agenda) { add(&agenda->done, 1); }
 
-void multirnn_wait(agenda *agenda, long end) { wait_until(&agenda->done, end, PATIENCE); }
+void multirnn_wait(agenda *agenda, long end) { wait_until(&agenda->done, end); }
 
-/* How many of the team have come; who was woken for this call has a moment to do so. */
-static long present(int members)
+member multirnn_join(course *course, int home, int begins)
 {
+    if (course)
+        atomic_fetch_add_explicit(&course->present, 1, memory_order_relaxed);
+    return (member){.course = course, .home = home, .opens = begins};
+}
+
+#define PHASE(LEFT) ((LEFT) >> 32)
+#define FIRST(LEFT) ((LEFT) >> 16 & MOST_PIECES)
+#define END(LEFT) ((LEFT) & MOST_PIECES)
+
+/* Somebody is kept from a core with a piece in its hands, and it may be this core. Who naps is not woken by every phase, in
+   which it would come too late or, worse, in the way of the one that opened it. Naps grow while they follow one another. */
+static void nap(member *m)
+{
+    counter *over = &m->course->over;
     int64_t start = now();
-    long seats;
-    while ((seats = atomic_load_explicit(&team.seats, memory_order_relaxed)) > 0 && now() - start < PATIENCE) PAUSE();
-    return members - seats;
+    m->nap = start - m->woke > AWAKE * m->nap ? SHORT_NAP : m->nap < LONG_NAP ? 2 * m->nap : LONG_NAP;
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until); /* the only clock that every system waits by */
+    int64_t nanoseconds = until.tv_nsec + m->nap;
+    until = (struct timespec){until.tv_sec + nanoseconds / 1000000000, nanoseconds % 1000000000};
+    pthread_mutex_lock(&rest.lock);
+    atomic_fetch_add(&over->sleepers, 1);
+    while (!atomic_load(&over->count) && !pthread_cond_timedwait(&rest.counted, &rest.lock, &until))
+        ;
+    atomic_fetch_sub(&over->sleepers, 1);
+    pthread_mutex_unlock(&rest.lock);
+    m->woke = now();
 }
 
-/* What a caller puts up with from its crew: so many nanoseconds, and an eighth of the time since they began. */
-#define LOSS 1000000
-
-static _Thread_local struct {
-    int64_t began, met; /* the pass, and the work since the last meeting */
-    int64_t lost;       /* waiting for longer than that work took */
-} spent;
-
-#define THROUGH (WORKERS + 2) /* more members than there are */
-
-static void begin(void)
+long multirnn_reach(member *m)
 {
-    spent.began = spent.met = now();
-    spent.lost = 0;
+    course *c = m->course;
+    m->alone = m->opens && (!c || atomic_load_explicit(&c->present, memory_order_relaxed) == 1);
+    if (m->opens)
+        return ++m->phase;
+    _Atomic long *left = &c->homes[m->home < c->count ? m->home : 0].left;
+    while (!watch(left, (m->phase + 1) << 32, PATIENCE + m->worked)) nap(m);
+    return m->phase = PHASE(atomic_load_explicit(left, memory_order_acquire));
 }
 
-int multirnn_crew(crew *crew, int rank, int members, long *from)
+void multirnn_open(member *m, long pieces)
 {
-    *from = 0;
-    if (members == 1)
-        return 1;
-    if (rank == 0) {
-        add(&crew->members, now() - team.let_down < MISTRUST ? 1 : present(members));
-        begin();
-        return (int)atomic_load_explicit(&crew->members.count, memory_order_relaxed);
+    course *c = m->course;
+    m->pieces = pieces;
+    m->done = 0;
+    m->piece = (piece){-1, 0, pieces};
+    if (!m->alone)
+        m->start = now();
+    if (!m->opens || !c || (m->alone && pieces))
+        return;
+    atomic_store_explicit(&c->done, 0, memory_order_relaxed);
+    for (int rank = 0; rank < c->count; rank++) {
+        long first, end;
+        share(pieces, rank, c->count, &first, &end);
+        atomic_store_explicit(&c->homes[rank].left, m->phase << 32 | first << 16 | end, memory_order_release);
     }
-    atomic_fetch_or(&crew->waiting, UINT64_C(1) << rank);
-    wait_until(&crew->members, rank + 1, PATIENCE);
-    atomic_fetch_and(&crew->waiting, ~(UINT64_C(1) << rank));
-    begin();
-    *from = crew->from;
-    long together = atomic_load_explicit(&crew->members.count, memory_order_acquire);
-    return together >= THROUGH ? 0 : (int)together;
+    if (!pieces)
+        add(&c->over, 1);
 }
 
-int multirnn_let_in(crew *crew, long step)
+int multirnn_take_piece(member *m)
 {
-    int members = 1 + __builtin_ctzll(~(atomic_load_explicit(&crew->waiting, memory_order_acquire) >> 1));
-    if (members == 1 || members < crew->dismissed || now() - team.let_down < MISTRUST)
-        return 1;
-    atomic_store_explicit(&crew->until, 0, memory_order_relaxed);
-    crew->from = step;
-    begin();
-    add(&crew->members, members - 1);
-    return members;
-}
-
-void multirnn_through(crew *crew) { add(&crew->members, THROUGH); }
-
-int multirnn_meet(crew *crew, int rank, int members, long step)
-{
-    if (members == 1)
-        return 1;
-    long meeting = atomic_load_explicit(&crew->meetings.count, memory_order_relaxed) + 1;
-    int64_t arrived = now(), worked = arrived - spent.met; /* the others have as much to do */
-    if (atomic_fetch_add_explicit(&crew->arrived, 1, memory_order_acq_rel) == members - 1) {
-        atomic_store_explicit(&crew->arrived, 0, memory_order_relaxed);
-        add(&crew->meetings, 1);
-    } else
-        wait_until(&crew->meetings, meeting, worked + PATIENCE);
-    spent.met = now();
-    if (spent.met - arrived > worked)
-        spent.lost += spent.met - arrived - worked;
-    /* Not from the next step on: only at its end everybody has heard of it. */
-    if (rank == 0 && step >= 0 && spent.lost > LOSS + (spent.met - spent.began) / 8 &&
-        !atomic_load_explicit(&crew->until, memory_order_relaxed)) {
-        atomic_store_explicit(&crew->until, step + 2, memory_order_relaxed);
-        atomic_store_explicit(&crew->members.count, 1, memory_order_relaxed);
-        crew->dismissed = members;
-        team.let_down = spent.met;
+    if (m->alone)
+        return ++m->piece.index < m->pieces;
+    course *c = m->course;
+    for (int i = 0; i < c->count; i++) {
+        int owner = (m->home + i) % c->count, own = owner == m->home;
+        _Atomic long *left = &c->homes[owner].left;
+        long seen = atomic_load_explicit(left, memory_order_relaxed);
+        while (PHASE(seen) == m->phase && FIRST(seen) < END(seen)) {
+            piece taken = {own ? FIRST(seen) : END(seen) - 1, 0, 0};
+            share(m->pieces, owner, c->count, &taken.first, &taken.end);
+            /* The last one is near its owner's core, which begins the next phase with it, and soon done by who is there. */
+            if (!own && FIRST(seen) > taken.first && FIRST(seen) + 1 == END(seen))
+                break;
+            if (atomic_compare_exchange_weak_explicit(left, &seen, own ? seen + (1 << 16) : seen - 1, memory_order_relaxed,
+                                                      memory_order_relaxed)) {
+                m->piece = taken;
+                m->done++;
+                return 1;
+            }
+        }
     }
-    long until = atomic_load_explicit(&crew->until, memory_order_relaxed);
-    return until && step + 1 >= until ? 1 : members;
+    return 0;
+}
+
+int multirnn_close(member *m)
+{
+    if (!m->alone) {
+        m->opens =
+            m->done && atomic_fetch_add_explicit(&m->course->done, m->done, memory_order_acq_rel) + m->done == m->pieces;
+        m->worked = m->done ? (now() - m->start) / m->done : 0;
+    }
+    return m->opens;
 }
 
 static struct {
@@ -228,7 +243,7 @@ static void *worker(void *unused)
                                                                    memory_order_relaxed))
             ;
         if (seats > 0) {
-            team.work(team.argument, team.members - (int)seats, team.members);
+            team.work(team.argument, team.members - (int)seats);
             add(&team.gone, 1);
         }
     }
@@ -249,7 +264,7 @@ static void hire(int workers)
 void multirnn_team(team_work *work, void *argument, int members)
 {
     if (members <= 1) {
-        work(argument, 0, 1);
+        work(argument, 0);
         return;
     }
     pthread_mutex_lock(&team.in_use);
@@ -265,9 +280,9 @@ void multirnn_team(team_work *work, void *argument, int members)
     if (team.asleep)
         pthread_cond_broadcast(&team.woken);
     pthread_mutex_unlock(&team.lock);
-    work(argument, 0, members);
+    work(argument, 0);
     long empty = atomic_exchange_explicit(&team.seats, 0, memory_order_relaxed);
-    wait_until(&team.gone, members - 1 - empty, PATIENCE);
+    wait_until(&team.gone, members - 1 - empty);
     pthread_mutex_unlock(&team.in_use);
 }
 

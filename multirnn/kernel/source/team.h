@@ -10,9 +10,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* work(argument, rank, members) by the caller, whose rank is 0, and by those of `members` - 1 workers that come before the
-   caller is through. Each runs through the same agenda. One team works at a time; a second caller waits. */
-typedef void team_work(void *argument, int rank, int members);
+/* work(argument, rank) by the caller, whose rank is 0, and by those of `members` - 1 workers that come before the caller is
+   through. Each runs through the same agenda. One team works at a time; a second caller waits. */
+typedef void team_work(void *argument, int rank);
 void multirnn_team(team_work *work, void *argument, int members);
 
 /* What others wait for to grow, and how many of them sleep. */
@@ -31,28 +31,53 @@ long multirnn_take(agenda *agenda, long end); /* the next item before `end`, or 
 void multirnn_done(agenda *agenda);           /* with an item that was taken */
 void multirnn_wait(agenda *agenda, long end); /* until all items before `end` are done */
 
-/* Members that go step by step together; begins as zeros. */
+/* Of `count` things the first and one past the last that are a member's. */
+static inline void share(long count, int rank, int members, long *from, long *to)
+{
+    *from = count * rank / members;
+    *to = count * (rank + 1) / members;
+}
+
+/* The pieces of one member: those of the phase that is open, and of them what is left, phase << 32 | first << 16 | end. */
+typedef struct home {
+    _Atomic long left;
+    char padding[128 - sizeof(long)]; /* processors fetch two lines of a cache at once */
+} home;
+
+#define MOST_PIECES 0xffff /* panels: of more units than any weights have room for */
+
+/* Work in phases: all pieces of one have to be done before the next. Every member takes pieces of its own home from the front,
+   so that its core keeps near what they need from phase to phase; who has none left takes from the back of another's. So
+   nobody is waited for but who has begun a piece, however slow or late somebody is. */
 typedef struct {
-    counter members, meetings;
-    _Atomic int arrived;
-    _Atomic long until; /* the first step that the caller does alone, because one of them kept it waiting; or 0 */
-    _Atomic uint64_t waiting; /* to be let in, a bit a rank */
-    long from;          /* the first step of those who were let in last */
-    int dismissed;      /* how many they were, the caller too: all of them have to have heard of it first */
-} crew;
+    home *homes; /* begin as zeros */
+    int count;
+    _Atomic int present; /* how many have come: who is alone goes on by itself, without a word to anybody */
+    _Atomic long done;   /* pieces of the phase */
+    counter over;        /* 1 at the end */
+} course;
 
-/* How many they are, of at most `members`: the ranks below that, who were there when the caller came here. Who comes later
-   waits to be let in, and learns the first step that it takes part in; or that the caller is through, then it is 0. */
-int multirnn_crew(crew *crew, int rank, int members, long *from);
+typedef struct {
+    long index, first, end; /* the bounds of the home */
+} piece;
 
-/* By the caller where it is alone, before a step: lets in who waits. How many go on. */
-int multirnn_let_in(crew *crew, long step);
+/* One on its way through a course; where `course` is NULL, there is nobody else. */
+typedef struct {
+    course *course;
+    int home;  /* or beyond them all */
+    int opens; /* the next phase: it began the course, or did the last piece */
+    int alone;
+    long phase, pieces, done; /* pieces it did itself */
+    piece piece;
+    int64_t start, worked;    /* nanoseconds: when the phase began, and of one piece */
+    int64_t nap, woke;        /* nanoseconds: the last nap, and when it was over */
+} member;
 
-/* By the caller: nobody is let in any more. */
-void multirnn_through(crew *crew);
-
-/* Waits for all of them, in the middle of a step or at its end; returns how many go on with the next step: all, or one. */
-int multirnn_meet(crew *crew, int rank, int members, long step);
+member multirnn_join(course *course, int home, int begins);
+long multirnn_reach(member *member);             /* the next phase that somebody is in, from 1 on */
+void multirnn_open(member *member, long pieces); /* before the first of them is taken; 0: nothing follows */
+int multirnn_take_piece(member *member);         /* the next one into `piece`; 0 where there is none */
+int multirnn_close(member *member);              /* no piece left: whether it did the last one, and nobody has gone on */
 
 /* Memory aligned to 64 bytes, of no particular content; NULL where there is none. */
 void *multirnn_borrow(size_t bytes);
