@@ -4,8 +4,9 @@
     python benchmarks/goals.py benchmarks/results/standard.jsonl            print; 0 when every goal is held, else 1
     python benchmarks/goals.py benchmarks/results/standard.jsonl --write    and write results/goals.json
 
-Ratios are theirs over ours, medians of the rounds of one interleaved run, one row a number of threads; a mean is the
-geometric one over the problems. Only rows that were verified and timed take part.
+Ratios are theirs over ours in one round of one interleaved run, and of them the median over the rounds that both were in: so
+a host that is slower for a while slows both. A row a number of threads; a mean is the geometric one over the problems. Only
+rows that were verified and timed take part.
 """
 
 import json
@@ -13,6 +14,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
+from operator import itemgetter
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -141,11 +143,17 @@ def _ratios(goal: Goal, rows: list[Row]) -> Iterator[tuple[str, float]]:
         if there[0]["problem"]["cell"] not in goal.cells:
             continue
         ours, theirs = (
-            [row["median"] for row in there if _is_one_of(row["contender"], names)]
-            for names in (goal.ours, goal.theirs)
+            [row for row in there if _is_one_of(row["contender"], names)] for names in (goal.ours, goal.theirs)
         )
         if ours and theirs:
-            yield name, min(theirs) / min(ours)
+            yield name, paired(min(theirs, key=itemgetter("median")), min(ours, key=itemgetter("median")))
+
+
+def paired(above: Row, below: Row) -> float:
+    """The median of the ratios of two rows in the rounds that both were in; of their medians, if there are none."""
+    first, second = (dict(zip(row["round_numbers"], row["rounds"], strict=True)) for row in (above, below))
+    ratios = [first[number] / second[number] for number in first if number in second]
+    return median(ratios) if ratios else float(above["median"] / below["median"])
 
 
 def _shares(cell: str, rows: list[Row]) -> Iterator[tuple[str, float]]:
@@ -168,9 +176,8 @@ def _is_one_of(contender: Row, names: tuple[str, ...]) -> bool:
 
 
 def steal(rows: Sequence[Row]) -> list[float]:
-    """Which part of the time of all cores the host gave to others, while each problem was timed."""
-    races = {(row["problem"]["name"], row["mode"], row["threads"]): row["steal"] for row in rows if row["rounds"]}
-    return list(races.values())
+    """Which part of the time of its cores the host gave to others, while each row was timed."""
+    return [row["steal"] for row in rows if row["rounds"] and row["steal"] is not None]
 
 
 def main(arguments: list[str]) -> int:

@@ -6,6 +6,7 @@ A file of peers as users write them; no framework.
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -143,6 +144,14 @@ class Missing(Right):
         return {}
 
 
+class Threading(Right):
+    """Has a second thread from the start."""
+
+    def versions(self) -> Mapping[str, str]:
+        threading.Thread(target=time.sleep, args=(3600,), daemon=True).start()
+        return super().versions()
+
+
 class Told(Right):
     """Has a variable of its own, and refuses unless it, the threads and the cores are as they should be."""
 
@@ -167,5 +176,6 @@ CONTENDERS = (
     Refusing("refusing"),
     Leaving("leaving"),
     Missing("missing"),
+    Threading("threading"),
     Told("told"),
 )

@@ -1,6 +1,8 @@
 """The process in which one contender is timed, and what becomes of it."""
 
+import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from bench_examples import PEERS, SMALL
 
 import multirnn as mr
 from multirnn.bench import inputs, verify
+from multirnn.bench.alone import allowed_cores
 from multirnn.bench.contenders import Source, find
 from multirnn.bench.problems import Problem
 from multirnn.bench.process import Lost, Process
@@ -53,6 +56,37 @@ def test_a_process_has_its_variables_and_cores_before_anything_loads(message: di
         assert process.answer(60)["flags"]["OPENBLAS_CORETYPE"] == "Haswell"
         answer = process.ask(message, 60)
         assert answer["status"] == "ready", answer["reason"]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="processes are bound to cores on Linux only")
+def test_a_process_gets_ready_on_other_cores_and_comes_back_with_all_its_threads() -> None:
+    cores = allowed_cores()
+    if len(cores) < 2:
+        pytest.skip("there is one core")
+    with Process(source("threading"), 1, place=1) as process:
+        process.answer(60)
+
+        def bound() -> set[tuple[int, ...]]:
+            return {tuple(os.sched_getaffinity(thread)) for thread in process.thread_ids()}
+
+        assert bound() == {(cores[1],)}
+        assert len(process.thread_ids()) > 1
+        process.bind()
+        assert bound() == {(cores[0],)}
+        process.bind(len(cores) + 1)  # there are no more: it begins again
+        assert bound() == {(cores[1],)}
+    process.bind()  # it has ended
+
+
+def test_the_cap_is_of_the_time_since_it_was_asked(message: dict[str, Any]) -> None:
+    with Process(source("hanging"), 1) as process:
+        process.answer(60)
+        process.send(message)
+        time.sleep(0.2)
+        start = time.monotonic()
+        with pytest.raises(Lost, match=r"no answer within 0\.2 s"):
+            process.answer(0.2)
+        assert time.monotonic() - start < 0.15
 
 
 def test_what_a_contender_raises_is_its_answer_and_its_process_goes_on(message: dict[str, Any]) -> None:

@@ -2,7 +2,10 @@
 
 import time
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
+
+import pytest
 
 from multirnn.bench import rounds
 from multirnn.bench.process import Lost
@@ -56,19 +59,65 @@ def test_who_dies_is_left_out_from_then_on() -> None:
     assert (other.lost.status, len(other.rounds)) == ("killed", 2)
 
 
-def test_a_round_in_which_time_was_stolen_is_run_again() -> None:
-    asked: list[str] = []
-    taking_part = entrants([4], asked)
-    clock = iter([0.0, 0.0, 0.0, 0.0, 0.5] + [0.5] * 100)  # before and after each round: half a second in the second
-    share, again = rounds.interleave(taking_part, stolen=lambda: next(clock))
-    assert (again, len(asked), taking_part[0].numbers) == (1, 5, [0, 1, 2, 3])
-    assert share == 0
+class Host:
+    """A host that steals so many seconds in each block, by its number, and a contender that takes as long for it."""
 
-    always = (float(second) for second in range(1000))
-    share, again = rounds.interleave(entrants([4], asked), stolen=lambda: next(always))
-    assert again == 2  # at most half of the rounds, and then they count as they are
-    assert share is not None
-    assert share > 1
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *stolen: float) -> None:
+        self.stolen, self.total, self.clock, self.blocks = stolen, 0.0, 0.0, 0
+        monkeypatch.setattr(rounds, "time", SimpleNamespace(monotonic=lambda: self.clock))
+
+    def __call__(self) -> float:
+        return self.total
+
+    def ask(self, message: dict[str, Any], cap: float) -> dict[str, Any]:
+        lost = self.stolen[self.blocks] if self.blocks < len(self.stolen) else 0.0
+        self.blocks += 1
+        self.total += lost
+        self.clock += 0.5 + lost
+        return {"status": "timed", "seconds": 0.5 + lost}
+
+    def run(self, count: int, rounds_each: int, **options: Any) -> list[rounds.Entrant]:
+        taking_part = [rounds.Entrant(self, rounds.Plan(rounds_each, 1)) for _ in range(count)]  # type: ignore[arg-type]
+        rounds.interleave(taking_part, stolen=self, **options)
+        return taking_part
+
+
+def test_a_block_in_which_time_was_stolen_is_run_again_and_counts_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = Host(monkeypatch, 0, 0.25, 0)
+    (entrant,) = host.run(1, 4)
+    assert (entrant.rounds, entrant.numbers, entrant.steals) == ([0.5] * 4, [0, 1, 2, 3], [0.0] * 4)
+    assert (entrant.again, host.blocks) == (1, 5)
+
+
+def test_where_every_block_is_disturbed_the_one_counts_with_the_least_stolen(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = Host(monkeypatch, 0.25, 0.125, 0.5, 0.25, 0.25, 0.25)
+    (entrant,) = host.run(1, 4)
+    # At most half as many blocks as rounds are run again: both in the first round, of which the second try is the best.
+    assert entrant.rounds == [0.625, 0.75, 0.75, 0.75]
+    assert (entrant.again, host.blocks) == (2, 6)
+    assert entrant.steals == pytest.approx([0.2, 1 / 3, 1 / 3, 1 / 3])
+
+
+def test_who_is_disturbed_has_another_turn_when_all_others_had_theirs() -> None:
+    asked: list[str] = []
+    taking_part = entrants([3] * 4, asked)
+    clock = iter([0.0] * 11 + [0.5] * 1000)  # before and after each block: during the second of the second round
+    rounds.interleave(taking_part, stolen=lambda: next(clock))
+    assert [len(asked), asked[8]] == [13, asked[5]]
+    assert [entrant.again for entrant in taking_part] == [int(name == asked[5]) for name in "0123"]
+    assert all(entrant.numbers == [0, 1, 2] for entrant in taking_part)
+
+
+def test_when_the_time_is_over_few_blocks_are_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    taking_part = Host(monkeypatch, *[0.25] * 100).run(4, 11, until=0.0)
+    assert sum(entrant.again for entrant in taking_part) == 7  # of 51, which is as much as plans leave
+    assert [entrant.again for entrant in Host(monkeypatch, *[0.25] * 3).run(1, 3, until=0.0)] == [0]
+
+
+def test_a_tick_is_much_of_a_short_block_and_little_of_a_long_one() -> None:
+    assert rounds.stolen_share(1.0, 1.01, 0.05, 2) == pytest.approx(0.1)
+    assert rounds.stolen_share(1.0, 1.01, 0.2, 2) > rounds.STEAL > rounds.stolen_share(1.0, 1.01, 0.3, 2)
+    assert rounds.stolen_share(None, None, 0.05, 2) == 0
 
 
 def test_a_plan_fits_into_the_time_there_is() -> None:
@@ -84,7 +133,7 @@ def test_a_plan_fits_into_the_time_there_is() -> None:
 
 def test_what_short_calls_leave_of_their_share_is_for_long_ones() -> None:
     calls = [rounds.Call(0.2), rounds.Call(0.15, True), rounds.Call(0.11)]
-    assert [one.rounds for one in rounds.plans(calls, 4.5)] == [7, 6, 11]
+    assert [one.rounds for one in rounds.plans(calls, 4.5 / rounds.PLANNED)] == [7, 6, 11]
     assert [one.rounds for one in rounds.plans(calls, float("inf"))] == [11, 11, 11]
     # Late, a long call is timed less often, and a short one never less than five times.
     assert [one.rounds for one in rounds.plans(calls, 0.0)] == [3, 3, 3]
@@ -101,6 +150,10 @@ def test_what_is_far_behind_is_timed_less_often_where_time_is_short() -> None:
         5,
     ]  # the last is the only one with two threads
     assert [one.rounds for one in rounds.plans(calls, float("inf"))][1:] == [11, 11, 11, 11]
+    # What there is beside goes to the others first.
+    calls = [rounds.Call(0.2), rounds.Call(0.3), rounds.Call(0.5)]
+    assert [one.rounds for one in rounds.plans(calls, 5.0 / rounds.PLANNED)] == [9, 6, 2]
+    assert [one.rounds for one in rounds.plans(calls, 9.0 / rounds.PLANNED)] == [11, 11, 5]
 
 
 def test_what_is_not_planned_is_planned_by_its_first_round_which_counts() -> None:

@@ -1,8 +1,10 @@
 """A run of a table: every contender has its row, whatever becomes of the others."""
 
 import json
+import os
 import re
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 from bench_examples import LIMITS, PEERS, SMALL, a_header
 
-from multirnn.bench import limits
+from multirnn.bench import limits, run
 from multirnn.bench.contenders import find
 from multirnn.bench.machine import describe
 from multirnn.bench.problems import Entry, Problem, Table
@@ -77,8 +79,46 @@ def test_a_row_describes_itself(tmp_path: Path) -> None:
     assert row["contender"]["plan"] == "NumPy"
     assert row["contender"]["flags"]["OMP_NUM_THREADS"] == "1"
     assert row["contender"]["features"] == describe()["features"]
+    assert 0 <= row["blocks_again"] <= 3
+    assert row["steal"] is None or row["steal"] >= 0
     for name in ("import_s", "prepare_s", "first_call_s", "error_eps", "allowed_eps", "repetitions"):
         assert row[name] > 0
+
+
+class Asked:
+    """A seat and its process: it answers when it is asked, or never."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.process, self.asked = name, self, 0.0
+        self.reading, self.writing = os.pipe()
+
+    def fileno(self) -> int:
+        return self.reading
+
+
+def test_as_many_get_ready_at_once_as_there_are_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "allowed_cores", lambda: (3, 5))
+    begun: list[tuple[str, int]] = []
+
+    def begin(seat: Any, place: int) -> bool:
+        begun.append((seat.name, place))
+        seat.asked = time.monotonic()
+        if seat.name in ("quick", "last"):
+            os.write(seat.writing, b"\n")
+        return bool(seat.name != "refused")
+
+    seats: list[Any] = [Asked(name) for name in ("hanging", "quick", "refused", "last")]
+    at_once: Iterator[Any] = run._at_once(seats, begin, 0.2)
+    assert next(at_once).name == "quick"
+    assert begun == [("hanging", 1), ("quick", 0)]
+    assert next(at_once).name == "last"
+    assert begun[2:] == [("refused", 0), ("last", 0)]
+    assert time.monotonic() - seats[0].asked < 0.2
+    assert [seat.name for seat in at_once] == ["hanging"]
+    assert time.monotonic() - seats[0].asked >= 0.2
+    for seat in seats:
+        os.close(seat.reading)
+        os.close(seat.writing)
 
 
 def test_who_was_too_slow_is_not_tried_on_more_of_the_same(tmp_path: Path) -> None:

@@ -156,7 +156,9 @@ def goals() -> str:
         rows.append([r["mode"], str(r["threads"]), r["what"], str(r["problems"]), mean, where, r["goal"], held(r)])
     steal = f"{found['steal']['median']:.1%}, at most {found['steal']['most']:.0%}"
     judged = table(["mode", "threads", "what", "problems", "mean", "least", "goal", ""], rows)
-    return f"{judged}\n\nThe host gave others a part of both cores meanwhile: in the median {steal} during a problem."
+    return (
+        f"{judged}\n\nThe host gave others a part of the cores meanwhile: in the median {steal} while a row was timed."
+    )
 
 
 def fast() -> str:

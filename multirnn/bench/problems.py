@@ -257,7 +257,7 @@ def _standard() -> Table:
     entries += [Entry(_both_ways(cell), ("inference",)) for cell in SHORT]
     entries += [Entry(_ragged("lstm"), ("inference",)), Entry(_ragged("gru"), ("inference", "gradients"))]
     entries += [Entry(_shape(cell, 1, 1, 256, 256), ("streaming",)) for cell in SHORT]
-    return Table("standard", tuple(entries), seconds=13 * 60, cap=45, boundary=("inference", "streaming"))
+    return Table("standard", tuple(entries), seconds=16 * 60, cap=45, boundary=("inference", "streaming"))
 
 
 def _deepbench() -> Table:

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Self
 
 from multirnn.bench.alone import allowed_cores, thread_variables
@@ -48,22 +49,28 @@ class Process:
     Args:
         source: the contender.
         threads: which the process may use; it is bound to as many cores.
+        place: among the cores, of the first of them; see `bind`.
+
+    Attributes:
+        asked: when it was started or sent a message last, by `time.monotonic`.
 
     Raises:
         InvalidCall: there are not so many cores.
     """
 
-    def __init__(self, source: Source, threads: int) -> None:
-        cores = allowed_cores()[:threads]
-        if len(cores) < threads:
-            raise InvalidCall(f"{threads} threads need as many cores, and this process may run on {len(cores)}")
+    def __init__(self, source: Source, threads: int, place: int = 0) -> None:
+        if len(allowed_cores()) < threads:
+            raise InvalidCall(
+                f"{threads} threads need as many cores, and this process may run on {len(allowed_cores())}"
+            )
+        cores = _cores(threads, place)
         self.source, self.threads = source, threads
         self._said = tempfile.TemporaryFile()  # noqa: SIM115  # closed in `end`
         reading, answers = os.pipe()
         messages, self._writing = os.pipe()
         self._reading, self._buffer = reading, b""
         arguments = [str(messages), str(answers), json.dumps(source.to_dict()), str(threads)]
-        command: Sequence[str] = [sys.executable, "-c", BOOT.format(cores=set(cores)), *arguments]
+        command: Sequence[str] = [sys.executable, "-c", BOOT.format(cores=cores), *arguments]
         try:
             self._process = subprocess.Popen(  # noqa: S603  # ourselves
                 command,
@@ -77,18 +84,43 @@ class Process:
         finally:
             os.close(messages)
             os.close(answers)
+        self.asked = time.monotonic()
 
     @property
     def alive(self) -> bool:
         """Whether it can be asked; what has been found to have ended is not."""
         return self._process.returncode is None
 
+    def fileno(self) -> int:
+        """What can be read when there is an answer, for `select`."""
+        return self._reading
+
+    def bind(self, place: int = 0) -> None:
+        """Bind it to as many cores as it has threads.
+
+        Its pools of threads keep the size that they were made with.
+
+        Args:
+            place: among the cores, of the first of them. All are timed on the same cores, those of place 0; while nobody
+                is, one may get ready on others.
+        """
+        if hasattr(os, "sched_setaffinity"):
+            for thread in self.thread_ids():
+                with suppress(ProcessLookupError):  # it has ended
+                    os.sched_setaffinity(thread, _cores(self.threads, place))
+
+    def thread_ids(self) -> list[int]:
+        """Of all threads that it has, on Linux; none when it has ended."""
+        with suppress(FileNotFoundError):
+            return [int(name) for name in os.listdir(f"/proc/{self._process.pid}/task")]
+        return []
+
     def ask(self, message: Mapping[str, Any], cap: float) -> dict[str, Any]:
         """The answer to a message.
 
         Args:
             message: see `multirnn.bench.worker.serve`.
-            cap: seconds to wait for it.
+            cap: seconds that it may take.
 
         Raises:
             Lost: there will be none; the process has ended.
@@ -106,14 +138,18 @@ class Process:
             os.write(self._writing, json.dumps(message).encode() + b"\n")
         except BrokenPipeError:
             raise self._lost() from None
+        self.asked = time.monotonic()
 
     def answer(self, cap: float) -> dict[str, Any]:
         """The answer to what was sent; the first tells that it has started, what it runs on, and how long its imports took.
 
+        Args:
+            cap: seconds that it may take, from when it was asked.
+
         Raises:
             Lost: there will be none; the process has ended.
         """
-        until = time.monotonic() + cap
+        until = self.asked + cap
         while b"\n" not in self._buffer:
             ready, _, _ = select.select([self._reading], [], [], max(0.0, until - time.monotonic()))
             if not ready:
@@ -153,6 +189,11 @@ class Process:
         if status < 0:
             return Lost("killed", _sentence(f"killed by signal {-status}", last))
         return Lost("failed", _sentence(f"ended with status {status}", last))
+
+
+def _cores(threads: int, place: int) -> set[int]:
+    allowed = allowed_cores()
+    return {allowed[(place + number) % len(allowed)] for number in range(threads)}
 
 
 def _sentence(what: str, last: str) -> str:

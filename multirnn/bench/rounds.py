@@ -3,12 +3,14 @@
 Those with one number of threads are timed after each other, since a process with several leaves them spinning.
 
 How long a block of calls lasts and how many rounds there are is planned from the time that there is. What is far behind
-the fastest is timed less often. A round in which the host gave too much of the cores to others is run again.
+the fastest is timed less often. A block during which the host gave too much of the cores to others is run again at the
+end of its round, when that may be over; which of its tries counts is decided by what was stolen, never by their times.
 """
 
 import math
 import random
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -16,7 +18,7 @@ from typing import NamedTuple
 from multirnn.bench.machine import steal
 from multirnn.bench.process import Lost, Process
 
-__all__ = ["ALLOWANCE", "Call", "Entrant", "Plan", "interleave", "plan", "plans", "unstable"]
+__all__ = ["ALLOWANCE", "Call", "Entrant", "Plan", "interleave", "plan", "plans", "stolen_share", "unstable"]
 
 ROUNDS = (5, 11)
 LONGER = 3  # rounds of a long call, unless there is time for more; each lasts more than ten blocks
@@ -29,8 +31,9 @@ BOUNDARIES = 3
 SETTLING = 0.02  # seconds; GNU OpenMP's threads spin for 300 000 pauses, 17 ms, before they sleep
 SETTLING_ALONE = 0.005  # after a process without a second thread, only caches and the clock of the core have to settle
 ALLOWANCE = 5.0  # seconds of one contender on one problem, where nothing limits the run
-STEAL = 0.01
-AGAIN = 0.5  # of the rounds may be run again
+STEAL = 0.02  # of the time of its cores; one hundredth of a second, which is how it is told, is more of a short block
+AGAIN = 0.5  # as many blocks as this part of a contender's rounds may be run again
+PLANNED = 0.85  # of the time there is, on rounds; the rest is for what is run again
 SPREAD = 0.1
 
 
@@ -76,28 +79,33 @@ class Call(NamedTuple):
 def plans(calls: Sequence[Call], budget: float) -> list[Plan]:
     """The plans of all that are timed together: what a short call leaves of its share is for the longer ones.
 
+    What takes more than `FAR` times as long as the fastest with as many threads has what all others leave.
+
     Args:
         calls: one a contender.
-        budget: seconds of all rounds of all of them. The fewest rounds are run even so: five, of long calls three, and
-            one or two less of what takes more than `FAR` times as long as the fastest with as many threads.
+        budget: seconds of all rounds of all of them, and of what of them is run again. The fewest rounds are run even
+            so: five, of long calls three, and one or two less of what is far behind.
     """
-    made: dict[int, Plan] = {}
-    budget = min(budget, ALLOWANCE * len(calls))
+    budget = min(PLANNED * budget, ALLOWANCE * len(calls))
     fastest = {call.threads: call.seconds for call in sorted(calls, reverse=True)}
-    for place in sorted(range(len(calls)), key=lambda place: calls[place]):
-        seconds, more, threads = calls[place]
-        allowance = max(budget, 0.0) / (len(calls) - len(made))
-        fewest = LONGER if seconds > LONG else ROUNDS[0]
-        if seconds > FAR * fastest[threads]:
-            fewest = FEWER[fewest]
-        made[place] = plan(seconds, allowance, boundary=more, fewest=fewest)
-        budget -= _cost(made[place], seconds, more)
-    return [made[place] for place in range(len(calls))]
+    far = [call.seconds > FAR * fastest[call.threads] for call in calls]
+    fewest = [LONGER if call.seconds > LONG else ROUNDS[0] for call in calls]
+    fewest = [FEWER[rounds] if behind else rounds for rounds, behind in zip(fewest, far, strict=True)]
+    made = [plan(call.seconds, 0.0, boundary=call.boundary, fewest=n) for call, n in zip(calls, fewest, strict=True)]
+    left = sorted(range(len(calls)), key=lambda place: (far[place], calls[place]))
+    while left:
+        alike = [place for place in left if far[place] == far[left[0]]]
+        kept = sum(_cost(made[place], calls[place]) for place in left[len(alike) :])  # of those far behind
+        call, allowance = calls[left[0]], max(budget - kept, 0.0) / len(alike)
+        made[left[0]] = plan(call.seconds, allowance, boundary=call.boundary, fewest=fewest[left[0]])
+        budget -= _cost(made[left[0]], call)
+        del left[0]
+    return made
 
 
-def _cost(planned: Plan, seconds: float, boundary: bool) -> float:
+def _cost(planned: Plan, call: Call) -> float:
     """The seconds that a plan takes."""
-    return (planned.rounds + BOUNDARIES * boundary) * (SETTLING + planned.repetitions * seconds)
+    return (planned.rounds + BOUNDARIES * call.boundary) * (SETTLING + planned.repetitions * call.seconds)
 
 
 UNPLANNED = Plan(0, 1)
@@ -115,6 +123,8 @@ class Entrant:
         cap: seconds that one answer may take.
         rounds: seconds of a call, one a round that it was in.
         numbers: of those rounds.
+        steals: the part of its cores' time that the host gave to others during each of those blocks.
+        again: how many blocks were run again.
         boundaries: seconds of a call from NumPy to NumPy, of the first rounds.
         lost: why there are no more.
     """
@@ -126,6 +136,8 @@ class Entrant:
     cap: float = 60.0
     rounds: list[float] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)
+    steals: list[float] = field(default_factory=list)
+    again: int = 0
     boundaries: list[float] = field(default_factory=list)
     lost: Lost | None = None
 
@@ -134,8 +146,12 @@ class Entrant:
         number, of, own = number - after, of - after, self.plan.rounds - after
         return number < 0 or (number + 1) * own // of > number * own // of
 
-    def run(self, number: int, settle: float) -> None:
-        """Time one block after so many seconds of settling, and one from NumPy to NumPy in the first rounds."""
+    def run(self, settle: float) -> float | None:
+        """Time one block after so many seconds of settling, and one from NumPy to NumPy the first times.
+
+        Returns:
+            seconds of a call; None if the contender is lost.
+        """
         common = {"do": "time", "repetitions": self.plan.repetitions}
         try:
             answer = self.process.ask({**common, "what": "call", "settle": settle}, self.cap)
@@ -147,73 +163,84 @@ class Entrant:
                     self.boundaries.append(through["seconds"])
         except Lost as lost:
             self.lost = lost
-            return
+            return None
         if answer["status"] != "timed":
             self.lost = Lost(answer["status"], answer["reason"])
-            return
-        self.rounds.append(answer["seconds"])
-        self.numbers.append(number)
-        if answer["seconds"] * self.plan.repetitions < TOO_SHORT:  # it was estimated while something disturbed it
-            self.plan = replace(self.plan, repetitions=math.ceil(BLOCK[0] / answer["seconds"]))
+            return None
+        seconds: float = answer["seconds"]
+        if seconds * self.plan.repetitions < TOO_SHORT:  # it was estimated while something disturbed it
+            self.plan = replace(self.plan, repetitions=math.ceil(BLOCK[0] / seconds))
+        return seconds
 
-    def forget(self, number: int) -> None:
-        """Take back what the round gave."""
-        if self.numbers and self.numbers[-1] == number:
-            self.numbers.pop()
-            self.rounds.pop()
+    def count(self, number: int, seconds: float, steal: float) -> None:
+        """Keep what a block of this round gave, unless less was stolen in one of the same round before."""
+        if self.numbers[-1:] != [number]:
+            self.numbers.append(number)
+            self.rounds.append(seconds)
+            self.steals.append(steal)
+        elif steal < self.steals[-1]:
+            self.rounds[-1], self.steals[-1] = seconds, steal
 
 
 def interleave(
     entrants: Sequence[Entrant],
     seed: int = 0,
     stolen: Callable[[], float | None] = steal,
-    cores: int = 1,
     until: float = math.inf,
-) -> tuple[float | None, int]:
+) -> None:
     """Run all rounds; fills the entrants.
 
     Args:
         entrants: who takes part, all planned or none; one that is lost is left out from then on.
         seed: of the order in each round.
         stolen: seconds that the host has given to others until now; None if not told.
-        cores: among which they are counted.
-        until: by `time.monotonic`; no round is run again any more, and what is not planned has until then.
-
-    Returns:
-        the share of the cores' time that was stolen in the rounds that count, None if not told; and how many rounds were
-        run again because it was above `STEAL`.
+        until: by `time.monotonic`; what is not planned has until then, and after it no more than what plans leave of the
+            time is spent on running blocks again.
     """
     rng = random.Random(seed)  # noqa: S311  # an order, no secret
     unplanned = int(
         any(entrant.plan is UNPLANNED for entrant in entrants)
     )  # the rounds that are run before there are plans
     total = unplanned or _longest(entrants)
-    again, taken, spent = 0, 0.0, 0.0
     number = last = 0
-    told = stolen() is not None
+    begun, repeated = time.monotonic(), 0.0
     while number < total:
         order = [one for one in entrants if one.lost is None and one.takes_part(number, total, unplanned)]
         turns = {entrant.threads: rng.random() for entrant in entrants}
         rng.shuffle(order)
         order.sort(key=lambda entrant: turns[entrant.threads])
-        before, start = stolen(), time.monotonic()
-        for entrant in order:
-            entrant.run(number, SETTLING if last > 1 else SETTLING_ALONE)
+        queue = deque(order)
+        while queue:
+            entrant = queue.popleft()
+            before, start = stolen(), time.monotonic()
+            seconds = entrant.run(SETTLING if last > 1 else SETTLING_ALONE)
             last = entrant.threads
-        lasted = (time.monotonic() - start) * cores
-        lost = (stolen() or 0.0) - (before or 0.0)
-        # The kernel counts in hundredths of a second: one of them says nothing about a short round.
-        if lost > max(STEAL * lasted, 0.015) and again < AGAIN * total and time.monotonic() < until:
-            again += 1
-            for entrant in order:
-                entrant.forget(number)
-            continue
-        taken, spent = taken + lost, spent + lasted
+            if seconds is None:
+                continue
+            now = time.monotonic()
+            share = stolen_share(before, stolen(), now - start, entrant.threads)
+            entrant.count(number, seconds, share)
+            in_time = now < until or repeated + now - start < (1 - PLANNED) * (now - begun)
+            if share > STEAL and in_time and entrant.again < AGAIN * max(entrant.plan.rounds, 1):
+                entrant.again += 1
+                repeated += now - start
+                queue.append(entrant)
         number += 1
         if number == unplanned:
             _plan_by_the_first(entrants, until - time.monotonic())
             total = _longest(entrants)
-    return (taken / spent if told and spent else None), again
+
+
+def stolen_share(before: float | None, after: float | None, seconds: float, threads: int) -> float:
+    """Which part of the time of its cores the host gave to others; 0 if not told.
+
+    Args:
+        before: seconds that the host had given to others when it began.
+        after: the same when it ended.
+        seconds: between them.
+        threads: how many cores it had; what is stolen of those that idle is not counted.
+    """
+    return ((after or 0.0) - (before or 0.0)) / (seconds * threads) if seconds else 0.0
 
 
 def _plan_by_the_first(entrants: Sequence[Entrant], budget: float) -> None:

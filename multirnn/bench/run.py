@@ -1,19 +1,21 @@
 """A run: every problem of a table, in every mode, by every contender with each number of threads.
 
-The processes of all contenders stay alive from problem to problem; one that dies is started again for the next. A
-contender gets ready with every number of threads at once, while nothing is timed; then all are timed in turns. What is
-measured together is written together when its rounds are over, and anything else that becomes of a contender at once.
+The processes of all contenders stay alive from problem to problem; one that dies is started again for the next. While
+nothing is timed, as many contenders as there are cores get ready at once; then all are timed in turns. What is measured
+together is written together when its rounds are over, and anything else that becomes of a contender at once.
 """
 
-import itertools
 import math
+import select
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import fmean
 from types import MappingProxyType
 from typing import Any
 
@@ -21,20 +23,23 @@ from multirnn.bench import inputs, verify
 from multirnn.bench.alone import allowed_cores
 from multirnn.bench.contenders import Source
 from multirnn.bench.limits import Limits, bytes_moved, flops
+from multirnn.bench.machine import steal
 from multirnn.bench.problems import Problem, Table
 from multirnn.bench.process import Lost, Process
 from multirnn.bench.results import DONE, Writer, key
-from multirnn.bench.rounds import Call, Entrant, interleave, plans, unstable
+from multirnn.bench.rounds import STEAL, Call, Entrant, interleave, plans, stolen_share, unstable
 from multirnn.bench.statistics import quartiles
+from multirnn.implementation import NATIVE
 
 __all__ = ["Progress", "Run", "settings"]
 
 START_CAP = 120.0  # seconds that imports may take; TensorFlow's take 5, from a cold disk 30
 USABLE_MEMORY = 0.6  # of what is free; the rest is for what a framework needs beside
+ESTIMATES = 2  # tries at most, while the host gives too much of the cores to others
 TRIED = 6  # calls at best that the cap has to leave room for: two to get ready, of a contender three times as slow
 LONG = 0.02  # seconds that a call needs at best: the first round tells how long it takes, and no estimate before it
 CONVERTED = 0.01  # seconds that a call needs at best, from which on no call from NumPy to NumPy is told from it
-WEIGHT = 10  # a call that needs a second at best is 10 times in a run's time what getting all contenders ready is
+WEIGHT = 18  # a call that needs a second at best is 18 times in a run's time what a problem of short calls is
 OVERHEAD = 3  # arrays that a contender holds for one that a problem has: NumPy's, its own, its output
 
 
@@ -90,10 +95,10 @@ class _Seat:
     lost: Lost | None = None  # at the start: it is not tried again
     slow: list[tuple[str, Problem]] = field(default_factory=list)
 
-    def launch(self) -> None:
+    def launch(self, place: int = 0) -> None:
         """Begin to start the process unless it runs; `start` waits until it is up."""
         if self.lost is None and self.process is None:
-            self.process, self.up = Process(self.source, self.threads), False
+            self.process, self.up = Process(self.source, self.threads, place), False
 
     def start(self) -> Process:
         """The process, started unless it runs.
@@ -192,24 +197,27 @@ class Run:
     def _start(self) -> None:
         """Start every process once, so that what is not there is left out of the count."""
         absent: set[str] = set()
-        implementations: dict[str, Sequence[str]] = {}  # of a backend, as its first contender tells
-        for name, group in _by_contender(self._seats):
-            source = group[0].source
+        implementations: dict[str, Sequence[str]] = {}  # of a backend, as the first of its contenders that is up tells
+
+        def launch(seat: _Seat, place: int) -> bool:
+            source = seat.source
             if source.implementation not in implementations.get(source.where, [source.implementation]):
-                absent.add(name)
-                continue
-            self._say(f"loading {name}")
-            for seat in group:
-                seat.launch()
-            for seat in group:
-                with suppress(Lost):  # it becomes a row of every problem
-                    seat.start()
-                if seat.hello.get("status") == "absent":
-                    absent.add(name)
-                if seat.hello.get("status") == "missing":
-                    self.missing[name] = seat.hello["reason"]
-                if seat.hello.get("implementations"):
-                    implementations[source.where] = seat.hello["implementations"]
+                absent.add(source.name)
+                return False
+            self._say(f"loading {source.name}")
+            seat.launch(place)
+            return True
+
+        first = sorted(self._seats, key=lambda seat: seat.source.implementation not in ("", NATIVE))
+        for seat in _at_once(first, launch, START_CAP):
+            with suppress(Lost):  # it becomes a row of every problem
+                seat.start()
+            if seat.hello.get("status") == "absent":
+                absent.add(seat.source.name)
+            if seat.hello.get("status") == "missing":
+                self.missing[seat.source.name] = seat.hello["reason"]
+            if seat.hello.get("implementations"):
+                implementations[seat.source.where] = seat.hello["implementations"]
         for seat in self._seats:
             if seat.source.name in absent | set(self.missing):
                 seat.end()
@@ -245,10 +253,7 @@ class Run:
         inputs.save(work, task.folder / "inputs")
         inputs.save_arrays(verify.expected(work), task.folder / "reference")
         del work
-        ready: list[tuple[_Seat, dict[str, Any]]] = []
-        for name, group in _by_contender(seats):
-            self._say(f"{task.title}: {name}")
-            ready += self._prepared(task, group, limit)
+        ready = self._prepared(task, seats, limit)
         if limit < LONG:
             ready = [(seat, answer) for seat, answer in ready if self._estimated(task, seat, answer)]
         if not ready:
@@ -264,39 +269,53 @@ class Run:
                 entrant.plan = planned
         self._say(f"{task.title}: rounds")
         at = datetime.now(UTC).isoformat(timespec="seconds")
-        stolen, again = interleave(entrants, self.seed, cores=len(allowed_cores()), until=until)
+        interleave(entrants, self.seed, until=until)
         for (seat, answer), entrant in zip(ready, entrants, strict=True):
-            measured = {"steal": stolen, "rounds_again": again, "measured_at": at}
-            self._write(task, seat, answer | measured | self._timed(task, seat, entrant, answer))
+            self._write(task, seat, answer | {"measured_at": at} | self._timed(task, seat, entrant, answer))
 
     def _prepared(self, task: _Task, seats: Sequence[_Seat], limit: float) -> list[tuple[_Seat, dict[str, Any]]]:
-        """Those that are ready and right with their answers, all prepared at once; of any other the row is written."""
-        asked = []
-        for seat in seats:
+        """Those that are ready and right, on the cores where they are timed, and their answers; of others the row is written."""
+
+        def ask(seat: _Seat, place: int) -> bool:
             if smaller := seat.slower_before(task.problem, task.mode):
                 reason = f"not tried, since {smaller} was too much for it"
                 self._write(task, seat, {"status": "slow", "reason": reason})
-                continue
+                return False
+            self._say(f"{task.title}: {seat.source.name}")
             boundary = task.mode in self.table.boundary and seat.threads == self._seats[0].threads and limit < CONVERTED
             try:
-                seat.start().send(task.message(boundary))
+                process = seat.start()
+                process.bind(place)
+                process.send(task.message(boundary))
             except Lost as lost:
                 self._write(task, seat, self._gone(task, seat, lost))
-            else:
-                asked.append(seat)
-        return [(seat, answer) for seat in asked if (answer := self._answer(task, seat, "ready"))]
+                return False
+            return True
+
+        answers = {id(seat): self._answer(task, seat, "ready") for seat in _at_once(seats, ask, self.table.cap)}
+        ready = [(seat, answer) for seat in seats if (answer := answers.get(id(seat)))]
+        for seat, _ in ready:
+            seat.start().bind()
+        return ready
 
     def _estimated(self, task: _Task, seat: _Seat, answer: dict[str, Any]) -> bool:
         """Put into the answer how long a call takes now that nobody else computes; whether it could be told."""
         assert seat.process is not None
-        try:
-            seat.process.send({"do": "estimate"})
-        except Lost as lost:
-            self._write(task, seat, answer | self._gone(task, seat, lost))
-            return False
-        estimated = self._answer(task, seat, "estimated", answer)
-        answer |= {name: value for name, value in estimated.items() if name != "status"}
-        return bool(estimated)
+        for _ in range(ESTIMATES):
+            before, start = steal(), time.monotonic()
+            try:
+                seat.process.send({"do": "estimate"})
+            except Lost as lost:
+                self._write(task, seat, answer | self._gone(task, seat, lost))
+                return False
+            estimated = self._answer(task, seat, "estimated", answer)
+            if not estimated:
+                return False
+            answer["first_call_s"] = max(answer["first_call_s"], estimated["first_call_s"])
+            answer["seconds"] = min(answer.get("seconds", math.inf), estimated["seconds"])
+            if stolen_share(before, steal(), time.monotonic() - start, seat.threads) <= STEAL:
+                break
+        return True
 
     def _answer(
         self, task: _Task, seat: _Seat, status: str, before: Mapping[str, Any] = MappingProxyType({})
@@ -332,6 +351,8 @@ class Run:
             "rounds": entrant.rounds,
             "round_numbers": entrant.numbers,
             "repetitions": entrant.plan.repetitions,
+            "steal": None if steal() is None else fmean(entrant.steals),
+            "blocks_again": entrant.again,
             "median": median,
             "low": low,
             "high": high,
@@ -385,14 +406,31 @@ class Run:
 MEASURED = (
     *("status", "reason", "error_eps", "allowed_eps", "prepare_s", "first_call_s", "rounds", "round_numbers"),
     *("repetitions", "median", "low", "high", "stable", "boundary_median", "peak_memory_bytes", "added_memory_bytes"),
-    *("steal", "rounds_again", "measured_at", "limit_s", "share"),
+    *("steal", "blocks_again", "measured_at", "limit_s", "share"),
 )
 
 
-def _by_contender(seats: Sequence[_Seat]) -> Iterator[tuple[str, list[_Seat]]]:
-    """Each contender's name and its seats, which follow one another."""
-    for name, group in itertools.groupby(seats, key=lambda seat: seat.source.name):
-        yield name, list(group)
+def _at_once(seats: Iterable[_Seat], begin: Callable[[_Seat, int], bool], cap: float) -> Iterator[_Seat]:
+    """Have seats compute, as many at once as there are cores, and give each when it has answered or its time is over.
+
+    Args:
+        seats: in the order in which they begin.
+        begin: tells a seat to compute, on cores from this place on; False if there is nothing to wait for.
+        cap: seconds that an answer may take.
+    """
+    waiting, places = deque(seats), list(range(len(allowed_cores())))
+    busy: dict[Process, tuple[_Seat, int]] = {}
+    while waiting or busy:
+        while waiting and places:
+            seat = waiting.popleft()
+            if begin(seat, places[-1]) and seat.process is not None:
+                busy[seat.process] = seat, places.pop()
+        over = min((process.asked for process in busy), default=0.0) + cap
+        answered, _, _ = select.select(busy, [], [], max(0.0, over - time.monotonic()))
+        for process in answered or [process for process in busy if process.asked + cap <= over]:
+            seat, place = busy.pop(process)
+            places.append(place)
+            yield seat
 
 
 def _heats(seats: Sequence[_Seat], problem: Problem, mode: str) -> Iterator[Sequence[_Seat]]:
