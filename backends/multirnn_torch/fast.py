@@ -7,33 +7,24 @@ for shapes of which `plan` says that nothing faster is known. Gradients of gradi
 """
 
 import sys
-from collections.abc import Sequence
-from copy import deepcopy
 from functools import cache
-from typing import Any, NamedTuple, Self, cast
+from typing import Any, Self, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
-from torch.func import functional_call
 from torch.nn.utils.rnn import PackedSequence
 
 from multirnn import InvalidCall, RecurrentSpec, Weights, kernel
 from multirnn.implementation import FROZEN, Plan
 from multirnn.layer import Lengths
 from multirnn_torch.facts import slower
-from multirnn_torch.kernel import KernelLoop
 from multirnn_torch.layer import TorchLayer, device_of, run
-from multirnn_torch.loop import Call, Loop, Maybe
+from multirnn_torch.loop import Maybe
+from multirnn_torch.recurrence import LOOPS, FastRecurrence, Recurrence, Rows, is_intercepted, is_plain, weights_of
 from multirnn_torch.single_bias import CandidateBiasGRU
-from multirnn_torch.tensors import TensorLoop
-from multirnn_torch.weights import module, skeleton
+from multirnn_torch.weights import module
 
 __all__ = ["LOOPS", "Fast", "FastCandidateBiasGRU", "FastGRU", "FastLSTM", "FastRNN", "FastTorchLayer", "build"]
-
-LOOPS: dict[str, type[Loop]] = {"kernel": KernelLoop, "tensors": TensorLoop}
-"""What a layer may run through, the faster first."""
 
 _SENTENCES = {
     "kernel": "the compiled kernel: the whole stack in one call",
@@ -47,190 +38,6 @@ _FROZEN_SENTENCES = {
 
 _CELLS = {"RNN_TANH": "simple_rnn", "RNN_RELU": "simple_rnn", "LSTM": "lstm", "GRU": "gru"}
 _DTYPES = {torch.float32: "float32", torch.float64: "float64"}
-_functorch: Any = getattr(torch._C, "_functorch")  # noqa: B009  # type checkers do not know it
-_PLAIN = frozenset({Tensor, nn.Parameter})
-
-
-# --- One call --------------------------------------------------------------------------------------------------------
-
-
-class _Rows(NamedTuple):
-    """How the rows of a call lie, and how long they are; see `Call`.
-
-    Attributes:
-        batch_first: whether x is `(batch, time, features)`, or `(time, batch, features)`.
-        lengths: as of a `Call`.
-        sizes, starts: of packed rows how many a step has, as a `PackedSequence` has it, and the row that it begins with.
-    """
-
-    batch_first: bool
-    lengths: Maybe = None
-    sizes: Maybe = None
-    starts: Maybe = None
-
-    @classmethod
-    def packed(cls, sizes: Tensor, count: int) -> Self | None:
-        """Those of a `PackedSequence`, in its order, from its `batch_sizes`; None where those are not of `count` rows."""
-        steps = sizes.numpy()
-        if steps.dtype != np.int64 or steps.sum() != count or steps[-1] < 1 or (steps[1:] > steps[:-1]).any():
-            return None
-        lengths = np.searchsorted(-steps, -np.arange(steps[0]), side="left")
-        return cls(True, torch.from_numpy(lengths), sizes, torch.from_numpy(np.cumsum(steps) - steps))
-
-    def turned(self, sequence: Tensor) -> Tensor:
-        """From the order of axes of the call to that of a loop, and back."""
-        return sequence if self.batch_first else sequence.transpose(0, 1)
-
-    def call(self, x: Tensor, state: Sequence[Maybe], weights: Sequence[Tensor], y: Tensor) -> Call:
-        """For a loop."""
-        return Call(self.turned(x), state, weights, self.turned(y), self.lengths, self.starts)
-
-
-class _Constants(NamedTuple):
-    """Weights of a frozen module.
-
-    Attributes:
-        prepared: by `Loop.prepare`.
-        weights: as they were, sharing memory and version with the module's.
-        versions: what PyTorch counts up whenever it writes into one.
-    """
-
-    prepared: Any
-    weights: Sequence[Tensor]
-    versions: Sequence[int]
-
-    def check(self, weights: Sequence[Tensor], names: Sequence[str]) -> None:
-        """Go on only with the same.
-
-        Raises:
-            InvalidCall: another tensor is in the place of one, or it was written into.
-        """
-        for weight, known, version, name in zip(weights, self.weights, self.versions, names, strict=True):
-            if weight.data_ptr() != known.data_ptr() or weight._version != version:
-                raise InvalidCall(
-                    f"{name} has changed since the module was frozen; call freeze() again after a change, or unfreeze()"
-                )
-
-
-class _Recurrence:
-    """What a module runs in one dtype.
-
-    Args:
-        spec: of the module.
-        loop: a name out of `LOOPS`.
-        names: of the module's weights, in the order of `spec.shapes`.
-
-    Attributes:
-        constants: the weights, while the module is frozen.
-    """
-
-    def __init__(self, spec: RecurrentSpec, loop: str, names: Sequence[str]) -> None:
-        self.spec = spec
-        self.loop = LOOPS[loop](spec)  # type: ignore[call-arg]  # of a Protocol, which has no arguments
-        self.names = names
-        self.skeleton = skeleton(spec)
-        self.shapes = [tuple(weight.shape) for weight in _weights(self.skeleton, names)]
-        self.plans: dict[tuple[int, int, bool, bool], bool] = {}
-        self.constants: _Constants | None = None
-
-    def freeze(self, weights: Sequence[Tensor]) -> None:
-        """Take these weights for constants, if there is something to be prepared of them."""
-        dense = [weight.detach().contiguous() for weight in weights]
-        prepared = self.loop.prepare(dense)
-        if prepared is not None:
-            known = [weight.detach() for weight in weights]
-            self.constants = _Constants(prepared, known, [weight._version for weight in known])
-
-    def forward(
-        self, x: Tensor, state: Sequence[Maybe], weights: Sequence[Tensor], rows: _Rows, keep: bool = False
-    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """The sequence, laid out as x, and see `Loop.forward`."""
-        y = torch.empty((*x.shape[:-1], self.spec.output_size), dtype=x.dtype, device="cpu")
-        call = rows.call(x, state, weights, y)
-        if self.constants is not None:
-            call = call._replace(prepared=self.constants.prepared)
-        return y, *self.loop.forward(call, keep=keep)
-
-    def native(self, x: Tensor, state: list[Tensor], weights: Sequence[Tensor], rows: _Rows) -> list[Tensor]:
-        """The same by the framework's own layer, which may be differentiated and transformed again."""
-        layer, named = deepcopy(self.skeleton), dict(zip(self.names, weights, strict=True))
-
-        def call(*inputs: Any) -> Any:
-            return functional_call(layer, named, inputs)
-
-        if rows.sizes is not None:
-            packed, last = call(PackedSequence(x, rows.sizes), tuple(state) if len(state) == 2 else state[0])
-            return [packed.data, *(last if isinstance(last, tuple) else (last,))]
-        sequence, *final = run(call, rows.turned(x), state, None if rows.lengths is None else rows.lengths.numpy())
-        return [rows.turned(sequence), *final]
-
-
-class _FastRecurrence(torch.autograd.Function):
-    """A recurrence with its own way back.
-
-    Inputs: the recurrence, how the rows lie; x, the parts of the state, the weights. Outputs: the sequence, the parts
-    of the final state.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, recurrence: _Recurrence, rows: _Rows, x: Tensor, *others: Any) -> tuple[Tensor, ...]:
-        states = len(recurrence.spec.form.states)
-        y, final, kept = recurrence.forward(x, others[:states], others[states:], rows, keep=True)
-        ctx.recurrence, ctx.rows = recurrence, rows
-        # PyTorch's own layers let their output be written over before the way back, so it is saved under a version of
-        # its own, and an empty tensor that shares the version of the output tells whether that has happened.
-        ctx.witness = y.detach()
-        ctx.witness.data = y.new_empty(0)
-        ctx.version = y._version
-        ctx.given = 1 + len(others)
-        ctx.save_for_backward(x, *others, y.data, *kept)
-        ctx.set_materialize_grads(False)
-        return y, *final
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Maybe) -> tuple[Any, ...]:
-        saved = ctx.saved_tensors
-        (x, *others), (y, *kept) = saved[: ctx.given], saved[ctx.given :]
-        wanted = ctx.needs_input_grad[2:]
-        recurrence, rows = ctx.recurrence, ctx.rows
-        states = len(recurrence.spec.form.states)
-        plain = all(part is None or (_is_plain(part, x.dtype) and not _is_batched(part)) for part in cotangents)
-        if torch.is_grad_enabled() or not plain or _intercepted():
-            return None, None, *_differentiable(ctx, [x, *others], cotangents)
-        state, weights = others[:states], others[states:]
-        if ctx.witness._version != ctx.version:
-            y, _, kept = recurrence.forward(x, state, weights, rows, keep=True)
-        dy, *dfinal = cotangents
-        dy = None if dy is None else rows.turned(dy)
-        dx, *gradients = recurrence.loop.backward(rows.call(x, state, weights, y), kept, dy, dfinal, wanted)
-        dx = None if dx is None else rows.turned(dx)
-        found = zip((dx, *gradients), wanted, strict=True)
-        return None, None, *(gradient if want else None for gradient, want in found)
-
-
-def _differentiable(ctx: Any, given: list[Any], cotangents: Sequence[Maybe]) -> list[Maybe]:
-    """The gradients as a graph: by the framework's own layer, run again."""
-    recurrence, rows = ctx.recurrence, ctx.rows
-    states = len(recurrence.spec.form.states)
-    with torch.enable_grad():
-        # Views, so that a weight that was itself computed from x, say, is not followed to x here.
-        views: list[Any] = [None if part is None else part.view_as(part) for part in given]
-        x, *others = views
-        shape = len(tuple(recurrence.spec.passes)), rows.call(x, [], [], x).size[0], recurrence.spec.hidden_size
-        state = [x.new_zeros(shape) if part is None else part for part in others[:states]]
-        outputs = recurrence.native(x, state, others[states:], rows)
-    reached = [(output, part) for output, part in zip(outputs, cotangents, strict=True) if part is not None]
-    leaves = [part for part, wanted in zip(views, ctx.needs_input_grad[2:], strict=True) if wanted]
-    found = iter(
-        torch.autograd.grad(
-            [output for output, _ in reached],
-            leaves,
-            [part for _, part in reached],
-            create_graph=torch.is_grad_enabled(),
-            allow_unused=True,
-        )
-    )
-    return [next(found) if wanted else None for wanted in ctx.needs_input_grad[2:]]
 
 
 # --- The modules -----------------------------------------------------------------------------------------------------
@@ -252,7 +59,7 @@ class Fast(nn.RNNBase):
             raise InvalidCall(f"loop is one of {', '.join(map(repr, LOOPS))}, or None for the fastest, not {loop!r}")
         super().__init__(*args, **kwargs)
         self.loop = loop
-        self._recurrences: dict[tuple[torch.dtype, str | None], _Recurrence] = {}
+        self._recurrences: dict[tuple[torch.dtype, str | None], Recurrence] = {}
 
     def forward(self, input: Any, hx: Any = None, lengths: Tensor | None = None) -> Any:
         """As of the layer in `torch.nn`.
@@ -298,7 +105,7 @@ class Fast(nn.RNNBase):
         """
         recurrence = None if self._native_because() else self._recurrence(self._first_weight().dtype)
         if recurrence is not None:
-            weights = _weights(self, recurrence.names)
+            weights = weights_of(self, recurrence.names)
             if any(weight.is_inference() for weight in weights):
                 raise InvalidCall(
                     "weights that were made in inference mode cannot be frozen: PyTorch does not tell whether they change"
@@ -318,15 +125,15 @@ class Fast(nn.RNNBase):
 
     def _run_any(self, input: Any, hx: Any, lengths: Maybe) -> Any:
         packed = isinstance(input, PackedSequence)
-        found = self._run_packed(input, hx) if packed else self._run(input, hx, _Rows(self.batch_first, lengths))
+        found = self._run_packed(input, hx) if packed else self._run(input, hx, Rows(self.batch_first, lengths))
         return self._run_native(input, hx, lengths) if found is None else found
 
-    def _run(self, x: Tensor, hx: Any, rows: _Rows) -> Any:
+    def _run(self, x: Tensor, hx: Any, rows: Rows) -> Any:
         """The result, or None where the framework's own layer has to run: also for it to say what is wrong."""
-        if _intercepted() or torch.is_autocast_enabled("cpu") or not self._is_whole():
+        if is_intercepted() or torch.is_autocast_enabled("cpu") or not self._is_whole():
             return None
         dtype = x.dtype
-        if not _is_plain(x, dtype) or (recurrence := self._recurrence(dtype)) is None:
+        if not is_plain(x, dtype) or (recurrence := self._recurrence(dtype)) is None:
             return None
         spec = recurrence.spec
         packed = rows.starts is not None
@@ -335,9 +142,9 @@ class Fast(nn.RNNBase):
         if x.dim() != (2 if packed else 3) or x.shape[-1] != spec.input_size or 0 in x.shape:
             return None
         batch, time = rows.call(x, [], [], x).size
-        weights = _weights(self, recurrence.names)
+        weights = weights_of(self, recurrence.names)
         for weight, shape in zip(weights, recurrence.shapes, strict=True):
-            if not _is_plain(weight, dtype) or weight.shape != shape:
+            if not is_plain(weight, dtype) or weight.shape != shape:
                 return None
         state = self._state(hx, dtype, batch, unbatched)
         if state is None:
@@ -359,7 +166,7 @@ class Fast(nn.RNNBase):
             x = x.contiguous()
         weights = [weight if weight.is_contiguous() else weight.contiguous() for weight in weights]
         if differentiate:
-            apply: Any = _FastRecurrence.apply
+            apply: Any = FastRecurrence.apply
             y, *final = apply(recurrence, rows, x, *state, *weights)
         else:
             y, final, _ = recurrence.forward(x, state, weights, rows)
@@ -370,9 +177,9 @@ class Fast(nn.RNNBase):
     def _run_packed(self, packed: PackedSequence, hx: Any) -> Any:
         """As `_run`."""
         data, sizes, sorted_indices, unsorted_indices = packed
-        if not data.numel() or _intercepted() or self._native_because() is not None:
+        if not data.numel() or is_intercepted() or self._native_because() is not None:
             return None
-        rows = _Rows.packed(sizes, len(data))
+        rows = Rows.packed(sizes, len(data))
         if rows is None or (found := self._run(data, self._sorted(hx, sorted_indices), rows)) is None:
             return None
         y, final = found
@@ -411,11 +218,11 @@ class Fast(nn.RNNBase):
         shape = (passes, self.hidden_size) if unbatched else (passes, batch, self.hidden_size)
         if not isinstance(given, tuple | list) or len(given) != parts:
             return None
-        if not all(_is_plain(part, dtype) and part.shape == shape for part in given):
+        if not all(is_plain(part, dtype) and part.shape == shape for part in given):
             return None
         return [(part[:, None] if unbatched else part).contiguous() for part in given]
 
-    def _is_faster(self, recurrence: _Recurrence, batch: int, time: int, lengths: bool, gradients: bool) -> bool:
+    def _is_faster(self, recurrence: Recurrence, batch: int, time: int, lengths: bool, gradients: bool) -> bool:
         key = batch, time, lengths, gradients
         if (known := recurrence.plans.get(key)) is None:
             known = _slower(self._loop_name(), recurrence.spec, batch, time, lengths, gradients) is None
@@ -448,12 +255,12 @@ class Fast(nn.RNNBase):
             return self.loop
         return "tensors" if kernel.missing() else "kernel"
 
-    def _recurrence(self, dtype: torch.dtype) -> _Recurrence | None:
+    def _recurrence(self, dtype: torch.dtype) -> Recurrence | None:
         """What runs for an input of this dtype; None where nothing does."""
         key = dtype, self.loop
         if (found := self._recurrences.get(key)) is None and dtype in _DTYPES:
             names = [name for names in self._all_weights for name in names]
-            found = self._recurrences[key] = _Recurrence(self._spec(dtype), self._loop_name(), names)
+            found = self._recurrences[key] = Recurrence(self._spec(dtype), self._loop_name(), names)
         return found
 
     def _spec(self, dtype: torch.dtype) -> RecurrentSpec:
@@ -493,46 +300,14 @@ def _uncompiled() -> Any:
     return torch.compiler.disable(Fast._run_any)  # type: ignore[no-untyped-call]
 
 
-def _weights(native: nn.Module, names: Sequence[str]) -> list[Any]:
-    """The weights as they are now, whether parameters or what was put in their place."""
-    parameters = native._parameters  # a third of the time that getattr takes
-    return [parameters[name] if name in parameters else getattr(native, name) for name in names]
-
-
-def _intercepted() -> bool:
-    """Whether PyTorch compiles, traces, transforms or watches what is computed: then it has to see operations of its own."""
-    return (
-        torch._C._get_tracing_state() is not None
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or forward_ad._current_level >= 0
-    )
-
-
-def _is_plain(tensor: Any, dtype: torch.dtype) -> bool:
-    """Whether it is numbers of this dtype in memory, and nothing else."""
-    return (
-        type(tensor) in _PLAIN
-        and tensor.dtype is dtype
-        and tensor.is_cpu
-        and tensor.layout is torch.strided
-        and not tensor.is_neg()
-    )
-
-
 def _slower(loop: str, spec: RecurrentSpec, batch: int, time: int, lengths: bool, gradients: bool) -> str | None:
     if lengths and not LOOPS[loop].ragged:
         return "without the compiled kernel, it takes rows of unequal length packed"
     return slower(loop, spec, batch, time, gradients)
 
 
-def _is_batched(tensor: Tensor) -> bool:
-    """Whether it stands for many, as in `torch.autograd.grad(..., is_grads_batched=True)`."""
-    return bool(_functorch.is_legacy_batchedtensor(tensor))
-
-
 def _check_lengths(lengths: Tensor, batch: int, time: int) -> None:
-    if _is_plain(lengths, torch.int64) and lengths.shape == (batch,) and lengths.is_contiguous():
+    if is_plain(lengths, torch.int64) and lengths.shape == (batch,) and lengths.is_contiguous():
         least, most = torch.aminmax(lengths)
         if int(least) >= 0 and int(most) <= time:
             return

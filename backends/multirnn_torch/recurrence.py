@@ -1,0 +1,240 @@
+"""`Recurrence`: what a fast module runs in one dtype, and `FastRecurrence`, its autograd function."""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.func import functional_call
+from torch.nn.utils.rnn import PackedSequence
+
+from multirnn import InvalidCall, RecurrentSpec
+from multirnn_torch.kernel import KernelLoop
+from multirnn_torch.layer import run
+from multirnn_torch.loop import Call, Loop, Maybe
+from multirnn_torch.tensors import TensorLoop
+from multirnn_torch.weights import skeleton
+
+__all__ = ["LOOPS", "FastRecurrence", "Recurrence", "Rows", "is_intercepted", "is_plain", "weights_of"]
+
+LOOPS: dict[str, type[Loop]] = {"kernel": KernelLoop, "tensors": TensorLoop}
+"""What a layer may run through, the faster first."""
+
+_functorch: Any = getattr(torch._C, "_functorch")  # noqa: B009  # type checkers do not know it
+_PLAIN = frozenset({Tensor, nn.Parameter})
+
+
+class Rows(NamedTuple):
+    """How the rows of a call lie, and how long they are; see `Call`.
+
+    Attributes:
+        batch_first: whether x is `(batch, time, features)`, or `(time, batch, features)`.
+        lengths: as of a `Call`.
+        sizes, starts: of packed rows how many a step has, as a `PackedSequence` has it, and the row that it begins with.
+    """
+
+    batch_first: bool
+    lengths: Maybe = None
+    sizes: Maybe = None
+    starts: Maybe = None
+
+    @classmethod
+    def packed(cls, sizes: Tensor, count: int) -> Self | None:
+        """Those of a `PackedSequence`, in its order, from its `batch_sizes`; None where those are not of `count` rows."""
+        steps = sizes.numpy()
+        if steps.dtype != np.int64 or steps.sum() != count or steps[-1] < 1 or (steps[1:] > steps[:-1]).any():
+            return None
+        lengths = np.searchsorted(-steps, -np.arange(steps[0]), side="left")
+        return cls(True, torch.from_numpy(lengths), sizes, torch.from_numpy(np.cumsum(steps) - steps))
+
+    def turned(self, sequence: Tensor) -> Tensor:
+        """From the order of axes of the call to that of a loop, and back."""
+        return sequence if self.batch_first else sequence.transpose(0, 1)
+
+    def call(self, x: Tensor, state: Sequence[Maybe], weights: Sequence[Tensor], y: Tensor) -> Call:
+        """For a loop."""
+        return Call(self.turned(x), state, weights, self.turned(y), self.lengths, self.starts)
+
+
+class Constants(NamedTuple):
+    """Weights of a frozen module.
+
+    Attributes:
+        prepared: by `Loop.prepare`.
+        weights: as they were, sharing memory and version with the module's.
+        versions: what PyTorch counts up whenever it writes into one.
+    """
+
+    prepared: Any
+    weights: Sequence[Tensor]
+    versions: Sequence[int]
+
+    def check(self, weights: Sequence[Tensor], names: Sequence[str]) -> None:
+        """Go on only with the same.
+
+        Raises:
+            InvalidCall: another tensor is in the place of one, or it was written into.
+        """
+        for weight, known, version, name in zip(weights, self.weights, self.versions, names, strict=True):
+            if weight.data_ptr() != known.data_ptr() or weight._version != version:
+                raise InvalidCall(
+                    f"{name} has changed since the module was frozen; call freeze() again after a change, or unfreeze()"
+                )
+
+
+class Recurrence:
+    """What a module runs in one dtype.
+
+    Args:
+        spec: of the module.
+        loop: a name out of `LOOPS`.
+        names: of the module's weights, in the order of `spec.shapes`.
+
+    Attributes:
+        constants: the weights, while the module is frozen.
+    """
+
+    def __init__(self, spec: RecurrentSpec, loop: str, names: Sequence[str]) -> None:
+        self.spec = spec
+        self.loop = LOOPS[loop](spec)  # type: ignore[call-arg]  # of a Protocol, which has no arguments
+        self.names = names
+        self.skeleton = skeleton(spec)
+        self.shapes = [tuple(weight.shape) for weight in weights_of(self.skeleton, names)]
+        self.plans: dict[tuple[int, int, bool, bool], bool] = {}
+        self.constants: Constants | None = None
+
+    def freeze(self, weights: Sequence[Tensor]) -> None:
+        """Take these weights for constants, if there is something to be prepared of them."""
+        dense = [weight.detach().contiguous() for weight in weights]
+        prepared = self.loop.prepare(dense)
+        if prepared is not None:
+            known = [weight.detach() for weight in weights]
+            self.constants = Constants(prepared, known, [weight._version for weight in known])
+
+    def forward(
+        self, x: Tensor, state: Sequence[Maybe], weights: Sequence[Tensor], rows: Rows, keep: bool = False
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """The sequence, laid out as x, and see `Loop.forward`."""
+        y = torch.empty((*x.shape[:-1], self.spec.output_size), dtype=x.dtype, device="cpu")
+        call = rows.call(x, state, weights, y)
+        if self.constants is not None:
+            call = call._replace(prepared=self.constants.prepared)
+        return y, *self.loop.forward(call, keep=keep)
+
+    def native(self, x: Tensor, state: list[Tensor], weights: Sequence[Tensor], rows: Rows) -> list[Tensor]:
+        """The same by the framework's own layer, which may be differentiated and transformed again."""
+        layer, named = deepcopy(self.skeleton), dict(zip(self.names, weights, strict=True))
+
+        def call(*inputs: Any) -> Any:
+            return functional_call(layer, named, inputs)
+
+        if rows.sizes is not None:
+            packed, last = call(PackedSequence(x, rows.sizes), tuple(state) if len(state) == 2 else state[0])
+            return [packed.data, *(last if isinstance(last, tuple) else (last,))]
+        sequence, *final = run(call, rows.turned(x), state, None if rows.lengths is None else rows.lengths.numpy())
+        return [rows.turned(sequence), *final]
+
+
+class FastRecurrence(torch.autograd.Function):
+    """A recurrence with its own way back.
+
+    Inputs: the recurrence, how the rows lie; x, the parts of the state, the weights. Outputs: the sequence, the parts
+    of the final state.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, recurrence: Recurrence, rows: Rows, x: Tensor, *others: Any) -> tuple[Tensor, ...]:
+        """See `torch.autograd.Function.forward`."""
+        states = len(recurrence.spec.form.states)
+        y, final, kept = recurrence.forward(x, others[:states], others[states:], rows, keep=True)
+        ctx.recurrence, ctx.rows = recurrence, rows
+        # PyTorch's own layers let their output be written over before the way back, so it is saved under a version of
+        # its own, and an empty tensor that shares the version of the output tells whether that has happened.
+        ctx.witness = y.detach()
+        ctx.witness.data = y.new_empty(0)
+        ctx.version = y._version
+        ctx.given = 1 + len(others)
+        ctx.save_for_backward(x, *others, y.data, *kept)
+        ctx.set_materialize_grads(False)
+        return y, *final
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Maybe) -> tuple[Any, ...]:
+        """See `torch.autograd.Function.backward`."""
+        saved = ctx.saved_tensors
+        (x, *others), (y, *kept) = saved[: ctx.given], saved[ctx.given :]
+        wanted = ctx.needs_input_grad[2:]
+        recurrence, rows = ctx.recurrence, ctx.rows
+        states = len(recurrence.spec.form.states)
+        plain = all(part is None or (is_plain(part, x.dtype) and not _is_batched(part)) for part in cotangents)
+        if torch.is_grad_enabled() or not plain or is_intercepted():
+            return None, None, *_differentiable(ctx, [x, *others], cotangents)
+        state, weights = others[:states], others[states:]
+        if ctx.witness._version != ctx.version:
+            y, _, kept = recurrence.forward(x, state, weights, rows, keep=True)
+        dy, *dfinal = cotangents
+        dy = None if dy is None else rows.turned(dy)
+        dx, *gradients = recurrence.loop.backward(rows.call(x, state, weights, y), kept, dy, dfinal, wanted)
+        dx = None if dx is None else rows.turned(dx)
+        found = zip((dx, *gradients), wanted, strict=True)
+        return None, None, *(gradient if want else None for gradient, want in found)
+
+
+def _differentiable(ctx: Any, given: list[Any], cotangents: Sequence[Maybe]) -> list[Maybe]:
+    """The gradients as a graph: by the framework's own layer, run again."""
+    recurrence, rows = ctx.recurrence, ctx.rows
+    states = len(recurrence.spec.form.states)
+    with torch.enable_grad():
+        # Views, so that a weight that was itself computed from x, say, is not followed to x here.
+        views: list[Any] = [None if part is None else part.view_as(part) for part in given]
+        x, *others = views
+        shape = len(tuple(recurrence.spec.passes)), rows.call(x, [], [], x).size[0], recurrence.spec.hidden_size
+        state = [x.new_zeros(shape) if part is None else part for part in others[:states]]
+        outputs = recurrence.native(x, state, others[states:], rows)
+    reached = [(output, part) for output, part in zip(outputs, cotangents, strict=True) if part is not None]
+    leaves = [part for part, wanted in zip(views, ctx.needs_input_grad[2:], strict=True) if wanted]
+    found = iter(
+        torch.autograd.grad(
+            [output for output, _ in reached],
+            leaves,
+            [part for _, part in reached],
+            create_graph=torch.is_grad_enabled(),
+            allow_unused=True,
+        )
+    )
+    return [next(found) if wanted else None for wanted in ctx.needs_input_grad[2:]]
+
+
+def weights_of(native: nn.Module, names: Sequence[str]) -> list[Any]:
+    """The weights as they are now, whether parameters or what was put in their place."""
+    parameters = native._parameters  # a third of the time that getattr takes
+    return [parameters[name] if name in parameters else getattr(native, name) for name in names]
+
+
+def is_intercepted() -> bool:
+    """Whether PyTorch compiles, traces, transforms or watches what is computed: then it has to see operations of its own."""
+    return (
+        torch._C._get_tracing_state() is not None
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or forward_ad._current_level >= 0
+    )
+
+
+def is_plain(tensor: Any, dtype: torch.dtype) -> bool:
+    """Whether it is numbers of this dtype in memory, and nothing else."""
+    return (
+        type(tensor) in _PLAIN
+        and tensor.dtype is dtype
+        and tensor.is_cpu
+        and tensor.layout is torch.strided
+        and not tensor.is_neg()
+    )
+
+
+def _is_batched(tensor: Tensor) -> bool:
+    """Whether it stands for many, as in `torch.autograd.grad(..., is_grads_batched=True)`."""
+    return bool(_functorch.is_legacy_batchedtensor(tensor))
