@@ -1,8 +1,10 @@
 """The process in which one contender is timed, and what becomes of it."""
 
 import os
+import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,11 @@ import pytest
 from bench_examples import PEERS, SMALL
 
 import multirnn as mr
-from multirnn.bench import inputs, verify
+from multirnn.bench import inputs, verify, worker
 from multirnn.bench.alone import allowed_cores
 from multirnn.bench.contenders import Source, find
 from multirnn.bench.problems import Problem
-from multirnn.bench.process import Lost, Process
+from multirnn.bench.process import RESTS, Lost, Process
 
 
 def source(name: str) -> Source:
@@ -51,6 +53,12 @@ def test_a_contender_is_verified_timed_and_its_memory_told(message: dict[str, An
             assert finished["peak_memory_bytes"] > 2**20
 
 
+def test_one_call_that_is_disturbed_is_not_a_part_of_what_a_block_gives() -> None:
+    slow = iter([0.0, 0.3] + [0.0] * 28)
+    assert worker.block(lambda: time.sleep(next(slow)), 30) < 0.05
+    assert next(slow, None) is None
+
+
 def test_a_process_has_its_variables_and_cores_before_anything_loads(message: dict[str, Any]) -> None:
     with Process(source("told"), 1) as process:
         assert process.answer(60)["flags"]["OPENBLAS_CORETYPE"] == "Haswell"
@@ -76,6 +84,48 @@ def test_a_process_gets_ready_on_other_cores_and_comes_back_with_all_its_threads
         process.bind(len(cores) + 1)  # there are no more: it begins again
         assert bound() == {(cores[1],)}
     process.bind()  # it has ended
+
+
+@pytest.mark.skipif(not RESTS, reason="processes are stopped on Linux only")
+def test_a_process_that_is_not_asked_is_stopped_with_all_its_threads(message: dict[str, Any]) -> None:
+    def states() -> set[str]:
+        return {
+            Path(f"/proc/{thread}/stat").read_text().rpartition(")")[2].split()[0] for thread in process.thread_ids()
+        }
+
+    with Process(source("threading"), 1) as process:
+        process.answer(60)
+        for _ in range(2):
+            wait_for(lambda: states() == {"T"})
+            assert len(process.thread_ids()) > 1
+            assert process.ask(message, 60)["status"] == "ready"
+
+
+@pytest.mark.skipif(not RESTS, reason="processes are stopped on Linux only")
+def test_a_process_that_is_stopped_ends_with_the_one_that_asked_it() -> None:
+    code = """
+import sys, time
+from pathlib import Path
+from multirnn.bench.contenders import find
+from multirnn.bench.process import Process
+process = Process(next(one for one in find([], [Path(sys.argv[1])]) if one.name == "threading"), 1)
+process.answer(60)
+print(process.thread_ids()[0], flush=True)
+time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", code, str(PEERS)], stdout=subprocess.PIPE, text=True) as asking:
+        assert asking.stdout is not None
+        asked = Path("/proc") / asking.stdout.readline().strip()
+        assert "threading" in (asked / "cmdline").read_text()
+        asking.kill()
+    wait_for(lambda: not asked.exists())
+
+
+def wait_for(there: Callable[[], bool], seconds: float = 20.0) -> None:
+    until = time.monotonic() + seconds
+    while not there():
+        assert time.monotonic() < until
+        time.sleep(0.01)
 
 
 def test_the_cap_is_of_the_time_since_it_was_asked(message: dict[str, Any]) -> None:

@@ -16,7 +16,12 @@ from multirnn.bench.alone import allowed_cores, thread_variables
 from multirnn.bench.contenders import Source
 from multirnn.errors import InvalidCall
 
-__all__ = ["Lost", "Process"]
+__all__ = ["RESTS", "Lost", "Process"]
+
+RESTS = sys.platform == "linux"
+"""Whether a process is stopped while it is not asked, so that its threads do not spin on the cores of another. Elsewhere one
+that is stopped would outlive whoever started it.
+"""
 
 BOOT = """
 import os, sys
@@ -134,6 +139,7 @@ class Process:
         Raises:
             Lost: there will be none; the process has ended.
         """
+        self._signal(signal.SIGCONT)
         try:
             os.write(self._writing, json.dumps(message).encode() + b"\n")
         except BrokenPipeError:
@@ -159,9 +165,16 @@ class Process:
             if not chunk:
                 raise self._lost()
             self._buffer += chunk
+        self._signal(signal.SIGSTOP)
         line, _, self._buffer = self._buffer.partition(b"\n")
         answer: dict[str, Any] = json.loads(line)
         return answer
+
+    def _signal(self, number: int) -> None:
+        """Stop it and what it has started, or let them go on."""
+        if RESTS:
+            with suppress(ProcessLookupError):  # it has ended, which the next answer tells
+                os.killpg(self._process.pid, number)
 
     def end(self) -> None:
         """Kill the process and what it has started; once is enough, and twice does no harm."""

@@ -1,7 +1,5 @@
 """Interleaved rounds: in each, every contender is timed once, in a shuffled order, so that drift hits all alike.
 
-Those with one number of threads are timed after each other, since a process with several leaves them spinning.
-
 How long a block of calls lasts and how many rounds there are is planned from the time that there is. What is far behind
 the fastest is timed less often. A block during which the host gave too much of the cores to others is run again at the
 end of its round, when that may be over; which of its tries counts is decided by what was stolen, never by their times.
@@ -16,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from multirnn.bench.machine import steal
-from multirnn.bench.process import Lost, Process
+from multirnn.bench.process import RESTS, Lost, Process
 
 __all__ = ["ALLOWANCE", "Call", "Entrant", "Plan", "interleave", "plan", "plans", "stolen_share", "unstable"]
 
@@ -25,11 +23,13 @@ LONGER = 3  # rounds of a long call, unless there is time for more; each lasts m
 LONG = 0.1  # seconds of a call
 FAR = 2.0  # times the fastest, from which on nobody asks how far to the percent
 FEWER = {ROUNDS[0]: 3, LONGER: 2}  # rounds of what is so far behind, unless there is time for more
-BLOCK = (0.01, 0.05)  # seconds; the clock costs 0.1 µs, and a block of 10 ms differs from one of 50 by 1 %
+BLOCK = (0.02, 0.05)  # seconds; of 20 ms the median is of several calls, of 50 it differs by 1 %
 TOO_SHORT = 0.005  # seconds of a block
 BOUNDARIES = 3
-SETTLING = 0.02  # seconds; GNU OpenMP's threads spin for 300 000 pauses, 17 ms, before they sleep
-SETTLING_ALONE = 0.005  # after a process without a second thread, only caches and the clock of the core have to settle
+SETTLING = 0.005 if RESTS else 0.06
+"""Seconds of calls before a block, in which caches and the clock of the core settle; and the threads of whoever ran before,
+unless they are stopped: those of ONNX Runtime spin for 2^20 pauses, up to 58 ms.
+"""
 ALLOWANCE = 5.0  # seconds of one contender on one problem, where nothing limits the run
 STEAL = 0.02  # of the time of its cores; one hundredth of a second, which is how it is told, is more of a short block
 AGAIN = 0.5  # as many blocks as this part of a contender's rounds may be run again
@@ -146,17 +146,17 @@ class Entrant:
         number, of, own = number - after, of - after, self.plan.rounds - after
         return number < 0 or (number + 1) * own // of > number * own // of
 
-    def run(self, settle: float) -> float | None:
-        """Time one block after so many seconds of settling, and one from NumPy to NumPy the first times.
+    def run(self) -> float | None:
+        """Time one block, and one from NumPy to NumPy the first times.
 
         Returns:
             seconds of a call; None if the contender is lost.
         """
-        common = {"do": "time", "repetitions": self.plan.repetitions}
+        common = {"do": "time", "repetitions": self.plan.repetitions, "settle": SETTLING}
         try:
-            answer = self.process.ask({**common, "what": "call", "settle": settle}, self.cap)
+            answer = self.process.ask({**common, "what": "call"}, self.cap)
             if self.boundary and len(self.boundaries) < BOUNDARIES and answer["status"] == "timed":
-                through = self.process.ask({**common, "what": "boundary", "settle": SETTLING_ALONE}, self.cap)
+                through = self.process.ask({**common, "what": "boundary"}, self.cap)
                 if through["status"] != "timed":
                     answer = through
                 else:
@@ -202,19 +202,16 @@ def interleave(
         any(entrant.plan is UNPLANNED for entrant in entrants)
     )  # the rounds that are run before there are plans
     total = unplanned or _longest(entrants)
-    number = last = 0
+    number = 0
     begun, repeated = time.monotonic(), 0.0
     while number < total:
         order = [one for one in entrants if one.lost is None and one.takes_part(number, total, unplanned)]
-        turns = {entrant.threads: rng.random() for entrant in entrants}
         rng.shuffle(order)
-        order.sort(key=lambda entrant: turns[entrant.threads])
         queue = deque(order)
         while queue:
             entrant = queue.popleft()
             before, start = stolen(), time.monotonic()
-            seconds = entrant.run(SETTLING if last > 1 else SETTLING_ALONE)
-            last = entrant.threads
+            seconds = entrant.run()
             if seconds is None:
                 continue
             now = time.monotonic()

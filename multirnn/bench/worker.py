@@ -11,6 +11,7 @@ import itertools
 import json
 import math
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +19,7 @@ from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from multirnn.bench import inputs, verify
@@ -27,16 +29,18 @@ from multirnn.bench.problems import Problem
 from multirnn.bench.work import Contender, Prepared
 from multirnn.errors import MissingFramework
 
-__all__ = ["main", "serve"]
+__all__ = ["block", "main", "serve"]
 
 LONGEST = 300  # letters of a line of a reason
 ESTIMATE = 0.005  # seconds of calls from which the time of one is estimated
-QUIET = 0.02  # seconds until the threads of whoever ran before sleep; on their cores a call of 50 µs can take 5 ms
+QUIET = 0.02  # seconds of all estimates of a contender, of which the least counts
+PARTS = 9  # of a block; the clock costs 0.1 µs a part
 LONG = 0.02  # seconds of a call beside which it does not matter that it finds its caches cold
 
 
 def main() -> None:
     """Serve the contender that the arguments name, until whoever started this process has gone."""
+    _end_with_parent()
     reading, writing = int(sys.argv[1]), int(sys.argv[2])
     for descriptor in (reading, writing):
         os.set_inheritable(descriptor, False)  # a process that a framework starts must not keep the pipe open
@@ -73,6 +77,12 @@ def main() -> None:
         say({"status": "started", "import_s": seconds, **told})
         for answer in serve(contender, threads, (json.loads(line) for line in messages)):
             say(answer)
+
+
+def _end_with_parent() -> None:
+    """On Linux, where it is stopped while it is not asked and would not see that nobody is left to ask."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def serve(contender: Contender, threads: int, messages: Iterator[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
@@ -162,10 +172,10 @@ class _Seat:
         """The seconds of a call, now that nobody else computes, and of the first, which may have been traced here only."""
         assert self.prepared is not None
         call, start = self.prepared.call, time.perf_counter()
-        first = _block(call, 1)
+        first = block(call, 1)
         seconds, repetitions = math.inf, 1
         while True:
-            seconds = min(seconds, _block(call, repetitions))
+            seconds = min(seconds, block(call, repetitions))
             if seconds * repetitions < ESTIMATE:
                 repetitions *= 2
             elif time.perf_counter() - start > QUIET:
@@ -174,7 +184,7 @@ class _Seat:
         return {"status": "estimated", "seconds": seconds, "first_call_s": first_call}
 
     def time(self, what: str, repetitions: int, settle: float) -> dict[str, Any]:
-        """The seconds of one call, the mean over a block."""
+        """The seconds of one call, from a block of so many."""
         assert self.prepared is not None
         call = self.prepared.call if what == "call" else self.prepared.boundary
         assert call is not None
@@ -182,7 +192,7 @@ class _Seat:
             time.sleep(settle)
         else:
             _settle(call, settle)
-        return {"status": "timed", "seconds": _block(call, repetitions)}
+        return {"status": "timed", "seconds": block(call, repetitions)}
 
     def finish(self) -> dict[str, Any]:
         """The memory that the problem took; and let go of it."""
@@ -208,23 +218,28 @@ def _wrong(found: float, allowed: float, where: str) -> str:
 # --- Time ------------------------------------------------------------------------------------------------------------
 
 
-def _block(call: Callable[[], Any], repetitions: int) -> float:
-    """The mean seconds of a call; as in `timeit`, no garbage is collected meanwhile."""
+def block(call: Callable[[], Any], repetitions: int) -> float:
+    """The seconds of a call, the median over the parts of a block: of a mean, one call that was disturbed is a part.
+
+    As in `timeit`, no garbage is collected meanwhile.
+    """
+    parts = min(repetitions, PARTS)
+    seconds = []
     gc.disable()
     try:
-        start = time.perf_counter()
-        for _ in itertools.repeat(None, repetitions):
-            call()
-        return (time.perf_counter() - start) / repetitions
+        for part in range(parts):
+            calls = (repetitions + part) // parts
+            start = time.perf_counter()
+            for _ in itertools.repeat(None, calls):
+                call()
+            seconds.append((time.perf_counter() - start) / calls)
     finally:
         gc.enable()
+    return median(seconds)
 
 
 def _settle(call: Callable[[], Any], seconds: float) -> None:
-    """Call, untimed, until so many seconds are over.
-
-    Until then the threads of whoever ran before still spin on a core, waiting for work.
-    """
+    """Call, untimed, until so many seconds are over."""
     start = time.perf_counter()
     while time.perf_counter() - start < seconds:
         call()
