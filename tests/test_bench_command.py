@@ -102,6 +102,7 @@ def test_a_slow_contender_is_no_failure(bench: Callable[..., Result]) -> None:
         (("--layers", "2"), "--layers describes a problem of your own"),
         (("--cell", "gru"), "give its --hidden too"),
         (("smoke", "--resume"), "name it with --out"),
+        (("smoke", "--disturbed", "0.02"), "runs a part of a file again: give --resume too"),
         (("smoke", "--threads", "1,x"), "numbers of threads with commas between them"),
         (("smoke", "--threads", "4096"), "4096 threads need as many cores"),
         (("smoke", "--part", "4/3"), "the parts of 3 are 1/3 to 3/3, not 4/3"),

@@ -23,7 +23,7 @@ PAIR = (Entry(Problem("two", "gru", 2, 7, 5, 4), ("inference",)), Entry(SMALL, (
 
 
 def run_table(
-    table: Table, names: Sequence[str], path: Path, resume: bool = False
+    table: Table, names: Sequence[str], path: Path, resume: bool = False, **options: Any
 ) -> tuple[dict[Any, Any], list[Progress]]:
     """The rows by problem and contender, and what was told meanwhile."""
     told: list[Progress] = []
@@ -31,7 +31,7 @@ def run_table(
     sources = [one for one in find([], [PEERS]) if one.name in names]
     with (
         (Writer.resume if resume else Writer.create)(path, header) as writer,
-        Run(table, sources, (1,), writer, LIMITS, tell=told.append) as running,
+        Run(table, sources, (1,), writer, LIMITS, tell=told.append, **options) as running,
     ):
         running()
     return {(row["problem"]["name"], row["contender"]["name"]): row for row in read(path).rows}, told
@@ -161,3 +161,39 @@ def test_resume_runs_what_is_missing_and_what_was_killed(tmp_path: Path) -> None
     ]
     run_table(table, ("right",), path, resume=True)
     assert len(path.read_text().splitlines()) == len(kept) + 2
+
+
+def test_what_was_disturbed_is_timed_again_and_the_later_rows_count(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    table = Table("own", PAIR, (1,), seconds=0, cap=3)
+    run_table(table, ("refusing", "right"), path)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in lines[1:]:
+        if row["status"] == "timed":
+            row |= {"steal": 0.03 if row["problem"]["name"] == "two" else 0.01, "median": 77.0}
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rows, _ = run_table(table, ("refusing", "right"), path, resume=True, again=0.02)
+    assert len(path.read_text().splitlines()) == len(lines) + 1
+    assert rows["two", "right"]["median"] < 77
+    assert rows["small", "right"]["median"] == 77
+
+
+def test_a_run_that_is_resumed_has_the_part_of_the_time_that_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares: list[float] = []
+    race = Run._race
+
+    def told(self: Run, task: Any, seats: Any, share: float) -> None:
+        shares.append(share)
+        race(self, task, seats, 0)
+
+    monkeypatch.setattr(Run, "_race", told)
+    path = tmp_path / "r.jsonl"
+    table = Table("own", PAIR, (1,), seconds=1000, cap=3)
+    run_table(table, ("right",), path)
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:2]))  # the second of two problems that take as long as each other is left
+    run_table(table, ("right",), path, resume=True)
+    assert 400 < shares[0] < 500 < shares[1] < 1000
+    assert 400 < shares[2] < 500

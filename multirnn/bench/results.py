@@ -5,14 +5,16 @@ A run may end at any moment: what is read back is every line that was finished. 
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Self
 
 from multirnn.errors import InvalidCall, InvalidData
 
-__all__ = ["DONE", "STATUSES", "VERSION", "Results", "Writer", "check", "finished_lines", "key", "read"]
+__all__ = ["DONE", "STATUSES", "VERSION", "Results", "Writer", "check", "disturbed", "finished_lines", "key", "read"]
 
 VERSION = 1
 
@@ -20,7 +22,7 @@ STATUSES = ("timed", "wrong", "refused", "failed", "killed", "slow")
 """What became of a contender on a problem; only "timed" has times."""
 
 DONE = ("timed", "wrong", "refused", "slow")
-"""What `--resume` does not try again."""
+"""What `--resume` does not try again, unless `--disturbed` says so."""
 
 NOT_THE_SAME = {
     "table": "its table is not the same",
@@ -71,6 +73,15 @@ def read(path: Path | str) -> Results:
         rows.pop(key(row), None)  # so that the later one stands where it was written
         rows[key(row)] = row
     return Results(header, list(rows.values()))
+
+
+def disturbed(rows: Iterable[Mapping[str, Any]], share: float) -> set[tuple[str, str]]:
+    """The problems, and their modes, in whose rows the host took more than this share of the cores, in the mean."""
+    stolen = defaultdict[tuple[str, str], list[float]](list)
+    for row in rows:
+        if row.get("steal") is not None:
+            stolen[row["problem"]["name"], row["mode"]].append(row["steal"])
+    return {where for where, shares in stolen.items() if fmean(shares) > share}
 
 
 def finished_lines(path: Path) -> int:

@@ -26,7 +26,7 @@ from multirnn.bench.limits import Limits, bytes_moved, flops
 from multirnn.bench.machine import steal
 from multirnn.bench.problems import Problem, Table
 from multirnn.bench.process import Lost, Process
-from multirnn.bench.results import DONE, Writer, key
+from multirnn.bench.results import DONE, Writer, disturbed, key
 from multirnn.bench.rounds import STEAL, Call, Entrant, interleave, plans, stolen_share, unstable
 from multirnn.bench.statistics import quartiles
 from multirnn.implementation import NATIVE
@@ -144,6 +144,8 @@ class Run:
         writer: where rows go; what it holds already is not run again.
         limits: of this machine.
         seed: of weights, inputs, cotangents and the order in the rounds.
+        again: problems that were timed while the host took more than this share of the cores are timed again, by all
+            contenders; the later rows count.
         tell: is told how far the run is.
 
     Attributes:
@@ -159,6 +161,7 @@ class Run:
         limits: Limits,
         *,
         seed: int = 0,
+        again: float = math.inf,
         tell: Tell = lambda progress: None,
     ) -> None:
         self.table, self.writer, self.limits, self.seed, self._tell = table, writer, limits, seed, tell
@@ -166,11 +169,14 @@ class Run:
         self._fewest = min(threads)
         self._seats = [_Seat(source, n) for source in sources for n in threads]
         self._tasks = [(entry.problem, mode) for entry in table.entries for mode in entry.modes]
-        self._done = {key(row) for row in writer.rows if row["status"] in DONE}
+        done = [row for row in writer.rows if row["status"] in DONE]
+        redone = disturbed(done, again)
+        self._done = {
+            key(row) for row in done if row["status"] != "timed" or (row["problem"]["name"], row["mode"]) not in redone
+        }
         for row in writer.rows:
             if row["status"] == "slow":
                 self._remember_slow(row["contender"]["name"], row["mode"], Problem.from_dict(row["problem"]))
-        self._until = math.inf if table.seconds is None else time.monotonic() + table.seconds
 
     def __enter__(self) -> "Run":
         return self
@@ -181,16 +187,23 @@ class Run:
 
     def __call__(self) -> None:
         """Start the contenders and run every problem that is not done."""
+        begun = time.monotonic()
         self._start()
         weights = [1 + WEIGHT * self._limit(problem, mode) for problem, mode in self._tasks]
+        left = [weight if self._todo(*task) else 0.0 for task, weight in zip(self._tasks, weights, strict=True)]
+        # A run that is resumed has of the time the part that is left.
+        budget = math.inf if self.table.seconds is None else self.table.seconds * sum(left) / sum(weights)
         for place, (problem, mode) in enumerate(self._tasks):
-            share = (self._until - time.monotonic()) * weights[place] / sum(weights[place:])
-            todo = [
-                seat for seat in self._seats if (problem.name, mode, seat.threads, seat.source.name) not in self._done
-            ]
+            if not (todo := self._todo(problem, mode)):
+                continue
+            share = (begun + budget - time.monotonic()) * left[place] / sum(left[place:])
             for heat in _heats(todo, problem, mode):
                 with tempfile.TemporaryDirectory(prefix="multirnn-bench-") as folder:
                     self._race(_Task(problem, mode, Path(folder)), heat, share * len(heat) / len(todo))
+
+    def _todo(self, problem: Problem, mode: str) -> list[_Seat]:
+        """Who has no row of it yet."""
+        return [seat for seat in self._seats if (problem.name, mode, seat.threads, seat.source.name) not in self._done]
 
     # --- Starting ----------------------------------------------------------------------------------------------------
 

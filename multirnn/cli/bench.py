@@ -160,6 +160,12 @@ STACK = ("num_layers", "bidirectional", "bias", "reset_after", "activation", "re
     "--out", type=click.Path(path_type=Path), metavar="FILE", help="Where rows go.  [default: named by the time]"
 )
 @click.option("--resume", is_flag=True, help="Go on with the file of --out: only what it lacks is run.")
+@click.option(
+    "--disturbed",
+    type=click.FloatRange(0, 1),
+    metavar="SHARE",
+    help="With --resume: run again what was timed while the host took more than this share of the cores.",
+)
 @click.option("--minutes", type=click.FloatRange(min=0), help="Cut rounds to fit.  [default: as the table says]")
 @click.option(
     "--cap", type=click.FloatRange(min=0, min_open=True), help="Seconds until one that does not answer is given up."
@@ -182,6 +188,7 @@ def run(
     contenders: tuple[str, ...],
     out: Path | None,
     resume: bool,
+    disturbed: float | None,
     minutes: float | None,
     cap: float | None,
     seed: int,
@@ -195,6 +202,9 @@ def run(
     """
     if resume and out is None:
         raise click.UsageError("--resume goes on with a file: name it with --out.")
+    if disturbed is not None and not resume:
+        raise click.UsageError("--disturbed runs a part of a file again: give --resume too.")
+    again = float("inf") if disturbed is None else disturbed
     chosen = _table(ctx, name, cell, given).only(names=problems, modes=modes, part=part)
     if minutes is not None:
         chosen = replace(chosen, seconds=60 * minutes)
@@ -209,7 +219,7 @@ def run(
         header, limits = _header(chosen, threads, seed, out if resume else None, tell)
         with (
             (results.Writer.resume if resume else results.Writer.create)(out, header) as writer,
-            Run(chosen, sources, threads, writer, limits, seed=seed, tell=tell) as running,
+            Run(chosen, sources, threads, writer, limits, seed=seed, again=again, tell=tell) as running,
         ):
             try:
                 # Asked to end, it ends its contenders too: one that compiles would go on for minutes.
