@@ -17,6 +17,9 @@ milliseconds each, for the speed of a machine changes within a tenth of a second
     jax           the jitted `apply` on an array of JAX's, waited for
     onnxruntime   the session on arrays with time first that are bound to it, into outputs that are there
 
+A framework that does not compute with NumPy's arrays takes its own time to read them and to hand them out. So the layer is
+also measured against the same written by hand, from NumPy to NumPy: what is more than that is the wrapper's.
+
 Memory is the growth of a process, of its own for each cell, by the input and one call, after a short call.
 """
 
@@ -34,11 +37,12 @@ from typing import Any
 import numpy as np
 from foundation import Pair, Result, machine, measured, show
 
+import multirnn as mr
 from multirnn.bench.inputs import draw
 from multirnn.bench.limits import minimum_memory
 from multirnn.bench.ours import Ours
 from multirnn.bench.problems import Problem
-from multirnn.bench.work import Prepared
+from multirnn.bench.work import Prepared, Work
 from multirnn.errors import Unsupported
 
 RESULTS = Path(__file__).parent / "results" / "fast.json"
@@ -52,14 +56,17 @@ ROUND = 0.3
 
 
 def prepared(contender: Ours, cell: str, shape: tuple[int, ...], mode: str = "inference") -> Prepared:
-    batch, time, features, hidden = shape
-    bias = "double" if contender.backend.name == "torch" else ""  # what every torch layer holds
-    problem = Problem("one", cell, batch, time, features, hidden, bias=bias)
-    work = draw(problem, mode)
-    work = replace(work, x=aligned(work.x))
+    work = drawn(contender, cell, shape, mode)
     if reason := contender.refuses(work):
         raise Unsupported(reason)
     return contender.prepare(work, THREADS)
+
+
+def drawn(contender: Ours, cell: str, shape: tuple[int, ...], mode: str) -> Work:
+    batch, time, features, hidden = shape
+    bias = "double" if contender.backend.name == "torch" else ""  # what every torch layer holds
+    work = draw(Problem("one", cell, batch, time, features, hidden, bias=bias), mode)
+    return replace(work, x=aligned(work.x))
 
 
 def aligned(array: np.ndarray) -> np.ndarray:
@@ -69,6 +76,43 @@ def aligned(array: np.ndarray) -> np.ndarray:
     copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
     copy[...] = array
     return copy
+
+
+def torch_by_hand(native: Any, x: np.ndarray) -> Callable[[], Any]:
+    import torch
+
+    def call() -> Any:
+        with torch.inference_mode():
+            y, h = native(torch.from_numpy(x))
+        return y.numpy(), h.numpy()
+
+    return call
+
+
+def jax_by_hand(native: Any, x: np.ndarray) -> Callable[[], Any]:
+    import jax
+
+    run, params = jax.jit(native.apply), native.params
+
+    def call() -> Any:
+        y, state = run(params, x)
+        return np.asarray(y), np.asarray(state.h)
+
+    return call
+
+
+def onnxruntime_by_hand(native: Any, x: np.ndarray) -> Callable[[], Any]:
+    lengths, h = np.full(len(x), x.shape[1], np.int32), np.zeros((1, len(x), x.shape[2]), x.dtype)
+
+    def call() -> Any:
+        y, last = native.session.run(None, {"x": x.swapaxes(0, 1), "lengths": lengths, "h_0": h})
+        return y.swapaxes(0, 1), last
+
+    return call
+
+
+BY_HAND = {"torch": torch_by_hand, "jax": jax_by_hand, "onnxruntime": onnxruntime_by_hand}
+"""A simple RNN of one layer called with an array of NumPy's `(batch, time, features)`, as those do who have no wrapper."""
 
 
 def thin_wrapper(time: int) -> tuple[str, Callable[[float, float, float], bool]]:
@@ -84,12 +128,21 @@ def flat() -> tuple[str, Callable[[float, float, float], bool]]:
 
 def wrapper_pairs(contender: Ours) -> list[Pair]:
     pairs = []
+    what = f"{contender.name}: the layer, from NumPy to NumPy, against the"
     for shape in ((1, 1, 256, 256), (1, 100, 256, 256), (32, 100, 256, 256)):
         one = prepared(contender, "simple_rnn", shape)
         if one.boundary is not None:
-            what = f"{contender.name}: the layer, from NumPy to NumPy, against the raw call"
-            pairs.append(Pair(what, shape, *thin_wrapper(shape[1]), one.boundary, one.call))
+            pairs.append(Pair(f"{what} raw call", shape, *thin_wrapper(shape[1]), one.boundary, one.call))
+        if contender.backend.name in BY_HAND:
+            pairs.append(Pair(f"{what} same by hand", shape, *thin_wrapper(shape[1]), *by_hand(contender, shape)))
     return pairs
+
+
+def by_hand(contender: Ours, shape: tuple[int, ...]) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """The layer, and what one writes who has no wrapper."""
+    work = drawn(contender, "simple_rnn", shape, "inference")
+    layer = mr.build(work.weights, contender.backend.name, implementation=contender.implementation)
+    return lambda: layer(work.x), BY_HAND[contender.backend.name](layer.native, work.x)
 
 
 def flat_pairs(contender: Ours) -> list[Pair]:

@@ -195,7 +195,13 @@ def main(arguments: list[str]) -> int:
     Console(width=200).print(table)
     if "--write" in arguments:
         stolen = {"median": median(steal(results.rows)), "most": max(steal(results.rows))}
-        written = {"machine": results.header["machine"], "steal": stolen, "goals": [asdict(one) for one in found]}
+        rows = {"all": len(results.rows), "again": results.again}
+        written = {
+            "machine": results.header["machine"],
+            "steal": stolen,
+            "rows": rows,
+            "goals": [asdict(one) for one in found],
+        }
         RESULTS.write_text(json.dumps(written, indent=2, ensure_ascii=False) + "\n")
     return 0 if found and all(one.held for one in found) else 1
 

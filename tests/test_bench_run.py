@@ -176,6 +176,7 @@ def test_what_was_disturbed_is_timed_again_and_the_later_rows_count(tmp_path: Pa
     assert len(path.read_text().splitlines()) == len(lines) + 1
     assert rows["two", "right"]["median"] < 77
     assert rows["small", "right"]["median"] == 77
+    assert read(path).again == 1
 
 
 def test_a_run_that_is_resumed_has_the_part_of_the_time_that_is_left(

@@ -156,9 +156,10 @@ def goals() -> str:
         rows.append([r["mode"], str(r["threads"]), r["what"], str(r["problems"]), mean, where, r["goal"], held(r)])
     steal = f"{found['steal']['median']:.1%}, at most {found['steal']['most']:.0%}"
     judged = table(["mode", "threads", "what", "problems", "mean", "least", "goal", ""], rows)
-    return (
-        f"{judged}\n\nThe host gave others a part of the cores meanwhile: in the median {steal} while a row was timed."
-    )
+    told = f"The host gave others a part of the cores meanwhile: in the median {steal} while a row was timed."
+    if again := found["rows"]["again"]:
+        told += f"\n{again} of {found['rows']['all']} rows were timed again, where it had taken more than 2 %."
+    return f"{judged}\n\n{told}"
 
 
 def fast() -> str:

@@ -41,10 +41,12 @@ class Results:
     Attributes:
         header: the table, the machine, its limits, the settings.
         rows: in the order in which they were written; of two of one `key`, the later.
+        again: how many earlier ones such a later one has replaced.
     """
 
     header: dict[str, Any]
     rows: list[dict[str, Any]]
+    again: int = 0
 
 
 def key(row: Mapping[str, Any]) -> Key:
@@ -72,7 +74,7 @@ def read(path: Path | str) -> Results:
             raise InvalidData(f"{path}, line {number}: not a row of results")
         rows.pop(key(row), None)  # so that the later one stands where it was written
         rows[key(row)] = row
-    return Results(header, list(rows.values()))
+    return Results(header, list(rows.values()), len(lines) - 1 - len(rows))
 
 
 def disturbed(rows: Iterable[Mapping[str, Any]], share: float) -> set[tuple[str, str]]:
