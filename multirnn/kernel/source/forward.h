@@ -79,7 +79,7 @@ static void lay_out_pass(const stack *k, arena *a, pass *p, long features)
         input->bias = TAKE(a, real, k->plane * input->group.count);
         recurrent->panels = TAKE(a, real, k->sharing.unpacked ? 0 : packed_size(recurrent));
     }
-    made.candidate_bias = TAKE(a, real, k->plane);
+    made.candidate_bias = TAKE(a, real, k->spec->cell == GRU_AFTER ? k->plane : 0);
     if (p)
         *p = made;
 }

@@ -1,8 +1,8 @@
 /* The custom calls of XLA: forward and backward on the buffers of a compiled program, without the interpreter.
 
    The structures are those of XLA's foreign function interface, version 0.3, as far as they are read here; that version is
-   what the handler answers, and XLA refuses a handler of another one. tests/test_kernel.py compares them with the header that
-   comes with JAX. */
+   what the handler answers, and XLA refuses a handler of another one. tests/test_kernel_xla.py compares them with the header
+   that comes with JAX. */
 #ifndef XLA_H
 #define XLA_H
 

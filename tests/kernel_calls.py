@@ -1,0 +1,171 @@
+"""Calls of the compiled recurrence, random and without a zero, and what NumPy makes of them in float64."""
+
+import numpy as np
+import pytest
+
+import multirnn as mr
+from multirnn import RecurrentSpec, State, kernel
+from multirnn.compare import difference, tolerance
+from multirnn.kernel import build
+
+if build.LIBRARY.exists() and kernel.missing():  # it is there and not what is tested: to pass over it would look green
+    pytest.fail(str(kernel.missing()), pytrace=False)
+needs_kernel = pytest.mark.skipif(kernel.missing() is not None, reason=str(kernel.missing()))
+
+SETS = kernel.instruction_sets()
+CELLS = [("simple_rnn", True), ("lstm", True), ("gru", True), ("gru", False)]
+THREADED = [
+    RecurrentSpec("lstm", 61, 67),  # rows dealt
+    RecurrentSpec("gru", 61, 67, num_layers=2, bidirectional=True),  # directions dealt
+    RecurrentSpec("gru", 31, 67, bidirectional=True, reset_after=False),
+]
+WIDE = [  # weights beyond the cache of one core
+    RecurrentSpec("simple_rnn", 301, 503),
+    RecurrentSpec("lstm", 301, 211, num_layers=2),
+    RecurrentSpec("gru", 301, 307, bidirectional=True),
+    RecurrentSpec("gru", 301, 307, reset_after=False),
+]
+
+
+def aligned(size):
+    """Memory of so many bytes, and its first address that 64 divides."""
+    memory = np.zeros(size + 64, np.uint8)
+    return memory, -(-memory.ctypes.data // 64) * 64
+
+
+def addresses(state):
+    return tuple(0 if part is None else part.ctypes.data for part in (state.h, state.c))
+
+
+def spoilt(array):
+    """Room for a result, in which nothing is right yet."""
+    return np.full_like(array, 77)
+
+
+class Call:
+    """A stack with everything that a call of it takes; random, without a zero."""
+
+    def __init__(self, spec, batch, time, lengths=None, seed=0, instructions=None, time_major=False, units_dense=False):
+        rng = np.random.default_rng(seed)
+
+        def draw(*shape):
+            return rng.standard_normal(shape).astype(spec.dtype)
+
+        def sequence(features):
+            return draw(time, batch, features).swapaxes(0, 1) if time_major else draw(batch, time, features)
+
+        def state():
+            shape = (spec.num_layers * len(spec.directions), batch, spec.hidden_size)
+            return State(*(draw(*shape) for _ in spec.form.states))
+
+        self.spec, self.batch, self.time = spec, batch, time
+        self.lengths = None if lengths is None else np.array(lengths, np.int64)
+        self.weights = mr.initialise(spec, seed)
+        self.arrays = {name: array.copy() for name, array in self.weights.arrays.items()}
+        if units_dense:  # as a `multirnn_numpy.Stack` keeps them
+            self.arrays = {
+                name: np.moveaxis(np.moveaxis(array, -1, 0).copy(), 0, -1) for name, array in self.arrays.items()
+            }
+        self.x, self.dy = sequence(spec.input_size), sequence(spec.output_size)
+        self.first, self.dlast = state(), state()
+        self.stack = kernel.Stack(spec, instructions)
+
+    def bound(self, arrays):
+        return self.stack.bind({name: kernel.operand(array) for name, array in arrays.items()})
+
+    @property
+    def lengths_address(self):
+        return 0 if self.lengths is None else self.lengths.ctypes.data
+
+    def forward(self, threads=1, stash=0, packed=0):
+        self.y = spoilt(self.dy)
+        last = State(*(None if part is None else spoilt(part) for part in self.first))
+        self.stack.forward(
+            self.bound(self.arrays),
+            self.batch,
+            self.time,
+            kernel.sequence(self.x),
+            kernel.sequence(self.y),
+            addresses(self.first),
+            addresses(last),
+            self.lengths_address,
+            stash,
+            threads,
+            packed=packed,
+        )
+        return mr.Output(self.y, last)
+
+    def backward(self, threads=1, stash=None):
+        if stash is None:
+            self.memory, stash = aligned(self.stack.stash_size(self.batch, self.time))
+            self.forward(threads, stash)
+        gradients = {name: spoilt(array) for name, array in self.arrays.items()}
+        dx = spoilt(self.x)
+        dfirst = State(*(None if part is None else spoilt(part) for part in self.first))
+        self.stack.backward(
+            self.bound(self.arrays),
+            self.bound(gradients),
+            self.batch,
+            self.time,
+            kernel.sequence(self.x),
+            kernel.sequence(self.y),
+            addresses(self.first),
+            kernel.sequence(self.dy),
+            addresses(self.dlast),
+            kernel.sequence(dx),
+            addresses(dfirst),
+            self.lengths_address,
+            stash,
+            threads,
+        )
+        return mr.Gradients(gradients, dx, dfirst)
+
+    def reference(self):
+        return mr.build(mr.Weights(self.spec, self.arrays).astype("float64"), "numpy")
+
+    def expected(self):
+        return self.reference()(wide(self.x), wide_state(self.first), lengths=self.lengths)
+
+    def expected_gradients(self):
+        cotangent = mr.Output(wide(self.dy), wide_state(self.dlast))
+        return self.reference().vjp(wide(self.x), wide_state(self.first), lengths=self.lengths, cotangent=cotangent)
+
+
+def wide(array):
+    return np.ascontiguousarray(array, np.float64)
+
+
+def wide_state(state):
+    return State(*(None if part is None else wide(part) for part in state))
+
+
+def close(actual, expected, dtype):
+    found = difference(actual, expected)
+    assert found.normwise <= tolerance(dtype), found
+
+
+def states_close(actual, expected, dtype):
+    for a, e in zip(actual, expected, strict=True):
+        if a is not None:
+            close(a, e, dtype)
+
+
+def outputs_close(call, **options):
+    output, expected = call.forward(**options), call.expected()
+    close(output.sequence, expected.sequence, call.spec.dtype)
+    states_close(output.state, expected.state, call.spec.dtype)
+
+
+def gradients_close(call, **options):
+    found, expected = call.backward(**options), call.expected_gradients()
+    close(found.x, expected.x, call.spec.dtype)
+    states_close(found.state, expected.state, call.spec.dtype)
+    for name, gradient in found.weights.items():
+        close(gradient, expected.weights[name], call.spec.dtype)
+
+
+def ragged(batch, time):
+    """Lengths, unsorted, the first one full and the last one 0 where there is more than one."""
+    lengths = np.random.default_rng(batch).integers(0, time + 1, batch)
+    lengths[-1], lengths[0] = 0, time
+    return lengths

@@ -1,0 +1,59 @@
+"""What is said where the compiled recurrence is missing, or not of these sources, or asked for unknown instructions."""
+
+import subprocess
+import sys
+
+import pytest
+from kernel_calls import needs_kernel
+
+import multirnn as mr
+from multirnn import RecurrentSpec, kernel
+from multirnn.kernel import build, library
+
+pytestmark = needs_kernel
+
+
+def test_unknown_instructions():
+    with pytest.raises(mr.InvalidCall, match="instructions must be one of"):
+        kernel.Stack(RecurrentSpec("lstm", 2, 3), "mmx")
+
+
+@pytest.fixture
+def fresh_load():
+    """The library is looked for anew, and again after the test."""
+    library._load.cache_clear()
+    yield
+    library._load.cache_clear()
+
+
+@pytest.mark.usefixtures("fresh_load")
+class TestMissing:
+    def test_not_built(self, monkeypatch, tmp_path):
+        monkeypatch.setattr(build, "LIBRARY", tmp_path / "recurrence.so")
+        assert "python -m multirnn.kernel.build" in kernel.missing()
+        assert kernel.instruction_sets() == ()
+        with pytest.raises(mr.MissingFramework, match="C compiler"):
+            kernel.Stack(RecurrentSpec("lstm", 2, 3))
+
+    def test_not_a_library(self, monkeypatch, tmp_path):
+        (tmp_path / "recurrence.so").write_text("text")
+        monkeypatch.setattr(build, "LIBRARY", tmp_path / "recurrence.so")
+        assert "cannot be loaded" in kernel.missing()
+
+    def test_these_tests_fail_on_a_library_of_other_sources(self):
+        stale = "from multirnn.kernel import build; build.fingerprint = lambda: 'other'; import pytest, sys; "
+        run = f"sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', {__file__!r}]))"
+        done = subprocess.run([sys.executable, "-c", stale + run], capture_output=True, text=True, check=False)
+        assert done.returncode == pytest.ExitCode.INTERRUPTED, done.stdout
+        assert "was built from other sources; `python -m multirnn.kernel.build` makes it anew" in done.stdout
+
+    def test_built_from_other_sources(self, monkeypatch):
+        monkeypatch.setattr(build, "fingerprint", lambda: "other")
+        assert "other sources" in kernel.missing()
+
+    def test_no_compiler(self, monkeypatch):
+        monkeypatch.setenv("CC", "/nowhere/cc")
+        assert "cannot be run" in build.build()
+        monkeypatch.delenv("CC")
+        monkeypatch.setenv("PATH", "")
+        assert "no C compiler was found" in build.build()
