@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from multirnn.errors import InvalidCall, InvalidData
 
-__all__ = ["DONE", "STATUSES", "VERSION", "Results", "Writer", "check", "disturbed", "finished_lines", "key", "read"]
+__all__ = ["DONE", "STATUSES", "VERSION", "Results", "Writer", "check", "finished_lines", "key", "read", "stolen"]
 
 VERSION = 1
 
@@ -77,13 +77,13 @@ def read(path: Path | str) -> Results:
     return Results(header, list(rows.values()), len(lines) - 1 - len(rows))
 
 
-def disturbed(rows: Iterable[Mapping[str, Any]], share: float) -> set[tuple[str, str]]:
-    """The problems, and their modes, in whose rows the host took more than this share of the cores, in the mean."""
-    stolen = defaultdict[tuple[str, str], list[float]](list)
+def stolen(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], float]:
+    """Which part of the cores the host took in the rows of a problem and a mode, in the mean; of those where it is told."""
+    shares = defaultdict[tuple[str, str], list[float]](list)
     for row in rows:
         if row.get("steal") is not None:
-            stolen[row["problem"]["name"], row["mode"]].append(row["steal"])
-    return {where for where, shares in stolen.items() if fmean(shares) > share}
+            shares[row["problem"]["name"], row["mode"]].append(row["steal"])
+    return {where: fmean(values) for where, values in shares.items()}
 
 
 def finished_lines(path: Path) -> int:

@@ -26,7 +26,7 @@ from multirnn.bench.limits import Limits, bytes_moved, flops
 from multirnn.bench.machine import steal
 from multirnn.bench.problems import Problem, Table
 from multirnn.bench.process import Lost, Process
-from multirnn.bench.results import DONE, Writer, disturbed, key
+from multirnn.bench.results import DONE, Writer, key, stolen
 from multirnn.bench.rounds import STEAL, Call, Entrant, interleave, plans, stolen_share, unstable
 from multirnn.bench.statistics import quartiles
 from multirnn.implementation import NATIVE
@@ -145,7 +145,7 @@ class Run:
         limits: of this machine.
         seed: of weights, inputs, cotangents and the order in the rounds.
         again: problems that were timed while the host took more than this share of the cores are timed again, by all
-            contenders; the later rows count.
+            contenders; of both times the one counts in which it took less.
         tell: is told how far the run is.
 
     Attributes:
@@ -170,9 +170,11 @@ class Run:
         self._seats = [_Seat(source, n) for source in sources for n in threads]
         self._tasks = [(entry.problem, mode) for entry in table.entries for mode in entry.modes]
         done = [row for row in writer.rows if row["status"] in DONE]
-        redone = disturbed(done, again)
+        self._before = {where: share for where, share in stolen(done).items() if share > again}
         self._done = {
-            key(row) for row in done if row["status"] != "timed" or (row["problem"]["name"], row["mode"]) not in redone
+            key(row)
+            for row in done
+            if row["status"] != "timed" or (row["problem"]["name"], row["mode"]) not in self._before
         }
         for row in writer.rows:
             if row["status"] == "slow":
@@ -283,8 +285,14 @@ class Run:
         self._say(f"{task.title}: rounds")
         at = datetime.now(UTC).isoformat(timespec="seconds")
         interleave(entrants, self.seed, until=until)
-        for (seat, answer), entrant in zip(ready, entrants, strict=True):
-            self._write(task, seat, answer | {"measured_at": at} | self._timed(task, seat, entrant, answer))
+        rows = [
+            (seat, answer | {"measured_at": at} | self._timed(task, seat, entrant, answer))
+            for (seat, answer), entrant in zip(ready, entrants, strict=True)
+        ]
+        before = self._before.get((task.problem.name, task.mode), math.inf)
+        if fmean(share for entrant in entrants for share in entrant.steals or [0.0]) < before:
+            for seat, found in rows:
+                self._write(task, seat, found)
 
     def _prepared(self, task: _Task, seats: Sequence[_Seat], limit: float) -> list[tuple[_Seat, dict[str, Any]]]:
         """Those that are ready and right, on the cores where they are timed, and their answers; of others the row is written."""

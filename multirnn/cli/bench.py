@@ -164,7 +164,8 @@ STACK = ("num_layers", "bidirectional", "bias", "reset_after", "activation", "re
     "--disturbed",
     type=click.FloatRange(0, 1),
     metavar="SHARE",
-    help="With --resume: run again what was timed while the host took more than this share of the cores.",
+    help="With --resume: run again what was timed while the host took more than this share of the cores; "
+    "of both times the calmer one counts.",
 )
 @click.option("--minutes", type=click.FloatRange(min=0), help="Cut rounds to fit.  [default: as the table says]")
 @click.option(
