@@ -41,7 +41,7 @@ class Results:
     Attributes:
         header: the table, the machine, its limits, the settings.
         rows: in the order in which they were written; of two of one `key`, the later.
-        again: how many earlier ones such a later one has replaced.
+        again: how many of them are such a later one.
     """
 
     header: dict[str, Any]
@@ -69,12 +69,14 @@ def read(path: Path | str) -> Results:
     if header.get("version") != VERSION:
         raise InvalidData(f"{path} has results of version {header.get('version')!r}; this multirnn reads {VERSION}")
     rows: dict[Key, dict[str, Any]] = {}
+    again: set[Key] = set()
     for number, row in enumerate(lines[1:], start=2):
         if row.get("kind") != "row" or row.get("status") not in STATUSES:
             raise InvalidData(f"{path}, line {number}: not a row of results")
-        rows.pop(key(row), None)  # so that the later one stands where it was written
+        if rows.pop(key(row), None):  # so that the later one stands where it was written
+            again.add(key(row))
         rows[key(row)] = row
-    return Results(header, list(rows.values()), len(lines) - 1 - len(rows))
+    return Results(header, list(rows.values()), len(again))
 
 
 def stolen(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], float]:
