@@ -15,6 +15,8 @@ import multirnn as mr
 # benchmarks run, and test_jax_native in a process of its own, is compiled as it is for users.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
 
+pytest.register_assert_rewrite("adopted_layers", "diverging_layers", "kernel_calls", "torch_fast_pairs")  # they assert
+
 Observed = dict[str, dict[str, dict[str, object]]]
 
 
