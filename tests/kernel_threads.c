@@ -70,7 +70,7 @@ static sharing share_small_work(const stack *k)
     const call *c = k->call;
     long slices = splits_units ? 1 : smaller(ceiling(c->threads, k->directions), c->batch);
     long members = splits_units ? c->threads : smaller(c->threads, slices * k->directions);
-    return (sharing){.members = (int)members, .slices = (int)slices, .split_units = splits_units && members > 1};
+    return (sharing){(int)members, (int)slices, splits_units && members > 1, 0, block_of(k, slices)};
 }
 
 #define shared_out share_small_work

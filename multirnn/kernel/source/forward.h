@@ -7,9 +7,6 @@
 
 #include "stack.h"
 
-#define BLOCK_BYTES (256 << 10) /* of the rows that what x brings waits in */
-#define BLOCK_ROWS 96           /* but so many at least: the weights are read once a block */
-
 /* What a slice needs in one direction. */
 typedef struct {
     real *h[2]; /* the states before and after a step, in turn */
@@ -22,6 +19,7 @@ typedef struct {
 typedef struct {
     const real **from; /* rows of x, or of states */
     real **to;         /* rows of y */
+    real *panel;       /* that is packed in passing */
 } row_pointers;
 
 typedef struct {
@@ -29,7 +27,6 @@ typedef struct {
     pass *passes;
     workspace *workspaces; /* of every slice and direction that run at once */
     row_pointers *pointers; /* of every member */
-    long block;  /* steps */
     real **z_stash, **c_stash; /* of every pass; NULL where nothing is stashed */
 } forward_run;
 
@@ -55,7 +52,15 @@ static void lay_out_stash(stack *k, arena *a, real **z_stash, real **c_stash)
     }
 }
 
-static void lay_out_pass(const stack *k, arena *a, pass *p, long features)
+/* Where each panel of the input's weights is multiplied once, it need not leave the cache; units that are dense are packed from
+   pages that many panels share. */
+INLINE int packed_in_passing(const stack *k, long pass)
+{
+    const sharing *s = &k->sharing;
+    return s->block == k->call->time && s->slices == 1 && !s->unpacked && !k->call->packed && k->table[pass].input.unit != 1;
+}
+
+static void lay_out_pass(const stack *k, arena *a, pass *p, long index)
 {
     static const struct {
         int parts;
@@ -68,14 +73,15 @@ static void lay_out_pass(const stack *k, arena *a, pass *p, long features)
         /* r z of all units, then n of all units, which needs r of all units */
         [GRU_BEFORE] = {2, {{2, {0, 1}, 0, 2}, {1, {2}, 0, 1}}, {{2, {0, 1}, 0, 2}, {1, {2}, 0, 1}}},
     };
-    pass made = {.parts = forms[k->spec->cell].parts};
+    pass made = {.parts = forms[k->spec->cell].parts, .in_passing = packed_in_passing(k, index)};
+    long features = features_of(k, index / k->directions);
     for (int part = 0; part < made.parts; part++) {
         matrix *input = &made.input[part], *recurrent = &made.recurrent[part];
         *input = (matrix){forms[k->spec->cell].input[part], features, k->hidden, NULL, NULL};
         *recurrent = (matrix){forms[k->spec->cell].recurrent[part], k->hidden, k->hidden, NULL, NULL};
         if (part)
             input->group.slot = recurrent->group.slot = (int)(2 * unit_vectors(k->hidden));
-        input->panels = TAKE(a, real, k->sharing.unpacked ? 0 : packed_size(input));
+        input->panels = TAKE(a, real, k->sharing.unpacked || made.in_passing ? 0 : packed_size(input));
         input->bias = TAKE(a, real, k->plane * input->group.count);
         recurrent->panels = TAKE(a, real, k->sharing.unpacked ? 0 : packed_size(recurrent));
     }
@@ -87,7 +93,7 @@ static void lay_out_pass(const stack *k, arena *a, pass *p, long features)
 static void lay_out_passes(const stack *k, arena *a, pass *passes)
 {
     for (long p = 0; p < k->spec->layers * k->directions; p++)
-        lay_out_pass(k, a, passes ? passes + p : NULL, features_of(k, p / k->directions));
+        lay_out_pass(k, a, passes ? passes + p : NULL, p);
 }
 
 static void lay_out_forward(forward_run *run, arena *a)
@@ -118,8 +124,10 @@ static void lay_out_forward(forward_run *run, arena *a)
     if (k->outputs)
         k->outputs[layers - 1] = c->y;
     long rows = larger(ceiling(c->batch, k->sharing.slices), 1);
-    long row_bytes = rows * k->row_size * (long)sizeof(real);
-    run->block = smaller(larger(larger(BLOCK_BYTES / row_bytes, ceiling(BLOCK_ROWS, rows)), 1), c->time);
+    long block = k->sharing.block, deepest = 0;
+    for (long p = 0; p < count; p++)
+        if (packed_in_passing(k, p))
+            deepest = larger(deepest, features_of(k, p / k->directions));
     long workspaces = k->sharing.split_units ? 1 : k->sharing.slices * k->directions;
     run->workspaces = TAKE(a, workspace, workspaces);
     for (long i = 0; i < workspaces; i++) {
@@ -128,13 +136,13 @@ static void lay_out_forward(forward_run *run, arena *a)
             w.h[j] = TAKE(a, real, rows * k->state_size);
         w.c = TAKE(a, real, rows * k->state_size);
         w.rh = TAKE(a, real, rows * k->state_size);
-        w.z = TAKE(a, real, run->block * rows * k->row_size);
+        w.z = TAKE(a, real, block * rows * k->row_size);
         if (run->workspaces)
             run->workspaces[i] = w;
     }
     run->pointers = TAKE(a, row_pointers, k->sharing.members);
     for (int i = 0; i < k->sharing.members; i++) {
-        row_pointers r = {TAKE(a, const real *, run->block * rows), TAKE(a, real *, rows)};
+        row_pointers r = {TAKE(a, const real *, block * rows), TAKE(a, real *, rows), TAKE(a, real, deepest * MOST_VECTORS * LANES)};
         if (run->pointers)
             run->pointers[i] = r;
     }
@@ -150,7 +158,7 @@ static void pack_parts(const stack *k, const pass *p, const parameters *from, lo
         const weight *weights[] = {&from->input, &from->recurrent};
         for (int i = 0; i < 2; i++)
             if (n < panel_count(packed[i])) {
-                if (!k->sharing.unpacked)
+                if (!k->sharing.unpacked && (i || !p->in_passing))
                     pack_part(packed[i], weights[i], n);
                 if (i == 0)
                     pack_bias(packed[i], &from->input_bias, &from->recurrent_bias, folded, n);
@@ -281,8 +289,7 @@ typedef struct {
     const pass *pass;
     const parameters *from;
     real *z_stash, *c_stash; /* or NULL */
-    long layer, direction;
-    long block;              /* steps */
+    long layer, direction, block;
     long input_grain[2], recurrent_grain[2]; /* panels of a piece */
 } track;
 
@@ -310,7 +317,7 @@ static track track_of(forward_run *run, long layer, long task)
         .c_stash = run->c_stash[index],
         .layer = layer,
         .direction = direction,
-        .block = run->block,
+        .block = k->sharing.block,
     };
     for (int part = 0; part < made.pass->parts; part++) {
         made.input_grain[part] = grain(k, &made.pass->input[part], &made.from->input);
@@ -371,8 +378,9 @@ static long point_to_block(const track *t, long first, const real **from)
 }
 
 /* What x brings to some of the gates of some rows. */
-static void project(const track *t, long piece, const real *const *from, long count, real *z)
+static void project(const track *t, long piece, const row_pointers *rows, long count, real *z)
 {
+    const real *const *from = rows->from;
     const stack *k = &t->run->stack;
     int part = 0;
     for (long pieces; piece >= (pieces = ceiling(panel_count(&t->pass->input[part]), t->input_grain[part])); part++)
@@ -382,6 +390,10 @@ static void project(const track *t, long piece, const real *const *from, long co
     for (long n = first; n < end; n++) {
         panel panel = panel_of(m, n);
         real *to = z + panel.slot * LANES;
+        if (t->pass->in_passing) {
+            panel.packed = rows->panel, panel.next = rows->panel;
+            pack_panel(m, &t->from->input, &panel);
+        }
         if (k->sharing.unpacked)
             for (long r = 0; r < count; r++)
                 memcpy(to + r * k->row_size, panel.bias, panel.vectors * LANES * sizeof(real));
@@ -502,7 +514,7 @@ static void run_slice(const track *t, const row_pointers *pointers, int home, in
             return;
         if (now.part < 0) {
             long count = point_to_block(t, now.step, pointers->from);
-            while (multirnn_take_piece(&m)) project(t, m.piece.index, pointers->from, count, gates_of(t, now.step));
+            while (multirnn_take_piece(&m)) project(t, m.piece.index, pointers, count, gates_of(t, now.step));
         } else {
             step step = step_of(t, now, pointers);
             while (multirnn_take_piece(&m)) advance(t, now, m.piece, &step, pointers->from);

@@ -24,6 +24,8 @@ typedef struct {
     real *bias; /* packed as one k */
 } matrix;
 
+#define MOST_VECTORS 4 /* of a panel: all gates of one vector of units, or WIDTH */
+
 INLINE long unit_vectors(long units) { return ceiling(units, LANES); }
 INLINE long padded(long units) { return unit_vectors(units) * LANES; }
 INLINE long units_of_a_panel(const matrix *m) { return larger(WIDTH / m->group.count, 1); } /* vectors of units */
@@ -156,20 +158,25 @@ static void pack_k(const matrix *m, const weight *w, long first, long end)
         }
 }
 
-/* Element (gate, unit, k) of a weight to the lane of its unit: the index-th of as many parts as there are panels. */
+/* Element (gate, unit, k) of a weight to the lane of its unit. */
+static void pack_panel(const matrix *m, const weight *w, const panel *p)
+{
+    for (long v = 0; v < p->vectors; v++) {
+        long unit = (p->unit + v / m->group.count) * LANES;
+        move_in(w->at + m->group.gate[v % m->group.count] * w->gate + unit * w->unit, w->unit, w->k, m->units - unit, m->depth,
+                p->packed + v * LANES, p->vectors * LANES);
+    }
+}
+
+/* The index-th of as many parts as there are panels. */
 static void pack_part(const matrix *m, const weight *w, long index)
 {
     long parts = panel_count(m);
-    if (w->unit == 1) {
-        pack_k(m, w, m->depth * index / parts, m->depth * (index + 1) / parts);
-        return;
-    }
     panel p = panel_of(m, index);
-    for (long v = 0; v < p.vectors; v++) {
-        long unit = (p.unit + v / m->group.count) * LANES;
-        move_in(w->at + m->group.gate[v % m->group.count] * w->gate + unit * w->unit, w->unit, w->k, m->units - unit, m->depth,
-                p.packed + v * LANES, p.vectors * LANES);
-    }
+    if (w->unit == 1)
+        pack_k(m, w, m->depth * index / parts, m->depth * (index + 1) / parts);
+    else
+        pack_panel(m, w, &p);
 }
 
 /* The input's bias of each gate, and the recurrent one of the first `folded` gates, to which it is only added. */

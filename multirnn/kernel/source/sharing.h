@@ -4,6 +4,8 @@
 
 #include "stack.h"
 
+#define BLOCK_BYTES (256 << 10) /* of the rows that what x brings waits in */
+#define BLOCK_ROWS 96           /* but so many at least: the weights are read once a block */
 #define SMALL 6e6           /* multiplications that take one core 0.1 ms: less than that is slower with another thread */
 /* Steps of all rows up to which the weights are not worth packing, one for so many weights between two bounds. One thread, time
    with packing over time without: LSTM of 128 units, 8 steps 0.7, 12 steps 1.0; of 256, 16 steps 0.9, 24 steps 0.8; of 512, 16
@@ -18,7 +20,19 @@
 #define FAR_WEIGHTS (4 << 20)
 #define FEW_ROWS 16
 
-static sharing shared_out(const stack *k)
+/* Blocks of about the same size, up to 1.5 times as large; one where the weights are twice as large as all that waits in it. */
+static long block_of(const stack *k, long slices)
+{
+    long time = k->call->time, rows = larger(ceiling(k->call->batch, slices), 1);
+    long step_bytes = rows * k->row_size * (long)sizeof(real);
+    long weights = k->gates * k->hidden * smaller(features_of(k, 0), features_of(k, k->spec->layers - 1));
+    if (2 * time * step_bytes <= weights * (long)sizeof(real))
+        return time;
+    long steps = larger(larger(BLOCK_BYTES / step_bytes, ceiling(BLOCK_ROWS, rows)), 1);
+    return ceiling(time, larger((time + steps / 2) / steps, 1));
+}
+
+static sharing sharing_of(const stack *k)
 {
     const call *c = k->call;
     double multiplications = 0, weights = 0;
@@ -29,7 +43,7 @@ static sharing shared_out(const stack *k)
     }
     double bytes = weights * sizeof(real);
     long unpacked = larger(smaller((long)(weights / WEIGHTS_OF_A_ROW), UNPACKED_MOST), UNPACKED_LEAST);
-    sharing alone = {1, 1, 0, !c->packed && k->valid <= unpacked}, all = alone;
+    sharing alone = {1, 1, 0, !c->packed && k->valid <= unpacked, 0}, all = alone;
     if (bytes > OWN_CACHE && c->batch < WAITING_ROWS)
         multiplications *= (double)WAITING_ROWS / (double)larger(c->batch, 1);
     long threads = c->threads;
@@ -44,6 +58,13 @@ static sharing shared_out(const stack *k)
         all.slices = (int)slices;
     }
     return all;
+}
+
+static sharing shared_out(const stack *k)
+{
+    sharing found = sharing_of(k);
+    found.block = block_of(k, found.slices);
+    return found;
 }
 
 #endif

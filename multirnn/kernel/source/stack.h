@@ -22,6 +22,7 @@ typedef struct {
 typedef struct {
     int parts; /* how many groups its gates go in */
     matrix input[2], recurrent[2];
+    int in_passing; /* the input's weights are packed panel by panel, where and when they are multiplied */
     real *candidate_bias; /* of the recurrent product in the reset-after GRU */
 } pass;
 
@@ -30,6 +31,7 @@ typedef struct {
     int members, slices;
     int split_units; /* all do one slice together from the start, each its units */
     int unpacked;    /* the weights are used as they lie: so few rows and steps are not worth packing them */
+    long block;      /* steps whose input is multiplied at once */
 } sharing;
 
 /* Memory is laid out twice: first from NULL to know its size. */
