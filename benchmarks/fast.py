@@ -17,7 +17,7 @@ milliseconds each, for the speed of a machine changes within a tenth of a second
     jax           the jitted `apply` on an array of JAX's, waited for
     onnxruntime   the session on arrays with time first that are bound to it, into outputs that are there
 
-A framework that does not compute with NumPy's arrays takes its own time to read them and to hand them out. So the layer is
+A framework takes its own time to read NumPy's arrays and to hand them out, or to turn what has the batch first. So the layer is
 also measured against the same written by hand, from NumPy to NumPy: what is more than that is the wrapper's.
 
 Memory is the growth of a process, of its own for each cell, by the input and one call, after a short call.
@@ -78,6 +78,16 @@ def aligned(array: np.ndarray) -> np.ndarray:
     return copy
 
 
+def numpy_by_hand(native: Any, x: np.ndarray) -> Callable[[], Any]:
+    zero = [np.zeros((1, len(x), native.spec.hidden_size), x.dtype)]
+
+    def call() -> Any:
+        y, last, _ = native.forward(x.swapaxes(0, 1), zero)
+        return y.swapaxes(0, 1), last[0]
+
+    return call
+
+
 def torch_by_hand(native: Any, x: np.ndarray) -> Callable[[], Any]:
     import torch
 
@@ -111,7 +121,14 @@ def onnxruntime_by_hand(native: Any, x: np.ndarray) -> Callable[[], Any]:
     return call
 
 
-BY_HAND = {"torch": torch_by_hand, "jax": jax_by_hand, "onnxruntime": onnxruntime_by_hand}
+BY_HAND = {
+    "numpy": numpy_by_hand,
+    "torch": torch_by_hand,
+    "torch fast": torch_by_hand,
+    "jax": jax_by_hand,
+    "jax fast": jax_by_hand,
+    "onnxruntime": onnxruntime_by_hand,
+}
 """A simple RNN of one layer called with an array of NumPy's `(batch, time, features)`, as those do who have no wrapper."""
 
 
@@ -133,7 +150,7 @@ def wrapper_pairs(contender: Ours) -> list[Pair]:
         one = prepared(contender, "simple_rnn", shape)
         if one.boundary is not None:
             pairs.append(Pair(f"{what} raw call", shape, *thin_wrapper(shape[1]), one.boundary, one.call))
-        if contender.backend.name in BY_HAND:
+        if contender.name in BY_HAND:
             pairs.append(Pair(f"{what} same by hand", shape, *thin_wrapper(shape[1]), *by_hand(contender, shape)))
     return pairs
 
@@ -142,7 +159,7 @@ def by_hand(contender: Ours, shape: tuple[int, ...]) -> tuple[Callable[[], Any],
     """The layer, and what one writes who has no wrapper."""
     work = drawn(contender, "simple_rnn", shape, "inference")
     layer = mr.build(work.weights, contender.backend.name, implementation=contender.implementation)
-    return lambda: layer(work.x), BY_HAND[contender.backend.name](layer.native, work.x)
+    return lambda: layer(work.x), BY_HAND[contender.name](layer.native, work.x)
 
 
 def flat_pairs(contender: Ours) -> list[Pair]:

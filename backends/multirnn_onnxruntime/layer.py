@@ -74,6 +74,7 @@ class OnnxRuntimeLayer(InferenceLayer):
         self._inputs, self._outputs = inputs_of(spec), outputs_of(spec)
         # By rows, and whether from a state that is given; those that no call is using.
         self._steps: defaultdict[tuple[int, bool], list[Step]] = defaultdict(list)
+        self._full = steps(None, 0, 0)
 
     @property
     def native(self) -> OnnxStack:
@@ -115,7 +116,11 @@ class OnnxRuntimeLayer(InferenceLayer):
         batch, time, _ = x.shape
         if time > 1 or batch > FEW:
             first = state or self._zero_state(batch).parts
-            values = (x.swapaxes(0, 1), steps(lengths, batch, time), *first)
+            values = (
+                x.swapaxes(0, 1),
+                self._full_rows(batch, time) if lengths is None else steps(lengths, batch, time),
+                *first,
+            )
             y, *final = self._native.session.run(self._outputs, dict(zip(self._inputs, values, strict=True)))
             return y.swapaxes(0, 1), *final
         free = self._steps[batch, bool(state)]
@@ -126,6 +131,13 @@ class OnnxRuntimeLayer(InferenceLayer):
         found = step(x, state)
         free.append(step)
         return found
+
+    def _full_rows(self, batch: int, time: int) -> NDArray[np.int32]:
+        """`steps` of full rows: those of the last call again, where it was of the same shape."""
+        full = self._full
+        if len(full) != batch or full[0] != time:
+            self._full = full = steps(None, batch, time)
+        return full
 
 
 # ONNX Runtime returns zeros for the state of a row of length 0, and its RNN reads before its own memory. So such a row is
