@@ -1,8 +1,9 @@
 """What is promised of speed over the standard table, read off a file of its results.
 
     multirnn bench standard --peers benchmarks/peers --out benchmarks/results/standard.jsonl
-    python benchmarks/goals.py benchmarks/results/standard.jsonl            print; 0 when every goal is held, else 1
-    python benchmarks/goals.py benchmarks/results/standard.jsonl --write    and write results/goals.json
+    python benchmarks/goals.py benchmarks/results/standard.jsonl                        print; 0 when every goal is held, else 1
+    python benchmarks/goals.py benchmarks/results/standard.jsonl --write "AMD Zen 4"    and write it to results/goals; named
+                                                                                        by the processor unless it is named
 
 Ratios are theirs over ours in one round of one interleaved run, and of them the median over the rounds that both were in: so
 a host that is slower for a while slows both. A row a number of threads; a mean is the geometric one over the problems. Only
@@ -10,6 +11,7 @@ rows that were verified and timed take part.
 """
 
 import json
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -22,7 +24,8 @@ from typing import Any
 from multirnn.bench.results import read
 from multirnn.bench.statistics import geometric_mean
 
-RESULTS = Path(__file__).parent / "results" / "goals.json"
+RESULTS = Path(__file__).parent / "results" / "goals"
+"""A file for every kind of processor."""
 
 TORCH = ("torch", "torch.nn*")
 KERAS = ("keras", "Keras*")
@@ -193,16 +196,19 @@ def main(arguments: list[str]) -> int:
         cells = one.mode, str(one.threads), one.what, str(one.problems), *numbers, one.where, one.goal
         table.add_row(*cells, "yes" if one.held else "NO")
     Console(width=200).print(table)
-    if "--write" in arguments:
+    if arguments[1:2] == ["--write"]:
+        name = " ".join(arguments[2:]) or results.header["machine"]["processor"]
         stolen = {"median": median(steal(results.rows)), "most": max(steal(results.rows))}
         rows = {"all": len(results.rows), "again": results.again}
         written = {
+            "name": name,
             "machine": results.header["machine"],
             "steal": stolen,
             "rows": rows,
             "goals": [asdict(one) for one in found],
         }
-        RESULTS.write_text(json.dumps(written, indent=2, ensure_ascii=False) + "\n")
+        path = RESULTS / f"{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')}.json"
+        path.write_text(json.dumps(written, indent=2, ensure_ascii=False) + "\n")
     return 0 if found and all(one.held for one in found) else 1
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -218,6 +219,23 @@ def test_gradients_of_gradients_are_native_s(spec: mr.RecurrentSpec, form: str) 
         )
         assert_close(found[0], reverse)
         assert_close(found[1], forward)
+
+
+@every_cell
+@pytest.mark.parametrize("asked_for", [(0,), (1,), (2,), (0, 2)], ids=str)
+def test_the_gradient_of_x_is_computed_where_it_is_asked_for(
+    spec: mr.RecurrentSpec, asked_for: tuple[int, ...]
+) -> None:
+    native, (params, x, state, lengths), _, cotangent, gradients = drawn(spec)
+
+    def loss(*primals):
+        return paired(cotangent, native.apply(*primals, lengths))
+
+    gradient = jax.jit(jax.grad(loss, argnums=asked_for))
+    expected = dict(gradients.weights), gradients.x, gradients.state
+    assert_close(gradient(params, x, state), tuple(expected[place] for place in asked_for))
+    (call,) = re.findall(r"@multirnn_backward.*->(.*)", gradient.lower(params, x, state).as_text())
+    assert ("tensor<5x7x5xf32>" in call) == (1 in asked_for)
 
 
 def test_forward_mode_is_refused_by_jax_and_is_native_s() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from multirnn_numpy import BACKEND, FastNumpyLayer, Stack
+from multirnn_numpy.cells import SimpleRnn
 from multirnn_numpy.halved import halvable
 
 import multirnn as mr
@@ -54,7 +55,7 @@ every_frozen_way = pytest.mark.parametrize("way", FROZEN)
 def test_the_conformance_suite(
     way: OneWay, check: Callable[[mr.Backend], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("multirnn_numpy.fast.HALVABLE", 0)  # its shapes are small
+    monkeypatch.setattr("multirnn_numpy.fast.PREPARED", 0)  # its shapes are small
     check(way)
 
 
@@ -240,10 +241,46 @@ def test_the_plan_names_the_compiled_recurrence_and_its_instructions() -> None:
 
 
 @pytest.mark.parametrize("spec", list(covering_specs()), ids=repr)
-def test_without_it_the_plan_is_fast_where_sigmoids_can_be_had_by_tanh(spec: mr.RecurrentSpec) -> None:
+def test_without_it_the_plan_is_fast_where_there_are_fewer_operations(spec: mr.RecurrentSpec) -> None:
     plan = FastNumpyLayer(mr.initialise(spec), compiled=False).plan(32, 7)
-    assert plan.implementation == ("fast" if halvable(spec) else "native")
     assert ("sigmoids by tanh" in plan.sentence) == halvable(spec)
+    assert ("both directions at once" in plan.sentence) == spec.bidirectional
+    assert plan.implementation == ("fast" if halvable(spec) or spec.bidirectional else "native")
+
+
+@pytest.mark.parametrize("units", [64, 65])
+@pytest.mark.parametrize("shape", [(1, 131), (3, 47)])
+def test_without_it_both_directions_of_few_units_go_through_one_loop(
+    units: int, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = mr.RecurrentSpec("simple_rnn", 5, units, num_layers=2, bidirectional=True)
+    layer, native = FastNumpyLayer(mr.initialise(spec), compiled=False), mr.build(mr.initialise(spec), "numpy")
+    loops: list[int] = []
+    forward = SimpleRnn.forward
+    monkeypatch.setattr(SimpleRnn, "forward", lambda run: (loops.append(run.states[0].ndim), forward(run))[1])
+    x = np.random.default_rng(0).standard_normal((*shape, 5)).astype("float32")
+    found = layer(x)
+    assert loops == ([4, 4] if units == 64 else [2 if shape[0] == 1 else 3] * 4)
+    assert largest(found, native(x)) <= mr.tolerance("float32")
+
+
+@pytest.mark.parametrize("spec", [s for s in covering_specs() if s.bidirectional], ids=repr)
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("ragged", [False, True])
+def test_one_loop_for_both_directions_and_back(spec: mr.RecurrentSpec, batch: int, ragged: bool) -> None:
+    weights = mr.initialise(spec, 1)
+    apart, together = (Stack(spec, dict(weights.arrays), together=both) for both in (False, True))
+    x, state, lengths = draw_call(spec)
+    x, state = np.ascontiguousarray(x[:batch].swapaxes(0, 1)), [part[:, :batch] for part in state.parts]
+    padded = np.arange(len(x))[:, None, None] >= lengths[:batch, None] if ragged else None
+    if batch == 1:  # as `time_first` has it
+        x, state, padded = x[:, 0], [part[:, 0] for part in state], None if padded is None else padded[:, 0]
+    results = []
+    for stack in (apart, together):
+        y, last, passes = stack.forward(x, state, padded)
+        results.append((y, last, *stack.backward(passes, y, last)))
+    for found, expected in zip(*results, strict=True):
+        assert largest(found, expected) <= mr.tolerance(spec.dtype)
 
 
 @every_way

@@ -149,17 +149,26 @@ def held(result: dict[str, Any]) -> str:
 
 
 def goals() -> str:
-    found, rows = json.loads((ROOT / "benchmarks/results/goals.json").read_text()), []
-    for r in found["goals"]:
-        where = f"{r['least']:.2f} at `{r['where']}`"
-        mean = f"{r['mean']:.2f} ({r['low']:.2f}–{r['high']:.2f})"
-        rows.append([r["mode"], str(r["threads"]), r["what"], str(r["problems"]), mean, where, r["goal"], held(r)])
+    """A column for every kind of processor."""
+    machines = [json.loads(path.read_text()) for path in sorted((ROOT / "benchmarks/results/goals").iterdir())]
+    cells: dict[tuple[str, int, str, str], list[str]] = {}
+    for found in machines:
+        for r in found["goals"]:
+            least = f"least {r['least']:.2f} at `{r['where']}`"
+            text = f"{r['mean']:.2f} ({r['low']:.2f}–{r['high']:.2f}), {least}, {held(r)}"
+            cells.setdefault((r["mode"], r["threads"], r["what"], r["goal"]), []).append(text)
+    rows = [[mode, str(threads), what, goal, *texts] for (mode, threads, what, goal), texts in cells.items()]
+    judged = table(["mode", "threads", "what", "goal", *(found["name"] for found in machines)], rows)
+    return "\n\n".join([judged, *map(disturbance, machines)])
+
+
+def disturbance(found: dict[str, Any]) -> str:
+    """What else ran beside a standard run."""
     steal = f"{found['steal']['median']:.1%}, at most {found['steal']['most']:.0%}"
-    judged = table(["mode", "threads", "what", "problems", "mean", "least", "goal", ""], rows)
-    told = f"The host gave others a part of the cores meanwhile: in the median {steal} while a row was timed."
+    told = f"{found['name']}: the host gave others a part of the cores, in the median {steal} while a row was timed"
     if again := found["rows"]["again"]:
-        told += f"\n{again} of {found['rows']['all']} rows were timed again, where it had taken more than 2 %."
-    return f"{judged}\n\n{told}"
+        told += f";\n{again} of {found['rows']['all']} rows were timed again, where it had taken more than 2 %"
+    return told + "."
 
 
 def fast() -> str:

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.custom_batching import custom_vmap
+from jax.custom_derivatives import SymbolicZero, custom_vjp_primal_tree_values
 
 from multirnn import Output, RecurrentSpec, State
 from multirnn.kernel import Stack, xla
@@ -91,14 +92,14 @@ class _Recurrence(NamedTuple):
         return Output(found[0], State(*found[1:])), stash
 
     def backward(
-        self, params: Any, x: Any, state: Any, lengths: Any, y: Any, stash: Any, cotangent: Output
+        self, of_x: bool, params: Any, x: Any, state: Any, lengths: Any, y: Any, stash: Any, cotangent: Output
     ) -> tuple[Any, Any, Any]:
-        """The gradients of the parameters, of x and of the state; None of a state that is not given."""
-        inputs = x, state, [params[name] for name in self.spec.shapes]
+        """The gradients of the parameters, of x and of the state; None of x if not `of_x`, and of a state that is not given."""
+        inputs = x if of_x else None, state, [params[name] for name in self.spec.shapes]
         like = partial(jax.ShapeDtypeStruct, dtype=self.spec.dtype)
         there, tree = jax.tree.flatten(jax.tree.map(lambda array: like(array.shape), inputs))
         more = [y, stash, *jax.tree.leaves(cotangent)]
-        found = self._call("backward", there, params, x, state, lengths, more, stash=True)
+        found = self._call("backward", there, params, x, state, lengths, more, stash=True, dx=of_x)
         dx, dstate, dparams = jax.tree.unflatten(tree, found)
         return dict(zip(self.spec.shapes, dparams, strict=True)), dx, dstate
 
@@ -113,12 +114,13 @@ class _Recurrence(NamedTuple):
         more: Any = (),
         *,
         stash: bool,
+        dx: bool = False,
     ) -> list[Any]:
         # By name: a pytree that has been through JAX is in alphabetical order.
         parameters = [params[name] for name in self.spec.shapes]
         operands = [x, *jax.tree.leaves(state), *jax.tree.leaves(lengths), *parameters, *more]
         given: dict[str, bool] = {"state": state is not None, "lengths": lengths is not None}
-        attributes = xla.attributes(self.spec, stash=stash, threads=self.threads, **given)
+        attributes = xla.attributes(self.spec, stash=stash, dx=dx, threads=self.threads, **given)
         call: Any = jax.ffi.ffi_call(_target(direction, self.spec.dtype), results)
         return list(call(*operands, custom_call=attributes))
 
@@ -141,16 +143,27 @@ def _recur(recurrence: _Recurrence, params: Any, x: Any, state: Any, lengths: An
     return output
 
 
-def _keep(recurrence: _Recurrence, params: Any, x: Any, state: Any, lengths: Any) -> Any:
+def _keep(recurrence: _Recurrence, *arguments: Any) -> Any:
+    values: Any = custom_vjp_primal_tree_values  # not typed
+    params, x, state, lengths = values(arguments)
     output, stash = _forward(recurrence, True, params, x, state, lengths)
-    return output, (params, x, state, lengths, output.sequence, stash)
+    of_x = () if arguments[1].perturbed else None  # no array: what is kept has another form
+    return output, (of_x, (params, x, state, lengths, output.sequence, stash))
 
 
 def _pull_back(recurrence: _Recurrence, residuals: Any, cotangent: Output) -> Any:
-    return *_backward(recurrence, *residuals, cotangent), None
+    of_x, kept = residuals
+    given = jax.tree.map(_array, cotangent)
+    return *_backward(recurrence, of_x is not None, *kept, given), None
 
 
-_recur.defvjp(_keep, _pull_back)
+def _array(part: Any) -> Any:
+    aval: Any = part.aval if isinstance(part, SymbolicZero) else None
+    return part if aval is None else jnp.zeros(aval.shape, aval.dtype)
+
+
+# In training x is data: its gradient, a product as large as that of the weights of the input, is not asked for.
+_recur.defvjp(_keep, _pull_back, symbolic_zeros=True)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
@@ -198,20 +211,28 @@ def _push_forward(recurrence: _Recurrence, keep: bool, primals: Any, tangents: A
     return (output, stash), (along, None if stash is None else np.zeros(stash.shape, jax.dtypes.float0))
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _backward(
-    recurrence: _Recurrence, params: Any, x: Any, state: Any, lengths: Any, y: Any, stash: Any, cotangent: Output
+    recurrence: _Recurrence,
+    of_x: bool,
+    params: Any,
+    x: Any,
+    state: Any,
+    lengths: Any,
+    y: Any,
+    stash: Any,
+    cotangent: Output,
 ) -> Any:
     """`_Recurrence.backward`, with rules; y and the stash are functions of the rest."""
 
     @custom_vmap
     def backward(params: Any, x: Any, state: Any, lengths: Any, y: Any, stash: Any, cotangent: Output) -> Any:
-        return recurrence.backward(params, x, state, lengths, y, stash, cotangent)
+        return recurrence.backward(of_x, params, x, state, lengths, y, stash, cotangent)
 
     @backward.def_vmap
     def each(size: int, batched: Any, *arguments: Any) -> Any:
         axes = jax.tree.map(lambda is_batched: 0 if is_batched else None, batched)
-        rule = partial(_gradients, recursion.apply, recurrence.spec)
+        rule = partial(_gradients, recursion.apply, recurrence.spec, of_x)
         found = jax.vmap(rule, in_axes=tuple(axes), axis_size=size)(*arguments)
         return found, jax.tree.map(lambda _: True, found)
 
@@ -219,20 +240,21 @@ def _backward(
 
 
 @_backward.defjvp
-def _push_back(recurrence: _Recurrence, primals: Any, tangents: Any) -> Any:
+def _push_back(recurrence: _Recurrence, of_x: bool, primals: Any, tangents: Any) -> Any:
     params, x, state, lengths, y, stash, cotangent = primals
     dparams, dx, dstate, _, _, _, dcotangent = tangents
 
     def gradients(params: Any, x: Any, state: Any, cotangent: Output) -> Any:
-        return _gradients(native.apply, recurrence.spec, params, x, state, lengths, y, stash, cotangent)
+        return _gradients(native.apply, recurrence.spec, of_x, params, x, state, lengths, y, stash, cotangent)
 
     _, along = jax.jvp(gradients, (params, x, state, cotangent), (dparams, dx, dstate, dcotangent))
-    return _backward(recurrence, *primals), along
+    return _backward(recurrence, of_x, *primals), along
 
 
 def _gradients(
     function: Any,
     spec: RecurrentSpec,
+    of_x: bool,
     params: Any,
     x: Any,
     state: Any,
@@ -243,7 +265,8 @@ def _gradients(
 ) -> Any:
     """What `_Recurrence.backward` says, by the reverse rule of `apply` or of `recursion.apply`."""
     _, pull_back = jax.vjp(lambda *inputs: function(spec, *inputs, lengths), params, x, state)
-    return pull_back(cotangent)
+    dparams, dx, dstate = pull_back(cotangent)
+    return dparams, dx if of_x else None, dstate
 
 
 def _one_by_one(function: Any, size: int, batched: Any, arguments: Any) -> Any:

@@ -39,10 +39,10 @@ class SimpleRnn(Pass):
     def forward(self) -> None:
         """Three operations a step."""
         (h,) = self.states
-        a, U = self.a, self.U_there
+        a, U, times = self.a, self.U_there, self.multiply
         prev_h, hU = h[0], np.empty_like(h[0])
         for h_t, frozen in steps(h[1:], self.frozen):
-            prev_h.dot(U, hU)
+            times(prev_h, U, hU)
             add(h_t, hU, h_t)
             a(h_t, h_t)  # h_t = a(x_t W + b + h U)
             if frozen is not None:
@@ -71,14 +71,14 @@ class Lstm(Pass):
     def forward(self) -> None:
         """The gates stay in z."""
         h, c = self.states
-        a, s, U = self.a, self.s, self.U_there
+        a, s, U, times = self.a, self.s, self.U_there, self.multiply
         i, f, g, o = gates(self.z, 4)
         i_f = self.z[..., : 2 * h.shape[-1]]
         hU, ig = np.empty_like(self.z[0]), np.empty_like(h[0])
         for z_t, i_f_t, i_t, f_t, g_t, o_t, prev_h, h_t, prev_c, c_t, frozen in steps(
             self.z, i_f, i, f, g, o, h[:-1], h[1:], c[:-1], c[1:], self.frozen
         ):
-            prev_h.dot(U, hU)
+            times(prev_h, U, hU)
             add(z_t, hU, z_t)
             s(i_f_t, i_f_t)  # i = s(x_t W_i + b_i + h U_i), f likewise
             a(g_t, g_t)  # g = a(x_t W_g + b_g + h U_g)
@@ -132,6 +132,8 @@ class Lstm(Pass):
 class GruResetAfter(Pass):
     """r z = s(x_t W + b + h U), n = a(x_t W_n + b_n + r * (h U_n + d_n)), h_t = (1 - z) * n + z * h."""
 
+    kept = ("m",)
+
     def bias(self) -> Array:
         """What is added to x W: b, and of d all but d_n, which the reset gate multiplies."""
         folded, d = self.parameters["bias_ih"].copy(), self.parameters["bias_hh"]
@@ -141,14 +143,14 @@ class GruResetAfter(Pass):
     def forward(self) -> None:
         """The gates stay in z, and m = h U_n + d_n beside them."""
         (h,) = self.states
-        a, s, U = self.a, self.s, self.U_there
+        a, s, U, times = self.a, self.s, self.U_there, self.multiply
         d_n = self.parameters["bias_hh"][-1] if "bias_hh" in self.parameters else np.zeros_like(h[0])
         r, z, n = gates(self.z, 3)
         self.m = np.empty_like(n, order="C")
         hU = np.empty_like(self.z[0])
         rz, hU_rz, hU_n = self.z[..., : 2 * h.shape[-1]], hU[..., : 2 * h.shape[-1]], gates(hU, 3)[2]
         for rz_t, r_t, z_t, n_t, m_t, prev_h, h_t, frozen in steps(rz, r, z, n, self.m, h[:-1], h[1:], self.frozen):
-            prev_h.dot(U, hU)
+            times(prev_h, U, hU)
             add(rz_t, hU_rz, rz_t)
             s(rz_t, rz_t)  # r = s(x_t W_r + b_r + h U_r + d_r), z likewise
             add(hU_n, d_n, m_t)
@@ -195,22 +197,24 @@ class GruResetAfter(Pass):
 class GruResetBefore(Pass):
     """r z = s(x_t W + b + h U), n = a(x_t W_n + b_n + (r * h) U_n), h_t = (1 - z) * n + z * h."""
 
+    kept = ("rh",)
+
     def forward(self) -> None:
         """The gates stay in z, and r * h beside them."""
         (h,) = self.states
-        a, s = self.a, self.s
+        a, s, times = self.a, self.s, self.multiply
         rz_end = 2 * h.shape[-1]
-        U_rz, U_n = (np.ascontiguousarray(U) for U in (self.U_there[:, :rz_end], self.U_there[:, rz_end:]))
+        U_rz, U_n = (np.ascontiguousarray(U) for U in (self.U_there[..., :rz_end], self.U_there[..., rz_end:]))
         r, z, n = gates(self.z, 3)
         rz = self.z[..., :rz_end]
         self.rh = np.empty_like(n, order="C")
         hU = np.empty_like(rz[0], order="C")
         for rz_t, r_t, z_t, n_t, rh_t, prev_h, h_t, frozen in steps(rz, r, z, n, self.rh, h[:-1], h[1:], self.frozen):
-            prev_h.dot(U_rz, hU)
+            times(prev_h, U_rz, hU)
             add(rz_t, hU, rz_t)
             s(rz_t, rz_t)  # r = s(x_t W_r + b_r + h U_r), z likewise
             multiply(r_t, prev_h, rh_t)
-            rh_t.dot(U_n, h_t)
+            times(rh_t, U_n, h_t)
             add(n_t, h_t, n_t)
             a(n_t, n_t)  # n = a(x_t W_n + b_n + (r * h) U_n)
             subtract(prev_h, n_t, h_t)

@@ -7,6 +7,8 @@ from operator import is_not
 from multirnn import Gradients, Inputs, InvalidCall, Output, Weights
 from multirnn.implementation import FROZEN, NATIVE, Plan
 from multirnn.kernel import missing
+from multirnn_numpy.both import faster_together
+from multirnn_numpy.cells import CELLS
 from multirnn_numpy.compiled import CompiledStack
 from multirnn_numpy.halved import HALVED, halvable
 from multirnn_numpy.layer import NumpyLayer, batch_first, padding, refuse_device, time_first
@@ -22,9 +24,9 @@ pack them is paid for, whatever their size. The time in NumPy over that of the c
 """
 LARGE = 4_000_000
 """Between the two, from so many parameters on, it is not: (1, 32, 1024, 1024) 0.7; (1, 25, 512, 512), half of that, 1.0."""
-HALVABLE = 128
-"""From so many steps of rows on it pays to halve the weights: LSTMs of (1, 150, 256, 256) took 5.3 ms for 6.8, of
-(4, 25, 512, 512) 25.0 for 23.0.
+PREPARED = 128
+"""From so many steps of rows on it pays to halve the weights, or to lay those of both directions side by side: LSTMs of
+(1, 150, 256, 256) took 5.3 ms for 6.8, of (4, 25, 512, 512) 25.0 for 23.0.
 """
 
 
@@ -64,7 +66,10 @@ class FastNumpyLayer(NumpyLayer):
         use = missing() is None if compiled is None else compiled
         self._compiled = CompiledStack(native, frozen=frozen) if use else None
         self._realised: dict[tuple[int, int], Stack | CompiledStack] = {}
-        self._halved = Stack(native.spec, native.parameters, HALVED) if halvable(native.spec) else None
+        cells = HALVED if halvable(native.spec) else CELLS
+        self._apart, self._together = (
+            Stack(native.spec, native.parameters, cells, together=together) for together in (False, True)
+        )
 
     def plan(self, batch: int, time: int, *, lengths: bool = False, gradients: bool = False) -> Plan:
         """What runs for a shape; see `multirnn.implementation.Planned`."""
@@ -78,13 +83,14 @@ class FastNumpyLayer(NumpyLayer):
                 )
             return Plan("fast", f"the compiled recurrence ({self._compiled.instructions})")
         why = missing() or "the compiled recurrence is not asked for"
-        if self._halved is None:
+        forms = {"sigmoids by tanh": halvable(self.spec), "both directions at once": faster_together(self.spec, batch)}
+        if not any(forms.values()):
             return Plan("native", f"the loops in NumPy, of which no faster form is known for this spec; {why}")
-        if steps < HALVABLE:
+        if steps < PREPARED:
             return Plan(
-                "native", f"the loops in NumPy: to halve the weights takes longer than {steps} steps of rows; {why}"
+                "native", f"the loops in NumPy: to prepare the weights takes longer than {steps} steps of rows; {why}"
             )
-        return Plan("fast", f"the loops in NumPy, sigmoids by tanh; {why}")
+        return Plan("fast", f"the loops in NumPy, {', '.join(form for form in forms if forms[form])}; {why}")
 
     def realisation(self, inputs: Inputs) -> Stack | CompiledStack:
         """See `NumpyLayer.realisation`; as `plan` says.
@@ -101,10 +107,10 @@ class FastNumpyLayer(NumpyLayer):
         stack = self._realised.get((batch, time))
         if stack is None:
             native = self.plan(batch, time).implementation == NATIVE
-            stack = (None if native else self._compiled or self._halved) or self._native
+            loops = self._together if faster_together(self.spec, batch) else self._apart
+            stack = self._native if native else self._compiled or loops
             self._realised[batch, time] = stack
-        if self._halved is not None:
-            self._halved.parameters = self._native.parameters
+        self._apart.parameters = self._together.parameters = self._native.parameters
         return stack
 
     def run(self, inputs: Inputs) -> Output:
@@ -117,7 +123,9 @@ class FastNumpyLayer(NumpyLayer):
         with self._workspaces.lend() as empty:
             x, state = time_first(inputs.x, inputs.state)
             y, last, _ = stack.forward(x, state, padding(inputs), empty)
-            return Output(*batch_first(y.copy(), last))
+            if not self.spec.bidirectional:  # else it is made of two, and lies in memory of its own
+                y = y.copy()
+            return Output(*batch_first(y, last))
 
     def there_and_back(self, inputs: Inputs, cotangent_of: Callable[[Output], Output]) -> Gradients:
         """See `NumpyLayer.there_and_back`."""

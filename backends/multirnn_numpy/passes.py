@@ -52,7 +52,12 @@ class Pass(ABC):
         states: h, and of an LSTM c, before the first and after every step: `(time + 1, batch, hidden_size)`.
         z: `(time, batch, gates * hidden_size)`; x W + b, which `forward` turns into the gates.
         U_there: U, as `forward` multiplies by it.
+        multiply: how it does, `multiply(h, U_there, out)`.
+        kept: the names of what else `forward` leaves to `backward`, `(time, batch, hidden_size)` each.
     """
+
+    multiply: Any = staticmethod(np.dot)
+    kept: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -89,7 +94,8 @@ class Pass(ABC):
 
     def project(self, W: Array, b: Array | None) -> None:
         """Fill z with x W + b."""
-        if self.x.ndim == 3 and self.x[0].size * W.shape[1] <= ONE_THREAD:
+        few = self.x.ndim == 3 and self.x[0].size * W.shape[1] <= ONE_THREAD
+        if few or not self.z.flags.c_contiguous:
             np.matmul(self.x, W, self.z)  # a product a step
         else:
             if not self.x.flags.c_contiguous:

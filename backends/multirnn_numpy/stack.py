@@ -6,6 +6,7 @@ import numpy as np
 
 from multirnn import Cell, RecurrentSpec
 from multirnn.weights import Array
+from multirnn_numpy.both import forward_both, paired
 from multirnn_numpy.cells import CELLS
 from multirnn_numpy.passes import Padding, Pass
 from multirnn_numpy.workspace import Empty
@@ -22,17 +23,29 @@ class Stack:
     Of a single sequence they may come without the batch axis. The arithmetic is that of the arrays that are given,
     complex too, so that derivatives can be taken by complex step.
 
+    Args:
+        spec: what it computes.
+        parameters: by name, in canonical shapes.
+        cells: the loops of the cells.
+        together: whether both directions of a layer go through one loop.
+
     Attributes:
         spec: what it computes.
-        parameters: by name, in canonical shapes. They are live: what is written into them holds from the next call on.
+        parameters: they are live: what is written into them holds from the next call on.
     """
 
     def __init__(
-        self, spec: RecurrentSpec, parameters: dict[str, Array], cells: Mapping[Cell, type[Pass]] = CELLS
+        self,
+        spec: RecurrentSpec,
+        parameters: dict[str, Array],
+        cells: Mapping[Cell, type[Pass]] = CELLS,
+        *,
+        together: bool = False,
     ) -> None:
         self.spec = spec
         self.parameters = parameters
         self._cell = cells[spec.form]
+        self._together = together and spec.bidirectional
         self._names = {(layer, direction): _names(spec, layer, direction) for layer, direction in spec.passes}
 
     def forward(
@@ -52,16 +65,22 @@ class Stack:
         """
         passes: list[Pass] = []
         for layer in range(self.spec.num_layers):
-            outputs = []
-            for direction in self.spec.directions:
+            memory = paired(empty) if self._together else [empty] * len(self.spec.directions)
+            for direction, of_direction in zip(self.spec.directions, memory, strict=True):
                 order = ORDER[direction]
                 parameters = {last: self.parameters[name] for last, name in self._names[layer, direction].items()}
                 first = [part[len(passes)] for part in state]
                 steps = None if padded is None else padded[order]
-                run = self._cell(self.spec, parameters, x[order], first, steps, empty)
-                run.forward()
+                run = self._cell(self.spec, parameters, x[order], first, steps, of_direction)
+                if not self._together:
+                    run.forward()
                 passes.append(run)
-                outputs.append(run.outputs[order])
+            runs = passes[-len(self.spec.directions) :]
+            if self._together:
+                forward_both(runs)
+                for run in runs:
+                    run.empty = empty  # the ways back have nothing together
+            outputs = [run.outputs[ORDER[direction]] for run, direction in zip(runs, self.spec.directions, strict=True)]
             x = outputs[0] if len(outputs) == 1 else np.concatenate(outputs, axis=-1)
             if padded is not None:
                 x = np.where(padded, x.dtype.type(0), x)

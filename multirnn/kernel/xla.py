@@ -3,9 +3,9 @@
 Operands are C-contiguous, in this order:
 
     forward     x, [h, [c]], [lengths], parameters                       ->  y, h, [c], [stash]
-    backward    x, [h, [c]], [lengths], parameters, y, stash, dy, dh, [dc]  ->  dx, [dh, [dc]], gradients
+    backward    x, [h, [c]], [lengths], parameters, y, stash, dy, dh, [dc]  ->  [dx], [dh, [dc]], gradients
 
-c is there for an LSTM, the initial state and the lengths (int32, 0 <= length <= time) where the attributes say so;
+c is there for an LSTM, the initial state, the lengths (int32, 0 <= length <= time) and dx where the attributes say so;
 parameters and gradients are in the order of `spec.shapes`.
 """
 
@@ -50,14 +50,17 @@ def handler(direction: str, dtype: str) -> Any:
     return getattr(library(), f"multirnn_xla_{direction}_{instruction_sets()[0]}_{dtype}")
 
 
-def attributes(spec: RecurrentSpec, *, state: bool, lengths: bool, stash: bool, threads: int) -> NDArray[np.int64]:
+def attributes(
+    spec: RecurrentSpec, *, state: bool, lengths: bool, stash: bool, dx: bool, threads: int
+) -> NDArray[np.int64]:
     """The one attribute of a call, an array of numbers; the `custom_call` of `source/xla.h`.
 
     Args:
         spec: what is computed.
         state, lengths: whether they are among the operands.
         stash: whether it is among the results of `forward`; its size is that of `Stack.stash_size`.
+        dx: whether it is among the results of `backward`.
         threads: at most so many are used.
     """
-    flags = [state, lengths, "layers.0.forward.bias_ih" in spec.shapes, stash, threads]
+    flags = [state, lengths, "layers.0.forward.bias_ih" in spec.shapes, stash, dx, threads]
     return np.concatenate([np.array(flags, np.int64), np.frombuffer(pack_spec(spec), np.int64)])

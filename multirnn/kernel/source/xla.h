@@ -93,7 +93,7 @@ typedef struct {
 
 /* The one attribute, word for word as multirnn/kernel/xla.py packs it. */
 typedef struct {
-    int64_t has_state, has_lengths, has_bias, has_stash, threads;
+    int64_t has_state, has_lengths, has_bias, has_stash, has_dx, threads;
     spec spec;
 } custom_call;
 
@@ -190,7 +190,8 @@ static void *custom_call_of(const xla_frame *frame, int back)
         call.stash = next_array(&arguments);
         call.dy = dense(next_array(&arguments), call.time, outputs);
         call.last = next_states(&arguments, custom);
-        call.dx = dense(next_array(&results), call.time, spec->input_size);
+        if (custom->has_dx)
+            call.dx = dense(next_array(&results), call.time, spec->input_size);
         if (custom->has_state)
             call.dfirst = next_states(&results, custom);
         next_parameters(&results, custom, tables + passes);
