@@ -178,9 +178,9 @@ def _is_one_of(contender: Row, names: tuple[str, ...]) -> bool:
     return contender["kind"] in names or any(fnmatchcase(contender["name"], name) for name in names)
 
 
-def steal(rows: Sequence[Row]) -> list[float]:
-    """Which part of the time of its cores the host gave to others, while each row was timed."""
-    return [row["steal"] for row in rows if row["rounds"] and row["steal"] is not None]
+def taken(rows: Sequence[Row]) -> list[float]:
+    """Which part of its cores the host took, while each row was timed."""
+    return [row["taken"] for row in rows if row["rounds"]]
 
 
 def main(arguments: list[str]) -> int:
@@ -198,12 +198,12 @@ def main(arguments: list[str]) -> int:
     Console(width=200).print(table)
     if arguments[1:2] == ["--write"]:
         name = " ".join(arguments[2:]) or results.header["machine"]["processor"]
-        stolen = {"median": median(steal(results.rows)), "most": max(steal(results.rows))}
+        shares = taken(results.rows)
         rows = {"all": len(results.rows), "again": results.again}
         written = {
             "name": name,
             "machine": results.header["machine"],
-            "steal": stolen,
+            "taken": {"median": median(shares), "most": max(shares)},
             "rows": rows,
             "goals": [asdict(one) for one in found],
         }

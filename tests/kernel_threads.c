@@ -230,6 +230,33 @@ static void discard_operands(operands *o)
     multirnn_give_back(o->packed);
 }
 
+static _Thread_local lent_pool *lent; /* for the calls of this thread */
+
+typedef struct {
+    void (*run)(void *);
+    void *argument;
+} errand;
+
+static void *go(void *argument)
+{
+    const errand *e = argument;
+    e->run(e->argument);
+    return NULL;
+}
+
+static void lend(void (*run)(void *), void *argument, unsigned threads, unsigned flags)
+{
+    pthread_t others[THREADS];
+    errand e = {run, argument};
+    (void)flags;
+    for (unsigned i = 1; i < threads; i++)
+        if (pthread_create(&others[i], NULL, go, &e))
+            exit(2);
+    run(argument);
+    for (unsigned i = 1; i < threads; i++)
+        pthread_join(others[i], NULL);
+}
+
 /* Returns what was written; its arrays are to be freed. */
 static room run(const operands *o, way way, int threads)
 {
@@ -252,6 +279,7 @@ static room run(const operands *o, way way, int threads)
         .lengths = p->ragged ? o->lengths : NULL,
         .threads = threads,
         .packed = way == PACKED ? o->packed : NULL,
+        .lent = lent,
     };
     splits_units = p->splits_units;
     if (way == BACKWARD)
@@ -311,7 +339,10 @@ static int check_thread_counts(const operands *all)
     for (int i = 0; i < PROBLEM_COUNT; i++)
         for (way way = FORWARD; way <= BACKWARD; way++)
             for (int threads = 2; threads <= THREADS; threads++)
-                wrong += check(&all[i], way, threads, 1);
+                for (int own = 0; own <= 1; own++) {
+                    lent = own ? NULL : lend;
+                    wrong += check(&all[i], way, threads, 1);
+                }
     return wrong;
 }
 
@@ -320,6 +351,7 @@ static void *caller(void *argument)
     const operands *all = argument;
     intptr_t wrong = 0;
     for (int i = 0; i < PROBLEM_COUNT; i++) {
+        lent = i % 2 ? lend : NULL;
         wrong += check(&all[i], PACKED, 2, 1);
         wrong += check(&all[i], BACKWARD, 2, 1);
     }

@@ -81,6 +81,7 @@ def test_a_row_describes_itself(tmp_path: Path) -> None:
     assert row["contender"]["features"] == describe()["features"]
     assert 0 <= row["blocks_again"] <= 3
     assert row["steal"] is None or row["steal"] >= 0
+    assert 0 <= (row["steal"] or 0.0) <= row["taken"]
     for name in ("import_s", "prepare_s", "first_call_s", "error_eps", "allowed_eps", "repetitions"):
         assert row[name] > 0
 
@@ -173,9 +174,10 @@ def test_what_was_disturbed_is_timed_again_and_the_calmer_rows_count(
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     for row in lines[1:]:
         if row["status"] == "timed":
-            row |= {"steal": 0.03 if row["problem"]["name"] == "two" else 0.01, "median": 77.0}
+            row |= {"taken": 0.03 if row["problem"]["name"] == "two" else 0.01, "median": 77.0}
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    monkeypatch.setattr("multirnn.bench.rounds.stolen_share", lambda *told: now)
+    monkeypatch.setattr("multirnn.bench.host.stolen_share", lambda *told: now)
+    monkeypatch.setattr("multirnn.bench.host.slowed_share", lambda pace: 0.0)
     rows, _ = run_table(table, ("refusing", "right"), path, resume=True, again=0.02)
     assert len(path.read_text().splitlines()) == len(lines) + calmer
     assert (rows["two", "right"]["median"] < 77) == calmer

@@ -164,8 +164,8 @@ def goals() -> str:
 
 def disturbance(found: dict[str, Any]) -> str:
     """What else ran beside a standard run."""
-    steal = f"{found['steal']['median']:.1%}, at most {found['steal']['most']:.0%}"
-    told = f"{found['name']}: the host gave others a part of the cores, in the median {steal} while a row was timed"
+    share = f"{found['taken']['median']:.1%}, at most {found['taken']['most']:.0%}"
+    told = f"{found['name']}: the host took a part of the cores, in the median {share} while a row was timed"
     if again := found["rows"]["again"]:
         told += f";\n{again} of {found['rows']['all']} rows were timed again, where it had taken more than 2 %"
     return told + "."

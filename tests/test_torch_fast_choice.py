@@ -1,10 +1,17 @@
 """What a fast layer of PyTorch runs: a loop, or PyTorch's own layer where that is as fast or alone can do it."""
 
+import ctypes
+import multiprocessing
+import os
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 import pytest
 
 import multirnn as mr
 from multirnn import kernel
+from multirnn.weights import Array
 
 torch = pytest.importorskip("torch")
 
@@ -84,28 +91,69 @@ def test_on_cuda_it_is_cudnn(cell: str, loop: str, ran: list[str]) -> None:
     assert "cuda" in quick.plan(BATCH, TIME).sentence
 
 
-def test_the_threads_of_pytorch_are_sent_home_and_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def two_threads() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+SHARED = mr.RecurrentSpec("lstm", 53, 67, num_layers=2, bidirectional=True, bias="double")  # by two threads, of 7 rows
+
+
+def shared_call() -> tuple[mr.Layer, Array, Array]:
+    """A layer, x, and what comes out of it."""
+    weights = mr.initialise(SHARED, seed=3)
+    x = np.random.default_rng(0).standard_normal((7, 41, 53)).astype("float32")
+    wanted = mr.build(weights.astype("float64"), "numpy")(x.astype("float64"))
+    return mr.build(weights, "torch", implementation="fast"), x, wanted.sequence
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_the_threads_of_pytorch_do_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not (pool := loop_by_kernel.lent_pool(os.getpid())):
+        pytest.skip("the OpenMP of this PyTorch has no GOMP_parallel")
+    form = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+    lent: list[int] = []
+
+    @form
+    def lend(run: int, argument: int, threads: int, flags: int) -> None:
+        lent.append(threads)
+        form(pool)(run, argument, threads, flags)
+
+    monkeypatch.setattr(loop_by_kernel, "lent_pool", lambda process: ctypes.cast(lend, ctypes.c_void_p).value)
+    layer, x, wanted = shared_call()
+    large = torch.ones(1_000_000)
+    for _ in range(3):
+        assert mr.difference(layer(x).sequence, wanted).normwise <= mr.tolerance("float32")
+        layer.vjp(x, cotangent=mr.Output(wanted.astype("float32"), None))
+        assert float((large + 1).sum()) == 2_000_000
+    assert lent == [2] * 9
+
+
+def in_a_child(queue: Any, layer: mr.Layer, x: Array, wanted: Array) -> None:
+    queue.put((loop_by_kernel.lent_pool(os.getpid()), mr.difference(layer(x).sequence, wanted).normwise))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+@pytest.mark.usefixtures("two_threads")
+def test_a_child_after_fork_has_no_threads_of_pytorch_and_does_without() -> None:
+    """In which PyTorch's own layer, with two threads, waits for them for ever."""
+    layer, x, wanted = shared_call()
+    layer(x)
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    process = context.Process(target=in_a_child, args=(queue, layer, x, wanted))
+    process.start()
     try:
-        monkeypatch.setattr(loop_by_kernel, "LARGE", 0)
-        pauses: list[int] = []
-        pause = loop_by_kernel._pause()
-        if pause is None:
-            pytest.skip("the OpenMP of this PyTorch has no omp_pause_resource_all")
-        monkeypatch.setattr(loop_by_kernel, "_pause", lambda: lambda kind: pauses.append(pause(kind)))
-        weights = mr.initialise(mr.RecurrentSpec("lstm", 5, 11, bias="double"), seed=3)
-        layer, large = mr.build(weights, "torch", implementation="fast"), torch.ones(1_000_000)
-        x = np.random.default_rng(0).standard_normal((3, 7, 5)).astype("float32")
-        wanted = mr.build(weights.astype("float64"), "numpy")(x.astype("float64"))
-        for _ in range(3):
-            output = layer(x)
-            assert mr.difference(output.sequence, wanted.sequence).normwise <= mr.tolerance("float32")
-            assert float((large + 1).sum()) == 2_000_000
-        assert pauses == [0, 0, 0]
-        assert torch.get_num_threads() == 2
+        lent, off = queue.get(timeout=60)
     finally:
-        torch.set_num_threads(before)
+        process.kill()
+        process.join()
+    assert lent == 0
+    assert off <= mr.tolerance("float32")
 
 
 def test_where_the_kernel_is_known_to_be_faster() -> None:

@@ -1,10 +1,9 @@
 """`KernelLoop`: a `Loop` by the compiled recurrence, `multirnn.kernel`."""
 
 import ctypes
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Sequence
 from functools import cache
-from math import prod
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,13 +15,7 @@ __all__ = ["KernelLoop"]
 
 NOT_THERE = (0, 0, 0)
 ALIGNMENT = 64
-LARGE = 50_000_000
-"""Multiplications for each thread from which PyTorch's own threads are sent home first: a core takes 0.8 ms for them.
-
-After every parallel operation of PyTorch its OpenMP threads spin for some 17 ms on the cores that the kernel needs. To end
-them, and to begin anew, takes 0.6 ms with two. Training steps on two cores, in ms, without and with it: simple RNN
-(8,100,256,256) 12.5 and 8.7, (32,30,512,512) 34 and 25, GRU (16,50,256,256) 30 and 20, LSTM (16,50,256,256) 36 and 30.
-"""
+LOADED_IN = os.getpid()
 
 
 class KernelLoop:
@@ -39,7 +32,6 @@ class KernelLoop:
         self._dtype: torch.dtype = getattr(torch, spec.dtype)
         self._passes, self._hidden, self._states = len(tuple(spec.passes)), spec.hidden_size, len(spec.form.states)
         self._strides = {name: _dense(shape) for name, shape in spec.shapes.items()}
-        self._multiplications = sum(prod(shape) for name, shape in spec.shapes.items() if "weight" in name)
         self._bound: tuple[list[int], bytes] = [], b""
 
     def prepare(self, weights: Sequence[Tensor]) -> kernel.Packed:
@@ -64,9 +56,10 @@ class KernelLoop:
             _addresses(final),
             _address(call.lengths),
             _aligned(kept[0]) if keep else 0,
-            self._threads(batch, time),
+            torch.get_num_threads(),
             _address(call.starts),
             0 if keep or call.prepared is None else call.prepared.address,
+            lent_pool(os.getpid()),
         )
         return final, kept
 
@@ -99,17 +92,11 @@ class KernelLoop:
             _addresses(dstate),
             _address(call.lengths),
             _aligned(kept[0]),
-            self._threads(batch, time),
+            torch.get_num_threads(),
             _address(call.starts),
+            lent_pool(os.getpid()),
         )
         return [dx, *dstate, *dweights]
-
-    def _threads(self, batch: int, time: int) -> int:
-        """How many the call may use, as many as PyTorch's operations; see `LARGE`."""
-        threads = torch.get_num_threads()
-        if threads > 1 and self._multiplications * batch * time > LARGE * threads and (pause := _pause()) is not None:
-            pause(SOFT)
-        return threads
 
     def _empty_state(self, batch: int) -> Tensor:
         return torch.empty((self._passes, batch, self._hidden), dtype=self._dtype, device="cpu")
@@ -128,15 +115,18 @@ class KernelLoop:
         return self._stack.bind({name: (address, *strides) for (name, strides), address in operands})
 
 
-SOFT = 1
-"""`omp_pause_soft`: what the program set stays."""
-
-
 @cache
-def _pause() -> Callable[[int], Any] | None:
-    """`omp_pause_resource_all` (OpenMP 5.0) of the library that PyTorch's operations run on; None where it has none."""
-    found: Callable[[int], Any] | None = getattr(ctypes.CDLL(torch._C.__file__), "omp_pause_resource_all", None)
-    return found
+def lent_pool(process: int) -> int:
+    """The address of `GOMP_parallel` of the OpenMP that PyTorch's operations run on; 0 where it has none.
+
+    After each of PyTorch's parallel operations its threads spin for some 17 ms on the cores that other threads would need;
+    so they do the work of the kernel too. A child after fork has none of them.
+
+    Args:
+        process: in which it is asked.
+    """
+    found = getattr(ctypes.CDLL(torch._C.__file__), "GOMP_parallel", None)
+    return ctypes.cast(found, ctypes.c_void_p).value or 0 if found is not None and process == LOADED_IN else 0
 
 
 def _dense(shape: Sequence[int]) -> tuple[int, ...]:

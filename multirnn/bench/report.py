@@ -353,6 +353,7 @@ def _facts(row: Row) -> Iterator[tuple[str, str]]:
     yield "limit", quantities.seconds(row["limit_s"]) if row.get("limit_s") else ""
     yield "allowed error", f"{row['allowed_eps']:g} eps" if row.get("allowed_eps") else ""
     yield "time stolen by the host", quantities.share(row["steal"]) if row.get("steal") else ""
+    yield "taken by the host, told or not", quantities.share(row["taken"]) if row.get("taken") else ""
     yield "reason", row.get("reason") or ""
 
 

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from multirnn.errors import InvalidCall, InvalidData
 
-__all__ = ["DONE", "STATUSES", "VERSION", "Results", "Writer", "check", "finished_lines", "key", "read", "stolen"]
+__all__ = ["DONE", "STATUSES", "VERSION", "Results", "Writer", "check", "finished_lines", "key", "read", "taken"]
 
 VERSION = 1
 
@@ -79,12 +79,12 @@ def read(path: Path | str) -> Results:
     return Results(header, list(rows.values()), len(again))
 
 
-def stolen(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], float]:
-    """Which part of the cores the host took in the rows of a problem and a mode, in the mean; of those where it is told."""
+def taken(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], float]:
+    """Which part of the cores the host took in the rows of a problem and a mode, in the mean; of those where it is known."""
     shares = defaultdict[tuple[str, str], list[float]](list)
     for row in rows:
-        if row.get("steal") is not None:
-            shares[row["problem"]["name"], row["mode"]].append(row["steal"])
+        if (share := row.get("taken", row.get("steal"))) is not None:  # "taken" is not in files of before November 2026
+            shares[row["problem"]["name"], row["mode"]].append(share)
     return {where: fmean(values) for where, values in shares.items()}
 
 

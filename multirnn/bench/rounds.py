@@ -1,22 +1,22 @@
 """Interleaved rounds: in each, every contender is timed once, in a shuffled order, so that drift hits all alike.
 
 How long a block of calls lasts and how many rounds there are is planned from the time that there is. What is far behind
-the fastest is timed less often. A block during which the host gave too much of the cores to others is run again at the
-end of its round, when that may be over; which of its tries counts is decided by what was stolen, never by their times.
+the fastest is timed less often. A block during which the host took too much of the cores is run again at the end of its
+round, when that may be over; which of its tries counts is decided by what was taken, never by their times.
 """
 
 import math
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from multirnn.bench.machine import steal
+from multirnn.bench.host import TAKEN, Host, Taken
 from multirnn.bench.process import RESTS, Lost, Process
 
-__all__ = ["ALLOWANCE", "Call", "Entrant", "Plan", "interleave", "plan", "plans", "stolen_share", "unstable"]
+__all__ = ["ALLOWANCE", "Call", "Entrant", "Plan", "interleave", "plan", "plans", "unstable"]
 
 ROUNDS = (5, 11)
 LONGER = 3  # rounds of a long call, unless there is time for more; each lasts more than ten blocks
@@ -30,8 +30,8 @@ SETTLING = 0.005 if RESTS else 0.06
 """Seconds of calls before a block, in which caches and the clock of the core settle; and the threads of whoever ran before,
 unless they are stopped: those of ONNX Runtime spin for 2^20 pauses, up to 58 ms.
 """
+WATCHING = 0.004  # seconds beside a block in which its process wakes up and the host is watched
 ALLOWANCE = 5.0  # seconds of one contender on one problem, where nothing limits the run
-STEAL = 0.02  # of the time of its cores; one hundredth of a second, which is how it is told, is more of a short block
 AGAIN = 0.5  # as many blocks as this part of a contender's rounds may be run again
 PLANNED = 0.85  # of the time there is, on rounds; the rest is for what is run again
 SPREAD = 0.1
@@ -58,7 +58,7 @@ def plan(seconds: float, allowance: float = ALLOWANCE, *, boundary: bool = False
     shortest, longest = BLOCK
     block = min(max(allowance / (7 + more) - SETTLING, shortest), longest)
     repetitions = max(1, round(block / seconds))
-    fit = int(allowance / (SETTLING + repetitions * seconds)) - more
+    fit = int(allowance / (WATCHING + SETTLING + repetitions * seconds)) - more
     return Plan(min(max(fit, fewest), ROUNDS[1]), repetitions)
 
 
@@ -105,7 +105,7 @@ def plans(calls: Sequence[Call], budget: float) -> list[Plan]:
 
 def _cost(planned: Plan, call: Call) -> float:
     """The seconds that a plan takes."""
-    return (planned.rounds + BOUNDARIES * call.boundary) * (SETTLING + planned.repetitions * call.seconds)
+    return (planned.rounds + BOUNDARIES * call.boundary) * (WATCHING + SETTLING + planned.repetitions * call.seconds)
 
 
 UNPLANNED = Plan(0, 1)
@@ -123,7 +123,7 @@ class Entrant:
         cap: seconds that one answer may take.
         rounds: seconds of a call, one a round that it was in.
         numbers: of those rounds.
-        steals: the part of its cores' time that the host gave to others during each of those blocks.
+        taken: what the host took of its cores during each of those blocks.
         again: how many blocks were run again.
         boundaries: seconds of a call from NumPy to NumPy, of the first rounds.
         lost: why there are no more.
@@ -136,7 +136,7 @@ class Entrant:
     cap: float = 60.0
     rounds: list[float] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)
-    steals: list[float] = field(default_factory=list)
+    taken: list[Taken] = field(default_factory=list)
     again: int = 0
     boundaries: list[float] = field(default_factory=list)
     lost: Lost | None = None
@@ -172,20 +172,20 @@ class Entrant:
             self.plan = replace(self.plan, repetitions=math.ceil(BLOCK[0] / seconds))
         return seconds
 
-    def count(self, number: int, seconds: float, steal: float) -> None:
-        """Keep what a block of this round gave, unless less was stolen in one of the same round before."""
+    def count(self, number: int, seconds: float, taken: Taken) -> None:
+        """Keep what a block of this round gave, unless less was taken in one of the same round before."""
         if self.numbers[-1:] != [number]:
             self.numbers.append(number)
             self.rounds.append(seconds)
-            self.steals.append(steal)
-        elif steal < self.steals[-1]:
-            self.rounds[-1], self.steals[-1] = seconds, steal
+            self.taken.append(taken)
+        elif taken.most < self.taken[-1].most:
+            self.rounds[-1], self.taken[-1] = seconds, taken
 
 
 def interleave(
     entrants: Sequence[Entrant],
     seed: int = 0,
-    stolen: Callable[[], float | None] = steal,
+    host: Host | None = None,
     until: float = math.inf,
 ) -> None:
     """Run all rounds; fills the entrants.
@@ -193,10 +193,11 @@ def interleave(
     Args:
         entrants: who takes part, all planned or none; one that is lost is left out from then on.
         seed: of the order in each round.
-        stolen: seconds that the host has given to others until now; None if not told.
+        host: tells what it takes meanwhile; unless given, what it says of itself.
         until: by `time.monotonic`; what is not planned has until then, and after it no more than what plans leave of the
             time is spent on running blocks again.
     """
+    host = host or Host()
     rng = random.Random(seed)  # noqa: S311  # an order, no secret
     unplanned = int(
         any(entrant.plan is UNPLANNED for entrant in entrants)
@@ -210,15 +211,14 @@ def interleave(
         queue = deque(order)
         while queue:
             entrant = queue.popleft()
-            before, start = stolen(), time.monotonic()
+            start, watched = time.monotonic(), host.watch(entrant.threads)
             seconds = entrant.run()
             if seconds is None:
                 continue
-            now = time.monotonic()
-            share = stolen_share(before, stolen(), now - start, entrant.threads)
-            entrant.count(number, seconds, share)
+            taken, now = watched(), time.monotonic()
+            entrant.count(number, seconds, taken)
             in_time = now < until or repeated + now - start < (1 - PLANNED) * (now - begun)
-            if share > STEAL and in_time and entrant.again < AGAIN * max(entrant.plan.rounds, 1):
+            if taken.most > TAKEN and in_time and entrant.again < AGAIN * max(entrant.plan.rounds, 1):
                 entrant.again += 1
                 repeated += now - start
                 queue.append(entrant)
@@ -226,18 +226,6 @@ def interleave(
         if number == unplanned:
             _plan_by_the_first(entrants, until - time.monotonic())
             total = _longest(entrants)
-
-
-def stolen_share(before: float | None, after: float | None, seconds: float, threads: int) -> float:
-    """Which part of the time of its cores the host gave to others; 0 if not told.
-
-    Args:
-        before: seconds that the host had given to others when it began.
-        after: the same when it ended.
-        seconds: between them.
-        threads: how many cores it had; what is stolen of those that idle is not counted.
-    """
-    return ((after or 0.0) - (before or 0.0)) / (seconds * threads) if seconds else 0.0
 
 
 def _plan_by_the_first(entrants: Sequence[Entrant], budget: float) -> None:

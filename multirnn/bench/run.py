@@ -22,12 +22,13 @@ from typing import Any
 from multirnn.bench import inputs, verify
 from multirnn.bench.alone import allowed_cores
 from multirnn.bench.contenders import Source
+from multirnn.bench.host import TAKEN, UNTAKEN, Host, Pace
 from multirnn.bench.limits import Limits, bytes_moved, flops
 from multirnn.bench.machine import steal
 from multirnn.bench.problems import Problem, Table
 from multirnn.bench.process import Lost, Process
-from multirnn.bench.results import DONE, Writer, key, stolen
-from multirnn.bench.rounds import STEAL, Call, Entrant, interleave, plans, stolen_share, unstable
+from multirnn.bench.results import DONE, Writer, key, taken
+from multirnn.bench.rounds import Call, Entrant, interleave, plans, unstable
 from multirnn.bench.statistics import quartiles
 from multirnn.implementation import NATIVE
 
@@ -166,11 +167,13 @@ class Run:
     ) -> None:
         self.table, self.writer, self.limits, self.seed, self._tell = table, writer, limits, seed, tell
         self.missing: dict[str, str] = {}
+        self._pace = Pace()
+        self._host = Host(self._pace)
         self._fewest = min(threads)
         self._seats = [_Seat(source, n) for source in sources for n in threads]
         self._tasks = [(entry.problem, mode) for entry in table.entries for mode in entry.modes]
         done = [row for row in writer.rows if row["status"] in DONE]
-        self._before = {where: share for where, share in stolen(done).items() if share > again}
+        self._before = {where: share for where, share in taken(done).items() if share > again}
         self._done = {
             key(row)
             for row in done
@@ -186,6 +189,7 @@ class Run:
     def __exit__(self, *error: object) -> None:
         for seat in self._seats:
             seat.end()
+        self._pace.end()
 
     def __call__(self) -> None:
         """Start the contenders and run every problem that is not done."""
@@ -284,13 +288,13 @@ class Run:
                 entrant.plan = planned
         self._say(f"{task.title}: rounds")
         at = datetime.now(UTC).isoformat(timespec="seconds")
-        interleave(entrants, self.seed, until=until)
+        interleave(entrants, self.seed, self._host, until)
         rows = [
             (seat, answer | {"measured_at": at} | self._timed(task, seat, entrant, answer))
             for (seat, answer), entrant in zip(ready, entrants, strict=True)
         ]
         before = self._before.get((task.problem.name, task.mode), math.inf)
-        if fmean(share for entrant in entrants for share in entrant.steals or [0.0]) < before:
+        if fmean(taken.most for entrant in entrants for taken in entrant.taken or [UNTAKEN]) < before:
             for seat, found in rows:
                 self._write(task, seat, found)
 
@@ -323,7 +327,7 @@ class Run:
         """Put into the answer how long a call takes now that nobody else computes; whether it could be told."""
         assert seat.process is not None
         for _ in range(ESTIMATES):
-            before, start = steal(), time.monotonic()
+            watched = self._host.watch(seat.threads)
             try:
                 seat.process.send({"do": "estimate"})
             except Lost as lost:
@@ -334,7 +338,7 @@ class Run:
                 return False
             answer["first_call_s"] = max(answer["first_call_s"], estimated["first_call_s"])
             answer["seconds"] = min(answer.get("seconds", math.inf), estimated["seconds"])
-            if stolen_share(before, steal(), time.monotonic() - start, seat.threads) <= STEAL:
+            if watched().most <= TAKEN:
                 break
         return True
 
@@ -372,7 +376,8 @@ class Run:
             "rounds": entrant.rounds,
             "round_numbers": entrant.numbers,
             "repetitions": entrant.plan.repetitions,
-            "steal": None if steal() is None else fmean(entrant.steals),
+            "steal": None if steal() is None else fmean(one.stolen for one in entrant.taken),
+            "taken": fmean(one.most for one in entrant.taken),
             "blocks_again": entrant.again,
             "median": median,
             "low": low,
@@ -427,7 +432,7 @@ class Run:
 MEASURED = (
     *("status", "reason", "error_eps", "allowed_eps", "prepare_s", "first_call_s", "rounds", "round_numbers"),
     *("repetitions", "median", "low", "high", "stable", "boundary_median", "peak_memory_bytes", "added_memory_bytes"),
-    *("steal", "blocks_again", "measured_at", "limit_s", "share"),
+    *("steal", "taken", "blocks_again", "measured_at", "limit_s", "share"),
 )
 
 

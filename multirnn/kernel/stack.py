@@ -26,7 +26,7 @@ States = tuple[int, int]
 PARAMETERS = {"weight_ih": 3, "weight_hh": 3, "bias_ih": 2, "bias_hh": 2}
 """The parameters of a pass, with the number of their axes, in the order of `source/problem.h`."""
 
-CALL = struct.Struct("28q")
+CALL = struct.Struct("29q")
 """A `call` of `source/problem.h`."""
 
 NOWHERE = (0, 0, 0, 0)
@@ -141,6 +141,7 @@ class Stack:
         threads: int = 1,
         starts: int = 0,
         packed: int = 0,
+        lent: int = 0,
     ) -> None:
         """Run over `x`.
 
@@ -157,12 +158,13 @@ class Stack:
             starts: the address of int64 `(time,)`: x and y are packed, steps one after another without padding, and this is
                 at how many strides of time each begins; the rows are in the order of falling lengths. 0: not packed.
             packed: the address of the parameters as `pack` left them; 0: those in the table are.
+            lent: the address of `GOMP_parallel` of an OpenMP library, whose threads do the work then; 0: own ones do.
 
         Raises:
             MemoryError: there is not enough memory for the packed weights.
         """
         call = CALL.pack(
-            *(batch, time, *x, starts, *y, starts, *first, *last, lengths, stash, threads, packed),
+            *(batch, time, *x, starts, *y, starts, *first, *last, lengths, stash, threads, packed, lent),
             *(*NOWHERE, *NOWHERE, 0, 0),
         )
         if self._forward(self._spec, table, call):
@@ -185,6 +187,7 @@ class Stack:
         stash: int = 0,
         threads: int = 1,
         starts: int = 0,
+        lent: int = 0,
     ) -> None:
         """The gradients of what `forward` did.
 
@@ -198,13 +201,13 @@ class Stack:
             dx: where the gradient of x goes, zero at padding; `(0, 0, 0)`: nowhere.
             dfirst: where the gradient of the initial states goes; an address 0: nowhere.
             stash: that `forward` filled; it is left as it is, so that the call can be repeated.
-            threads: as in `forward`. The same number of threads gives the same bits.
+            threads, lent: as in `forward`. The same number of threads gives the same bits.
 
         Raises:
             MemoryError: there is not enough memory for the gradients of all steps.
         """
         call = CALL.pack(
-            *(batch, time, *x, starts, *y, starts, *first, *dlast, lengths, stash, threads, 0),
+            *(batch, time, *x, starts, *y, starts, *first, *dlast, lengths, stash, threads, 0, lent),
             *(*dy, starts, *dx, starts, *dfirst),
         )
         if self._backward(self._spec, table, call, gradients):

@@ -3,6 +3,7 @@
 #define PROBLEM_H
 
 #include "activation.h"
+#include "team.h"
 
 enum cell_name { SIMPLE_RNN, LSTM, GRU_AFTER, GRU_BEFORE };
 
@@ -45,6 +46,7 @@ typedef struct {
     char *stash;
     int64_t threads;
     char *packed;    /* of forward: the weights as `pack` left them; NULL: they are where the table says */
+    lent_pool *lent; /* whose threads do the work; NULL: the team's own */
     sequence dy, dx; /* from here on of backward alone */
     states dfirst;
 } call;

@@ -18,7 +18,7 @@ EXPORT int NAME(forward)(const spec *spec, const parameters *table, const call *
     lay_out_forward(&run, &memory);
     if (call->stash)
         ((stash_head *)call->stash)->sharing = run.stack.sharing;
-    multirnn_team(forward_work, &run, run.stack.sharing.members);
+    multirnn_team(forward_work, &run, run.stack.sharing.members, call->lent);
     multirnn_give_back(memory.base);
     return 0;
 }
@@ -80,7 +80,7 @@ EXPORT int NAME(backward)(const spec *spec, const parameters *table, const call 
     if (!memory.base)
         return 1;
     lay_out_backward(&run, &memory);
-    multirnn_team(backward_work, &run, run.stack.sharing.members);
+    multirnn_team(backward_work, &run, run.stack.sharing.members, call->lent);
     multirnn_give_back(memory.base);
     return 0;
 }

@@ -26,6 +26,7 @@ static struct {
     pthread_mutex_t lock;   /* of what follows, for the workers that sleep */
     pthread_cond_t woken;
     int workers, asleep;
+    pthread_t caller;
     team_work *work;
     void *argument;
     int members;
@@ -233,21 +234,43 @@ static void wait_for_call(void)
     pthread_mutex_unlock(&team.lock);
 }
 
+static void work_if_seated(void)
+{
+    long seats = atomic_load_explicit(&team.seats, memory_order_relaxed);
+    while (seats > 0 && !atomic_compare_exchange_weak_explicit(&team.seats, &seats, seats - 1, memory_order_acquire,
+                                                               memory_order_relaxed))
+        ;
+    if (seats > 0) {
+        team.work(team.argument, team.members - (int)seats);
+        add(&team.gone, 1);
+    }
+}
+
 static void *worker(void *unused)
 {
     (void)unused;
     for (;;) {
         wait_for_call();
-        long seats = atomic_load_explicit(&team.seats, memory_order_relaxed);
-        while (seats > 0 && !atomic_compare_exchange_weak_explicit(&team.seats, &seats, seats - 1, memory_order_acquire,
-                                                                   memory_order_relaxed))
-            ;
-        if (seats > 0) {
-            team.work(team.argument, team.members - (int)seats);
-            add(&team.gone, 1);
-        }
+        work_if_seated();
     }
     return NULL;
+}
+
+static void lead(void)
+{
+    team.work(team.argument, 0);
+    long empty = atomic_exchange_explicit(&team.seats, 0, memory_order_relaxed);
+    wait_until(&team.gone, team.members - 1 - empty);
+}
+
+/* By every thread of a pool that was lent; the caller is one of them. */
+static void work_as_lent(void *unused)
+{
+    (void)unused;
+    if (pthread_equal(pthread_self(), team.caller))
+        lead();
+    else
+        work_if_seated();
 }
 
 static void hire(int workers)
@@ -261,28 +284,32 @@ static void hire(int workers)
     pthread_attr_destroy(&attributes);
 }
 
-void multirnn_team(team_work *work, void *argument, int members)
+void multirnn_team(team_work *work, void *argument, int members, lent_pool *lent)
 {
     if (members <= 1) {
         work(argument, 0);
         return;
     }
     pthread_mutex_lock(&team.in_use);
-    hire(members - 1 < WORKERS ? members - 1 : WORKERS);
-    if (team.workers < members - 1)
-        members = team.workers + 1;
+    if (!lent) {
+        hire(members - 1 < WORKERS ? members - 1 : WORKERS);
+        if (team.workers < members - 1)
+            members = team.workers + 1;
+    }
+    team.caller = pthread_self();
     team.work = work;
     team.argument = argument;
     team.members = members;
     atomic_store_explicit(&team.gone.count, 0, memory_order_relaxed);
     pthread_mutex_lock(&team.lock);
     atomic_store_explicit(&team.seats, members - 1, memory_order_release);
-    if (team.asleep)
+    if (team.asleep && !lent)
         pthread_cond_broadcast(&team.woken);
     pthread_mutex_unlock(&team.lock);
-    work(argument, 0);
-    long empty = atomic_exchange_explicit(&team.seats, 0, memory_order_relaxed);
-    wait_until(&team.gone, members - 1 - empty);
+    if (lent)
+        lent(work_as_lent, NULL, (unsigned)members, 0);
+    else
+        lead();
     pthread_mutex_unlock(&team.in_use);
 }
 

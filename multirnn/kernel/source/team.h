@@ -13,7 +13,12 @@
 /* work(argument, rank) by the caller, whose rank is 0, and by those of `members` - 1 workers that come before the caller is
    through. Each runs through the same agenda. One team works at a time; a second caller waits. */
 typedef void team_work(void *argument, int rank);
-void multirnn_team(team_work *work, void *argument, int members);
+
+/* A pool of threads of somebody else: runs something on so many of them, the caller's among them, and returns when all have.
+   As `GOMP_parallel` of the OpenMP libraries. */
+typedef void lent_pool(void (*run)(void *), void *argument, unsigned threads, unsigned flags);
+
+void multirnn_team(team_work *work, void *argument, int members, lent_pool *lent); /* or NULL: of workers of our own */
 
 /* What others wait for to grow, and how many of them sleep. */
 typedef struct {
