@@ -244,16 +244,18 @@ static void *go(void *argument)
     return NULL;
 }
 
+/* More threads than there are seats, mostly. */
 static void lend(void (*run)(void *), void *argument, unsigned threads, unsigned flags)
 {
     pthread_t others[THREADS];
     errand e = {run, argument};
-    (void)flags;
-    for (unsigned i = 1; i < threads; i++)
+    if (threads || flags)
+        exit(2);
+    for (int i = 1; i < THREADS; i++)
         if (pthread_create(&others[i], NULL, go, &e))
             exit(2);
     run(argument);
-    for (unsigned i = 1; i < threads; i++)
+    for (int i = 1; i < THREADS; i++)
         pthread_join(others[i], NULL);
 }
 

@@ -129,7 +129,7 @@ def test_the_threads_of_pytorch_do_the_work(monkeypatch: pytest.MonkeyPatch) -> 
         assert mr.difference(layer(x).sequence, wanted).normwise <= mr.tolerance("float32")
         layer.vjp(x, cotangent=mr.Output(wanted.astype("float32"), None))
         assert float((large + 1).sum()) == 2_000_000
-    assert lent == [2] * 9
+    assert lent == [0] * 9  # all of them, or some would be ended
 
 
 def in_a_child(queue: Any, layer: mr.Layer, x: Array, wanted: Array) -> None:

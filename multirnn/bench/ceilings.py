@@ -18,7 +18,7 @@ __all__ = ["CORE_TYPES", "bandwidths", "first_cores", "joint_products", "matrix_
 SIZE = 1536  # of the matrices: 3 x 9 MB in float32; larger ones are at most 4 % faster
 PERIOD = 0.2
 PASSES = (
-    4  # a moment in which a neighbour takes a part of the machine is as long as one; of two, both were once 6 % low
+    4  # as long as one are moments in which a neighbour takes a part of the machine; of two, both were once 6 % low
 )
 READING = 0.15
 BEYOND = 256 * 2**20  # bytes that are in no cache

@@ -24,9 +24,7 @@ FIRST = 20  # computations, before it is told what is usual
 NUMBERS = 2048  # of each of two vectors: both in L1
 PRODUCTS = 4096  # of these vectors in a computation: 0.35 ms on Zen 4; fewer are over before another core has begun
 TRIES = 2  # of which the shorter counts: an interrupt is no pace
-SLOWER = (
-    1.3  # times the usual; 5 in 1000 computations by themselves take as long, of two on cores that are one nearly all
-)
+SLOWER = 1.3  # times the usual: so long take 5 in 1000 by themselves, and nearly all of two on cores that are one
 
 
 class Pace:

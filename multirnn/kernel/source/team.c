@@ -307,7 +307,7 @@ void multirnn_team(team_work *work, void *argument, int members, lent_pool *lent
         pthread_cond_broadcast(&team.woken);
     pthread_mutex_unlock(&team.lock);
     if (lent)
-        lent(work_as_lent, NULL, (unsigned)members, 0);
+        lent(work_as_lent, NULL, 0, 0); /* on all of them: GOMP ends those that it is not asked for, and makes new ones later */
     else
         lead();
     pthread_mutex_unlock(&team.in_use);

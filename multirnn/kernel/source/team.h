@@ -14,8 +14,8 @@
    through. Each runs through the same agenda. One team works at a time; a second caller waits. */
 typedef void team_work(void *argument, int rank);
 
-/* A pool of threads of somebody else: runs something on so many of them, the caller's among them, and returns when all have.
-   As `GOMP_parallel` of the OpenMP libraries. */
+/* A pool of threads of somebody else: runs something on so many of them, 0: on all, the caller's among them, and returns when
+   all have. As `GOMP_parallel` of the OpenMP libraries. */
 typedef void lent_pool(void (*run)(void *), void *argument, unsigned threads, unsigned flags);
 
 void multirnn_team(team_work *work, void *argument, int members, lent_pool *lent); /* or NULL: of workers of our own */
