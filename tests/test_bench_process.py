@@ -1,5 +1,6 @@
 """The process in which one contender is timed, and what becomes of it."""
 
+import mmap
 import os
 import subprocess
 import sys
@@ -57,6 +58,23 @@ def test_one_call_that_is_disturbed_is_not_a_part_of_what_a_block_gives() -> Non
     slow = iter([0.0, 0.3] + [0.0] * 28)
     assert worker.block(lambda: time.sleep(next(slow)), 30) < 0.05
     assert next(slow, None) is None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "fresh", "calls"),
+    [(0.01, [2000, 1500, 0, 0, 0], 3), (0.01, [2000] * 9, worker.WARMING[0]), (worker.WARMING[1], [2000] * 9, 1)],
+)
+def test_a_call_is_repeated_untimed_while_it_takes_fresh_memory(seconds: float, fresh: list[int], calls: int) -> None:
+    made = []
+
+    def call() -> None:
+        time.sleep(seconds)
+        size = mmap.PAGESIZE * fresh[len(made)]
+        made.append(memory := mmap.mmap(-1, size or 1))
+        memory[: size : mmap.PAGESIZE] = bytes(size // mmap.PAGESIZE)
+
+    worker.warm(call)
+    assert len(made) == calls
 
 
 def test_a_process_has_its_variables_and_cores_before_anything_loads(message: dict[str, Any]) -> None:
