@@ -14,9 +14,10 @@ each layer takes at least
 and the whole call at least as long as its sequences take to move. The backward pass has the recurrence once more, with
 transposed weights, and a product each for the gradients of both weights and of the input.
 
-BW is the bandwidth of the level of memory in which the weights are found: what is read once a call, in the level that
-holds all parameters; the recurrent weights of a direction, read at every step, in the level that holds them, and with
-several threads each core's part of them.
+BW is the bandwidth of memory, where each byte is read from the nearest level that can keep it: of what is read once a call,
+beside all parameters; of the recurrent weights of a direction, read at every step, beside themselves, and with several
+threads each core's part of them. Weights somewhat larger than a level, read there and back, find in it what it keeps: a GRU
+of 1536 units, 28 MB beside an L3 of 32, took 0.7 of the time that memory alone would take, and 0.6 on two cores.
 """
 
 from collections.abc import Mapping, Sequence
@@ -194,25 +195,23 @@ class Limits:
         rate, size = ceilings.products[spec.dtype], BYTES[spec.dtype]
         steps = _steps(problem, mode)
         time = 1 if mode == "streaming" else problem.time
-        once = again = ceilings.bandwidths[self._level(size * spec.parameter_count, threads)]
+        once = again = self._seconds_a_byte(size * spec.parameter_count, threads)
         if time > 1:
-            recurrent = size * len(spec.form.gates) * spec.hidden_size**2
-            again = ceilings.bandwidths[self._level(recurrent, threads)]
+            again = self._seconds_a_byte(size * len(spec.form.gates) * spec.hidden_size**2, threads)
         activations = steps * spec.output_size * _activations(spec) * ACTIVATION / rate
         total = 0.0
         for layer, inputs, recurrence in _products(spec):
             # An operation in a product is a multiplication or an addition: two for each weight.
-            project = max(steps * inputs / rate, size * inputs / 2 / once)
-            walk = max(steps * recurrence / rate, time * size * recurrence / 2 / again)
+            project = max(steps * inputs / rate, size * inputs / 2 * once)
+            walk = max(steps * recurrence / rate, time * size * recurrence / 2 * again)
             recur = max(walk + activations, time * LATENCY)
             total += project + recur
             if mode in ("gradients", "training"):
                 backwards = max(walk, time * LATENCY)
                 into_input = project if layer or mode == "gradients" else 0
                 total += backwards + into_input + steps * (inputs + recurrence) / rate
-        return max(
-            total, bytes_moved(problem, mode) / ceilings.bandwidths[self._level(minimum_memory(problem), threads)]
-        )
+        moved = bytes_moved(problem, mode)
+        return max(total, moved * self._seconds_a_byte(min(moved, minimum_memory(problem)), threads))
 
     def share(self, problem: Problem, mode: str, threads: int, seconds: float) -> float:
         """How much of the limit a measured time reaches: 1 is as fast as this machine can."""
@@ -229,13 +228,15 @@ class Limits:
         ceilings = {int(threads): Ceilings(**found) for threads, found in values["ceilings"].items()}
         return cls(dict(values["caches"]), ceilings)
 
-    def _level(self, total: int, threads: int) -> str:
-        """The nearest level that holds so many bytes; each core its own part of them in L1 and L2."""
-        for name, size in self.caches.items():
-            part = total if name == "L3" else total / threads
-            if part <= USABLE * size:
-                return name
-        return "memory"
+    def _seconds_a_byte(self, total: int, threads: int) -> float:
+        """In the mean over so many, each in the nearest level that can keep it; L1 and L2 of every core its own part."""
+        bandwidths = self.ceilings[threads].bandwidths
+        seconds, kept = 0.0, 0.0
+        for level, size in self.caches.items():
+            here = max(min(USABLE * size * (1 if level == "L3" else threads), total) - kept, 0.0)
+            seconds += here / bandwidths[level]
+            kept += here
+        return (seconds + (total - kept) / bandwidths["memory"]) / total
 
 
 def measure(*threads: int, dtypes: Sequence[str] = tuple(BYTES)) -> Limits:
