@@ -77,6 +77,21 @@ class Noisy(Right):
         return Prepared(loud, loud)
 
 
+class Tracing(Right):
+    """Has to be traced for what is timed, which is another function than what is verified."""
+
+    def ready(self, call: Any) -> Prepared:
+        traced: list[bool] = []
+
+        def jitted() -> Any:
+            if not traced:
+                time.sleep(0.2)
+                traced.append(True)
+            return call()
+
+        return Prepared(jitted, call)
+
+
 class Raising(Right):
     def prepare(self, work: Work, threads: int) -> Prepared:
         raise ValueError("a first line\n  something between\n  and the cause")
@@ -168,6 +183,7 @@ CONTENDERS = (
     Right("right"),
     Wrong("wrong"),
     Noisy("noisy"),
+    Tracing("tracing"),
     Raising("raising"),
     RaisingLate("raising late"),
     Killed("killed"),

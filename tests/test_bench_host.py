@@ -72,9 +72,9 @@ def test_a_computation_takes_about_as_long_as_usual_on_the_cores_that_are_asked_
     cores = len(allowed_cores()[:2])
     paces = sorted(pace(cores) for _ in range(50))
     assert 0.5 < paces[len(paces) // 2] < 2
-    assert len(pace._threads) == cores
+    assert len(pace._cores) == cores
     if hasattr(os, "sched_getaffinity"):
-        where = [thread.submit(os.sched_getaffinity, 0).result() for thread in pace._threads]
+        where = [thread.submit(os.sched_getaffinity, 0).result() for thread, _ in pace._cores]
         assert where == [{core} for core in allowed_cores()[:cores]]
         assert len(os.sched_getaffinity(0)) == len(allowed_cores())  # this thread is bound to none
 

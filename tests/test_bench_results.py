@@ -7,7 +7,7 @@ import pytest
 from bench_examples import a_header
 
 import multirnn as mr
-from multirnn.bench.results import Writer, read
+from multirnn.bench.results import Writer, read, taken
 
 
 def a_row(problem: str = "small", status: str = "timed", **values: Any) -> dict[str, Any]:
@@ -54,6 +54,11 @@ def test_of_two_rows_the_later_counts(tmp_path: Path) -> None:
         ("other", "timed"),
         ("small", "timed"),
     ]
+
+
+def test_what_the_host_took_is_read_from_older_files_too() -> None:
+    rows = [a_row(steal=0.0, taken=0.5), a_row(steal=0.25), a_row("other", steal=None), a_row("third", taken=0.125)]
+    assert taken(rows) == {("small", "inference"): 0.375, ("third", "inference"): 0.125}
 
 
 def test_results_of_two_machines_are_not_put_into_one_file(tmp_path: Path) -> None:

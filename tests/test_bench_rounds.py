@@ -124,9 +124,8 @@ def test_when_the_time_is_over_few_blocks_are_run_again(monkeypatch: pytest.Monk
 def test_who_was_slowed_before_or_after_a_block_has_another_turn(slow: int) -> None:
     asked: list[str] = []
     taking_part = entrants([3] * 4, asked)
-    paces = iter(
-        [1.2] * slow + [2.0] + [1.2] * 1000
-    )  # before and after each block: at the fifth, the first of its round
+    # Before and after each block: at the fifth, the first of its round.
+    paces = iter([1.2] * slow + [2.0] + [1.2] * 1000)
     rounds.interleave(taking_part, host=Host(lambda cores: next(paces), stolen=lambda: None))
     assert [len(asked), asked[8]] == [13, asked[4]]
     assert [entrant.again for entrant in taking_part] == [int(name == asked[4]) for name in "0123"]

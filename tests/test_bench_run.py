@@ -185,6 +185,24 @@ def test_what_was_disturbed_is_timed_again_and_the_calmer_rows_count(
     assert read(path).again == calmer
 
 
+def test_the_pace_of_the_host_is_watched_in_a_run_and_no_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[bool] = []
+
+    class Slowed:
+        def __call__(self, cores: int) -> float:
+            return 4.0
+
+        def end(self) -> None:
+            ended.append(True)
+
+    monkeypatch.setattr(run, "Pace", Slowed)
+    rows, _ = run_table(Table("own", PAIR, (1,), seconds=0, cap=3), ("right",), tmp_path / "r.jsonl")
+    assert [row["taken"] >= 0.75 for row in rows.values()] == [True, True]
+    assert ended == [True]
+
+
 def test_a_run_that_is_resumed_has_the_part_of_the_time_that_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -106,11 +106,13 @@ def test_a_batch_of_one_is_bound_by_reading_the_weights() -> None:
 
 
 def test_weights_that_fit_in_two_caches_and_not_in_one() -> None:
-    problem = rnn(
-        1, 100, 600
-    )  # 1.44 MB of recurrent weights: half of them are in each core's L2, and of one core in L3
+    # 1.44 MB of recurrent weights: two cores keep all of them in their L2, and one core 0.8 MB.
+    problem = rnn(1, 100, 600, input_size=8)
     one, two = (MACHINE.seconds(problem, "inference", threads) for threads in (1, 2))
-    assert one > 4 * two
+    other = 2 * 100 * 8 * 600 + 100 * 600 * ACTIVATION  # operations
+    assert one == pytest.approx(100 * (32_000 / 2e11 + 768_000 / 1e11 + 640_000 / 2e10) + other / 1e11)
+    assert two == pytest.approx(100 * (64_000 / 4e11 + 1_376_000 / 2e11) + other / 2e11)
+    assert one > 5 * two
 
 
 def test_what_is_read_at_every_step_is_what_has_to_fit() -> None:
@@ -134,6 +136,10 @@ def test_weights_somewhat_larger_than_a_cache_find_in_it_what_it_keeps() -> None
     product = 2 * 100 * 8192**2 / 1e11
     expected = product + 100 * every_step + 100 * 8192 * ACTIVATION / 1e11
     assert MACHINE.seconds(far, "inference", 1) == pytest.approx(expected)
+    # Two cores have twice as much of L1 and L2, and share one L3.
+    every_step = 64_000 / 4e11 + 1_536_000 / 2e11 + 17.6e6 / 4e10 + (4 * 8192**2 - 19.2e6) / 1.5e10
+    expected = product / 2 + 100 * every_step + 100 * 8192 * ACTIVATION / 2e11
+    assert MACHINE.seconds(far, "inference", 2) == pytest.approx(expected)
 
 
 def test_small_steps_are_bound_by_latency() -> None:

@@ -3,6 +3,7 @@
 import ctypes
 import multiprocessing
 import os
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -110,10 +111,11 @@ def shared_call() -> tuple[mr.Layer, Array, Array]:
     return mr.build(weights, "torch", implementation="fast"), x, wanted.sequence
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="PyTorch comes with an OpenMP that has GOMP_parallel on Linux only")
 @pytest.mark.usefixtures("two_threads")
 def test_the_threads_of_pytorch_do_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    if not (pool := loop_by_kernel.lent_pool(os.getpid())):
-        pytest.skip("the OpenMP of this PyTorch has no GOMP_parallel")
+    pool = loop_by_kernel.lent_pool(os.getpid())
+    assert pool
     form = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
     lent: list[int] = []
 

@@ -125,8 +125,10 @@ def lent_pool(process: int) -> int:
     Args:
         process: in which it is asked.
     """
+    if process != LOADED_IN:
+        return 0
     found = getattr(ctypes.CDLL(torch._C.__file__), "GOMP_parallel", None)
-    return ctypes.cast(found, ctypes.c_void_p).value or 0 if found is not None and process == LOADED_IN else 0
+    return 0 if found is None else ctypes.cast(found, ctypes.c_void_p).value or 0
 
 
 def _dense(shape: Sequence[int]) -> tuple[int, ...]:

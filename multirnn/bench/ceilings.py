@@ -13,13 +13,11 @@ from multirnn.bench.alone import allowed_cores, measure_alone, measure_together,
 from multirnn.bench.machine import cache_sizes, cpu_features
 from multirnn.errors import InvalidCall
 
-__all__ = ["CORE_TYPES", "bandwidths", "first_cores", "joint_products", "matrix_products", "with_its_part"]
+__all__ = ["CORE_TYPES", "OWN", "bandwidths", "first_cores", "joint_products", "matrix_products", "with_its_part"]
 
 SIZE = 1536  # of the matrices: 3 x 9 MB in float32; larger ones are at most 4 % faster
 PERIOD = 0.2
-PASSES = (
-    4  # as long as one are moments in which a neighbour takes a part of the machine; of two, both were once 6 % low
-)
+PASSES = 4  # a moment in which a neighbour takes a part of the machine is as long as one; two were once 6 % low, both
 READING = 0.15
 BEYOND = 256 * 2**20  # bytes that are in no cache
 LARGEST_SHARED = 24 * 2**20  # bytes of a shared cache that neighbours leave: of 105 MB one guest has not much more
@@ -126,6 +124,7 @@ def with_its_part(
 
 
 OWN = ("L1", "L2")
+"""The levels that no two cores share."""
 
 
 def _working_sets(threads: int) -> dict[str, int]:

@@ -34,8 +34,7 @@ class Pace:
     """
 
     def __init__(self) -> None:
-        self._threads: list[ThreadPoolExecutor] = []
-        self._computations: list[Callable[[], float]] = []
+        self._cores: list[tuple[ThreadPoolExecutor, Callable[[], float]]] = []  # each its thread and its computation
         self._seconds: dict[int, list[float]] = {}  # by how many cores; sorted
 
     def __call__(self, cores: int) -> float:
@@ -49,15 +48,14 @@ class Pace:
 
     def end(self) -> None:
         """End its threads; once is enough, and twice does no harm."""
-        for thread in self._threads:
+        for thread, _ in self._cores:
             thread.shutdown()
 
     def _slowest(self, cores: int) -> float:
-        while len(self._threads) < cores:
-            core = allowed_cores()[len(self._threads) % len(allowed_cores())]
-            self._threads.append(ThreadPoolExecutor(1, initializer=_bind, initargs=(core,)))
-            self._computations.append(_computation())
-        begun = [thread.submit(run) for thread, run in zip(self._threads[:cores], self._computations, strict=False)]
+        while len(self._cores) < cores:
+            core = allowed_cores()[len(self._cores) % len(allowed_cores())]
+            self._cores.append((ThreadPoolExecutor(1, initializer=_bind, initargs=(core,)), _computation()))
+        begun = [thread.submit(run) for thread, run in self._cores[:cores]]
         return max(one.result() for one in begun)
 
 

@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-from multirnn.bench.ceilings import bandwidths, first_cores, joint_products, matrix_products, with_its_part
+from multirnn.bench.ceilings import OWN, bandwidths, first_cores, joint_products, matrix_products, with_its_part
 from multirnn.bench.machine import cache_sizes
 from multirnn.bench.problems import Problem
 from multirnn.errors import InvalidCall
@@ -233,7 +233,7 @@ class Limits:
         bandwidths = self.ceilings[threads].bandwidths
         seconds, kept = 0.0, 0.0
         for level, size in self.caches.items():
-            here = max(min(USABLE * size * (1 if level == "L3" else threads), total) - kept, 0.0)
+            here = max(min(USABLE * size * (threads if level in OWN else 1), total) - kept, 0.0)
             seconds += here / bandwidths[level]
             kept += here
         return (seconds + (total - kept) / bandwidths["memory"]) / total

@@ -83,7 +83,7 @@ def taken(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], float]:
     """Which part of the cores the host took in the rows of a problem and a mode, in the mean; of those where it is known."""
     shares = defaultdict[tuple[str, str], list[float]](list)
     for row in rows:
-        if (share := row.get("taken", row.get("steal"))) is not None:  # "taken" is not in files of before November 2026
+        if (share := row.get("taken", row.get("steal"))) is not None:  # older files have only what the host told
             shares[row["problem"]["name"], row["mode"]].append(share)
     return {where: fmean(values) for where, values in shares.items()}
 

@@ -336,7 +336,6 @@ class Run:
             estimated = self._answer(task, seat, "estimated", answer)
             if not estimated:
                 return False
-            answer["first_call_s"] = max(answer["first_call_s"], estimated["first_call_s"])
             answer["seconds"] = min(answer.get("seconds", math.inf), estimated["seconds"])
             if watched().most <= TAKEN:
                 break

@@ -37,8 +37,10 @@ ESTIMATE = 0.005  # seconds of calls from which the time of one is estimated
 QUIET = 0.02  # seconds of all estimates of a contender, of which the least counts
 PARTS = 9  # of a block; the clock costs 0.1 µs a part
 LONG = 0.02  # seconds of a call beside which it does not matter that it finds its caches cold
-WARMING = (4, 1.0)  # calls, and seconds of calls after which no other begins
+WARMING_CALLS = 4  # at most
+WARMING = 1.0  # seconds of them, after which no other begins
 PAGE_FAULT = 1e-5  # seconds, where the host has to find the page too
+NEXT_TO_NOTHING = 0.01  # of a call
 
 
 def main() -> None:
@@ -132,9 +134,11 @@ class _Seat:
             self.prepared.boundary = None
         _release_memory()
         _forget_peak()
-        self.seconds = answer["first_call_s"]
         answer |= {"boundary": self._boundary(), "blas": blas_libraries()}
-        warm(self.prepared.call)
+        seconds = warm(self.prepared.call)
+        # It may be traced here only: what was verified may be another function.
+        answer["first_call_s"] = max(answer["first_call_s"], seconds[0])
+        self.seconds = seconds[-1]
         if not self.settled:
             gc.freeze()  # what a framework imports only when it is used
             self.settled = True
@@ -173,10 +177,9 @@ class _Seat:
         return "other"
 
     def estimate(self) -> dict[str, Any]:
-        """The seconds of a call, now that nobody else computes, and of the first, which may have been traced here only."""
+        """The seconds of a call, now that nobody else computes."""
         assert self.prepared is not None
         call, start = self.prepared.call, time.perf_counter()
-        first = block(call, 1)
         seconds, repetitions = math.inf, 1
         while True:
             seconds = min(seconds, block(call, repetitions))
@@ -184,8 +187,8 @@ class _Seat:
                 repetitions *= 2
             elif time.perf_counter() - start > QUIET:
                 break
-        first_call, self.seconds = max(self.seconds, first), seconds
-        return {"status": "estimated", "seconds": seconds, "first_call_s": first_call}
+        self.seconds = seconds
+        return {"status": "estimated", "seconds": seconds}
 
     def time(self, what: str, repetitions: int, settle: float) -> dict[str, Any]:
         """The seconds of one call, from a block of so many."""
@@ -242,20 +245,19 @@ def block(call: Callable[[], Any], repetitions: int) -> float:
     return median(seconds)
 
 
-def warm(call: Callable[[], Any]) -> None:
-    """Call, untimed, until a call takes next to no fresh memory from the system, or as often as `WARMING` allows.
+def warm(call: Callable[[], Any]) -> list[float]:
+    """Call until a call takes next to no fresh memory from the system, `WARMING_CALLS` times at most; the seconds of each.
 
     The first calls do, until the allocator knows their sizes. Each page of it is a fault: a second call of `torch.nn.RNN`
     at (32,30,1024,1024) had 13,052 and took 1.9 times as long as the fourth, which had none.
     """
-    calls, seconds = WARMING
-    start = time.perf_counter()
-    for _ in range(calls):
-        faults, begun = _faults(), time.perf_counter()
-        call()
-        now = time.perf_counter()
-        if (_faults() - faults) * PAGE_FAULT < 0.01 * (now - begun) or now - start > seconds:
+    seconds: list[float] = []
+    while len(seconds) < WARMING_CALLS and sum(seconds) < WARMING:
+        faults = _faults()
+        seconds.append(block(call, 1))
+        if (_faults() - faults) * PAGE_FAULT < NEXT_TO_NOTHING * seconds[-1]:
             break
+    return seconds
 
 
 def _settle(call: Callable[[], Any], seconds: float) -> None:
