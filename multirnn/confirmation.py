@@ -1,0 +1,100 @@
+"""Is an object the stack that was read from it? Structure finds the candidate, numbers confirm it.
+
+A backend's `read` recognises the layers of a framework and takes their weights. That says nothing about hooks, replaced
+methods, operators between two layers, or a layer that is called twice. So before it returns, it calls the object itself
+on a small input and compares the whole output with the reference, NumPy in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from multirnn.boundary import Inputs
+from multirnn.compare import difference, draw_call, tolerance, widened
+from multirnn.errors import Unrepresentable
+from multirnn.layer import Output, State
+from multirnn.registry import backend as load_backend
+from multirnn.weights import Array, Weights
+
+__all__ = ["confirmed", "probe"]
+
+AMPLIFICATION = 8
+"""How much more than weights rounded to their own dtype an exact object may change the output: it rounds at every step,
+the weights only once."""
+
+
+def probe(weights: Weights, *, ragged: bool = True, state: bool = True) -> Inputs:
+    """The call that `confirmed` makes: 5 rows of 7 steps, none of its numbers an integer.
+
+    Args:
+        weights: of the stack that was read.
+        ragged: the rows have different lengths, one of them 0; else all are full.
+        state: the initial state is drawn; else it is zero.
+    """
+    x, drawn, lengths = draw_call(weights.spec)
+    if not state:
+        drawn = State._make(None if part is None else np.zeros_like(part) for part in drawn)
+    if not ragged:
+        return Inputs(x, drawn, None, state)
+    steps = np.arange(x.shape[1])
+    return Inputs(np.where((steps < lengths[:, None])[:, :, None], x, x.dtype.type(0)), drawn, lengths, state)
+
+
+def confirmed(
+    weights: Weights, run: Callable[[Inputs], Output], title: str, *, ragged: bool = True, state: bool = True
+) -> Weights:
+    """The weights, after the object that they were read from has computed what they describe.
+
+    Args:
+        weights: read from the object.
+        run: calls the object on NumPy arrays and leaves no trace in it. A part of the output that the object does not
+            return is None; the object may return the sequence, or the final states, or both.
+        title: the object at the beginning of a sentence, such as "this GRU".
+        ragged: whether the object takes lengths.
+        state: whether the object takes an initial state.
+
+    Raises:
+        Unrepresentable: it computes something else. What `run` raises passes through.
+    """
+    inputs = probe(weights, ragged=ragged, state=state)
+    found = _parts(run(inputs))
+    expected, nudged = _parts(_reference(weights, inputs)), _parts(_reference(_nudged(weights), inputs))
+    for name, array in found.items():
+        if array.shape != expected[name].shape:
+            raise Unrepresentable(
+                f"{title} is not the stack that its weights describe: called on x {inputs.x.shape} it returns {name} of "
+                f"the shape {array.shape}, and that stack {expected[name].shape}"
+            )
+        sensitivity = AMPLIFICATION * difference(nudged[name], expected[name]).normwise
+        off = difference(array, expected[name]).normwise
+        if not off <= tolerance(weights.spec.dtype) + sensitivity:
+            raise Unrepresentable(
+                f"{title} does not compute the stack that its weights describe: {name} is off by {off:.2g} of its "
+                "largest value. Something changes what goes into it, what comes out of it, or what it computes with: "
+                "a hook, a replaced method, an operator before or after, a layer that runs twice"
+            )
+    return weights
+
+
+def _reference(weights: Weights, inputs: Inputs) -> Output:
+    layer = load_backend("numpy").build(weights.astype("float64"))
+    return layer(inputs.x.astype("float64"), widened(inputs.state), lengths=inputs.lengths)
+
+
+def _nudged(weights: Weights) -> Weights:
+    """Every weight off by half an eps, up or down: how much rounding alone changes the output of these weights."""
+    eps, rng = float(np.finfo(weights.spec.dtype).eps), np.random.default_rng(1)
+    arrays: Mapping[str, Array] = {
+        name: array.astype("float64") * (1 + eps / 2 * rng.choice((-1.0, 1.0), array.shape))
+        for name, array in weights.arrays.items()
+    }
+    return Weights(weights.astype("float64").spec, arrays)
+
+
+def _parts(output: Output) -> dict[str, Any]:
+    """The arrays of an output by what they are called in a sentence, without those that were not returned."""
+    parts = {"its sequence": output.sequence, "its final h": output.state.h, "its final c": output.state.c}
+    return {name: array for name, array in parts.items() if array is not None}
