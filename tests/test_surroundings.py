@@ -1,0 +1,167 @@
+"""A call's result depends on its arguments alone: every backend gives the same bits under every global setting.
+
+A new setting is a row of SURROUNDINGS: a context manager that makes it and takes it back. What it imports is skipped
+where it is missing.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+import multirnn as mr
+from multirnn.compare import draw_call
+from multirnn.implementation import implementations, with_implementation
+
+SPECS = {
+    "simple_rnn": mr.RecurrentSpec("simple_rnn", 5, 11),
+    "lstm": mr.RecurrentSpec("lstm", 5, 11, num_layers=2, bidirectional=True),
+    "gru": mr.RecurrentSpec("gru", 5, 11),
+}
+
+
+def torch_module() -> ModuleType:
+    return pytest.importorskip("torch")
+
+
+@contextmanager
+def numpy_raises() -> Iterator[None]:
+    with np.errstate(all="raise"):
+        yield
+
+
+@contextmanager
+def warnings_are_errors() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+@contextmanager
+def torch_default(name: str, get: str, value: Any) -> Iterator[None]:
+    """A global of PyTorch that has a getter and a setter."""
+    torch = torch_module()
+    before = getattr(torch, get)()
+    getattr(torch, name)(getattr(torch, value) if value in ("float64", "bfloat16") else value)
+    try:
+        yield
+    finally:
+        getattr(torch, name)(before)
+
+
+@contextmanager
+def torch_default_device_meta() -> Iterator[None]:
+    torch = torch_module()
+    torch.set_default_device("meta")
+    try:
+        yield
+    finally:
+        torch.set_default_device(None)
+
+
+@contextmanager
+def torch_gradients_off() -> Iterator[None]:
+    """Gradients are switched off by a call, not by a context."""
+    torch = torch_module()
+    torch.set_grad_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_grad_enabled(True)
+
+
+def torch_autocast(dtype: str) -> AbstractContextManager[Any]:
+    torch = torch_module()
+    return torch.autocast("cpu", getattr(torch, dtype))
+
+
+SURROUNDINGS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    "nothing": lambda: warnings.catch_warnings(),
+    "np.errstate(all='raise')": numpy_raises,
+    "warnings as errors": warnings_are_errors,
+    "torch.autocast(bfloat16)": lambda: torch_autocast("bfloat16"),
+    "torch.autocast(float16)": lambda: torch_autocast("float16"),
+    "torch.device('meta')": lambda: torch_module().device("meta"),
+    "torch.set_default_device('meta')": torch_default_device_meta,
+    "torch.set_default_dtype(float64)": lambda: torch_default("set_default_dtype", "get_default_dtype", "float64"),
+    "torch.set_default_dtype(bfloat16)": lambda: torch_default("set_default_dtype", "get_default_dtype", "bfloat16"),
+    "torch.use_deterministic_algorithms": lambda: torch_default(
+        "use_deterministic_algorithms", "are_deterministic_algorithms_enabled", True
+    ),
+    "torch.set_float32_matmul_precision('medium')": lambda: torch_default(
+        "set_float32_matmul_precision", "get_float32_matmul_precision", "medium"
+    ),
+    "torch.inference_mode": lambda: torch_module().inference_mode(),
+    "torch.no_grad": lambda: torch_module().no_grad(),
+    "torch.set_grad_enabled(False)": torch_gradients_off,
+    "torch.autograd.set_detect_anomaly": lambda: torch_module().autograd.set_detect_anomaly(True),
+}
+"""Context managers by what they say."""
+
+
+@cache
+def every_backend() -> list[Any]:
+    """Every implementation of every backend whose framework is installed."""
+    found = []
+    for name in mr.backends():
+        try:
+            loaded = mr.backend(name)
+        except mr.MissingFramework:
+            continue
+        found += [with_implementation(loaded, implementation) for implementation in implementations(loaded)]
+    return found
+
+
+def what_it_computes(backend: Any, spec: mr.RecurrentSpec) -> Iterator[tuple[str, Any]]:
+    """Everything that a layer is asked for, by name: arrays, and the numbers of a comparison."""
+    weights = mr.initialise(spec, seed=1)
+    x, state, lengths = draw_call(spec)
+    layer = backend.build(weights)
+    yield from ((f"weights of {name}", array) for name, array in layer.weights().arrays.items())
+    for case, output in {
+        "a plain call": layer(x),
+        "a ragged call": layer(x, state, lengths=lengths),
+        "one step": layer(x[:, :1]),
+        "a row": layer(x[0]),
+        "a saturated call": layer(x * 300),  # its exponentials overflow, and what they divide underflows
+    }.items():
+        yield from numbered(case, output)
+    if backend.differentiable:
+        gradients = layer.vjp(x, state, lengths=lengths, cotangent=layer(x, state, lengths=lengths))
+        yield from ((f"gradient of {name}", array) for name, array in gradients.weights.items())
+        yield from numbered("gradient", mr.Output(gradients.x, gradients.state))
+    row = mr.compare(weights, backends=[backend]).rows[0]
+    assert row.verdict == "equal", row
+    yield "compare", np.array([row.worst.difference.normwise])
+
+
+def numbered(case: str, output: mr.Output) -> Iterator[tuple[str, Any]]:
+    parts = output.sequence, *(part for part in output.state if part is not None)
+    return ((f"{case}, part {place}", part) for place, part in enumerate(parts))
+
+
+@cache
+def outside(backend: Any, spec: mr.RecurrentSpec) -> dict[str, Any]:
+    return dict(what_it_computes(backend, spec))
+
+
+@pytest.mark.parametrize("cell", SPECS)
+@pytest.mark.parametrize("surroundings", SURROUNDINGS)
+def test_the_same_bits(backend: mr.Backend, surroundings: str, cell: str) -> None:
+    """What is built and called inside, and what was built outside and is called inside, is what it is outside."""
+    spec = SPECS[cell]
+    for one in every_backend():
+        if one.name.split()[0] != backend.name or one.refuses(spec):
+            continue
+        expected = outside(one, spec)
+        with SURROUNDINGS[surroundings]():
+            found = dict(what_it_computes(one, spec))
+        assert found.keys() == expected.keys()
+        for name, array in found.items():
+            assert array.dtype == expected[name].dtype, f"{one.name}: {name} under {surroundings}"
+            assert np.array_equal(array, expected[name]), f"{one.name}: {name} under {surroundings}"
