@@ -83,12 +83,13 @@ def apply(
 
 def stack(scan: Scan, spec: RecurrentSpec, params: Params, x: Any, state: State | None, lengths: Any) -> Output:
     """Layer upon layer, each direction of each by `scan`; see `apply`."""
-    check(spec, params, x, state, lengths)
+    rows = check(spec, params, x, state, lengths)
     sequence = jnp.moveaxis(x, -2, 0)
     valid = None
-    if lengths is not None:
-        valid = jnp.moveaxis(jnp.arange(len(sequence)) < jnp.asarray(lengths)[..., None], -1, 0)[..., None]
-        sequence = jnp.where(valid, sequence, 0)
+    if rows is not None:
+        steps = jnp.arange(len(sequence), dtype=rows.dtype).reshape(-1, *[1] * rows.ndim)
+        valid = (steps < rows[None])[..., None]
+        sequence = jnp.where(valid, sequence, jnp.zeros((), sequence.dtype))
     finals: list[State] = []
     for layer in range(spec.num_layers):
         outputs = []
@@ -241,8 +242,12 @@ def activate(value: str | Activation) -> Activate:
 # --- The checks: made while tracing, so that a compiled call pays nothing for them. ----------------------------------
 
 
-def check(spec: RecurrentSpec, params: Params, x: Any, state: State | None, lengths: Any) -> None:
-    """Raise what `apply` raises of arguments that are not the spec's."""
+def check(spec: RecurrentSpec, params: Params, x: Any, state: State | None, lengths: Any) -> Any:
+    """Raise what `apply` raises of arguments that are not the spec's.
+
+    Returns:
+        The lengths, int32 from 0 to `time`; None where there are none.
+    """
     if jax.dtypes.canonicalize_dtype(spec.dtype) != spec.dtype:
         raise InvalidCall(
             f"a {spec.dtype} stack needs JAX's 64-bit mode, without which it would compute in float32: "
@@ -258,18 +263,32 @@ def check(spec: RecurrentSpec, params: Params, x: Any, state: State | None, leng
             f"not {np.shape(x)}"
         )
     _check_array("x", x, np.shape(x), spec.dtype)
-    batch = np.shape(x)[:-2]
-    if lengths is not None and np.shape(lengths) != batch:
-        raise InvalidCall(f"lengths must have the shape {batch}, one integer a row of x, not {np.shape(lengths)}")
-    if lengths is not None and not jnp.issubdtype(jnp.asarray(lengths).dtype, jnp.integer):
-        raise InvalidCall(f"lengths must be integers, not {jnp.asarray(lengths).dtype}")
-    if state is None:
-        return
-    if not isinstance(state, State) or (state.c is not None) != ("c" in spec.form.states):
-        raise InvalidCall(f"state of a {spec.cell} must be multirnn.State({', '.join(spec.form.states)})")
-    for name, array in zip(spec.form.states, state, strict=False):
-        shape = (spec.num_layers * len(spec.directions), *batch, spec.hidden_size)
-        _check_array(f"state.{name}", array, shape, spec.dtype)
+    *batch, time, _ = np.shape(x)
+    if state is not None:
+        if not isinstance(state, State) or (state.c is not None) != ("c" in spec.form.states):
+            raise InvalidCall(f"state of a {spec.cell} must be multirnn.State({', '.join(spec.form.states)})")
+        for name, array in zip(spec.form.states, state, strict=False):
+            shape = (spec.num_layers * len(spec.directions), *batch, spec.hidden_size)
+            _check_array(f"state.{name}", array, shape, spec.dtype)
+    return None if lengths is None else _checked_lengths(lengths, tuple(batch), time)
+
+
+def _checked_lengths(lengths: Any, batch: tuple[int, ...], time: int) -> Any:
+    if not isinstance(lengths, jax.Array):  # those of NumPy before JAX without its 64-bit mode cuts off their upper half
+        try:
+            lengths = np.asarray(lengths)
+        except ValueError as error:
+            raise InvalidCall(f"lengths must be an array of integers: {error}") from error
+    if lengths.shape != batch:
+        raise InvalidCall(f"lengths must have the shape {batch}, one integer a row of x, not {lengths.shape}")
+    if not lengths.size:
+        return jnp.zeros(batch, jnp.int32)
+    if not jnp.issubdtype(lengths.dtype, jnp.integer):
+        raise InvalidCall(f"lengths must be integers, not {lengths.dtype}")
+    # `time` is a number of the lengths' own type here: 130 as an int8 is -126.
+    most = min(time, int(jnp.iinfo(lengths.dtype).max))
+    clip: Any = jnp.clip if isinstance(lengths, jax.Array) else np.clip
+    return jnp.asarray(clip(lengths, 0, most).astype(np.int32))
 
 
 def _check_array(name: str, array: Any, shape: tuple[int, ...], dtype: str) -> None:

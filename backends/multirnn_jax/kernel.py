@@ -50,7 +50,7 @@ def apply(
     spec: RecurrentSpec, params: Params, x: jax.Array, state: State | None = None, lengths: jax.Array | None = None
 ) -> Output:
     """Run the stack that `spec` describes; arguments, result and errors are those of `multirnn_jax.apply.apply`."""
-    native.check(spec, params, x, state, lengths)
+    ends = native.check(spec, params, x, state, lengths)
     *batch, time, _ = np.shape(x)
     rows = prod(batch)
     output: Any = _recur(
@@ -58,7 +58,7 @@ def apply(
         {name: jnp.asarray(params[name]) for name in spec.shapes},
         jnp.reshape(x, (rows, time, spec.input_size)),
         None if state is None else _resized(state, rows),
-        None if lengths is None else jnp.clip(jnp.reshape(lengths, rows), 0, time).astype(jnp.int32),
+        None if ends is None else ends.reshape(rows),
     )
     return Output(output.sequence.reshape(*batch, time, spec.output_size), _resized(output.state, *batch))
 
