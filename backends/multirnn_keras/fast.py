@@ -172,6 +172,10 @@ class FastKerasLayer(KerasLayer):
 
     On TensorFlow and a processor, calls from NumPy go to the compiled recurrence at once, over the memory of the model's
     variables. Without it, and on the other engines, they run the loops of `multirnn_keras.recurrence`.
+
+    A call reads each variable once. Where another thread assigns to several of them meanwhile, it may find one assigned
+    and the next one not yet; of each it has all numbers from before, or all from after. (On the engine torch not even that:
+    there Keras writes into the memory of its variables.)
     """
 
     def __init__(self, spec: RecurrentSpec, native: Any, device: str | None = None) -> None:

@@ -25,8 +25,12 @@ def threads() -> int:
     return int(tf.config.threading.get_intra_op_parallelism_threads()) or len(os.sched_getaffinity(0))
 
 
+_Bound = tuple[list[int], bytes, Any]
+"""The addresses of weights, the table of them, and the arrays that the table points to where those are not the weights."""
+
+
 class Host:
-    """The recurrence of a stack over NumPy arrays in Keras' layout.
+    """The recurrence of a stack over NumPy arrays in Keras' layout. It may be called from several threads at once.
 
     Args:
         spec: of the stack.
@@ -42,7 +46,7 @@ class Host:
         self._stack = kernel.Stack(spec)
         self._kinds = ("weight_ih", "weight_hh", "bias")[: 2 if spec.bias == "none" else 3]
         self._names = [f"layers.{layer}.{direction}.{kind}" for layer, direction in spec.passes for kind in self._kinds]
-        self._bound: tuple[list[int], bytes, Any] = [], b"", None
+        self._bound: _Bound = [], b"", None
 
     def another(self) -> "Host":
         """The same for another place: whether it stashes is a matter of its graph."""
@@ -87,8 +91,9 @@ class Host:
         dfirst = [empty(state.shape, x.dtype) for state in states]
         found = [empty(weight.shape, x.dtype) for weight in weights]
         batch, time, _ = x.shape
+        bound = self._bind(weights)
         self._stack.backward(
-            self._table(weights),
+            bound[1],
             self._table_of(found),
             batch,
             time,
@@ -118,8 +123,9 @@ class Host:
         self, weights: Sequence[Array], x: Array, y: Array, states: Any, last: Any, lengths: Any, stash: Array
     ) -> None:
         batch, time, _ = x.shape
+        bound = self._bind(weights)
         self._stack.forward(
-            self._table(weights),
+            bound[1],
             batch,
             time,
             kernel.sequence(x),
@@ -131,20 +137,22 @@ class Host:
             threads(),
         )
 
-    def _table(self, weights: Sequence[Array]) -> bytes:
-        """The weights as the kernel takes them, made anew when one of them has moved."""
+    def _bind(self, weights: Sequence[Array]) -> _Bound:
+        """The weights as the kernel takes them, made anew when one of them has moved.
+
+        The caller keeps all of it until its call is over: another thread may find other weights, and forget these.
+        """
         addresses = [address(weight) for weight in weights]
-        known, table, _ = self._bound
-        if addresses != known:
+        bound = self._bound
+        if addresses != bound[0]:
             if self.spec.cell == "gru":
                 turned = [_turned(weight) for weight in weights]
-                table = self._table_of(turned)
                 # TensorFlow never writes to memory that somebody else holds: what is held and has not moved is the same.
-                self._bound = addresses, table, (weights, turned)
+                bound = addresses, self._table_of(turned), (weights, turned)
             else:
-                table = self._table_of(weights)
-                self._bound = addresses, table, None
-        return table
+                bound = addresses, self._table_of(weights), None
+            self._bound = bound
+        return bound
 
     def _table_of(self, weights: Sequence[Array]) -> bytes:
         """A table of the canonical parameters, which lie in arrays of Keras' layout, gates in our order."""
@@ -163,8 +171,11 @@ class Host:
 
 def _turned(weight: Array) -> Array:
     """The first two gates change places: z r n and r z n."""
-    gates = weight.reshape(*weight.shape[:-1], 3, -1)
-    return np.ascontiguousarray(gates[..., [1, 0, 2], :]).reshape(weight.shape)  # the index alone may turn axes
+    turned = empty(weight.shape, weight.dtype)
+    gates, room = (array.reshape(*weight.shape[:-1], 3, -1) for array in (weight, turned))
+    for place, gate in enumerate((1, 0, 2)):
+        room[..., place, :] = gates[..., gate, :]
+    return turned
 
 
 def _addresses(states: Sequence[Array]) -> tuple[int, int]:

@@ -37,12 +37,14 @@ def in_memory(value: Any) -> Array:
 
 
 def tensor_of(array: Array) -> Any:
-    """A tensor over the memory of an array of `empty`, which nobody may write to from now on.
+    """A tensor over the memory of an array, which nobody may write to from now on; of a copy where that is not aligned.
 
     `tf.convert_to_tensor` copies, and takes seven times as long for a small one.
     """
     import tensorflow as tf
 
+    if address(array) % ALIGNMENT:
+        return copied(array)
     return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
 
 

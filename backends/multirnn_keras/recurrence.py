@@ -72,7 +72,7 @@ def differentiable(run: Run, pull: Pull, plain: Plain, primals: Sequence[Any], m
     def outputs(*primals: Any) -> Any:
         with stop_recording():
             found, kept = run(primals, mask)
-        return found, lambda *cotangents: gradients(len(cotangents))(*primals, *cotangents, *kept)
+        return found, _of_tensors(lambda *cotangents: gradients(len(cotangents))(*primals, *cotangents, *kept))
 
     def gradients(cotangent_count: int) -> Any:
         end = count + cotangent_count
@@ -92,11 +92,24 @@ def differentiable(run: Run, pull: Pull, plain: Plain, primals: Sequence[Any], m
                 return [*found, *(None for _ in kept)]
 
             with stop_recording():
-                return pull(primals, mask, kept, cotangents), again
+                return pull(primals, mask, kept, cotangents), _of_tensors(again)
 
         return once
 
     return list(outputs(*primals))
+
+
+def _of_tensors(back: Callable[..., Any]) -> Callable[..., Any]:
+    """The gradients of a function of tensors alone, as TensorFlow asks for them.
+
+    TensorFlow counts among the variables of a function those that another thread reads meanwhile; they get none.
+    """
+
+    def gradients(*cotangents: Any, variables: Sequence[Any] = ()) -> Any:
+        found = back(*cotangents)
+        return (found, [None for _ in variables]) if variables else found
+
+    return gradients
 
 
 Key = tuple[Form, int, int, str, bool]
