@@ -89,6 +89,8 @@ def test_a_row_describes_itself(tmp_path: Path) -> None:
 class Asked:
     """A seat and its process: it answers when it is asked, or never."""
 
+    over = False
+
     def __init__(self, name: str) -> None:
         self.name, self.process, self.asked = name, self, 0.0
         self.reading, self.writing = os.pipe()

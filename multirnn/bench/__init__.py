@@ -9,7 +9,7 @@ What is timed, and by whom
 
 How
     verify       the float64 reference, and how far a contender is from it
-    worker       the process of one contender; `process` is its other end
+    worker       the process of one contender; `process` is its other end, `said` what it prints, `keeper` who ends what is left
     rounds       interleaved rounds over all contenders
     run          a table from its first problem to its last
     results      the file of rows

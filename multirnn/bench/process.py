@@ -2,18 +2,20 @@
 
 import json
 import os
+import secrets
 import select
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Self
 
+from multirnn.bench import keeper
 from multirnn.bench.alone import allowed_cores, thread_variables
 from multirnn.bench.contenders import Source
+from multirnn.bench.said import Said
 from multirnn.errors import InvalidCall
 
 __all__ = ["RESTS", "Lost", "Process"]
@@ -27,8 +29,9 @@ BOOT = """
 import os, sys
 if hasattr(os, "sched_setaffinity"):
     os.sched_setaffinity(0, {cores})
-from multirnn.bench.worker import main
-main()
+if os.read({messages}, 1):  # the keeper knows of this process; or nobody is left
+    from multirnn.bench.worker import main
+    main()
 """
 """The cores are bound before anything is imported: pools of threads count them when they are made."""
 
@@ -37,7 +40,28 @@ WAKING = 0.001 if RESTS else 0.0
 idle one, for all of a block. Of blocks on two threads 6 of 100 were, and 1 or 2 of 100 after 1 ms or 3.
 """
 
+ENDING = 2.0  # seconds that a process may take to end after it has closed its pipe, and to be gone after it was killed
+LOOK = 0.5  # seconds after which it is looked whether a process lives that says nothing
+LONGEST_ANSWER = 2**20  # bytes; a few thousand are usual
+
+ANSWERS: Mapping[str, Mapping[str, Sequence[str]]] = {
+    "start": {
+        "started": ("import_s", "versions", "flags", "features", "implementations"),
+        "absent": (),
+        "missing": ("reason",),
+    },
+    "prepare": {
+        "ready": ("boundary", "error_eps", "allowed_eps", "first_call_s"),
+        **dict.fromkeys(("wrong", "refused", "failed"), ("reason",)),
+    },
+    "estimate": {"estimated": ("seconds",), "failed": ("reason",)},
+    "time": {"timed": ("seconds",), "failed": ("reason",)},
+    "finish": {"finished": ("peak_memory_bytes", "added_memory_bytes"), "failed": ("reason",)},
+}
+"""The statuses that answer each message, and what has to be in such an answer."""
+
 LONGEST = 300  # letters of a reason
+SHOWN = 60  # letters of what is no answer
 
 
 class Lost(Exception):
@@ -66,6 +90,7 @@ class Process:
 
     Raises:
         InvalidCall: there are not so many cores.
+        Lost: the system starts no more processes.
     """
 
     def __init__(self, source: Source, threads: int, place: int = 0) -> None:
@@ -75,38 +100,50 @@ class Process:
             )
         cores = _cores(threads, place)
         self.source, self.threads = source, threads
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115  # closed in `end`
-        reading, answers = os.pipe()
+        self._said, self._asked_to, self._buffer, self._ended = Said(), "start", b"", False
+        self._reading, answers = os.pipe()
         messages, self._writing = os.pipe()
-        self._reading, self._buffer = reading, b""
         arguments = [str(messages), str(answers), json.dumps(source.to_dict()), str(threads)]
-        command: Sequence[str] = [sys.executable, "-c", BOOT.format(cores=cores), *arguments]
+        command: Sequence[str] = [sys.executable, "-c", BOOT.format(cores=cores, messages=messages), *arguments]
+        mark = secrets.token_hex(8)
         try:
             self._process = subprocess.Popen(  # noqa: S603  # ourselves
                 command,
                 stdin=subprocess.DEVNULL,
-                stdout=self._said,
-                stderr=self._said,
+                stdout=self._said.writing,
+                stderr=self._said.writing,
                 pass_fds=(messages, answers),
-                env={**os.environ, **thread_variables(threads), **source.environment},
+                env={**os.environ, **thread_variables(threads), **source.environment, keeper.MARK: mark},
                 start_new_session=True,  # Ctrl-C is for whoever times; and what it starts itself is ended with it
             )
+        except OSError as error:
+            os.close(self._reading)
+            os.close(self._writing)
+            raise Lost("failed", f"no process can be started: {error.strerror}") from None
         finally:
-            os.close(messages)
-            os.close(answers)
+            for descriptor in (messages, answers, self._said.writing):
+                os.close(descriptor)
+        self._family = self._process.pid, mark
+        KEEPER.keep(*self._family)
+        os.write(self._writing, b"\n")
         self.asked = time.monotonic()
 
     @property
     def alive(self) -> bool:
         """Whether it can be asked; what has been found to have ended is not."""
-        return self._process.returncode is None
+        return not self._ended and self._process.returncode is None
+
+    @property
+    def over(self) -> bool:
+        """Whether it has ended, so that nothing more will come; helpers of it may hold its pipe open."""
+        return self._process.poll() is not None
 
     def fileno(self) -> int:
         """What can be read when there is an answer, for `select`."""
         return self._reading
 
     def bind(self, place: int = 0) -> None:
-        """Bind it to as many cores as it has threads.
+        """Bind it, and what it has started, to as many cores as it has threads.
 
         Its pools of threads keep the size that they were made with.
 
@@ -115,15 +152,14 @@ class Process:
                 is, one may get ready on others.
         """
         if hasattr(os, "sched_setaffinity"):
-            for thread in self.thread_ids():
-                with suppress(ProcessLookupError):  # it has ended
-                    os.sched_setaffinity(thread, _cores(self.threads, place))
+            for process in keeper.family(*self._family) if RESTS else [self._process.pid]:
+                for thread in _threads(process):
+                    with suppress(ProcessLookupError):  # it has ended
+                        os.sched_setaffinity(thread, _cores(self.threads, place))
 
     def thread_ids(self) -> list[int]:
-        """Of all threads that it has, on Linux; none when it has ended."""
-        with suppress(FileNotFoundError):
-            return [int(name) for name in os.listdir(f"/proc/{self._process.pid}/task")]
-        return []
+        """Of all threads that it has itself, on Linux; none when it has ended."""
+        return _threads(self._process.pid)
 
     def ask(self, message: Mapping[str, Any], cap: float) -> dict[str, Any]:
         """The answer to a message.
@@ -144,13 +180,19 @@ class Process:
         Raises:
             Lost: there will be none; the process has ended.
         """
+        if self._ended:
+            raise Lost("failed", "it was ended before")
+        if self._buffer or select.select([self._reading], [], [], 0)[0]:
+            if not self._buffer:
+                self._receive()
+            raise self._nonsense("it answered when nobody had asked")
         self._signal(signal.SIGCONT)
         time.sleep(WAKING)
         try:
             os.write(self._writing, json.dumps(message).encode() + b"\n")
         except BrokenPipeError:
             raise self._lost() from None
-        self.asked = time.monotonic()
+        self._asked_to, self.asked = message["do"], time.monotonic()
 
     def answer(self, cap: float) -> dict[str, Any]:
         """The answer to what was sent; the first tells that it has started, what it runs on, and how long its imports took.
@@ -163,18 +205,46 @@ class Process:
         """
         until = self.asked + cap
         while b"\n" not in self._buffer:
-            ready, _, _ = select.select([self._reading], [], [], max(0.0, until - time.monotonic()))
-            if not ready:
+            over, left = self.over, until - time.monotonic()
+            ready, _, _ = select.select([self._reading], [], [], 0.0 if over else min(max(0.0, left), LOOK))
+            if ready:
+                self._receive()
+            elif over:
+                raise self._lost()
+            if left <= 0 and b"\n" not in self._buffer:
                 self.end()
                 raise Lost("slow", f"no answer within {cap:.3g} s")
-            chunk = os.read(self._reading, 2**16)
-            if not chunk:
-                raise self._lost()
-            self._buffer += chunk
         self._signal(signal.SIGSTOP)
         line, _, self._buffer = self._buffer.partition(b"\n")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+        return self._checked(line)
+
+    def _receive(self) -> None:
+        """Read what there is into the buffer.
+
+        Raises:
+            Lost: the pipe is closed, or it is too much for an answer.
+        """
+        chunk = os.read(self._reading, 2**16)
+        if not chunk:
+            raise self._lost()
+        self._buffer += chunk
+        if len(self._buffer) > LONGEST_ANSWER:
+            raise self._nonsense(f"it answered with more than {LONGEST_ANSWER} bytes")
+
+    def _checked(self, line: bytes) -> dict[str, Any]:
+        """The answer in a line.
+
+        Raises:
+            Lost: it is none to what was asked.
+        """
+        answer: Any = None
+        with suppress(ValueError, RecursionError):
+            answer = json.loads(line)
+        status = answer.get("status") if isinstance(answer, dict) else None
+        fields = ANSWERS[self._asked_to].get(status) if isinstance(status, str) else None
+        if fields is None or not set(fields) <= set(answer):
+            raise self._nonsense(f"what it wrote is no answer: {line[:SHOWN].decode(errors='replace')!r}")
+        return {**answer}
 
     def _signal(self, number: int) -> None:
         """Stop it and what it has started, or let them go on."""
@@ -183,14 +253,16 @@ class Process:
                 os.killpg(self._process.pid, number)
 
     def end(self) -> None:
-        """Kill the process and what it has started; once is enough, and twice does no harm."""
-        if self._process.returncode is None:
+        """Kill the process and all that it has started; once is enough, and twice does no harm."""
+        if self._ended:
+            return
+        self._ended = True
+        with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-        if not self._said.closed:
-            self._said.close()
-            os.close(self._reading)
-            os.close(self._writing)
+        self._wait()
+        KEEPER.end(*self._family)
+        os.close(self._reading)
+        os.close(self._writing)
 
     def __enter__(self) -> Self:
         return self
@@ -198,16 +270,92 @@ class Process:
     def __exit__(self, *error: object) -> None:
         self.end()
 
+    def _wait(self) -> int | None:
+        """Its status; None if it does not end."""
+        try:
+            return self._process.wait(ENDING)
+        except subprocess.TimeoutExpired:
+            return None
+
     def _lost(self) -> Lost:
-        """Why it ended by itself, with the last line that it printed."""
-        status = self._process.wait()
-        self._said.seek(0)
-        lines = self._said.read().decode(errors="replace").split("\n")
-        last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        """Why it ended by itself, or was ended since it does not answer any more; with the last line that it printed."""
+        status = self._wait()
         self.end()
+        if status is None:
+            return Lost("failed", self._with_last_line("closed its pipe and did not end, so it was killed"))
         if status < 0:
-            return Lost("killed", _sentence(f"killed by signal {-status}", last))
-        return Lost("failed", _sentence(f"ended with status {status}", last))
+            return Lost("killed", self._with_last_line(f"killed by signal {-status}"))
+        return Lost("failed", self._with_last_line(f"ended with status {status}"))
+
+    def _nonsense(self, what: str) -> Lost:
+        """It writes to the pipe of the answers what is none, so that none can be trusted any more."""
+        self.end()
+        return Lost("failed", f"{what}; it was killed")
+
+    def _with_last_line(self, what: str) -> str:
+        last = self._said.last_line()
+        return f"{what}: {last[:LONGEST]}" if last else what
+
+
+class _Keeper:
+    """The process of `multirnn.bench.keeper`, which is there while a contender is; on Linux alone, as those that rest."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._kept: dict[int, str] = {}
+
+    def keep(self, leader: int, mark: str) -> None:
+        """Have a contender killed with all that it has started, when this process is gone."""
+        self._kept[leader] = mark
+        self._tell(f"{leader} {mark}\n")
+
+    def end(self, leader: int, mark: str) -> None:
+        """Kill a contender with all that it has started."""
+        if RESTS:
+            keeper.end([(leader, mark)])
+        self._kept.pop(leader, None)
+        self._tell(f"-{leader}\n")
+        if not self._kept:
+            self._end()
+
+    def _tell(self, line: str) -> None:
+        if not RESTS:
+            return
+        if self._process is None and self._kept:
+            self._start()
+        elif self._process is not None:
+            assert self._process.stdin is not None
+            try:
+                self._process.stdin.write(line.encode())
+            except BrokenPipeError:  # somebody has killed it
+                self._start()
+
+    def _start(self) -> None:
+        self._end()
+        self._process = subprocess.Popen(  # noqa: S603  # ourselves
+            [sys.executable, "-I", "-S", keeper.__file__],
+            bufsize=0,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # what ends this process leaves that one
+        )
+        assert self._process.stdin is not None
+        self._process.stdin.write("".join(f"{leader} {mark}\n" for leader, mark in self._kept.items()).encode())
+
+    def _end(self) -> None:
+        if self._process is not None:
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+            try:
+                self._process.wait(ENDING)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            self._process = None
+
+
+KEEPER = _Keeper()
 
 
 def _cores(threads: int, place: int) -> set[int]:
@@ -215,5 +363,7 @@ def _cores(threads: int, place: int) -> set[int]:
     return {allowed[(place + number) % len(allowed)] for number in range(threads)}
 
 
-def _sentence(what: str, last: str) -> str:
-    return f"{what}: {last[:LONGEST]}" if last else what
+def _threads(process: int) -> list[int]:
+    with suppress(FileNotFoundError):
+        return [int(name) for name in os.listdir(f"/proc/{process}/task")]
+    return []

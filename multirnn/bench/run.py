@@ -26,7 +26,7 @@ from multirnn.bench.host import TAKEN, UNTAKEN, Host, Pace
 from multirnn.bench.limits import Limits, bytes_moved, flops
 from multirnn.bench.machine import steal
 from multirnn.bench.problems import Problem, Table
-from multirnn.bench.process import Lost, Process
+from multirnn.bench.process import LOOK, Lost, Process
 from multirnn.bench.results import DONE, Writer, key, taken
 from multirnn.bench.rounds import Call, Entrant, interleave, plans, unstable
 from multirnn.bench.statistics import quartiles
@@ -99,7 +99,10 @@ class _Seat:
     def launch(self, place: int = 0) -> None:
         """Begin to start the process unless it runs; `start` waits until it is up."""
         if self.lost is None and self.process is None:
-            self.process, self.up = Process(self.source, self.threads, place), False
+            try:
+                self.process, self.up = Process(self.source, self.threads, place), False
+            except Lost as lost:
+                self.lost = lost
 
     def start(self) -> Process:
         """The process, started unless it runs.
@@ -362,6 +365,8 @@ class Run:
         if lost is None:
             try:
                 memory = entrant.process.ask({"do": "finish"}, self.table.cap)
+                if memory["status"] != "finished":
+                    lost = Lost(memory["status"], memory["reason"])
             except Lost as late:
                 lost = late
         if lost is not None:
@@ -451,8 +456,11 @@ def _at_once(seats: Iterable[_Seat], begin: Callable[[_Seat, int], bool], cap: f
             if begin(seat, places[-1]) and seat.process is not None:
                 busy[seat.process] = seat, places.pop()
         over = min((process.asked for process in busy), default=0.0) + cap
-        answered, _, _ = select.select(busy, [], [], max(0.0, over - time.monotonic()))
-        for process in answered or [process for process in busy if process.asked + cap <= over]:
+        left = max(0.0, over - time.monotonic())
+        answered, _, _ = select.select(busy, [], [], min(left, LOOK))
+        if not answered and left <= LOOK:
+            answered = [process for process in busy if process.asked + cap <= over]
+        for process in answered or [process for process in busy if process.over]:
             seat, place = busy.pop(process)
             places.append(place)
             yield seat
