@@ -49,18 +49,22 @@ def flat(tensors: Any) -> list[Any]:
     return [tensor for tensor in tf.nest.flatten(tensors) if tensor is not None]
 
 
+def _watched(function: Callable[..., Any], found: list[bool]) -> Callable[..., Any]:
+    def watched(*given: Any) -> Any:
+        arrays = function(*given)
+        found.extend(map(aligned, arrays))
+        return arrays
+
+    return watched
+
+
 @pytest.fixture
 def handed_over(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
     """Whether each array that the compiled loop gives back is aligned."""
     found: list[bool] = []
     for name in ("forward", "backward"):
 
-        def watched(self: Host, *given: Any, original: Any = getattr(Host, name)) -> Any:
-            arrays = original(self, *given)
-            found.extend(map(aligned, arrays))
-            return arrays
-
-        monkeypatch.setattr(Host, name, watched)
+        monkeypatch.setattr(Host, name, _watched(getattr(Host, name), found))
     yield found
     assert found
     assert all(found)

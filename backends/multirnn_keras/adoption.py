@@ -5,6 +5,7 @@ Keras hands states over one by one, `(batch, hidden_size)` each, direction after
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from inspect import signature
 from math import prod
 from typing import Any
@@ -91,6 +92,10 @@ class AdoptedKeras(AdoptedNative):
         self._find_arguments()
         self._variables = self._read_variables() if readable else []
         self._forward, self._backward = _ENGINES[ENGINE](self._apply, self._variables, compiled)
+
+    def __reduce__(self) -> Any:
+        """A copy adopts the copy of the object: the functions of this one hold its variables."""
+        return partial(adopt, compiled=self.compiled), (self.native, self.spec)
 
     @property
     def compilable(self) -> bool:

@@ -1,5 +1,7 @@
 """A stack realised by Keras: what is refused, how it is built and run, and its gradients."""
 
+import pickle
+from copy import deepcopy
 from functools import cached_property
 from math import prod
 from typing import Any
@@ -66,6 +68,21 @@ class KerasLayer(BoundaryLayer):
         self._device = device
         self._function, self._pullback = compiled(self.apply, native.weights)
 
+    def __copy__(self) -> "KerasLayer":
+        """The same variables."""
+        return type(self)(self.spec, self._native, self._device)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "KerasLayer":
+        """Variables of its own, with the values of now; the functions of a layer hold its variables, and are made again."""
+        with on_device(self._device):
+            native = deepcopy(self._native, memo)
+        return _restored(type(self), self.spec, native, self._device, _unsaved(self._native))
+
+    def __reduce__(self) -> Any:
+        """See `__deepcopy__`."""
+        arguments = (type(self), self.spec, pickle.dumps(self._native), self._device, _unsaved(self._native))
+        return _unpickled, arguments
+
     @cached_property
     def _passes(self) -> list[list[Any]]:
         return [[_with_states(layer, self.spec) for layer in layers] for layers in recurrent_layers(self._native)]
@@ -119,6 +136,31 @@ class KerasLayer(BoundaryLayer):
                 final.append(end)
             sequence = keras.ops.concatenate(outputs, axis=-1) if len(outputs) > 1 else outputs[0]
         return [sequence, *(keras.ops.stack(part) for part in zip(*final, strict=True))]
+
+
+def _unpickled(
+    kind: type[KerasLayer], spec: RecurrentSpec, native: bytes, device: str | None, unsaved: Any
+) -> KerasLayer:
+    with on_device(device):
+        return _restored(kind, spec, pickle.loads(native), device, unsaved)  # noqa: S301 - within what is unpickled anyway
+
+
+def _unsaved(native: Any) -> list[dict[str, Any]]:
+    """What Keras forgets of layers that it copies or saves."""
+    layers = [layer for directions in recurrent_layers(native) for layer in directions]
+    return [
+        {name: getattr(layer, name) for name in ("use_cudnn", "use_kernel") if hasattr(layer, name)} for layer in layers
+    ]
+
+
+def _restored(kind: type[KerasLayer], spec: RecurrentSpec, native: Any, device: str | None, unsaved: Any) -> KerasLayer:
+    native.supports_masking = True
+    layers = [layer for directions in recurrent_layers(native) for layer in directions]
+    for layer, settings in zip(layers, unsaved, strict=True):
+        for name, value in settings.items():
+            setattr(layer, name, value)
+    with on_device(device):
+        return kind(spec, native, device)
 
 
 def _with_states(layer: Any, spec: RecurrentSpec) -> Any:
