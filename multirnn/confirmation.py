@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from multirnn.boundary import Inputs
-from multirnn.compare import difference, draw_call, tolerance, widened
+from multirnn.compare import difference, draw_state, tolerance, widened
 from multirnn.errors import Unrepresentable
 from multirnn.layer import Output, State
 from multirnn.registry import backend as load_backend
@@ -26,25 +26,35 @@ AMPLIFICATION = 8
 the weights only once."""
 
 
-def probe(weights: Weights, *, ragged: bool = True, state: bool = True) -> Inputs:
-    """The call that `confirmed` makes: 5 rows of 7 steps, none of its numbers an integer.
+def probe(weights: Weights, *, ragged: bool = True, state: bool = True, batch: int = 5, time: int = 7) -> Inputs:
+    """The call that `confirmed` makes, none of its numbers an integer.
 
     Args:
         weights: of the stack that was read.
         ragged: the rows have different lengths, one of them 0; else all are full.
         state: the initial state is drawn; else it is zero.
+        batch, time: the sizes of x, for an object that takes no others.
     """
-    x, drawn, lengths = draw_call(weights.spec)
+    rng, spec = np.random.default_rng(0), weights.spec
+    x = rng.standard_normal((batch, time, spec.input_size)).astype(spec.dtype)
+    drawn = draw_state(spec, batch, rng)
     if not state:
         drawn = State._make(None if part is None else np.zeros_like(part) for part in drawn)
     if not ragged:
         return Inputs(x, drawn, None, state)
-    steps = np.arange(x.shape[1])
-    return Inputs(np.where((steps < lengths[:, None])[:, :, None], x, x.dtype.type(0)), drawn, lengths, state)
+    lengths = np.resize([max(1, 4 * time // 7), time, 0, 1, time], batch)
+    return Inputs(np.where((np.arange(time) < lengths[:, None])[:, :, None], x, x.dtype.type(0)), drawn, lengths, state)
 
 
 def confirmed(
-    weights: Weights, run: Callable[[Inputs], Output], title: str, *, ragged: bool = True, state: bool = True
+    weights: Weights,
+    run: Callable[[Inputs], Output],
+    title: str,
+    *,
+    ragged: bool = True,
+    state: bool = True,
+    batch: int = 5,
+    time: int = 7,
 ) -> Weights:
     """The weights, after the object that they were read from has computed what they describe.
 
@@ -55,11 +65,12 @@ def confirmed(
         title: the object at the beginning of a sentence, such as "this GRU".
         ragged: whether the object takes lengths.
         state: whether the object takes an initial state.
+        batch, time: the sizes of x, for an object that takes no others.
 
     Raises:
         Unrepresentable: it computes something else. What `run` raises passes through.
     """
-    inputs = probe(weights, ragged=ragged, state=state)
+    inputs = probe(weights, ragged=ragged, state=state, batch=batch, time=time)
     found = _parts(run(inputs))
     expected, nudged = _parts(_reference(weights, inputs)), _parts(_reference(_nudged(weights), inputs))
     for name, array in found.items():
