@@ -16,6 +16,7 @@ from typing import Any, TypeGuard
 import numpy as np
 from numpy.typing import ArrayLike
 
+from multirnn.arrays import as_array
 from multirnn.errors import InvalidCall
 from multirnn.layer import Gradients, Lengths, Output, State, Stream
 from multirnn.spec import RecurrentSpec
@@ -61,9 +62,11 @@ class Boundary(ABC):
         spec: what is called.
         takes_strides: whether `run` and `pull_back` take sequences as they lie in memory, features dense, batch and time
             at any strides of whole elements: outputs of a layer whose memory is time first are then copied nowhere.
+        inside: what is called inside the framework's own transformations, which give no values; for what is raised.
     """
 
     takes_strides = False
+    inside = "layer.native"
 
     def __init__(self, spec: RecurrentSpec) -> None:
         self.spec = spec
@@ -199,10 +202,7 @@ class Boundary(ABC):
         return Output(sequence, self._check_state("cotangent.state", cotangent.state, batch, batched))
 
     def _array(self, name: str, value: ArrayLike) -> Array:
-        try:
-            array = np.asarray(value) if hasattr(value, "dtype") else np.asarray(value, self._dtype)
-        except (TypeError, ValueError) as error:
-            raise InvalidCall(f"{name} must be an array of {self.spec.dtype}: {error}") from error
+        array: Array = as_array(name, value, self._dtype, inside=self.inside)
         if array.dtype != self._dtype:
             raise InvalidCall(
                 f"{name} is {array.dtype}, and the layer computes in {self.spec.dtype}; "
@@ -267,10 +267,7 @@ class InferenceLayer(BoundaryLayer):
 
 def _check_lengths(lengths: ArrayLike, batch: int, time: int, batched: bool) -> Lengths | None:
     """The lengths `(batch,)`, or None where every row is full."""
-    try:
-        array = np.asarray(lengths)
-    except ValueError as error:
-        raise InvalidCall(f"lengths must be an array of integers: {error}") from error
+    array = as_array("lengths", lengths, of="integers")
     if array.dtype.kind not in "iu" and array.size:
         raise InvalidCall(f"lengths must be integers, not {array.dtype}")
     if array.shape != ((batch,) if batched else ()):

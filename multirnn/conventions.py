@@ -27,6 +27,7 @@ from typing import Any, Literal
 import numpy as np
 
 from multirnn.activations import Activation
+from multirnn.arrays import as_array
 from multirnn.cells import CELLS
 from multirnn.errors import InvalidWeights, Unrepresentable
 from multirnn.spec import BIASES, DIRECTIONS, DTYPES, RecurrentSpec
@@ -475,12 +476,14 @@ def _form(cell: str, reset_after: bool) -> str:
 
 
 def _flatten(arrays: Mapping[str, Any]) -> dict[str, Array]:
+    if not isinstance(arrays, Mapping):
+        raise InvalidWeights(f"arrays must be a mapping from names to arrays, not a {type(arrays).__name__}")
     flat: dict[str, Array] = {}
     for name, value in arrays.items():
         if isinstance(value, Mapping):
             flat |= {f"{name}/{inner}": array for inner, array in _flatten(value).items()}
         else:
-            flat[name] = np.asarray(value)
+            flat[str(name)] = as_array(repr(name), value, error=InvalidWeights)
     return flat
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from multirnn.arrays import as_array
 from multirnn.errors import InvalidSpec, InvalidWeights, Unrepresentable
 from multirnn.spec import RecurrentSpec
 
@@ -41,13 +42,15 @@ class Weights:
 
     def __init__(self, spec: RecurrentSpec, arrays: Mapping[str, Array]) -> None:
         shapes = spec.shapes
+        if not isinstance(arrays, Mapping):
+            raise InvalidWeights(f"arrays must be a mapping from names to arrays, not a {type(arrays).__name__}")
         if missing := [name for name in shapes if name not in arrays]:
             raise InvalidWeights(f"no array for {_list(missing)}, which {spec!r} has")
         if unknown := [name for name in arrays if name not in shapes]:
             raise InvalidWeights(f"{spec!r} has no parameter {_list(unknown)}; it has {_list(list(shapes))}")
         copies: dict[str, Array] = {}
         for name, shape in shapes.items():
-            array = np.asarray(arrays[name])
+            array = as_array(name, arrays[name], error=InvalidWeights)
             if array.shape != shape:
                 raise InvalidWeights(f"{name} must have the shape {shape}, not {array.shape}")
             if array.dtype != spec.dtype:
@@ -70,6 +73,7 @@ class Weights:
         spec = replace(self.spec, input_size=first[2], num_layers=1, bidirectional=False)
         return Weights(spec, {f"layers.0.forward.{name}": array for name, array in self.at(layer, direction).items()})
 
+    @np.errstate(all="ignore")
     def astype(self, dtype: str) -> Weights:
         """The same weights in "float32" or "float64"; widening is exact, narrowing rounds to nearest."""
         spec = replace(self.spec, dtype=dtype)
@@ -99,6 +103,7 @@ def _list(names: list[str]) -> str:
 Draw = Callable[["np.random.Generator", str, tuple[int, ...], RecurrentSpec], Array]
 
 
+@np.errstate(all="ignore")
 def initialise(spec: RecurrentSpec, seed: int | np.random.Generator = 0, scheme: str = "torch") -> Weights:
     """Draw the weights of a stack, the same for every backend.
 
@@ -191,6 +196,7 @@ def weights_of(spec_or_weights: RecurrentSpec | Weights, seed: int, taker: str) 
     return spec_or_weights
 
 
+@np.errstate(all="ignore")
 def fold_biases(weights: Weights, *, candidate: bool = False) -> Weights:
     """The same function with `bias="single"`: each recurrent bias added to the input bias of its gate.
 

@@ -19,11 +19,12 @@ ROOT = Path(mr.__file__).parent.parent
 # --- In the source -----------------------------------------------------------------------------------------------------------
 
 ORDER = (  # each may import from what stands before it
-    *("errors", "activations", "cells", "spec", "weights", "conventions", "layer", "boundary", "backend"),
+    *("errors", "activations", "cells", "spec", "arrays", "weights", "conventions", "layer", "boundary", "backend"),
     *(
         "implementation",
         "kernel",
         "registry",
+        "tables",
         "compare",
         "adoption",
         "mistakes",

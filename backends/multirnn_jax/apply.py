@@ -274,7 +274,9 @@ def check(spec: RecurrentSpec, params: Params, x: Any, state: State | None, leng
 
 
 def _checked_lengths(lengths: Any, batch: tuple[int, ...], time: int) -> Any:
-    if not isinstance(lengths, jax.Array):  # those of NumPy before JAX without its 64-bit mode cuts off their upper half
+    if not isinstance(
+        lengths, jax.Array
+    ):  # those of NumPy before JAX without its 64-bit mode cuts off their upper half
         try:
             lengths = np.asarray(lengths)
         except ValueError as error:
@@ -286,7 +288,7 @@ def _checked_lengths(lengths: Any, batch: tuple[int, ...], time: int) -> Any:
     if not jnp.issubdtype(lengths.dtype, jnp.integer):
         raise InvalidCall(f"lengths must be integers, not {lengths.dtype}")
     # `time` is a number of the lengths' own type here: 130 as an int8 is -126.
-    most = min(time, int(jnp.iinfo(lengths.dtype).max))
+    most = min(time, int(jnp.iinfo(lengths.dtype).max))  # type: ignore[no-untyped-call]
     clip: Any = jnp.clip if isinstance(lengths, jax.Array) else np.clip
     return jnp.asarray(clip(lengths, 0, most).astype(np.int32))
 

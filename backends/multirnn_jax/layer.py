@@ -81,6 +81,8 @@ class JaxLayer(BoundaryLayer):
         native: the function and its parameters; new parameters are assigned to `native.params`.
     """
 
+    inside = "layer.native.apply(layer.native.params, x, state, lengths)"
+
     def __init__(self, native: Recurrence) -> None:
         super().__init__(native.spec)
         self._native = native

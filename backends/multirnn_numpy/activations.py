@@ -45,7 +45,6 @@ def _relu_slope(y: Array, out: Array) -> None:
     out[...] = y > 0
 
 
-@np.errstate(over="ignore")  # exp(-x) is infinite where the sigmoid is zero
 def _sigmoid(x: Array, out: Array) -> None:
     # Not `negative`: NumPy 2.4 writes its results to the wrong places where x is `out` and strides by 16 bytes (float32,
     # AVX-512), as the gates of an LSTM with one unit do.

@@ -2,21 +2,23 @@
 
 from collections.abc import Callable, Mapping
 from ctypes import addressof, c_char
-from operator import is_not
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from multirnn import Gradients, Inputs, InvalidWeights, Output, State, kernel
+from multirnn import Gradients, Inputs, Output, State, kernel
 from multirnn.weights import Array
+from multirnn_numpy.parameters import Parameters
 from multirnn_numpy.stack import Stack
-from multirnn_numpy.weights import read
 from multirnn_numpy.workspace import Empty, Workspaces
 
 __all__ = ["CompiledStack"]
 
 NOWHERE = (0, 0)
+
+Table = tuple[tuple[Array, ...], bytes]
+"""Parameters, and the table of their addresses, good for as long as they are kept."""
 
 
 class CompiledStack:
@@ -37,12 +39,13 @@ class CompiledStack:
         self.instructions = self._kernel.instructions
         self._dtype, self._features, self._hidden = np.dtype(spec.dtype), spec.output_size, spec.hidden_size
         self._rows, self._has_c = len(list(spec.passes)), "c" in spec.form.states
-        self._bound: list[Array] = []
-        self._table = b""
+        self._now = Parameters(native).now
+        self._bound: Table = ((), b"")
         self._workspaces = Workspaces()
         self._packed: kernel.Packed | None = None
         if frozen:
-            self._packed = self._kernel.pack(self._parameters())
+            parameters = self._parameters()
+            self._packed = self._kernel.pack(parameters[1])
 
     def run(self, inputs: Inputs, threads: int) -> Output:
         """The output of a checked call; see `BoundaryLayer.run`."""
@@ -51,10 +54,12 @@ class CompiledStack:
     def bound(self, inputs: Inputs, threads: int) -> Callable[[], Output]:
         """A checked call of which nothing is left but the compiled recurrence, and new memory for what comes out of it."""
         batch, time, _ = inputs.x.shape
-        table, x, first, lengths = self._parameters(), _sequence(inputs.x), _first(inputs), _lengths(inputs)
+        parameters, x, first, lengths = self._parameters(), _sequence(inputs.x), _first(inputs), _lengths(inputs)
+        table = parameters[1]
         packed = self._address_of_packed()
 
-        def call(kept: Inputs = inputs) -> Output:  # by the addresses alone it would not be
+        # By the addresses alone the arrays would not be kept.
+        def call(kept: tuple[Inputs, Table] = (inputs, parameters)) -> Output:
             y, last = np.empty((batch, time, self._features), self._dtype), self._empty_state(batch)
             self._kernel.forward(
                 table, batch, time, x, _sequence(y), first, _state(last), lengths, 0, threads, packed=packed
@@ -65,13 +70,14 @@ class CompiledStack:
 
     def there_and_back(self, inputs: Inputs, cotangent_of: Callable[[Output], Output], threads: int) -> Gradients:
         """The gradients of a checked call; see `NumpyLayer.there_and_back`."""
-        x, table = inputs.x, self._parameters()
+        x, parameters = inputs.x, self._parameters()
+        table = parameters[1]
         batch, time, _ = x.shape
         dparameters = {name: np.empty(shape, self._dtype) for name, shape in self._native.spec.shapes.items()}
         dx, dfirst = np.empty(x.shape, self._dtype), self._empty_state(batch)
         with self._workspaces.lend() as empty:
             stash = _address(empty((self._kernel.stash_size(batch, time),), np.uint8))
-            output = self._forward(inputs, threads, table, stash, empty)
+            output = self._forward(inputs, threads, parameters, stash, empty)
             cotangent = cotangent_of(output)
             self._kernel.backward(
                 table,
@@ -91,12 +97,14 @@ class CompiledStack:
             )
         return Gradients(dparameters, dx, dfirst)
 
-    def _forward(self, inputs: Inputs, threads: int, table: bytes, stash: int = 0, empty: Empty = np.empty) -> Output:
+    def _forward(
+        self, inputs: Inputs, threads: int, parameters: Table, stash: int = 0, empty: Empty = np.empty
+    ) -> Output:
         x = inputs.x
         batch, time, _ = x.shape
         output = Output(empty((batch, time, self._features), self._dtype), self._empty_state(batch))
         self._kernel.forward(
-            table,
+            parameters[1],
             batch,
             time,
             _sequence(x),
@@ -113,21 +121,17 @@ class CompiledStack:
     def _address_of_packed(self) -> int:
         return 0 if self._packed is None else self._packed.address
 
-    def _parameters(self) -> bytes:
-        """The addresses of the parameters, made anew when one of them was replaced.
+    def _parameters(self) -> Table:
+        """As they are now; a call keeps them to its end, for another thread may replace them meanwhile.
 
         Raises:
-            InvalidWeights: by something that is not the spec's, or whose elements lie across their own boundaries.
+            InvalidWeights: see `Parameters.now`.
         """
-        arrays = list(self._native.parameters.values())
-        if len(arrays) != len(self._bound) or any(map(is_not, arrays, self._bound)):
-            read(self._native)
-            if crooked := [name for name, array in self._native.parameters.items() if not array.flags.aligned]:
-                raise InvalidWeights(
-                    f"{crooked[0]} is not aligned in memory; write into the array that is there instead"
-                )
-            self._table, self._bound = self._bind(self._native.parameters), arrays
-        return self._table
+        arrays, bound = self._now(), self._bound
+        if arrays is not bound[0]:
+            table = self._bind(dict(zip(self._native.spec.shapes, arrays, strict=True)))
+            self._bound = bound = arrays, table
+        return bound
 
     def _bind(self, arrays: Mapping[str, Array]) -> bytes:
         return self._kernel.bind({name: kernel.operand(array) for name, array in arrays.items()})

@@ -59,7 +59,7 @@ class FastNumpyLayer(NumpyLayer):
     def __init__(self, weights: Weights, compiled: bool | None = None, *, frozen: bool = False) -> None:
         native = stack(weights)
         super().__init__(native)
-        self._constants = list(native.parameters.values()) if frozen else None
+        self._constants = self._parameters.now() if frozen else None
         for array in self._constants or ():
             array.flags.writeable = False
         self.threads = available_threads()
@@ -98,7 +98,7 @@ class FastNumpyLayer(NumpyLayer):
         Raises:
             InvalidCall: a parameter of a frozen layer was replaced.
         """
-        if self._constants is not None and any(map(is_not, self._constants, self._native.parameters.values())):
+        if self._constants is not None and any(map(is_not, self._constants, self._parameters.now())):
             raise InvalidCall(
                 "the parameters of a frozen layer are constants, and one of them was replaced; build a frozen layer of "
                 "the new weights, or take implementation='fast'"
@@ -120,6 +120,7 @@ class FastNumpyLayer(NumpyLayer):
             return stack.run(inputs, self.threads)
         if stack is self._native:
             return super().run(inputs)
+        self._parameters.now()
         with self._workspaces.lend() as empty:
             x, state = time_first(inputs.x, inputs.state)
             y, last, _ = stack.forward(x, state, padding(inputs), empty)

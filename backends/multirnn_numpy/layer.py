@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from multirnn import BoundaryLayer, Gradients, Inputs, InvalidCall, Output, RecurrentSpec, State, Weights
 from multirnn.weights import Array
 from multirnn_numpy.compiled import CompiledStack
+from multirnn_numpy.parameters import Parameters
 from multirnn_numpy.passes import Padding
 from multirnn_numpy.stack import Stack
 from multirnn_numpy.weights import read
@@ -51,6 +52,7 @@ class NumpyLayer(BoundaryLayer):
     def __init__(self, native: Stack) -> None:
         super().__init__(native.spec)
         self._native = native
+        self._parameters = Parameters(native)
         self._workspaces = Workspaces()
 
     @property
@@ -77,6 +79,7 @@ class NumpyLayer(BoundaryLayer):
 
     def run(self, inputs: Inputs) -> Output:
         """See `BoundaryLayer.run`."""
+        self._parameters.now()  # or what is not the spec's is computed with, in a dtype of its own
         y, state, _ = self._native.forward(*time_first(inputs.x, inputs.state), padding(inputs))
         return Output(*batch_first(y, state))
 
@@ -95,6 +98,7 @@ class NumpyLayer(BoundaryLayer):
 
     def through(self, stack: Stack, inputs: Inputs, cotangent_of: Callable[[Output], Output]) -> Gradients:
         """`there_and_back` through this stack."""
+        self._parameters.now()
         with self._workspaces.lend() as empty:
             y, last, passes = stack.forward(*time_first(inputs.x, inputs.state), padding(inputs), empty)
             cotangent = cotangent_of(Output(*batch_first(y, last)))

@@ -21,7 +21,8 @@ class Stack:
 
     Time comes first: sequences are `(time, batch, features)`, states `(num_layers * directions, batch, hidden_size)`.
     Of a single sequence they may come without the batch axis. The arithmetic is that of the arrays that are given,
-    complex too, so that derivatives can be taken by complex step.
+    complex too, so that derivatives can be taken by complex step. Overflow and NaN raise and warn of nothing, whatever
+    `numpy.errstate` says.
 
     Args:
         spec: what it computes.
@@ -48,6 +49,7 @@ class Stack:
         self._together = together and spec.bidirectional
         self._names = {(layer, direction): _names(spec, layer, direction) for layer, direction in spec.passes}
 
+    @np.errstate(all="ignore")
     def forward(
         self, x: Array, state: Sequence[Array], padded: Padding | None = None, empty: Empty = np.empty
     ) -> tuple[Array, list[Array], list[Pass]]:
@@ -64,11 +66,12 @@ class Stack:
             for every layer and direction, which `backward` goes back.
         """
         passes: list[Pass] = []
+        held = dict(self.parameters)  # all of one moment, whatever another thread assigns meanwhile
         for layer in range(self.spec.num_layers):
             memory = paired(empty) if self._together else [empty] * len(self.spec.directions)
             for direction, of_direction in zip(self.spec.directions, memory, strict=True):
                 order = ORDER[direction]
-                parameters = {last: self.parameters[name] for last, name in self._names[layer, direction].items()}
+                parameters = {last: held[name] for last, name in self._names[layer, direction].items()}
                 first = [part[len(passes)] for part in state]
                 steps = None if padded is None else padded[order]
                 run = self._cell(self.spec, parameters, x[order], first, steps, of_direction)
@@ -86,6 +89,7 @@ class Stack:
                 x = np.where(padded, x.dtype.type(0), x)
         return x, _stacked(run.last for run in passes), passes
 
+    @np.errstate(all="ignore")
     def backward(
         self, passes: Sequence[Pass], dy: Array, dstate: Sequence[Array]
     ) -> tuple[dict[str, Array], Array, list[Array]]:
@@ -110,7 +114,7 @@ class Stack:
                 gradients |= {name: dparameters[last] for last, name in self._names[layer, direction].items()}
                 dxs.append(dx[order])
             dy = dxs[0] if len(dxs) == 1 else dxs[0] + dxs[1]
-        return {name: gradients[name] for name in self.parameters}, dy, _stacked(dfirst[k] for k in range(len(passes)))
+        return {name: gradients[name] for name in self.spec.shapes}, dy, _stacked(dfirst[k] for k in range(len(passes)))
 
     def __repr__(self) -> str:
         return f"<Stack of {self.spec!r}>"

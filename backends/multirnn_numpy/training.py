@@ -79,6 +79,7 @@ STEPS: Mapping[str, Mapping[str, Step]] = MappingProxyType(
 """By the framework that writes them so, by the name of the optimiser."""
 
 
+@np.errstate(all="ignore")
 def train(
     layer: NumpyLayer, batch: Batch, optimiser: Optimiser, steps: int, *, form: str = "torch", scalars: str = ""
 ) -> Array:
