@@ -7,11 +7,10 @@ the input and of the initial state are compared, under random cotangents on both
 
 from __future__ import annotations  # or naming np.random.Generator loads numpy.random
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -23,11 +22,8 @@ from multirnn.layer import Gradients, Layer, Output, State
 from multirnn.registry import backend as load_backend
 from multirnn.registry import backends as installed_backends
 from multirnn.spec import RecurrentSpec
+from multirnn.tables import Column, Content, Shown, Styled, Table, json_value
 from multirnn.weights import Array, Weights, weights_of
-
-if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, RenderResult
-    from rich.table import Table
 
 __all__ = [
     "TOLERANCE",
@@ -149,7 +145,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
-class Comparison:
+class Comparison(Shown):
     """A row a backend; it prints as a table, shows itself in a notebook, and exports JSON.
 
     Attributes:
@@ -169,7 +165,7 @@ class Comparison:
         return "equal" in verdicts and "differs" not in verdicts
 
     def to_dict(self) -> dict[str, Any]:
-        """All that was found, in values that JSON has; infinite differences are null."""
+        """All that was found, in values that JSON has; what is infinite or not a number is null."""
         return {
             "ok": self.ok,
             "spec": self.spec.to_dict(),
@@ -178,85 +174,25 @@ class Comparison:
             "rows": [_row_to_dict(row) for row in self.rows],
         }
 
-    def to_json(self, indent: int | None = 2) -> str:
-        """`to_dict` as JSON text."""
-        return json.dumps(self.to_dict(), indent=indent, ensure_ascii=False, allow_nan=False)
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        from rich.measure import Measurement
-        from rich.text import Text
-
-        table = self._table(_COLUMNS)
-        unbounded = options.update(max_width=1000)  # or a minimum is never above the width that there is
-        fits = Measurement.get(console, unbounded, table).minimum <= options.max_width
-        yield Text(self._title, style="bold")
-        yield table if fits else self._table(_COLUMNS[:-1])
-        for row in self.rows:
-            if row.reason and not fits:
-                yield Text(f"{row.title}: {row.reason}")
-        yield Text(f"{self._caption}\n")
-
-    def _table(self, columns: Sequence[str]) -> Table:
-        from rich.box import SIMPLE_HEAD
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
-        for place, name in enumerate(columns):
-            if name == _COLUMNS[-1]:
-                table.add_column(name, min_width=40)
-            else:
-                table.add_column(name, no_wrap=True, justify="right" if place in range(2, 6) else "left")
-        for row in self.rows:
-            cells = [Text(cell) for cell in _cells(row)[: len(columns)]]
-            cells[6].stylize({"equal": "green", "differs": "bold red"}.get(row.verdict, "yellow"))
-            table.add_row(*cells)
-        return table
-
-    def __str__(self) -> str:
-        from io import StringIO
-
-        from rich.console import Console
-
-        text = StringIO()
-        Console(file=text, width=150, color_system=None).print(self)
-        return text.getvalue().rstrip()
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        from html import escape
-
-        head = "".join(f"<th>{escape(name)}</th>" for name in _COLUMNS)
-        body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in _cells(row))}</tr>" for row in self.rows)
-        return (
-            f"<table><caption>{escape(self._title)}</caption><thead><tr>{head}</tr></thead>"
-            f"<tbody>{body}</tbody><tfoot><tr><td colspan={len(_COLUMNS)}>{escape(self._caption)}</td></tr></tfoot></table>"
-        )
-
-    @property
-    def _title(self) -> str:
+    def _contents(self) -> Iterator[Content]:
         batch, time, _ = self.shape
-        return f"{self.spec!r} on batch {batch}, time {time}"
-
-    @property
-    def _caption(self) -> str:
-        return (
+        yield Styled(f"{self.spec!r} on batch {batch}, time {time}", "bold")
+        table = Table(
+            *("backend", "version", *(Column(name, number=True) for name in _NUMBERS), "verdict"),
+            Column("worst element", whole=True, spare=True),
+        )
+        for row in self.rows:
+            table.add_row(*_cells(row))
+        yield table
+        yield ""
+        yield from (f"{row.title}: {row.reason}" for row in self.rows if row.reason)
+        yield (
             f"errors: max|a-b| / max|b| against NumPy in float64, in eps of {self.spec.dtype}; "
             f"equal means at most {TOLERANCE[self.spec.dtype]}"
         )
 
 
-_COLUMNS = (
-    "backend",
-    "version",
-    "parameters",
-    "output",
-    "state",
-    "gradient",
-    "verdict",
-    "worst element, or the reason",
-)
+_NUMBERS = ("parameters", "output", "state", "gradient")
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -267,39 +203,30 @@ def _cells(row: Row) -> tuple[str, ...]:
         gradient = "inference only"
     version = next(iter(row.versions.values()), "–")
     parameters = "–" if row.parameters is None else str(row.parameters)
-    where = row.reason or (row.worst.where if row.worst else "")
-    return row.title, version, parameters, output, state, gradient, row.verdict, where
+    verdict = Styled(row.verdict, {"equal": "green", "differs": "bold red"}.get(row.verdict, "yellow"))
+    return row.title, version, parameters, output, state, gradient, verdict, row.worst.where if row.worst else ""
 
 
 def _row_to_dict(row: Row) -> dict[str, Any]:
-    def number(value: float) -> float | None:
-        return value if np.isfinite(value) else None
-
     def part(found: Part | None) -> dict[str, Any] | None:
         if found is None:
             return None
-        return {
-            "normwise": number(found.difference.normwise),
-            "eps": number(found.difference.eps),
-            "where": found.where,
-        }
+        return {"normwise": found.difference.normwise, "eps": found.difference.eps, "where": found.where}
 
-    def steps(values: Array | None) -> list[float | None] | None:
-        return None if values is None else [number(float(value)) for value in values]
-
-    return {
+    values = {
         "backend": row.backend,
         "title": row.title,
         "verdict": row.verdict,
         "reason": row.reason,
-        "versions": dict(row.versions),
+        "versions": row.versions,
         "parameters": row.parameters,
         "output": part(row.output),
         "state": part(row.state),
         "gradient": part(row.gradient),
-        "output_steps": steps(row.output_steps),
-        "gradient_steps": steps(row.gradient_steps),
+        "output_steps": row.output_steps,
+        "gradient_steps": row.gradient_steps,
     }
+    return {name: json_value(value) for name, value in values.items()}
 
 
 # --- The comparison --------------------------------------------------------------------------------------------------

@@ -467,32 +467,31 @@ def comparison() -> mr.Comparison:
     return mr.compare(GRU, backends=["numpy", wrong, refusing, forward])
 
 
-def test_as_a_table(comparison: mr.Comparison) -> None:
-    title, head, rule, *rows, caption = str(comparison).splitlines()
-    assert title.rstrip() == f"{GRU!r} on batch 5, time 7"
-    assert " ".join(head.split()) == (
-        "backend version parameters output state gradient verdict worst element, or the reason"
-    )
-    assert set(rule) == {"─"}
-    assert caption.rstrip() == (
-        "errors: max|a-b| / max|b| against NumPy in float64, in eps of float32; equal means at most 64"
-    )
+def test_as_a_table(comparison: mr.Comparison, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "150")
+    title, head, rule, *rows, gap, wrong, refused, caption = str(comparison).splitlines()
+    assert title == f"{GRU!r} on batch 5, time 7"
+    assert " ".join(head.split()) == "backend version parameters output state gradient verdict worst element"
+    assert (set(rule), gap) == ({"─"}, "")
+    assert caption == "errors: max|a-b| / max|b| against NumPy in float64, in eps of float32; equal means at most 64"
     words = [row.split() for row in rows]
     assert [row[0] for row in words] == ["numpy", "wrong", "refusing", "forward"]
     assert words[0][1:3] == [np.__version__, "124"]
     assert words[1][1:4] == ["1.2.3", "124", "inf"]
-    assert " ".join(words[2]) == "refusing 1.2.3 – – – – refuses <it> & it alone is not Tuesday"
+    assert " ".join(words[2]) == "refusing 1.2.3 – – – – refuses"
     assert words[3][5:8] == ["inference", "only", "equal"]
+    assert wrong == "wrong: output, forward, row 0, step 0, unit 0: inf eps"
+    assert refused == "refusing: <it> & it alone is not Tuesday"
     assert repr(comparison) == str(comparison)
     assert "\x1b" not in str(comparison)
 
 
 def test_as_html(comparison: mr.Comparison) -> None:
     html = comparison._repr_html_()
-    assert html.startswith("<table>")
-    assert html.endswith("</table>")
-    assert html.count("<tr>") == 1 + 4 + 1
-    assert "<td>&lt;it&gt; &amp; it alone is not Tuesday</td>" in html
+    assert html.count("<table>") == html.count("</table>") == 1
+    assert html.count("<tr>") == 1 + 4
+    assert '<td style="text-align: right">inference only</td>' in html
+    assert "refusing: &lt;it&gt; &amp; it alone is not Tuesday" in html
     assert "<it>" not in html
 
 

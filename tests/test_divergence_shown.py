@@ -50,7 +50,7 @@ def test_html_is_escaped(found: Divergence) -> None:
     shown = replace(found, titles=("<b>", "B"), says="a < b")._repr_html_()
     assert "&lt;b&gt;" in shown
     assert "a &lt; b" in shown
-    assert "<td>echo</td>" in shown
+    assert ">echo</td>" in shown
 
 
 def test_the_picture_has_a_panel_for_steps_for_growth_and_for_gates(found: Divergence) -> None:

@@ -3,7 +3,7 @@
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -14,11 +14,7 @@ from multirnn.errors import MissingFramework, MultirnnError
 from multirnn.registry import backend as load
 from multirnn.spec import BIASES, RecurrentSpec
 from multirnn.support import AXES, FORMS, Entry, Row, Support, ask, json_value, summarise
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-    from rich.table import Table
-    from rich.text import Text
+from multirnn.tables import Content, Styled, Table
 
 __all__ = ["command"]
 
@@ -161,7 +157,7 @@ def _support_data(found: list[Found]) -> dict[str, Any]:
 # --- How it is shown -------------------------------------------------------------------------------------------------
 
 
-def _report(rows: list[dict[str, Any]]) -> Iterator["RenderableType"]:
+def _report(rows: list[dict[str, Any]]) -> Iterator[Content]:
     made = table("backend", "status", "versions", "devices", "gradients")
     for row in rows:
         if row["status"] == "installed":
@@ -181,7 +177,7 @@ def _report(rows: list[dict[str, Any]]) -> Iterator["RenderableType"]:
         yield _shown_refusals(running)
 
 
-def _shown_refusals(rows: list[dict[str, Any]]) -> "RenderableType":
+def _shown_refusals(rows: list[dict[str, Any]]) -> Table:
     made = table("backend", "cell", "refuses")
     for row in rows:
         made.add_section()
@@ -202,7 +198,7 @@ def _words(refusal: dict[str, Any]) -> str:
     return f"{field} {', '.join(refusal['values'])}"
 
 
-def _support_report(found: list[Found]) -> Iterator["RenderableType"]:
+def _support_report(found: list[Found]) -> Iterator[Content]:
     supports = [one.support for one in found if one.support]
     if supports:
         summary = summarise(supports)
@@ -229,7 +225,7 @@ def _support_report(found: list[Found]) -> Iterator["RenderableType"]:
         yield missing
 
 
-def _add_rows(made: "Table", rows: Sequence[Row]) -> None:
+def _add_rows(made: Table, rows: Sequence[Row]) -> None:
     before = ""
     for row in rows:
         again, before = row.label == before, row.label
@@ -237,7 +233,5 @@ def _add_rows(made: "Table", rows: Sequence[Row]) -> None:
     made.add_section()
 
 
-def _entry(entry: Entry) -> "Text":
-    from rich.text import Text
-
-    return Text(str(entry), style="yellow" if entry.notes or entry.text == "no" else "")
+def _entry(entry: Entry) -> Styled:
+    return Styled(entry, "yellow" if entry.notes or entry.text == "no" else "")

@@ -6,7 +6,7 @@ With `--train`: do they train alike, each by its own optimisers?
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -23,9 +23,7 @@ from multirnn.registry import backend as load
 from multirnn.samples import seattle_weather
 from multirnn.series import Series, read_series
 from multirnn.spec import RecurrentSpec
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
+from multirnn.tables import Content, Styled
 
 __all__ = ["command"]
 
@@ -229,9 +227,7 @@ def _reason(row: Row | Trained) -> str:
 
 def _report(
     series: Series, data: Path | None, lengths: Lengths, found: list[Found], plot: Path | None
-) -> Iterator["RenderableType"]:
-    from rich.text import Text
-
+) -> Iterator[Content]:
     yield heading(str(data) if data else "Weather of Seattle, 2012 to 2015")
     yield (
         f"{len(lengths)} windows of {lengths.min()} to {lengths.max()} steps out of {len(series.values)}; "
@@ -241,16 +237,18 @@ def _report(
         yield f"left out, since they hold no numbers: {', '.join(series.dropped)}"
     if series.constant:
         yield f"zero, since they never change: {', '.join(series.constant)}"
+    for one in found:
+        yield ""
+        yield one
     yield ""
-    yield from found
     rows = [(one.spec.cell, row) for one in found for row in one.rows]
     if different := dict.fromkeys(f"{cell} on {row.title}" for cell, row in rows if row.verdict == "differs"):
-        yield Text(f"different: {', '.join(different)}", style="bold red")
+        yield Styled(f"different: {', '.join(different)}", "bold red")
     elif equal := dict.fromkeys(_held(row) for _, row in rows if row.verdict in ("equal", "explained")):
         what = "outputs, states, gradients and counts"
         if isinstance(found[0], Parity):
             what = "losses and final weights, but for what is explained above"
-        yield Text(f"equal: {what}, on {', '.join(equal)}", style="bold green")
+        yield Styled(f"equal: {what}, on {', '.join(equal)}", "bold green")
     if plot:
         yield f"picture: {plot}"
 

@@ -2,38 +2,33 @@
 
 import io
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-    from rich.table import Table
-    from rich.text import Text
+from multirnn.tables import Column, Content, Styled, Table, encodable, lines, terminal_width
 
 __all__ = ["heading", "progress", "show", "show_json", "table"]
 
-PIPED_WIDTH = 150  # columns, where there is no terminal to ask
 
-
-def show(*renderables: "RenderableType") -> None:
-    """Print to stdout: in colour on a terminal, plain when piped."""
+def show(*contents: Content) -> None:
+    """Print to stdout: in colour on a terminal, plain when piped; as wide as the terminal, or 80 columns."""
     from rich.console import Console
+    from rich.text import Text
 
+    encoding = getattr(sys.stdout, "encoding", None)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal that has no '×' shows a '?'
-    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPED_WIDTH
-    console = Console(width=width, highlight=False, markup=False, emoji=False)
+        sys.stdout.reconfigure(errors="replace")  # what a terminal does not have of a user's own is a '?'
+    width = terminal_width()
+    console = Console(width=width, highlight=False, markup=False, emoji=False, force_jupyter=False)
     # Captured and written here, because rich answers a closed pipe by ending the process with status 1.
     with console.capture() as capture:
-        for renderable in renderables:
-            console.print(renderable)
-    text = capture.get()
-    if not console.is_terminal:
-        text = "".join(f"{line.rstrip()}\n" for line in text.splitlines())
-    sys.stdout.write(text)
+        for line in lines(contents, width):
+            made = Text.assemble(*((str(piece), piece.style) for piece in line))
+            made.rstrip()
+            console.print(made, soft_wrap=True)  # it is broken already; what has no space is left whole
+    sys.stdout.write(encodable(capture.get(), encoding))
     sys.stdout.flush()
 
 
@@ -59,24 +54,16 @@ def progress() -> Iterator[Callable[[str], None]]:
         yield status.update
 
 
-def heading(text: str) -> "Text":
+def heading(text: str) -> Styled:
     """The line above a table."""
-    from rich.text import Text
-
-    return Text(text, style="bold")
+    return Styled(text, "bold")
 
 
-def table(*columns: str, right: tuple[str, ...] = ()) -> "Table":
+def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
     """An empty table in the one style of all commands.
 
     Args:
         columns: their heads.
         right: those of numbers.
     """
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    made = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
-    for column in columns:
-        made.add_column(column, justify="right" if column in right else "left", overflow="fold")
-    return made
+    return Table(*(Column(name, number=name in right) for name in columns))

@@ -1,16 +1,13 @@
 """`multirnn doctor`: what is slowing this machine, each claim measured on the spot."""
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import click
 
 from multirnn.cli import options
 from multirnn.cli.console import heading, progress, show, show_json, table
 from multirnn.doctor import Finding, examine
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
+from multirnn.tables import Content, Styled
 
 __all__ = ["command"]
 
@@ -50,16 +47,14 @@ def command(ctx: click.Context, /, as_json: bool) -> None:
     ctx.exit(1 if any(finding.status == "slow" for finding in findings) else 0)
 
 
-def _report(findings: Sequence[Finding]) -> Iterator["RenderableType"]:
-    from rich.text import Text
-
+def _report(findings: Sequence[Finding]) -> Iterator[Content]:
     made = table("", "what", "found")
     for finding in sorted(findings, key=lambda finding: list(STYLES).index(finding.status)):
         found = finding.says[:1].upper() + finding.says[1:] + "."
         if finding.remedy:
             found += f"\nWhat to do: {finding.remedy}"
         times = f" {finding.ratio:.1f}×" if finding.status in ("slow", "note") and finding.ratio else ""
-        made.add_row(Text(finding.status + times, style=STYLES[finding.status]), finding.check, found)
+        made.add_row(Styled(finding.status + times, STYLES[finding.status]), finding.check, found)
     slow = sum(finding.status == "slow" for finding in findings)
     yield heading(
         f"{slow} of {len(findings)} things are slowing this machine"

@@ -6,7 +6,7 @@ Loads no framework: what it says of one is what `multirnn.conventions` holds of 
 from collections.abc import Iterator
 from dataclasses import replace
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -14,9 +14,7 @@ from multirnn.cli import options
 from multirnn.cli.console import heading, show, show_json, table
 from multirnn.conventions import CONVENTIONS, Convention, layout
 from multirnn.spec import BIASES, RecurrentSpec
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
+from multirnn.tables import Content, Styled
 
 __all__ = ["command"]
 
@@ -120,21 +118,19 @@ def _framework(convention: Convention, spec: RecurrentSpec, bias_given: bool) ->
 
 # --- How it is shown -------------------------------------------------------------------------------------------------
 
-Shown = Iterator["RenderableType"]
+Parts = Iterator[Content]
 
 
-def _equations(spec: RecurrentSpec) -> Shown:
-    from rich.text import Text
-
+def _equations(spec: RecurrentSpec) -> Parts:
     yield heading(f"One step of the {spec.form.title}")
-    yield Text("".join(f"  {equation}\n" for equation in spec.form.equations), style="cyan")
+    yield Styled("".join(f"  {equation}\n" for equation in spec.form.equations), "cyan")
     letters = ["W, U: weight_ih, weight_hh", "b, d: bias_ih, bias_hh", f"a: {spec.activation}"]
     if len(spec.form.gates) > 1:
         letters.append(f"s: {spec.recurrent_activation}")
     yield f"{'; '.join(letters)}; *: elementwise. A bias that is not there is zero."
 
 
-def _counts(spec: RecurrentSpec, counts: list[dict[str, Any]]) -> Shown:
+def _counts(spec: RecurrentSpec, counts: list[dict[str, Any]]) -> Parts:
     made = table("bias", "weights", "biases", "parameters", "the default of", right=("parameters",))
     for count in counts:
         titles = [CONVENTIONS[name].title if name in CONVENTIONS else name for name in count["default_of"]]
@@ -165,7 +161,7 @@ def _counts(spec: RecurrentSpec, counts: list[dict[str, Any]]) -> Shown:
             yield f"Reset {words} the recurrent product is the default of {', '.join(titles)}."
 
 
-def _gates(spec: RecurrentSpec) -> Shown:
+def _gates(spec: RecurrentSpec) -> Parts:
     gates = spec.form.gates
     made = table("", *gates, "blocks")
     made.add_row("multirnn", *gates, " ".join(gates))
@@ -178,7 +174,7 @@ def _gates(spec: RecurrentSpec) -> Shown:
     yield made
 
 
-def _arrays(spec: RecurrentSpec, frameworks: list[dict[str, Any]]) -> Shown:
+def _arrays(spec: RecurrentSpec, frameworks: list[dict[str, Any]]) -> Parts:
     yield heading("Which array is which")
     for framework in frameworks:
         yield ""
@@ -194,7 +190,7 @@ def _arrays(spec: RecurrentSpec, frameworks: list[dict[str, Any]]) -> Shown:
     )
 
 
-def _lowest(spec: RecurrentSpec, arrays: list[dict[str, Any]]) -> Shown:
+def _lowest(spec: RecurrentSpec, arrays: list[dict[str, Any]]) -> Parts:
     """The arrays of the lowest layer's first direction, and what those are called that repeat them."""
     first = [array for array in arrays if array["layer"] == 0 and array["direction"] != "backward"]
     made = table("array", "axes", "shape", "size", "holds", right=("size",))

@@ -3,22 +3,19 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from multirnn.bench.quantities import bytes_, count, factor, seconds, share
 from multirnn.bench.results import Results
 from multirnn.cli.console import heading, table
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-    from rich.text import Text
+from multirnn.tables import Content, Styled, Table
 
 __all__ = ["report"]
 
 FEW = 48  # rows that are shown one by one
 
 
-def report(found: Results, out: Path, missing: Mapping[str, str]) -> Iterator["RenderableType"]:
+def report(found: Results, out: Path, missing: Mapping[str, str]) -> Iterator[Content]:
     """What is shown.
 
     Args:
@@ -26,8 +23,6 @@ def report(found: Results, out: Path, missing: Mapping[str, str]) -> Iterator["R
         out: the file.
         missing: of contenders whose framework is not installed, the reason by name.
     """
-    from rich.text import Text
-
     rows = found.rows
     yield heading(f"{found.header['table']}: {found.header['machine']['processor']}")
     yield ""
@@ -37,10 +32,10 @@ def report(found: Results, out: Path, missing: Mapping[str, str]) -> Iterator["R
         yield f"left out: {name}: {reason}"
     yield from _not_timed(rows)
     if shaky := sum(row["status"] == "timed" and not row["stable"] for row in rows):
-        yield Text(
+        yield Styled(
             f"{shaky} of {len(rows)} rows are unstable (~): the middle half of their rounds is spread over more than a "
             "tenth of the median. Is the machine doing anything else?",
-            style="yellow",
+            "yellow",
         )
     yield f"results: {out} (multirnn bench report {out} --html report.html)"
 
@@ -48,10 +43,8 @@ def report(found: Results, out: Path, missing: Mapping[str, str]) -> Iterator["R
 STYLES = {"wrong": "bold red", "failed": "red", "killed": "red", "slow": "yellow", "refused": "dim"}
 
 
-def _not_timed(rows: Sequence[dict[str, Any]]) -> Iterator["Text"]:
+def _not_timed(rows: Sequence[dict[str, Any]]) -> Iterator[Styled]:
     """Why there are rows without a time: a line a contender and reason, the bad ones first."""
-    from rich.text import Text
-
     alike: dict[tuple[str, str, str], list[str]] = {}
     for row in rows:
         if row["status"] != "timed":
@@ -60,7 +53,7 @@ def _not_timed(rows: Sequence[dict[str, Any]]) -> Iterator["Text"]:
         for (found, name, reason), places in alike.items():
             if found == status:
                 more = f" and {len(places) - 1} more" if len(places) > 1 else ""
-                yield Text(f"{status}: {name}: {reason} ({places[0]}{more})", style=style)
+                yield Styled(f"{status}: {name}: {reason} ({places[0]}{more})", style)
 
 
 def _where(row: dict[str, Any]) -> str:
@@ -77,10 +70,8 @@ def _groups(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     return groups
 
 
-def _each(rows: Sequence[dict[str, Any]]) -> "RenderableType":
+def _each(rows: Sequence[dict[str, Any]]) -> Table:
     """A line a row."""
-    from rich.text import Text
-
     numbers = ("time", "quartiles", "times", "of limit", "eps", "first call", "memory")
     made = table("problem", "contender", *numbers, right=numbers)
     for where, group in _groups(rows).items():
@@ -90,7 +81,7 @@ def _each(rows: Sequence[dict[str, Any]]) -> "RenderableType":
                 made.add_section()
             title = "" if place else where
             if row["status"] != "timed":
-                made.add_row(title, row["contender"]["name"], Text(row["status"], style=STYLES[row["status"]]))
+                made.add_row(title, row["contender"]["name"], Styled(row["status"], STYLES[row["status"]]))
                 continue
             made.add_row(
                 title,
@@ -106,7 +97,7 @@ def _each(rows: Sequence[dict[str, Any]]) -> "RenderableType":
     return made
 
 
-def _fastest(rows: Sequence[dict[str, Any]]) -> "RenderableType":
+def _fastest(rows: Sequence[dict[str, Any]]) -> Table:
     """A line a problem, mode and number of threads: the fastest of ours, the fastest peer, and their ratio."""
     made = table(
         "problem", "fastest of ours", "time", "of limit", "fastest peer", "its time", "ratio",

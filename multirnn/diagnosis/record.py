@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any
 
 from multirnn.compare import TOLERANCE
 from multirnn.divergence import Divergence
 from multirnn.mistakes import Mistake
 from multirnn.spec import RecurrentSpec
+from multirnn.tables import Content, Shown, Styled, json_value
 from multirnn.weights import Weights
-
-if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, RenderResult
 
 __all__ = ["Diagnosis", "Explanation", "Mistakes", "explained"]
 
@@ -39,7 +34,7 @@ class Explanation:
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
-class Diagnosis:
+class Diagnosis(Shown):
     """Whether two layers are the same function, and what is wrong with the second where they are not.
 
     Attributes:
@@ -93,42 +88,19 @@ class Diagnosis:
             "ambiguous": self.ambiguous,
             "remarks": list(self.remarks),
             "calls": self.calls,
-            "eps": self.eps if np.isfinite(self.eps) else None,
+            "eps": json_value(self.eps),
             "divergence": None if self.divergence is None else self.divergence.to_dict(),
             "corrected": self.corrected is not None,
         }
 
-    def to_json(self, indent: int | None = 2) -> str:
-        """`to_dict` as JSON text."""
-        return json.dumps(self.to_dict(), indent=indent, ensure_ascii=False, allow_nan=False)
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        from rich.text import Text
-
-        yield Text(self._title, style="bold")
+    def _contents(self) -> Iterator[Content]:
+        yield Styled(f"A: {self.titles[0]}; B: {self.titles[1]}; {self.spec!r}", "bold")
         for line in self._verdict():
             fix = line.lstrip().startswith("Fix:")
-            yield Text(line, style="green" if self.equal else "cyan" if fix else "red")
+            yield Styled(line, "green" if self.equal else "cyan" if fix else "red")
         if self.divergence is not None:
             yield self.divergence
-        yield from map(Text, self.remarks)
-
-    def __str__(self) -> str:
-        divergence = [] if self.divergence is None else [str(self.divergence)]
-        return "\n".join([self._title, *self._verdict(), *divergence, *self.remarks])
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        from html import escape
-
-        said = [self._title, *self._verdict(), *self.remarks]
-        divergence = "" if self.divergence is None else self.divergence._repr_html_()
-        return f"<div>{''.join(f'<p>{escape(line)}</p>' for line in said)}{divergence}</div>"
-
-    @property
-    def _title(self) -> str:
-        return f"A: {self.titles[0]}; B: {self.titles[1]}; {self.spec!r}"
+        yield from self.remarks
 
     def _verdict(self) -> Iterator[str]:
         if self.equal:

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from multirnn.compare import TOLERANCE
 from multirnn.spec import RecurrentSpec
+from multirnn.tables import Column, Content, Shown, Styled, Table, json_value
 from multirnn.weights import Array
-
-if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, RenderResult
 
 __all__ = ["Divergence"]
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
-class Divergence:
+class Divergence(Shown):
     """Where B parts from A, and how the difference grows; it prints as a table, shows itself in a notebook, exports JSON.
 
     Attributes:
@@ -72,20 +68,16 @@ class Divergence:
         plain = ("kind", "pattern", "says", "layer", "direction", "step", "gate", "quantity", "row", "unit", "dtype")
         return {
             **{name: getattr(self, name) for name in plain},
-            "values": None if self.values is None else [_number(value) for value in self.values],
-            "eps": _number(self.eps),
+            "values": json_value(self.values),
+            "eps": json_value(self.eps),
             "tolerance_eps": TOLERANCE[self.dtype],
             "titles": list(self.titles),
             "spec": self.spec.to_dict(),
             "shape": list(self.shape),
-            "own": _numbers(self.own),
-            "growth": _numbers(self.growth),
-            "gates": {name: _numbers(errors) for name, errors in self.gates.items()},
+            "own": json_value(self.own),
+            "growth": json_value(self.growth),
+            "gates": json_value(self.gates),
         }
-
-    def to_json(self, indent: int | None = 2) -> str:
-        """`to_dict` as JSON text."""
-        return json.dumps(self.to_dict(), indent=indent, ensure_ascii=False, allow_nan=False)
 
     @property
     def title(self) -> str:
@@ -100,45 +92,24 @@ class Divergence:
         place += [f"gate {self.gate}"] if self.gate else []
         return f"First divergence: {', '.join(place) or self.pattern}"
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        from rich.box import SIMPLE_HEAD
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
-        for name in _COLUMNS:
-            table.add_column(name, no_wrap=True, overflow="crop", justify="right" if name in _COLUMNS[2:6] else "left")
+    def _contents(self) -> Iterator[Content]:
+        yield Styled(self.title, "bold")
+        yield self.says
+        yield from (f"{letter}  {title}" for letter, title in zip("AB", self.titles, strict=True))
+        yield ""
+        table = Table(
+            *("layer", "direction", *(Column(name, number=True) for name in ("parts at", "own", "largest", "last"))),
+            Column("over time", whole=True, spare=True),
+            keys=2,
+        )
         for place, cells in zip(self.spec.passes, self._rows(), strict=True):
             here = self.kind == "mistake" and place == (self.layer, self.direction)
-            table.add_row(*(Text(cell) for cell in cells), style="bold red" if here else None)
-        yield Text(self.title, style="bold")
-        yield Text(self.says)
-        yield Text(f"A  {self.titles[0]}\nB  {self.titles[1]}\n")
+            table.add_row(*cells, style="bold red" if here else "")
         yield table
-        yield Text(f"{self._caption}\n")
-
-    def __str__(self) -> str:
-        from io import StringIO
-
-        from rich.console import Console
-
-        text = StringIO()
-        Console(file=text, width=_width(), color_system=None).print(self)
-        return "\n".join(line.rstrip() for line in text.getvalue().rstrip().splitlines())
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        from html import escape
-
-        def row(cells: tuple[str, ...], tag: str) -> str:
-            return f"<tr>{''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in cells)}</tr>"
-
-        sides = "".join(f"<br>{letter}: {escape(title)}" for letter, title in zip("AB", self.titles, strict=True))
-        return (
-            f"<table><caption><b>{escape(self.title)}</b><br>{escape(self.says)}{sides}</caption>"
-            f"<thead>{row(_COLUMNS, 'th')}</thead><tbody>{''.join(row(cells, 'td') for cells in self._rows())}</tbody>"
-            f"<tfoot><tr><td colspan={len(_COLUMNS)}>{escape(self._caption)}</td></tr></tfoot></table>"
+        yield ""
+        yield (
+            f"Errors: max|a−b| / max|a| at a step, in eps of {self.dtype}; a step parts above {TOLERANCE[self.dtype]}. "
+            "Own: of one step from the states of A. Largest, last, over time: of B running on by itself."
         )
 
     def _rows(self) -> Iterator[tuple[str, ...]]:
@@ -159,23 +130,9 @@ class Divergence:
                 _line(growth),
             )
 
-    @property
-    def _caption(self) -> str:
-        return (
-            f"Errors: max|a−b| / max|a| at a step, in eps of {self.dtype}; a step parts above {TOLERANCE[self.dtype]}. "
-            "Own: of one step from the states of A. Largest, last, over time: of B running on by itself."
-        )
 
-
-_COLUMNS = ("layer", "direction", "parts at", "own", "largest", "last", "over time")
 _LEVELS = "▁▂▃▄▅▆▇█"
 _LINE = 24  # characters at most
-
-
-def _width() -> int:
-    """Of a table in a string: of the terminal if it says, or else as wide as prose is read."""
-    columns = os.environ.get("COLUMNS", "")
-    return int(columns) if columns.isdigit() and int(columns) >= 40 else 100
 
 
 def _line(errors: Array) -> str:
@@ -198,11 +155,3 @@ def _largest(errors: Array) -> float:
 
 def _shown(error: float) -> str:
     return "?" if np.isnan(error) else f"{error:.2g}"
-
-
-def _number(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
-
-
-def _numbers(array: Array) -> list[list[float | None]]:
-    return [[_number(value) for value in row] for row in array]

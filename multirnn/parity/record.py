@@ -2,21 +2,15 @@
 
 from __future__ import annotations  # or naming np.random.Generator loads numpy.random
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any
 
 from multirnn.compare import TOLERANCE, Difference, Part
 from multirnn.parity.optimiser import Optimiser
 from multirnn.spec import RecurrentSpec
+from multirnn.tables import Column, Content, Shown, Styled, Table, json_value
 from multirnn.weights import Array
-
-if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, RenderResult
-    from rich.table import Table
 
 __all__ = ["Parity", "Trained", "worse_eps"]
 
@@ -62,7 +56,7 @@ class Trained:
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
-class Parity:
+class Parity(Shown):
     """A row for every backend and optimiser; it prints as a table, shows itself in a notebook, and exports JSON.
 
     Attributes:
@@ -98,7 +92,7 @@ class Parity:
         return TOLERANCE[self.spec.dtype] * self.growth[optimiser]
 
     def to_dict(self) -> dict[str, Any]:
-        """All that was found, in values that JSON has; infinite differences are null."""
+        """All that was found, in values that JSON has; what is infinite or not a number is null."""
         return {
             "ok": self.ok,
             "spec": self.spec.to_dict(),
@@ -120,118 +114,72 @@ class Parity:
             "rows": [_row_to_dict(row) for row in self.rows],
         }
 
-    def to_json(self, indent: int | None = 2) -> str:
-        """`to_dict` as JSON text."""
-        return json.dumps(self.to_dict(), indent=indent, ensure_ascii=False, allow_nan=False)
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        from rich.text import Text
-
-        yield Text(self._title, style="bold")
-        yield self._table()
-        for line in self._sentences:
-            yield Text(line)
-        yield Text(f"{self._caption}\n")
-
-    def _table(self) -> Table:
-        from rich.box import SIMPLE_HEAD
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
-        for name in _COLUMNS:
-            table.add_column(name, justify="right" if name in _NUMBERS else "left", overflow="fold")
-        for row in self.rows:
-            cells = [Text(cell) for cell in self._cells(row)]
-            cells[_COLUMNS.index("verdict")].stylize(_STYLES.get(row.verdict, "yellow"))
-            table.add_row(*cells)
-        return table
-
-    def __str__(self) -> str:
-        from io import StringIO
-
-        from rich.console import Console
-
-        text = StringIO()
-        Console(file=text, width=150, color_system=None).print(self)
-        return "\n".join(line.rstrip() for line in text.getvalue().rstrip().splitlines())
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        from html import escape
-
-        head = "".join(f"<th>{escape(name)}</th>" for name in _COLUMNS)
-        rows = (self._cells(row) for row in self.rows)
-        body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>" for cells in rows)
-        foot = "<br>".join(escape(line) for line in (*self._sentences, *self._caption.splitlines()))
-        return (
-            f"<table><caption>{escape(self._title)}</caption><thead><tr>{head}</tr></thead>"
-            f"<tbody>{body}</tbody><tfoot><tr><td colspan={len(_COLUMNS)}>{foot}</td></tr></tfoot></table>"
-        )
-
-    def _cells(self, row: Trained) -> tuple[str, ...]:
-        if row.optimiser is None or row.losses is None or row.curve is None or row.weights is None:
-            return row.title, *"––––––", row.verdict, ""
-        name = row.optimiser.name
-        losses = (f"{row.losses[place]:.6g}" for place in (0, -1))
-        errors = (f"{eps:.3g}" for eps in (row.curve.eps, row.weights.difference.eps, self.bound(name)))
-        return row.title, name, *losses, *errors, row.verdict, row.weights.where
-
-    @property
-    def _title(self) -> str:
+    def _contents(self) -> Iterator[Content]:
         batch, time, _ = self.shape
-        return f"{self.spec!r} trained for {self.steps} steps on batch {batch}, time {time}"
-
-    @property
-    def _sentences(self) -> list[str]:
-        """Why a row is not equal, one sentence a cause or reason, the same one once."""
-        told: dict[str, list[str]] = {}
+        yield Styled(f"{self.spec!r} trained for {self.steps} steps on batch {batch}, time {time}", "bold")
+        table = Table(
+            *("backend", "optimiser", *(Column(name, number=True) for name in _NUMBERS), "verdict"),
+            Column("worst weight", whole=True, spare=True),
+            keys=2,
+        )
         for row in self.rows:
-            for sentence in row.causes or (f"{row.title}: {row.reason}",) * bool(row.reason):
-                told.setdefault(sentence, []).extend([row.optimiser.name] if row.optimiser else [])
-        return [f"{', '.join(names)}: {sentence}" if names else sentence for sentence, names in told.items()]
-
-    @property
-    def _caption(self) -> str:
-        optimisers = "; ".join(map(str, self.optimisers.values()))
-        return (
-            f"{optimisers}\n"
-            f"loss: {_LOSS}; target: {self.target}\n"
+            table.add_row(*self._cells(row))
+        yield table
+        yield ""
+        yield from self._sentences()
+        yield "; ".join(map(str, self.optimisers.values()))
+        yield f"loss: {_LOSS}; target: {self.target}"
+        yield (
             f"losses, weights: max|a-b| / max|b| against NumPy in float64, in eps of {self.spec.dtype}; "
             f"bound: {TOLERANCE[self.spec.dtype]} times what a shift of the start by one eps grew to"
         )
 
+    def _cells(self, row: Trained) -> tuple[str, ...]:
+        verdict = Styled(row.verdict, _STYLES.get(row.verdict, "yellow"))
+        if row.optimiser is None or row.losses is None or row.curve is None or row.weights is None:
+            return row.title, *"––––––", verdict, ""
+        name = row.optimiser.name
+        losses = (f"{row.losses[place]:.6g}" for place in (0, -1))
+        errors = (f"{eps:.3g}" for eps in (row.curve.eps, row.weights.difference.eps, self.bound(name)))
+        return row.title, name, *losses, *errors, verdict, row.weights.where
+
+    def _sentences(self) -> list[str]:
+        """Why a row is not equal, one sentence a cause or reason, the same one once."""
+        told: dict[str, list[str]] = {}
+        for row in self.rows:
+            for sentence in row.causes or tuple(f"{row.title}: {reason}" for reason in [_reason(row)] if reason):
+                told.setdefault(sentence, []).extend([row.optimiser.name] if row.optimiser else [])
+        return [f"{', '.join(names)}: {sentence}" if names else sentence for sentence, names in told.items()]
+
 
 _LOSS = "mean of (sequence - target)² over the valid steps"
-_COLUMNS = (
-    *("backend", "optimiser", "first loss", "last loss"),
-    *("losses", "weights", "bound", "verdict", "worst weight"),
-)
-_NUMBERS = _COLUMNS[2:7]
+_NUMBERS = ("first loss", "last loss", "losses", "weights", "bound")
 _STYLES = {"equal": "green", "explained": "cyan", "differs": "bold red"}
 
 
-def _row_to_dict(row: Trained) -> dict[str, Any]:
-    def number(value: float | None) -> float | None:
-        return None if value is None or not np.isfinite(value) else value
+def _reason(row: Trained) -> str:
+    """Why it is not equal, where no cause explains it."""
+    return row.reason or (f"worst weight {row.weights.where}" if row.verdict == "differs" and row.weights else "")
 
+
+def _row_to_dict(row: Trained) -> dict[str, Any]:
     optimiser = None if row.optimiser is None else {"name": row.optimiser.name, **row.optimiser.hyper_parameters}
-    return {
+    values = {
         "backend": row.backend,
         "title": row.title,
         "verdict": row.verdict,
         "reason": row.reason,
-        "versions": dict(row.versions),
+        "versions": row.versions,
         "optimiser": optimiser,
-        "bias": row.bias or None,
-        "losses": None if row.losses is None else [number(float(loss)) for loss in row.losses],
-        "curve_eps": number(row.curve.eps) if row.curve else None,
-        "weights_eps": number(row.weights.difference.eps) if row.weights else None,
+        "bias": row.bias,
+        "losses": row.losses,
+        "curve_eps": row.curve.eps if row.curve else None,
+        "weights_eps": row.weights.difference.eps if row.weights else None,
         "where": row.weights.where if row.weights else None,
-        "causes": list(row.causes),
-        "residual_eps": number(row.residual),
+        "causes": row.causes,
+        "residual_eps": row.residual,
     }
+    return {name: json_value(value) for name, value in values.items()}
 
 
 def worse_eps(curve: Difference, weights: Part) -> float:

@@ -1,0 +1,343 @@
+"""Tables for people: one layout for all of them, as text that fits the terminal, as HTML in a notebook, and as JSON.
+
+Text breaks at spaces alone, and a number never breaks. A table that is too wide first leaves out its spare columns, then
+breaks words and heads over lines, and at last goes on below itself, its key columns repeated. So every table fits a
+terminal that is as wide as its keys and one more column. The width is measured in terminal cells: a Hangul syllable
+takes two.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
+
+__all__ = [
+    "Column",
+    "Content",
+    "Shown",
+    "Styled",
+    "Table",
+    "encodable",
+    "html",
+    "json_value",
+    "lines",
+    "terminal_width",
+]
+
+
+def terminal_width() -> int:
+    """Columns of the terminal or of `COLUMNS`; 80 where neither tells."""
+    return shutil.get_terminal_size((80, 24)).columns
+
+
+class Styled(str):
+    """Text with a style of rich's, as "bold" or "green"."""
+
+    style: str
+
+    def __new__(cls, text: object, style: str = "") -> Styled:
+        """The text of anything."""
+        made = super().__new__(cls, text)
+        made.style = style
+        return made
+
+
+class Column(NamedTuple):
+    """The head of a column.
+
+    Attributes:
+        name: above it.
+        number: set to the right; a cell with a digit is not broken.
+        whole: no cell is broken.
+        spare: left out where there is no room for it.
+    """
+
+    name: str
+    number: bool = False
+    whole: bool = False
+    spare: bool = False
+
+
+class _Row(NamedTuple):
+    cells: tuple[Styled, ...]
+    style: str
+
+
+class Table:
+    """Rows under columns; it is printed by `str`, by rich, and in a notebook.
+
+    Args:
+        columns: their heads; a string is a column of words.
+        keys: how many of the first columns tell one row from another.
+    """
+
+    def __init__(self, *columns: str | Column, keys: int = 1) -> None:
+        self.columns = tuple(Column(c) if isinstance(c, str) else c for c in columns)
+        self.keys = keys
+        self._rows: list[_Row | None] = []
+
+    def add_row(self, *cells: object, style: str = "") -> None:
+        """A row; what has a `style`, such as `Styled`, is shown in it. Cells that are not given are empty."""
+        texts = tuple(Styled(str(cell), str(getattr(cell, "style", ""))) for cell in cells)
+        self._rows.append(_Row((*texts, *[Styled("")] * (len(self.columns) - len(texts))), style))
+
+    def add_section(self) -> None:
+        """An empty line, unless it would be the first, the last, or the second."""
+        if self._rows and self._rows[-1] is not None:
+            self._rows.append(None)
+
+    @property
+    def rows(self) -> list[tuple[Styled, ...]]:
+        """The cells."""
+        return [row.cells for row in self._rows if row is not None]
+
+    def fits(self, name: str, width: int) -> bool:
+        """Whether a spare column is shown in this width."""
+        return any(self.columns[place].name == name for block in self._blocks(width) for place in block)
+
+    def lines(self, width: int) -> Iterator[list[Styled]]:
+        """The lines, each of pieces in styles."""
+        rows = self._rows[: -1 if self._rows and self._rows[-1] is None else None]
+        for number, block in enumerate(self._blocks(width)):
+            if number:
+                yield []
+            widths = self._widths(block, width)
+            head = tuple(Styled(column.name) for column in self.columns)
+            yield from self._set(_Row(head, ""), block, widths, bottom=True)
+            yield [Styled("─" * (sum(widths) + len(_GAP) * (len(widths) - 1)))]
+            for row in rows:
+                yield from [[]] if row is None else self._set(row, block, widths)
+
+    def html(self) -> str:
+        """A `<table>`, all columns in it."""
+        from html import escape
+
+        def row(cells: Iterable[str], tag: str) -> str:
+            right = ' style="text-align: right"'
+            made = (
+                f"<{tag}{right if column.number else ''}>{escape(cell)}</{tag}>"
+                for cell, column in zip(cells, self.columns, strict=True)
+            )
+            return f"<tr>{''.join(made)}</tr>"
+
+        head, body = row([column.name for column in self.columns], "th"), (row(cells, "td") for cells in self.rows)
+        return f"<table><thead>{head}</thead><tbody>{''.join(body)}</tbody></table>"
+
+    def __str__(self) -> str:
+        return text([self])
+
+    def _repr_html_(self) -> str:
+        return self.html()
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield from _rendered(self.lines(options.max_width))
+
+    # --- Layout ------------------------------------------------------------------------------------------------------
+
+    def _blocks(self, width: int) -> list[list[int]]:
+        """The columns of the table, and of those in which it goes on where it is too wide for one."""
+        shown = list(range(len(self.columns)))
+        widest, narrowest = self._natural(), self._narrowest()
+        for place in reversed(shown):
+            if self.columns[place].spare and _total(widest, shown) > width:
+                shown.remove(place)
+        keys, blocks = shown[: self.keys], [shown[: self.keys]]
+        for place in shown[self.keys :]:
+            if len(blocks[-1]) > len(keys) and _total(narrowest, [*blocks[-1], place]) > width:
+                blocks.append(list(keys))
+            blocks[-1].append(place)
+        return blocks
+
+    def _widths(self, block: Sequence[int], width: int) -> list[int]:
+        """The width of each column of a block: as its text has, the widest made narrower until the line fits."""
+        widths, narrowest = dict(enumerate(self._natural())), self._narrowest()
+        while _total(widths, block) > width:
+            loose = [place for place in block if widths[place] > narrowest[place]]
+            if not loose:
+                break
+            widths[max(loose, key=lambda place: widths[place])] -= 1
+        return [max(map(_cells, self._column_lines(place, widths[place])), default=0) for place in block]
+
+    def _natural(self) -> list[int]:
+        """The width of each column, nothing broken."""
+        return [max(map(_cells, self._column_lines(place, math.inf))) for place in range(len(self.columns))]
+
+    def _narrowest(self) -> list[int]:
+        """The width of each column, all broken that may be."""
+        return [max(map(_cells, self._column_lines(place, 0))) for place in range(len(self.columns))]
+
+    def _column_lines(self, place: int, width: float) -> Iterator[str]:
+        column = self.columns[place]
+        yield from _wrapped(column.name, width)
+        for cells in self.rows:
+            yield from self._broken(cells[place], column, width)
+
+    def _broken(self, cell: str, column: Column, width: float) -> list[str]:
+        unbroken = column.whole or (column.number and any(map(str.isdigit, cell)))
+        return cell.split("\n") if unbroken else _wrapped(cell, width)
+
+    def _set(
+        self, row: _Row, block: Sequence[int], widths: Sequence[int], *, bottom: bool = False
+    ) -> Iterator[list[Styled]]:
+        """The lines of a row; of a head, which stands on the rule, the empty ones are above."""
+        if bottom:
+            broken = [_wrapped(row.cells[place], width) for place, width in zip(block, widths, strict=True)]
+        else:
+            broken = [
+                self._broken(row.cells[place], self.columns[place], width)
+                for place, width in zip(block, widths, strict=True)
+            ]
+        height = max(map(len, broken))
+        filled = [[""] * (height - len(b)) + b if bottom else b + [""] * (height - len(b)) for b in broken]
+        for line in zip(*filled, strict=True):
+            pieces = []
+            for place, piece, width in zip(block, line, widths, strict=True):
+                space = " " * (width - _cells(piece))
+                padded = space + piece if self.columns[place].number else piece + space
+                pieces += [Styled(_GAP)] * bool(pieces)
+                pieces.append(Styled(padded, " ".join(filter(None, (row.style, row.cells[place].style)))))
+            yield pieces
+
+
+_GAP = "  "
+_COMMAND = "pip install "
+_GLUED = _COMMAND.replace(" ", "\0")
+
+
+def _total(widths: Mapping[int, int] | Sequence[int], block: Sequence[int]) -> int:
+    return sum(widths[place] for place in block) + len(_GAP) * (len(block) - 1)
+
+
+def _cells(text: str) -> int:
+    from rich.cells import cell_len
+
+    return cell_len(text)
+
+
+def _wrapped(text: str, width: float) -> list[str]:
+    """Text broken at its spaces, but for those of a command to copy; a line keeps the indent of its paragraph."""
+    made = []
+    for paragraph in text.split("\n"):
+        indent = paragraph[: len(paragraph) - len(paragraph.lstrip(" "))]
+        line = ""
+        for word in paragraph.strip(" ").replace(_COMMAND, _GLUED).split(" "):
+            word = word.replace("\0", " ")
+            if line and _cells(indent) + _cells(line) + 1 + _cells(word) > width:
+                made.append(indent + line)
+                line = word
+            else:
+                line = f"{line} {word}" if line else word
+        made.append(indent + line)
+    return made
+
+
+# --- What is shown: prose, tables, and what is made of them ----------------------------------------------------------
+
+
+class Shown(ABC):
+    """A record that shows itself: as text by `str` and `print`, in colour by rich, in a notebook, and as JSON."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """All that it holds, in values that JSON has."""
+
+    @abstractmethod
+    def _contents(self) -> Iterator[Content]:
+        """What is shown, from the top."""
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """`to_dict` as JSON text."""
+        return json.dumps(self.to_dict(), indent=indent, ensure_ascii=False, allow_nan=False)
+
+    def __str__(self) -> str:
+        return text(self._contents())
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        return html(self._contents())
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield from _rendered(lines(self._contents(), options.max_width))
+
+
+Content = str | Table | Shown
+"""Prose, broken at its spaces; a table; or another record."""
+
+
+def lines(contents: Iterable[Content], width: int) -> Iterator[list[Styled]]:
+    """The lines of what is shown in this width, each of pieces in styles."""
+    for content in contents:
+        if isinstance(content, Table):
+            yield from content.lines(width)
+        elif isinstance(content, Shown):
+            yield from lines(content._contents(), width)
+        else:
+            style = str(getattr(content, "style", ""))
+            yield from ([Styled(line, style)] for line in _wrapped(str(content), width))
+
+
+def text(contents: Iterable[Content]) -> str:
+    """What is shown as plain text that fits the terminal and has the characters that it can write."""
+    plain = "\n".join("".join(line).rstrip() for line in lines(contents, terminal_width())).rstrip()
+    return encodable(plain, getattr(sys.stdout, "encoding", None))
+
+
+def html(contents: Iterable[Content]) -> str:
+    """What is shown as one piece of HTML."""
+    from html import escape
+
+    def made(content: Content) -> str:
+        if isinstance(content, Table):
+            return content.html()
+        if isinstance(content, Shown):
+            return content._repr_html_()
+        tag = "b" if "bold" in str(getattr(content, "style", "")) else "span"
+        return f"<p><{tag}>{escape(content)}</{tag}></p>" if content.strip() else ""
+
+    return f"<div>{''.join(map(made, contents))}</div>"
+
+
+def _rendered(pieces: Iterable[list[Styled]]) -> RenderResult:
+    from rich.text import Text
+
+    for line in pieces:
+        yield Text.assemble(*((str(piece), piece.style) for piece in line), no_wrap=True, overflow="ignore")
+
+
+_PLAIN = str.maketrans({"–": "-", "─": "-", "−": "-", "×": "x", "²": "^2", "…": "...", "‖": "||"}) | {
+    ord(block): str(height) for height, block in enumerate("▁▂▃▄▅▆▇█", 1)
+}
+
+
+def encodable(text: str, encoding: str | None) -> str:
+    """Text with what our tables draw with in ASCII, where the encoding lacks it, as the Korean cp949 does "–"."""
+    try:
+        text.encode(encoding or "utf-8")
+    except UnicodeEncodeError:
+        return text.translate(_PLAIN)
+    return text
+
+
+def json_value(value: Any) -> Any:
+    """A value in those that JSON has: arrays as lists, and null for what is infinite or not a number."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: json_value(entry) for key, entry in value.items()}
+    return [json_value(entry) for entry in value] if isinstance(value, list | tuple) else value
