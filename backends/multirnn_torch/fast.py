@@ -17,10 +17,12 @@ from torch.nn.utils.rnn import PackedSequence
 from multirnn import InvalidCall, RecurrentSpec, Weights, kernel
 from multirnn.implementation import FROZEN, Plan
 from multirnn.layer import Lengths
+from multirnn_torch.conversions import KeptWhole
+from multirnn_torch.evaluated import evaluated, is_evaluated, renewed
 from multirnn_torch.facts import slower
 from multirnn_torch.layer import TorchLayer, device_of, run
 from multirnn_torch.loop import Maybe
-from multirnn_torch.recurrence import LOOPS, FastRecurrence, Recurrence, Rows, is_intercepted, is_plain, weights_of
+from multirnn_torch.recurrence import LOOPS, FastRecurrence, Recurrence, Rows, is_intercepted, is_plain
 from multirnn_torch.single_bias import CandidateBiasGRU
 from multirnn_torch.weights import module
 
@@ -43,7 +45,7 @@ _DTYPES = {torch.float32: "float32", torch.float64: "float64"}
 # --- The modules -----------------------------------------------------------------------------------------------------
 
 
-class Fast(nn.RNNBase):
+class Fast(KeptWhole, nn.RNNBase):
     """What makes a layer of `torch.nn` fast; see `FastRNN`.
 
     Args:
@@ -69,7 +71,10 @@ class Fast(nn.RNNBase):
                 a `PackedSequence`.
             hx: the initial state; zero unless given.
             lengths: `(batch,)`, int64, on the CPU: rows that end before. From there on the output is zero and the state
-                stays. A PackedSequence has its own.
+                stays. They are copied. A PackedSequence has its own.
+
+        Raises:
+            InvalidCall: lengths that are not of the rows; or `torch.fx` traces it.
         """
         if torch.compiler.is_compiling():
             return self._run_native(input, hx, lengths)
@@ -105,7 +110,7 @@ class Fast(nn.RNNBase):
         """
         recurrence = None if self._native_because() else self._recurrence(self._first_weight().dtype)
         if recurrence is not None:
-            weights = weights_of(self, recurrence.names)
+            weights = renewed(self)
             if any(weight.is_inference() for weight in weights):
                 raise InvalidCall(
                     "weights that were made in inference mode cannot be frozen: PyTorch does not tell whether they change"
@@ -124,13 +129,19 @@ class Fast(nn.RNNBase):
         return {**state, "_recurrences": {}}
 
     def _run_any(self, input: Any, hx: Any, lengths: Maybe) -> Any:
+        if is_intercepted() or torch._C._is_any_autocast_enabled():
+            return self._run_native(input, hx, lengths)
+        if not is_evaluated(self):
+            weights = renewed(self)
+            if not is_evaluated(self):  # something computes them, and may do so differently the next time
+                return evaluated(self, weights)._run_any(input, hx, lengths)
         packed = isinstance(input, PackedSequence)
         found = self._run_packed(input, hx) if packed else self._run(input, hx, Rows(self.batch_first, lengths))
         return self._run_native(input, hx, lengths) if found is None else found
 
     def _run(self, x: Tensor, hx: Any, rows: Rows) -> Any:
         """The result, or None where the framework's own layer has to run: also for it to say what is wrong."""
-        if is_intercepted() or torch.is_autocast_enabled("cpu") or not self._is_whole():
+        if not self._is_whole():
             return None
         dtype = x.dtype
         if not is_plain(x, dtype) or (recurrence := self._recurrence(dtype)) is None:
@@ -142,7 +153,7 @@ class Fast(nn.RNNBase):
         if x.dim() != (2 if packed else 3) or x.shape[-1] != spec.input_size or 0 in x.shape:
             return None
         batch, time = rows.call(x, [], [], x).size
-        weights = weights_of(self, recurrence.names)
+        weights: list[Any] = self._flat_weights
         for weight, shape in zip(weights, recurrence.shapes, strict=True):
             if not is_plain(weight, dtype) or weight.shape != shape:
                 return None
@@ -153,13 +164,14 @@ class Fast(nn.RNNBase):
             if not recurrence.loop.ragged:
                 return None
             if not packed:
-                _check_lengths(rows.lengths, batch, time)
+                rows = Rows.padded(rows.batch_first, rows.lengths, batch, time)
         differentiate = torch.is_grad_enabled() and any(
             part is not None and part.requires_grad for part in (x, *state, *weights)
         )
         # Packed before, it is faster for every shape: one step of 1 to 128 rows of 256 and 1024 units 1.0 to 2.5, one thread.
-        if recurrence.constants is not None and not differentiate:
-            recurrence.constants.check(weights, recurrence.names)
+        constants = None if differentiate else recurrence.constants
+        if constants is not None:
+            constants.check(weights, recurrence.names)
         elif not self._is_faster(recurrence, batch, time, rows.lengths is not None, differentiate):
             return None
         if x.stride(-1) != 1:
@@ -169,7 +181,7 @@ class Fast(nn.RNNBase):
             apply: Any = FastRecurrence.apply
             y, *final = apply(recurrence, rows, x, *state, *weights)
         else:
-            y, final, _ = recurrence.forward(x, state, weights, rows)
+            y, final, _ = recurrence.forward(x, state, weights, rows, constants=constants)
         if unbatched:
             y, final = y[0], [part[:, 0] for part in final]
         return y, tuple(final) if len(final) == 2 else final[0]
@@ -177,7 +189,7 @@ class Fast(nn.RNNBase):
     def _run_packed(self, packed: PackedSequence, hx: Any) -> Any:
         """As `_run`."""
         data, sizes, sorted_indices, unsorted_indices = packed
-        if not data.numel() or is_intercepted() or self._native_because() is not None:
+        if not data.numel() or self._native_because() is not None:
             return None
         rows = Rows.packed(sizes, len(data))
         if rows is None or (found := self._run(data, self._sorted(hx, sorted_indices), rows)) is None:
@@ -187,16 +199,17 @@ class Fast(nn.RNNBase):
 
     def _run_native(self, x: Any, hx: Any, lengths: Maybe) -> Any:
         """By the framework's own layer."""
+        self._refuse_proxy(x)
         if lengths is None:
             return super().forward(x, hx)
         rows = x if self.batch_first else x.transpose(0, 1)
-        _check_lengths(lengths, *rows.shape[:2])
+        own: Any = Rows.padded(True, lengths, *rows.shape[:2]).lengths
         if hx is None:
             shape = self.num_layers * (1 + self.bidirectional), rows.shape[0], self.hidden_size
             state = [x.new_zeros(shape) for _ in range(1 + (self.mode == "LSTM"))]
         else:
             state = list(hx) if self.mode == "LSTM" else [hx]
-        y, *final = run(super().forward, rows, state, lengths.numpy())
+        y, *final = run(super().forward, rows, state, own.numpy())
         return y if self.batch_first else y.transpose(0, 1), tuple(final) if len(final) == 2 else final[0]
 
     def _sorted(self, hx: Any, indices: Maybe) -> Any:
@@ -247,8 +260,8 @@ class Fast(nn.RNNBase):
         return None
 
     def _first_weight(self) -> Tensor:
-        weight: Any = self.weight_ih_l0
-        return cast("Tensor", weight)
+        weights: list[Any] = self._flat_weights
+        return cast("Tensor", weights[0])  # without evaluating a parametrization
 
     def _loop_name(self) -> str:
         if self.loop is not None:
@@ -259,7 +272,7 @@ class Fast(nn.RNNBase):
         """What runs for an input of this dtype; None where nothing does."""
         key = dtype, self.loop
         if (found := self._recurrences.get(key)) is None and dtype in _DTYPES:
-            names = [name for names in self._all_weights for name in names]
+            names: list[str] = self._flat_weights_names
             found = self._recurrences[key] = Recurrence(self._spec(dtype), self._loop_name(), names)
         return found
 
@@ -304,14 +317,6 @@ def _slower(loop: str, spec: RecurrentSpec, batch: int, time: int, lengths: bool
     if lengths and not LOOPS[loop].ragged:
         return "without the compiled kernel, it takes rows of unequal length packed"
     return slower(loop, spec, batch, time, gradients)
-
-
-def _check_lengths(lengths: Tensor, batch: int, time: int) -> None:
-    if is_plain(lengths, torch.int64) and lengths.shape == (batch,) and lengths.is_contiguous():
-        least, most = torch.aminmax(lengths)
-        if int(least) >= 0 and int(most) <= time:
-            return
-    raise InvalidCall(f"lengths are {batch} integers from 0 to {time}, int64 in one piece on the CPU, not {lengths!r}")
 
 
 # --- The layer -------------------------------------------------------------------------------------------------------

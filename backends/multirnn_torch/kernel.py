@@ -32,11 +32,12 @@ class KernelLoop:
         self._dtype: torch.dtype = getattr(torch, spec.dtype)
         self._passes, self._hidden, self._states = len(tuple(spec.passes)), spec.hidden_size, len(spec.form.states)
         self._strides = {name: _dense(shape) for name, shape in spec.shapes.items()}
-        self._bound: tuple[list[int], bytes] = [], b""
+        self._bound: tuple[list[int], bytes, Sequence[Tensor]] = [], b"", ()
 
     def prepare(self, weights: Sequence[Tensor]) -> kernel.Packed:
         """See `Loop.prepare`: packed."""
-        return self._stack.pack(self._table(weights))
+        _, table, _ = self._table(weights)
+        return self._stack.pack(table)
 
     def forward(self, call: Call, *, keep: bool) -> tuple[list[Tensor], list[Tensor]]:
         """See `Loop.forward`."""
@@ -44,10 +45,10 @@ class KernelLoop:
         final = [self._empty_state(batch) for _ in range(self._states)]
         kept = []
         if keep:
-            size = self._stack.stash_size(batch, time) + ALIGNMENT
-            kept = [torch.empty(size, dtype=torch.uint8, device="cpu")]
+            kept = [_aligned(self._stack.stash_size(batch, time))]
+        bound = self._table(call.weights)  # it owns their memory: another thread may replace the weights meanwhile
         self._stack.forward(
-            self._table(call.weights),
+            bound[1],
             batch,
             time,
             _sequence(call.x),
@@ -55,7 +56,7 @@ class KernelLoop:
             _addresses(call.state),
             _addresses(final),
             _address(call.lengths),
-            _aligned(kept[0]) if keep else 0,
+            kept[0].data_ptr() if keep else 0,
             torch.get_num_threads(),
             _address(call.starts),
             0 if keep or call.prepared is None else call.prepared.address,
@@ -78,8 +79,12 @@ class KernelLoop:
         if dy is not None and dy.stride(-1) != 1:
             dy = dy.contiguous()
         dfinal = [None if part is None else part.contiguous() for part in dfinal]
+        stash = kept[0]
+        if stash.data_ptr() % ALIGNMENT:  # it came back from elsewhere, by torch.autograd.graph.saved_tensors_hooks
+            stash = _aligned(len(stash)).copy_(stash)
+        bound = self._table(call.weights)
         self._stack.backward(
-            self._table(call.weights),
+            bound[1],
             self._bind([_address(part) for part in dweights]),
             batch,
             time,
@@ -91,7 +96,7 @@ class KernelLoop:
             _sequence(dx),
             _addresses(dstate),
             _address(call.lengths),
-            _aligned(kept[0]),
+            stash.data_ptr(),
             torch.get_num_threads(),
             _address(call.starts),
             lent_pool(os.getpid()),
@@ -101,14 +106,17 @@ class KernelLoop:
     def _empty_state(self, batch: int) -> Tensor:
         return torch.empty((self._passes, batch, self._hidden), dtype=self._dtype, device="cpu")
 
-    def _table(self, weights: Sequence[Tensor]) -> bytes:
-        """The addresses of the weights as the kernel takes them, made anew when one has moved."""
-        addresses = [weight.data_ptr() for weight in weights]
-        known, table = self._bound
-        if addresses != known:
-            table = self._bind(addresses)
-            self._bound = addresses, table
-        return table
+    def _table(self, weights: Sequence[Tensor]) -> tuple[list[int], bytes, Sequence[Tensor]]:
+        """The addresses of the weights, the same as the kernel takes them, and what owns their memory.
+
+        Made once and again when a weight has moved: to own them in every call would take 0.3 µs each.
+        """
+        bound = self._bound
+        if [weight.data_ptr() for weight in weights] != bound[0]:
+            owners = [weight.detach() for weight in weights]
+            addresses = [owner.data_ptr() for owner in owners]
+            self._bound = bound = addresses, self._bind(addresses), owners
+        return bound
 
     def _bind(self, addresses: Sequence[int]) -> bytes:
         operands = zip(self._strides.items(), addresses, strict=True)
@@ -143,8 +151,11 @@ def _address(tensor: Maybe) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _aligned(memory: Tensor) -> int:
-    return -(-memory.data_ptr() // ALIGNMENT) * ALIGNMENT
+def _aligned(size: int) -> Tensor:
+    """So many bytes, of which the first has an aligned address."""
+    memory = torch.empty(size + ALIGNMENT, dtype=torch.uint8, device="cpu")
+    start = -memory.data_ptr() % ALIGNMENT
+    return memory[start : start + size]
 
 
 def _addresses(state: Sequence[Maybe]) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from multirnn_torch.loop import Call, Loop, Maybe
 from multirnn_torch.tensors import TensorLoop
 from multirnn_torch.weights import skeleton
 
-__all__ = ["LOOPS", "FastRecurrence", "Recurrence", "Rows", "is_intercepted", "is_plain", "weights_of"]
+__all__ = ["LOOPS", "FastRecurrence", "Recurrence", "Rows", "is_intercepted", "is_plain"]
 
 LOOPS: dict[str, type[Loop]] = {"kernel": KernelLoop, "tensors": TensorLoop}
 """What a layer may run through, the faster first."""
@@ -34,6 +34,8 @@ class Rows(NamedTuple):
         batch_first: whether x is `(batch, time, features)`, or `(time, batch, features)`.
         lengths: as of a `Call`.
         sizes, starts: of packed rows how many a step has, as a `PackedSequence` has it, and the row that it begins with.
+
+    The backward pass reads them again, so none of them is memory of the caller's, who may write to it in between.
     """
 
     batch_first: bool
@@ -42,13 +44,27 @@ class Rows(NamedTuple):
     starts: Maybe = None
 
     @classmethod
+    def padded(cls, batch_first: bool, lengths: Tensor, batch: int, time: int) -> Self:
+        """Those of `lengths`, copied and then checked: another thread may write to them in between.
+
+        Raises:
+            InvalidCall: they are not one integer a row, from 0 to `time`.
+        """
+        if is_plain(lengths, torch.int64) and lengths.shape == (batch,):
+            own = lengths.clone(memory_format=torch.contiguous_format)
+            least, most = torch.aminmax(own) if batch else (own.new_zeros(()),) * 2
+            if int(least) >= 0 and int(most) <= time:
+                return cls(batch_first, own)
+        raise InvalidCall(f"lengths are {batch} integers from 0 to {time}, int64 on the CPU, not {lengths!r}")
+
+    @classmethod
     def packed(cls, sizes: Tensor, count: int) -> Self | None:
         """Those of a `PackedSequence`, in its order, from its `batch_sizes`; None where those are not of `count` rows."""
-        steps = sizes.numpy()
+        steps = sizes.numpy().copy()
         if steps.dtype != np.int64 or steps.sum() != count or steps[-1] < 1 or (steps[1:] > steps[:-1]).any():
             return None
         lengths = np.searchsorted(-steps, -np.arange(steps[0]), side="left")
-        return cls(True, torch.from_numpy(lengths), sizes, torch.from_numpy(np.cumsum(steps) - steps))
+        return cls(True, torch.from_numpy(lengths), torch.from_numpy(steps), torch.from_numpy(np.cumsum(steps) - steps))
 
     def turned(self, sequence: Tensor) -> Tensor:
         """From the order of axes of the call to that of a loop, and back."""
@@ -102,7 +118,8 @@ class Recurrence:
         self.loop = LOOPS[loop](spec)  # type: ignore[call-arg]  # of a Protocol, which has no arguments
         self.names = names
         self.skeleton = skeleton(spec)
-        self.shapes = [tuple(weight.shape) for weight in weights_of(self.skeleton, names)]
+        held: Any = self.skeleton._flat_weights
+        self.shapes = [tuple(weight.shape) for weight in held]
         self.plans: dict[tuple[int, int, bool, bool], bool] = {}
         self.constants: Constants | None = None
 
@@ -115,13 +132,14 @@ class Recurrence:
             self.constants = Constants(prepared, known, [weight._version for weight in known])
 
     def forward(
-        self, x: Tensor, state: Sequence[Maybe], weights: Sequence[Tensor], rows: Rows, keep: bool = False
-    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        self, x: Tensor, state: Sequence[Maybe], weights: Sequence[Tensor], rows: Rows,
+        *, keep: bool = False, constants: Constants | None = None,
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:  # fmt: skip
         """The sequence, laid out as x, and see `Loop.forward`."""
         y = torch.empty((*x.shape[:-1], self.spec.output_size), dtype=x.dtype, device="cpu")
         call = rows.call(x, state, weights, y)
-        if self.constants is not None:
-            call = call._replace(prepared=self.constants.prepared)
+        if constants is not None:
+            call = call._replace(prepared=constants.prepared)
         return y, *self.loop.forward(call, keep=keep)
 
     def native(self, x: Tensor, state: list[Tensor], weights: Sequence[Tensor], rows: Rows) -> list[Tensor]:
@@ -157,7 +175,9 @@ class FastRecurrence(torch.autograd.Function):
         ctx.witness.data = y.new_empty(0)
         ctx.version = y._version
         ctx.given = 1 + len(others)
-        ctx.save_for_backward(x, *others, y.data, *kept)
+        saved = x, *others, y.data, *kept
+        ctx.kinds = _kinds(saved)
+        ctx.save_for_backward(*saved)
         ctx.set_materialize_grads(False)
         return y, *final
 
@@ -168,19 +188,32 @@ class FastRecurrence(torch.autograd.Function):
         (x, *others), (y, *kept) = saved[: ctx.given], saved[ctx.given :]
         wanted = ctx.needs_input_grad[2:]
         recurrence, rows = ctx.recurrence, ctx.rows
-        states = len(recurrence.spec.form.states)
         plain = all(part is None or (is_plain(part, x.dtype) and not _is_batched(part)) for part in cotangents)
         if torch.is_grad_enabled() or not plain or is_intercepted():
             return None, None, *_differentiable(ctx, [x, *others], cotangents)
+        if _kinds(saved) != ctx.kinds:
+            raise InvalidCall(
+                "hooks on saved tensors (torch.autograd.graph.saved_tensors_hooks) returned another dtype, shape or device "
+                "than they were given; the backward pass needs the tensors that the forward pass saved"
+            )
+        # They may have come back with other strides.
+        x = x if x.stride(-1) == 1 else x.contiguous()
+        others = [None if part is None else part.contiguous() for part in others]
+        states = len(recurrence.spec.form.states)
         state, weights = others[:states], others[states:]
         if ctx.witness._version != ctx.version:
             y, _, kept = recurrence.forward(x, state, weights, rows, keep=True)
+        y = y if y.stride(-1) == 1 else y.contiguous()
         dy, *dfinal = cotangents
         dy = None if dy is None else rows.turned(dy)
         dx, *gradients = recurrence.loop.backward(rows.call(x, state, weights, y), kept, dy, dfinal, wanted)
         dx = None if dx is None else rows.turned(dx)
         found = zip((dx, *gradients), wanted, strict=True)
         return None, None, *(gradient if want else None for gradient, want in found)
+
+
+def _kinds(tensors: Sequence[Maybe]) -> list[Any]:
+    return [None if tensor is None else (tensor.dtype, tensor.shape, tensor.device) for tensor in tensors]
 
 
 def _differentiable(ctx: Any, given: list[Any], cotangents: Sequence[Maybe]) -> list[Maybe]:
@@ -206,12 +239,6 @@ def _differentiable(ctx: Any, given: list[Any], cotangents: Sequence[Maybe]) -> 
         )
     )
     return [next(found) if wanted else None for wanted in ctx.needs_input_grad[2:]]
-
-
-def weights_of(native: nn.Module, names: Sequence[str]) -> list[Any]:
-    """The weights as they are now, whether parameters or what was put in their place."""
-    parameters = native._parameters  # a third of the time that getattr takes
-    return [parameters[name] if name in parameters else getattr(native, name) for name in names]
 
 
 def is_intercepted() -> bool:

@@ -16,6 +16,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from multirnn_torch.conversions import KeptWhole
+
 __all__ = ["CandidateBiasGRU", "drop_recurrent_bias"]
 
 
@@ -28,7 +30,7 @@ def drop_recurrent_bias(native: nn.RNNBase) -> None:
     native._init_flat_weights()  # the list of weights that PyTorch hands to its kernels still had the parameters
 
 
-class CandidateBiasGRU(nn.GRU):
+class CandidateBiasGRU(KeptWhole, nn.GRU):
     """A `torch.nn.GRU` whose recurrent bias is the candidate's alone, `bias_hn_l{k}`, in place of `bias_hh_l{k}`.
 
     The parameter has the shape `(hidden_size,)`. PyTorch's own kernel is given zeros for the reset and update gate and
@@ -48,22 +50,30 @@ class CandidateBiasGRU(nn.GRU):
             delattr(self, name)
             self.register_parameter(_candidate(name), nn.Parameter(candidate))
         self._all_weights = [[_candidate(name) for name in names] for names in self._all_weights]
+        self._flat_weights_names = [name for names in self._all_weights for name in names]
         self._init_flat_weights()
 
-    # torch.nn.GRU.forward hands self._flat_weights to the kernel. RNNBase keeps a list there and renews it when a
-    # weight is replaced; made anew whenever it is asked for, it holds no stale bias and nothing that has to be copied.
-    @property
-    def _flat_weights(self) -> list[Any]:
-        return [self._weight(name) for name in self._flat_weights_names]
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        """As of `torch.nn.GRU`.
 
-    @_flat_weights.setter
-    def _flat_weights(self, weights: list[Any]) -> None:
-        pass
+        Raises:
+            InvalidCall: `torch.fx` traces it.
+        """
+        self._refuse_proxy(input)
+        self._update_flat_weights()
+        # As a torch.nn.GRU of the same attributes, and with the whole of its biases in the list that it computes with.
+        # That list is not self._flat_weights, which whatever replaces a weight writes to.
+        whole: Any = nn.GRU.__new__(nn.GRU)
+        weights = zip(self._flat_weights_names, self._flat_weights, strict=True)
+        padded = [self._whole(weight) if name.startswith("bias_hn") else weight for name, weight in weights]
+        vars(whole).update(vars(self), _flat_weights=padded, _flat_weights_names=[], _flat_weight_refs=[])
+        return nn.GRU.forward(whole, input, hx)
 
-    def _weight(self, name: str) -> Any:
-        if hasattr(self, name):
-            return getattr(self, name)
-        return functional.pad(getattr(self, _candidate(name)), (2 * self.hidden_size, 0))
+    def flatten_parameters(self) -> None:
+        """Nothing: cuDNN's block of memory has the place of a whole bias, which is not there before a call."""
+
+    def _whole(self, candidate: Any) -> Any:
+        return functional.pad(candidate, (2 * self.hidden_size, 0))
 
 
 def _recurrent_biases(native: nn.RNNBase) -> list[str]:

@@ -1,0 +1,64 @@
+"""`KeptWhole`: a recurrent layer that is not of `torch.nn`, and what PyTorch converts whole models with.
+
+`torch.jit.script`, `torch.fx` and `torch.ao.quantization` know the layers of `torch.nn` by their exact class. Any other
+they compile from its source, trace through, or leave as it is, without a word.
+"""
+
+import warnings
+from typing import Any, NoReturn
+
+import torch
+from torch import nn
+
+from multirnn import InvalidCall
+
+__all__ = ["KeptWhole"]
+
+
+class KeptWhole(nn.RNNBase):
+    """A layer that those three say a sentence about: scripting and symbolic tracing are refused, quantisation warns.
+
+    `torch.jit.trace`, `torch.export` and `torch.compile` take it.
+    """
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """Called by `torch.jit.script`, for a layer inside of a model too.
+
+        Raises:
+            InvalidCall: always.
+        """
+        raise InvalidCall(
+            f"torch.jit.script cannot compile a {type(self).__name__}; use torch.jit.trace or torch.export, "
+            f"or script a model with a {self._own()} in its place"
+        )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuses the `qconfig` that `torch.ao.quantization` puts into a layer, and warns of None, by which it leaves it."""
+        if name == "qconfig":
+            kind, own = type(self).__name__, self._own()
+            if value is not None:
+                raise InvalidCall(
+                    f"torch.ao.quantization cannot quantise a {kind}; put a {own} in its place first, "
+                    "or set its qconfig to None to leave it in floating point"
+                )
+            warnings.warn(
+                f"torch.ao.quantization leaves a {kind} in floating point; to quantise it, put a {own} in its place first",
+                stacklevel=2,
+            )
+        super().__setattr__(name, value)
+
+    def _refuse_proxy(self, x: Any) -> None:
+        """Refuse to be traced through by `torch.fx`.
+
+        Raises:
+            InvalidCall: x is one of its proxies.
+        """
+        if isinstance(x, torch.fx.Proxy):
+            raise InvalidCall(
+                f"torch.fx cannot trace through a {type(self).__name__}; trace with a torch.fx.Tracer whose "
+                f"is_leaf_module is True for it, as it is for {self._own()}"
+            )
+
+    def _own(self) -> str:
+        """PyTorch's layer for the same cell."""
+        return f"torch.nn.{self.mode.partition('_')[0]}"
