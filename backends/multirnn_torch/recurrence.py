@@ -183,19 +183,23 @@ class FastRecurrence(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Maybe) -> tuple[Any, ...]:
-        """See `torch.autograd.Function.backward`."""
+        """See `torch.autograd.Function.backward`.
+
+        Raises:
+            InvalidCall: hooks on saved tensors returned others.
+        """
         saved = ctx.saved_tensors
+        if _kinds(saved) != ctx.kinds:
+            raise InvalidCall(
+                "hooks on saved tensors (torch.autograd.graph.saved_tensors_hooks) returned another dtype, shape or device "
+                "than they were given; the backward pass needs the tensors that the forward pass saved"
+            )
         (x, *others), (y, *kept) = saved[: ctx.given], saved[ctx.given :]
         wanted = ctx.needs_input_grad[2:]
         recurrence, rows = ctx.recurrence, ctx.rows
         plain = all(part is None or (is_plain(part, x.dtype) and not _is_batched(part)) for part in cotangents)
         if torch.is_grad_enabled() or not plain or is_intercepted():
             return None, None, *_differentiable(ctx, [x, *others], cotangents)
-        if _kinds(saved) != ctx.kinds:
-            raise InvalidCall(
-                "hooks on saved tensors (torch.autograd.graph.saved_tensors_hooks) returned another dtype, shape or device "
-                "than they were given; the backward pass needs the tensors that the forward pass saved"
-            )
         # They may have come back with other strides.
         x = x if x.stride(-1) == 1 else x.contiguous()
         others = [None if part is None else part.contiguous() for part in others]
