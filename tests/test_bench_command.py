@@ -125,20 +125,21 @@ def test_the_problems_of_a_table_are_listed(bench: Callable[..., Result]) -> Non
     assert listed["smoke"][0]["problem"]["name"] == "rnn-t96-b1-i64-h64"
 
 
-def start_bench(path: Path, *arguments: str) -> "subprocess.Popen[str]":
+def start_bench(path: Path, *arguments: str, before: str = "") -> "subprocess.Popen[str]":
     """The command in a process of its own; contenders are never done, unless there is little time."""
     code = f"""
 import signal, sys
+{before}
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background of a shell
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from multirnn.bench import limits
 from multirnn.bench.limits import Ceilings, Limits
 from multirnn.bench.machine import describe
 limits.measure = lambda *threads, dtypes: Limits.from_dict({LIMITS.to_dict()!r})
-from multirnn.cli.bench import command
-command(prog_name="multirnn bench")
+from multirnn.cli import main
+main(prog_name="multirnn")
 """
-    line = [sys.executable, "-c", code, "run", str(path), "--out", str(path.with_suffix(".jsonl")), *arguments]
+    line = [sys.executable, "-c", code, "bench", "run", str(path), "--out", str(path.with_suffix(".jsonl")), *arguments]
     return subprocess.Popen(line, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
@@ -172,6 +173,62 @@ def test_an_interrupted_run_leaves_whole_rows_and_is_resumed(tmp_path: Path, how
     _, said = other.communicate(timeout=60)
     assert other.returncode != 0
     assert "cannot be resumed" in said
+
+
+def a_table(path: Path, problems: int) -> Path:
+    path.write_text("cell,batch,time,hidden_size\n" + "".join(f"gru,{3 + n},7,4\n" for n in range(problems)))
+    return path
+
+
+def test_two_runs_on_one_file_do_not_both_write(tmp_path: Path) -> None:
+    path = a_table(tmp_path / "own.csv", 3)
+    arguments = ("--threads", "1", *with_peers("right", "refusing"), "--resume")
+    out = path.with_suffix(".jsonl")
+    first = start_bench(path, *arguments, "--minutes", "0.2")
+    while first.poll() is None and not (out.exists() and out.stat().st_size):
+        time.sleep(0.01)
+    second = start_bench(path, *arguments, "--minutes", "0")
+    said = second.communicate(timeout=60)
+    assert second.returncode == 2, said
+    assert f"another run is writing to {out}; wait until it is over" in said[1]
+    _, said_first = first.communicate(timeout=120)
+    assert first.returncode == 0, said_first
+    assert len(read(out).rows) == 6
+    assert len(out.read_text().splitlines()) == 7
+
+
+def test_a_full_disk_says_what_is_saved_and_is_resumed(tmp_path: Path) -> None:
+    path = a_table(tmp_path / "own.csv", 4)
+    arguments = ("--threads", "1", *with_peers("right", "refusing"), "--minutes", "0", "--resume")
+    out = path.with_suffix(".jsonl")
+    full = start_bench(
+        path, *arguments, before="import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (9000, -1))"
+    )
+    _, said = full.communicate(timeout=60)
+    assert full.returncode == 2, said
+    rows = len(read(out).rows)
+    assert 0 < rows < 8
+    assert f"{out} cannot be written: File too large; {rows} row" in said
+    assert "--resume goes on from there" in said
+    again = start_bench(path, *arguments)
+    _, said = again.communicate(timeout=60)
+    assert again.returncode == 0, said
+    assert len(out.read_text().splitlines()) == 9
+
+
+def test_a_row_without_a_problem_is_told_with_its_line(bench: Callable[..., Result]) -> None:
+    assert bench(*OWN, *with_peers("right"), "--out", "r.jsonl").exit_code == 0
+    header, row = map(json.loads, Path("r.jsonl").read_text().splitlines())
+    del row["problem"]
+    Path("r.jsonl").write_text(json.dumps(header) + "\n" + json.dumps(row) + "\n")
+    for command in (
+        ("report", "r.jsonl"),
+        ("compare", "r.jsonl", "r.jsonl"),
+        (*OWN, *with_peers("right"), "--out", "r.jsonl", "--resume"),
+    ):
+        found = bench(*command)
+        assert found.exit_code == 2, found.output
+        assert "r.jsonl, line 2: not a row of results: it has no problem" in found.output
 
 
 def test_help_loads_no_framework() -> None:

@@ -15,10 +15,11 @@ import pytest
 
 from multirnn.bench import quantities
 from multirnn.bench.charts import FAMILIES, LETTERS, MARKS, Palette
+from multirnn.bench.fields import STATUSES
 from multirnn.bench.markup import EMPTY, Markup, tag
 from multirnn.bench.problems import Problem
 from multirnn.bench.report import html, markdown
-from multirnn.bench.results import STATUSES, Results, read
+from multirnn.bench.results import Results, read
 from multirnn.bench.standing import views
 from multirnn.bench.statistics import quartiles
 

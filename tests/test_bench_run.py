@@ -16,7 +16,7 @@ from multirnn.bench import limits, run
 from multirnn.bench.contenders import find
 from multirnn.bench.machine import describe
 from multirnn.bench.problems import Entry, Problem, Table
-from multirnn.bench.results import Writer, read
+from multirnn.bench.results import NotSaved, Writer, read
 from multirnn.bench.run import Progress, Run, settings
 
 PAIR = (Entry(Problem("two", "gru", 2, 7, 5, 4), ("inference",)), Entry(SMALL, ("inference",)))
@@ -224,3 +224,17 @@ def test_a_run_that_is_resumed_has_the_part_of_the_time_that_is_left(
     run_table(table, ("right",), path, resume=True)
     assert 400 < shares[0] < 500 < shares[1] < 1000
     assert 400 < shares[2] < 500
+
+
+@pytest.mark.parametrize("what", ["inputs.save", "tempfile.TemporaryDirectory"])
+def test_a_full_folder_for_inputs_says_what_is_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    def full(*arguments: Any, **named: Any) -> None:
+        raise OSError("1024 requested and 0 written")  # what NumPy says
+
+    monkeypatch.setattr(f"multirnn.bench.run.{what}", full)
+    with pytest.raises(
+        NotSaved, match=r"inputs cannot be written to .*: 1024 requested and 0 written; 0 rows are saved"
+    ):
+        run_table(Table("own", PAIR, (1,), seconds=0, cap=3), ("right",), tmp_path / "r.jsonl")

@@ -27,7 +27,7 @@ from typing import Any, Self
 from multirnn.bench.ceilings import OWN, bandwidths, first_cores, joint_products, matrix_products, with_its_part
 from multirnn.bench.machine import cache_sizes
 from multirnn.bench.problems import Problem
-from multirnn.errors import InvalidCall
+from multirnn.errors import InvalidCall, InvalidData
 from multirnn.spec import RecurrentSpec
 
 __all__ = ["Ceilings", "Limits", "bytes_moved", "flops", "measure", "minimum_memory"]
@@ -224,9 +224,20 @@ class Limits:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The limits that `to_dict` wrote."""
-        ceilings = {int(threads): Ceilings(**found) for threads, found in values["ceilings"].items()}
-        return cls(dict(values["caches"]), ceilings)
+        """The limits that `to_dict` wrote.
+
+        Raises:
+            InvalidData: it did not write these.
+        """
+        try:
+            ceilings = {int(threads): Ceilings(**found) for threads, found in values["ceilings"].items()}
+            caches = {str(level): int(size) for level, size in values["caches"].items()}
+            rates = [{**found.products, **found.bandwidths} for found in ceilings.values()]
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise InvalidData(f"its limits are none that were measured: {type(error).__name__}: {error}") from None
+        if not all(isinstance(rate, int | float) and rate > 0 for one in rates for rate in one.values()):
+            raise InvalidData("its limits are none that were measured: a rate is no positive number")
+        return cls(caches, ceilings)
 
     def _seconds_a_byte(self, total: int, threads: int) -> float:
         """In the mean over so many, each in the nearest level that can keep it; L1 and L2 of every core its own part."""

@@ -5,21 +5,26 @@ A run may end at any moment: what is read back is every line that was finished. 
 
 import json
 import os
+import stat
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Self
 
+from multirnn.bench.fields import fault_of_header, fault_of_row
 from multirnn.errors import InvalidCall, InvalidData
 
-__all__ = ["DONE", "STATUSES", "VERSION", "Results", "Writer", "check", "finished_lines", "key", "read", "taken"]
+if sys.platform != "win32":
+    import fcntl
+
+__all__ = ["DONE", "VERSION", "NotSaved", "Results", "Writer", "key", "read", "taken"]
 
 VERSION = 1
-
-STATUSES = ("timed", "wrong", "refused", "failed", "killed", "slow")
-"""What became of a contender on a problem; only "timed" has times."""
 
 DONE = ("timed", "wrong", "refused", "slow")
 """What `--resume` does not try again, unless `--disturbed` says so."""
@@ -71,11 +76,13 @@ def read(path: Path | str) -> Results:
     rows: dict[Key, dict[str, Any]] = {}
     again: set[Key] = set()
     for number, row in enumerate(lines[1:], start=2):
-        if row.get("kind") != "row" or row.get("status") not in STATUSES:
-            raise InvalidData(f"{path}, line {number}: not a row of results")
+        if fault := "its kind is another" if row.get("kind") != "row" else fault_of_row(row):
+            raise InvalidData(f"{path}, line {number}: not a row of results: {fault}")
         if rows.pop(key(row), None):  # so that the later one stands where it was written
             again.add(key(row))
         rows[key(row)] = row
+    if fault := fault_of_header(header):
+        raise InvalidData(f"{path}, line 1: not the header of a file of results: {fault}")
     return Results(header, list(rows.values()), len(again))
 
 
@@ -88,20 +95,15 @@ def taken(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], float]:
     return {where: fmean(values) for where, values in shares.items()}
 
 
-def finished_lines(path: Path) -> int:
-    """How many lines of the file are finished."""
-    return path.read_bytes().count(b"\n")
-
-
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     try:
         text = path.read_bytes()
     except OSError as error:
         raise InvalidData(f"{path} cannot be read: {error.strerror}") from None
-    for number, line in enumerate(text[: _finished(text)].splitlines(), start=1):
+    for number, line in enumerate(text[: _finished(text)].split(b"\n")[:-1], start=1):
         try:
-            value = json.loads(line)
-        except ValueError as error:
+            value = json.loads(line, parse_constant=_refuse_constant)
+        except (ValueError, RecursionError) as error:
             raise InvalidData(f"{path}, line {number}: not JSON: {error}") from None
         if not isinstance(value, dict):
             raise InvalidData(f"{path}, line {number}: not an object but {type(value).__name__}")
@@ -113,85 +115,177 @@ def _finished(text: bytes) -> int:
     return text.rfind(b"\n") + 1
 
 
-def check(path: Path, *, resume: bool) -> None:
-    """Whether a run can write there, asked before anything is measured.
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
 
-    Raises:
-        InvalidCall: there is a file already that is not to be resumed, or no folder that can be written to.
-    """
-    if path.exists() and not resume:
-        raise InvalidCall(f"{path} exists; --resume goes on with it, or name another file with --out")
-    if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
-        why = "it may not be written" if path.absolute().parent.is_dir() else f"there is no folder {path.parent}"
-        raise InvalidCall(f"{path} cannot be written: {why}")
+
+class NotSaved(InvalidData):
+    """A row could not be written: the disk is full, or the file may not grow. What was written before is whole."""
 
 
 class Writer:
-    """Appends rows to a file of results; a context manager that closes it.
+    """Appends rows to a file of results; a context manager that closes it, and the only one that writes to it meanwhile.
+
+    A file that is begun and left without a header is removed.
+
+    Args:
+        path: of the file.
+        resume: whether to go on with a file that is there; without it there must be none.
 
     Attributes:
-        rows: what the file held already.
+        found: what the file holds already; None if it is to be begun.
+        rows: what it holds, with what was written since.
+
+    Raises:
+        InvalidCall: there is a file that is not to be resumed, or somebody else is writing to it, or it cannot be written to.
+        InvalidData: it is no file of results.
     """
 
-    def __init__(self, path: Path, rows: list[dict[str, Any]]) -> None:
-        self.path, self.rows = path, rows
-        self._file = path.open("ab")
+    def __init__(self, path: Path, *, resume: bool = False) -> None:
+        self.path = path
+        if path.exists() and not resume:
+            raise InvalidCall(f"{path} exists; --resume goes on with it, or name another file with --out")
+        self._file = _locked(path)
+        try:
+            text = path.read_bytes()
+            if text and not resume:  # somebody was faster
+                raise InvalidCall(f"{path} exists; --resume goes on with it, or name another file with --out")
+            self._size = _finished(text)
+            self.found = read(path) if self._size else None
+        except BaseException:
+            self._file.close()
+            raise
+        self.rows = [] if self.found is None else self.found.rows
 
     @classmethod
     def create(cls, path: Path, header: Mapping[str, Any]) -> Self:
-        """Begin a new file.
-
-        Raises:
-            InvalidCall: there is one already, or the folder cannot be written to.
-        """
-        try:
-            path.touch(exist_ok=False)
-        except FileExistsError:
-            raise InvalidCall(f"{path} exists; --resume goes on with it, or name another file with --out") from None
-        except OSError as error:
-            raise InvalidCall(f"{path} cannot be written: {error.strerror}") from None
-        writer = cls(path, [])
-        writer._append({"kind": "header", "version": VERSION, **header})
-        return writer
+        """Begin a new file; see `begin`."""
+        return cls(path)._begun(header)
 
     @classmethod
     def resume(cls, path: Path, header: Mapping[str, Any]) -> Self:
-        """Go on with a file, or begin it where there is none or an interrupted run left it without a header.
+        """Go on with a file, or begin it where there is none or an interrupted run left it without a header; see `begin`."""
+        return cls(path, resume=True)._begun(header)
+
+    def _begun(self, header: Mapping[str, Any]) -> Self:
+        try:
+            self.begin(header)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def begin(self, header: Mapping[str, Any]) -> None:
+        """Write the header, or see that the run is the one that the file is of.
 
         Raises:
             InvalidCall: it was written on another machine, with other versions, or of another table.
+            NotSaved: it cannot be written.
         """
-        text = path.read_bytes() if path.exists() else b""
-        if not _finished(text):
-            path.unlink(missing_ok=True)
-            return cls.create(path, header)
-        found = read(path)
+        if self.found is None:
+            self._append({"kind": "header", "version": VERSION, **header})
+            return
         wanted = json.loads(json.dumps({name: header[name] for name in NOT_THE_SAME}))
         for name in NOT_THE_SAME:
-            if different := _first_difference(found.header.get(name), wanted[name]):
+            if different := _first_difference(self.found.header.get(name), wanted[name]):
                 raise InvalidCall(
-                    f"{path} cannot be resumed: {NOT_THE_SAME[name]}, {different}; "
+                    f"{self.path} cannot be resumed: {NOT_THE_SAME[name]}, {different}; "
                     "results of two are not put into one file, so name another with --out"
                 )
-        os.truncate(path, _finished(text))
-        return cls(path, found.rows)
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Append a row; on the disk when this returns."""
+        """Append a row; on the disk when this returns.
+
+        Raises:
+            NotSaved: it cannot be written.
+        """
         self._append({"kind": "row", **row})
         self.rows.append({"kind": "row", **row})
 
     def _append(self, value: Mapping[str, Any]) -> None:
-        line = json.dumps(value, ensure_ascii=False, allow_nan=False)
-        self._file.write(line.encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        """Write a line after those that are finished, or leave no part of it."""
+        line = json.dumps(value, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        try:
+            self._file.truncate(self._size)
+            self._file.seek(self._size)
+            written = 0
+            while written < len(line):
+                written += self._file.write(line[written:])
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            with suppress(OSError):
+                self._file.truncate(self._size)
+            raise NotSaved(self.what_is_saved(f"{self.path} cannot be written: {error.strerror or error}")) from None
+        self._size += len(line)
+
+    def what_is_saved(self, why: str) -> str:
+        """The sentences that end a run early.
+
+        Args:
+            why: it ends.
+        """
+        if not self._size:
+            return f"{why}; nothing is saved"
+        rows = f"{self.saved} {'row is' if self.saved == 1 else 'rows are'} saved in {self.path}"
+        return f"{why}; {rows}, and --resume goes on from there"
+
+    @property
+    def saved(self) -> int:
+        """How many rows the file holds; who interrupts may do so between a row and its count."""
+        return len(read(self.path).rows)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._file.close()
+        if self._file.closed:
+            return
+        if not self._size:
+            with suppress(OSError):
+                self.path.unlink()
+        self._file.close()  # and lets go of the lock
+
+
+def _locked(path: Path) -> FileIO:
+    """The file, made if it is not there, which no other run writes to until it is closed; on Windows any may.
+
+    Raises:
+        InvalidCall: another does, or it cannot be opened.
+    """
+    while True:
+        try:
+            file = FileIO(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+")
+        except OSError as error:
+            why = error.strerror if path.absolute().parent.is_dir() else f"there is no folder {path.parent}"
+            raise InvalidCall(f"{path} cannot be written: {why}") from None
+        try:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise InvalidCall(f"{path} is no file that rows can be appended to; name another with --out")
+            if sys.platform != "win32":
+                fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_still(path, file):
+                return file
+            file.close()  # the run that had the lock has removed it
+        except BlockingIOError:
+            file.close()
+            raise InvalidCall(
+                f"another run is writing to {path}; wait until it is over, or name another file with --out"
+            ) from None
+        except OSError as error:
+            file.close()
+            raise InvalidCall(
+                f"{path} cannot be locked: {error.strerror}; name a file on another disk with --out"
+            ) from None
+        except BaseException:
+            file.close()
+            raise
+
+
+def _is_still(path: Path, file: FileIO) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 def _first_difference(found: Any, wanted: Any, where: str = "") -> str:

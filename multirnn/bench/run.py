@@ -27,7 +27,7 @@ from multirnn.bench.limits import Limits, bytes_moved, flops
 from multirnn.bench.machine import steal
 from multirnn.bench.problems import Problem, Table
 from multirnn.bench.process import LOOK, Lost, Process
-from multirnn.bench.results import DONE, Writer, key, taken
+from multirnn.bench.results import DONE, NotSaved, Writer, key, taken
 from multirnn.bench.rounds import Call, Entrant, interleave, plans, unstable
 from multirnn.bench.statistics import quartiles
 from multirnn.implementation import NATIVE
@@ -195,7 +195,11 @@ class Run:
         self._pace.end()
 
     def __call__(self) -> None:
-        """Start the contenders and run every problem that is not done."""
+        """Start the contenders and run every problem that is not done.
+
+        Raises:
+            NotSaved: a row, or what a contender is given, cannot be written.
+        """
         begun = time.monotonic()
         self._start()
         weights = [1 + WEIGHT * self._limit(problem, mode) for problem, mode in self._tasks]
@@ -207,8 +211,12 @@ class Run:
                 continue
             share = (begun + budget - time.monotonic()) * left[place] / sum(left[place:])
             for heat in _heats(todo, problem, mode):
-                with tempfile.TemporaryDirectory(prefix="multirnn-bench-") as folder:
-                    self._race(_Task(problem, mode, Path(folder)), heat, share * len(heat) / len(todo))
+                try:
+                    folder = tempfile.TemporaryDirectory(prefix="multirnn-bench-")
+                except OSError as error:
+                    raise self._no_room(error) from None
+                with folder:
+                    self._race(_Task(problem, mode, Path(folder.name)), heat, share * len(heat) / len(todo))
 
     def _todo(self, problem: Problem, mode: str) -> list[_Seat]:
         """Who has no row of it yet."""
@@ -272,8 +280,11 @@ class Run:
                 self._write(task, seat, {"status": "refused", "reason": reason})
             return
         self._say(f"{task.title}: reference")
-        inputs.save(work, task.folder / "inputs")
-        inputs.save_arrays(verify.expected(work), task.folder / "reference")
+        try:
+            inputs.save(work, task.folder / "inputs")
+            inputs.save_arrays(verify.expected(work), task.folder / "reference")
+        except OSError as error:
+            raise self._no_room(error) from None
         del work
         ready = self._prepared(task, seats, limit)
         if limit < LONG:
@@ -300,6 +311,11 @@ class Run:
         if fmean(taken.most for entrant in entrants for taken in entrant.taken or [UNTAKEN]) < before:
             for seat, found in rows:
                 self._write(task, seat, found)
+
+    def _no_room(self, error: OSError) -> NotSaved:
+        """What a contender is given cannot be written."""
+        why = f"inputs cannot be written to {tempfile.gettempdir()}: {error.strerror or error}"
+        return NotSaved(self.writer.what_is_saved(why))
 
     def _prepared(self, task: _Task, seats: Sequence[_Seat], limit: float) -> list[tuple[_Seat, dict[str, Any]]]:
         """Those that are ready and right, on the cores where they are timed, and their answers; of others the row is written."""

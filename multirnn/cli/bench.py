@@ -215,22 +215,16 @@ def run(
     threads = threads or tuple(n for n in chosen.threads if n <= cores)
     sources = find(options.chosen(names), peers, contenders)
     out = out or Path(f"multirnn-{Path(chosen.name).stem}-{time.strftime('%Y%m%d-%H%M%S')}.jsonl")
-    results.check(out, resume=resume)
-    with bar() as tell:
-        header, limits = _header(chosen, threads, seed, out if resume else None, tell)
-        with (
-            (results.Writer.resume if resume else results.Writer.create)(out, header) as writer,
-            Run(chosen, sources, threads, writer, limits, seed=seed, again=again, tell=tell) as running,
-        ):
+    with results.Writer(out, resume=resume) as writer, bar() as tell:
+        header, limits = _header(chosen, threads, seed, writer.found, tell)
+        writer.begin(header)
+        with Run(chosen, sources, threads, writer, limits, seed=seed, again=again, tell=tell) as running:
             try:
                 # Asked to end, it ends its contenders too: one that compiles would go on for minutes.
                 signal.signal(signal.SIGTERM, signal.default_int_handler)
                 running()
             except KeyboardInterrupt:
-                click.echo(
-                    f"interrupted: {len(results.read(out).rows)} rows are in {out}, and --resume goes on with them",
-                    err=True,
-                )
+                click.echo(f"interrupted: {writer.saved} rows are in {out}, and --resume goes on with them", err=True)
                 raise click.exceptions.Exit(130) from None
     found = results.read(out)
     ours = {source.name for source in sources if source.kind == "ours"}
@@ -271,20 +265,15 @@ def _option(field: str) -> str:
 
 
 def _header(
-    chosen: Table, threads: Sequence[int], seed: int, resumed: Path | None, tell: Callable[[Progress], None]
+    chosen: Table, threads: Sequence[int], seed: int, resumed: results.Results | None, tell: Callable[[Progress], None]
 ) -> tuple[dict[str, Any], "Limits"]:
     """The first line of the file, with limits that are measured now, or those that a resumed file has."""
     from multirnn.bench.limits import Limits, measure
     from multirnn.bench.machine import activity, describe
 
-    limits = None
-    if resumed is not None and resumed.exists() and resumed.stat().st_size:
-        try:
-            limits = Limits.from_dict(results.read(resumed).header["limits"])
-        except InvalidData:
-            if results.finished_lines(resumed):
-                raise
-    if limits is None:
+    if resumed is not None:
+        limits = Limits.from_dict(resumed.header["limits"])
+    else:
         tell(Progress(0, 1, "measuring what this machine can do"))
         limits = measure(*threads, dtypes=sorted({entry.problem.dtype for entry in chosen.entries}))
     header = {
