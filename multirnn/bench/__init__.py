@@ -12,7 +12,7 @@ How
     worker       the process of one contender; `process` is its other end, `said` what it prints, `keeper` who ends what is left
     rounds       interleaved rounds over all contenders
     run          a table from its first problem to its last
-    results      the file of rows
+    results      the file of rows, and `fields`, what has to be in each
 
 On what
     machine      processor, versions, BLAS, load
