@@ -17,7 +17,6 @@ import onnxruntime
 import pytest
 from multirnn_onnxruntime import BACKEND, OnnxStack
 from multirnn_onnxruntime.layer import FEW
-from multirnn_onnxruntime.nan import has_nan
 from onnx import helper, numpy_helper
 
 import multirnn as mr
@@ -184,48 +183,6 @@ def test_rows_of_length_0_keep_their_state(cell: str) -> None:
         for end, start in zip(output.state, state, strict=True):
             assert end is None or np.array_equal(end[:, row], start[:, row])
     assert_agrees(layer, x, state, lengths)
-
-
-@pytest.mark.parametrize("activation", ["tanh", "relu"])
-@pytest.mark.parametrize("cell", ["simple_rnn", "lstm", "gru"])
-@pytest.mark.parametrize("stack", [{}, {"num_layers": 2}, {"bidirectional": True}, BOTH])
-def test_nan_is_where_the_reference_has_it(cell: str, activation: str, stack: dict[str, Any]) -> None:
-    layer = mr.build(spec_of(cell, activation=activation, **stack), BACKEND, seed=2)
-    reference = mr.build(layer.weights(), "numpy")
-    x, state, _ = draw_call(layer.spec, 1)
-    for lengths in (None, [5, 7, 3, 0, 1]):
-        for place in ("x", "h"):
-            given, start = x.copy(), mr.State(*(None if part is None else part.copy() for part in state))
-            if place == "x":
-                given[1, 2, 0] = given[0, 4, 1] = np.nan
-            else:
-                start.h[-1, 0, 1] = start.h[0, 2, 3] = start.h[0, 3, 0] = np.nan
-            for first in (start, None):
-                found, wanted = layer(given, first, lengths=lengths), reference(given, first, lengths=lengths)
-                for actual, array in ((found.sequence, wanted.sequence), *zip(found.state, wanted.state, strict=True)):
-                    assert array is None or np.array_equal(np.isnan(actual), np.isnan(array))
-
-
-@pytest.mark.parametrize("size", [1, 256, 20_011])
-def test_numbers_that_are_not_nan(size: int) -> None:
-    array = np.random.default_rng(0).standard_normal((1, 2, size)).astype("float32")
-    layouts = array, array.swapaxes(0, 1), np.asfortranarray(array), array[:, ::2, ::3]
-    assert not any(map(has_nan, layouts))
-    array[0, 0, 0], array[0, 1, -1] = 3e38, 1e-45
-    with np.errstate(all="raise"):
-        assert not has_nan(array)
-        array[0, 1, size // 2], array[0, 0, -1] = np.inf, -np.inf
-        assert not has_nan(array)
-        array[0, 1, size // 3] = np.nan
-        assert has_nan(array)
-
-
-def test_weights_that_are_nan() -> None:
-    weights = mr.initialise(spec_of())
-    arrays = {name: array.copy() for name, array in weights.arrays.items()}
-    arrays["layers.0.forward.bias_hh"][2, 3] = np.nan
-    with pytest.raises(mr.InvalidWeights, match=r"layers.0.forward.bias_hh holds NaN"):
-        BACKEND.build(mr.Weights(weights.spec, arrays))
 
 
 # --- The model and its session ---------------------------------------------------------------------------------------

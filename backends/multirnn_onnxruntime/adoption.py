@@ -39,14 +39,14 @@ def adopt(native: Any, spec: RecurrentSpec | None, *, compiled: bool) -> Adopted
             f"nothing tells how this model is called: it takes {there}, and {right} would be right; "
             'run what it computes by multirnn.build(multirnn.read(model), "onnxruntime")'
         )
-    return AdoptedModel(native, own, native if isinstance(native, OnnxStack) else OnnxStack(native))
+    return AdoptedModel(native, native if isinstance(native, OnnxStack) else OnnxStack(native))
 
 
 class AdoptedModel(AdoptedLayer):
     """A model, which runs as the layer that it is the native of."""
 
-    def __init__(self, native: Any, spec: RecurrentSpec, stack: OnnxStack) -> None:
-        super().__init__(OnnxRuntimeLayer(spec, stack), f"{type(native).__name__} (onnxruntime)")
+    def __init__(self, native: Any, stack: OnnxStack) -> None:
+        super().__init__(_Layer(read(native), stack), f"{type(native).__name__} (onnxruntime)")
         self.native = native
 
     @property
@@ -56,4 +56,12 @@ class AdoptedModel(AdoptedLayer):
 
     def weights(self) -> Weights:
         """What the model holds, in initialisers or elsewhere."""
+        return read(self.native)
+
+
+class _Layer(OnnxRuntimeLayer):
+    """A layer of a model whose initialisers may have any names."""
+
+    def weights(self) -> Weights:
+        """See `OnnxRuntimeLayer.weights`."""
         return read(self.native)

@@ -8,9 +8,10 @@ from numpy.typing import NDArray
 
 from multirnn import InferenceLayer, Inputs, InvalidCall, InvalidWeights, Output, RecurrentSpec, State, Weights
 from multirnn.layer import Lengths
+from multirnn.registry import backend as load_backend
 from multirnn.weights import Array
 from multirnn_onnxruntime.graph import inputs_of, outputs_of
-from multirnn_onnxruntime.nan import has_nan, spread
+from multirnn_onnxruntime.overflow import Guard
 from multirnn_onnxruntime.session import OnnxStack, Step
 from multirnn_onnxruntime.weights import model, read_as
 
@@ -44,33 +45,38 @@ def build(weights: Weights, device: str | None, threads: int = 0) -> "OnnxRuntim
 
     Raises:
         InvalidCall: a device other than "cpu".
-        InvalidWeights: one is NaN.
+        InvalidWeights: one is not finite.
     """
-    if bad := [name for name, array in weights.arrays.items() if has_nan(array)]:
+    if bad := [name for name, array in weights.arrays.items() if not np.isfinite(array).all()]:
         raise InvalidWeights(
-            f"{bad[0]} holds NaN, which ONNX Runtime takes for a large number; it can only hold numbers"
+            f"{bad[0]} holds NaN or infinity, which ONNX Runtime loses on its way to the outputs; it must be finite"
         )
     if device not in (None, "cpu"):
         raise InvalidCall(
             f"the ONNX Runtime backend computes on the device 'cpu' alone, not on {device!r}: the operators of other "
             "execution providers are not held to the same function"
         )
-    return OnnxRuntimeLayer(weights.spec, OnnxStack(model(weights), threads=threads))
+    return OnnxRuntimeLayer(weights, OnnxStack(model(weights), threads=threads))
 
 
 class OnnxRuntimeLayer(InferenceLayer):
     """A stack realised by ONNX Runtime's operators RNN, LSTM and GRU; for inference only.
 
+    Rows in which a number is not finite, or may overflow, are computed by the NumPy backend: see `overflow`.
+
     Args:
-        spec: what it computes.
-        native: the model and its session.
+        weights: what it computes.
+        native: the model of them and its session.
     """
 
     takes_strides = True  # what is time first already is not copied
 
-    def __init__(self, spec: RecurrentSpec, native: OnnxStack) -> None:
+    def __init__(self, weights: Weights, native: OnnxStack) -> None:
+        spec = weights.spec
         super().__init__(spec)
         self._native = native
+        self._guard = Guard(weights)
+        self._watched: OnnxStack | None = None
         self._inputs, self._outputs = inputs_of(spec), outputs_of(spec)
         # By rows, and whether from a state that is given; those that no call is using.
         self._steps: defaultdict[tuple[int, bool], list[Step]] = defaultdict(list)
@@ -93,25 +99,43 @@ class OnnxRuntimeLayer(InferenceLayer):
     def run(self, inputs: Inputs) -> Output:
         """See `BoundaryLayer.run`."""
         given = inputs.state.parts if inputs.state_given else ()
-        sequence, *final = self._run(inputs.x, given, inputs.lengths)
-        y = sequence.swapaxes(0, 1)
-        if any(map(has_nan, (inputs.x, *given))):
-            spread(self.spec, inputs, y, final)
+        sequence, *rest = self._run(inputs.x, given, inputs.lengths)
+        final, below = rest[: len(self._states)], rest[len(self._states) :]
+        unsafe = None
+        if self._guard.sees_outputs:
+            if not below:  # there is one layer; or one step, and the outputs of all layers are their states
+                below = [h.swapaxes(0, 1) for h in np.split(final[0], self.spec.num_layers)[:-1]]
+            unsafe = self._guard.unsafe(inputs, [*below, sequence])
+        elif not self._guard.passes(inputs.x, *given):
+            unsafe = self._guard.unsafe(inputs)
         if inputs.lengths is not None:
-            settle(y, final, inputs.state.parts, inputs.lengths)
+            settle(sequence.swapaxes(0, 1), final, inputs.state.parts, inputs.lengths)
+        if unsafe is not None:
+            self._replace(unsafe, inputs, sequence, final)
         return Output(sequence, State(*final))
 
     def run_from_zero(self, x: Array) -> Output:
         """See `Boundary.run_from_zero`."""
-        if has_nan(x):
+        if not self._guard.passes(x):
             return super().run_from_zero(x)
         sequence, *final = self._run(x, (), None)
         return Output(sequence, State(*final))
 
-    def _run(self, x: Array, state: Sequence[Array], lengths: Lengths | None) -> Sequence[Array]:
-        """The sequence `(batch, time, directions * hidden_size)` and the parts of the final state, by a session or a `Step`.
+    def _replace(self, rows: NDArray[np.bool_], inputs: Inputs, sequence: Array, final: Sequence[Array]) -> None:
+        """Put what the NumPy backend computes of these rows in the place of what ONNX Runtime did."""
+        reference = load_backend("numpy").build(self.weights())
+        with np.errstate(all="ignore"):  # of all rows: fewer may be rounded, and overflow, otherwise
+            right = reference(inputs.x, inputs.state, lengths=inputs.lengths)
+        sequence[rows] = right.sequence[rows]
+        for part, array in zip(final, right.state.parts, strict=True):
+            part[:, rows] = array[:, rows]
 
-        Rows of length 0 are run for a step, and the state is zero unless given.
+    def _run(self, x: Array, state: Sequence[Array], lengths: Lengths | None) -> Sequence[Array]:
+        """The sequence `(batch, time, directions * hidden_size)` and the parts of the final state.
+
+        They come from a session, or for a step of few rows from a `Step`.
+        Rows of length 0 are run for a step, and the state is zero unless given. Where the guard `sees_outputs`, the
+        sequences of the layers below the last follow, of more steps than one.
         """
         batch, time, _ = x.shape
         if time > 1 or batch > FEW:
@@ -121,7 +145,14 @@ class OnnxRuntimeLayer(InferenceLayer):
                 self._full_rows(batch, time) if lengths is None else steps(lengths, batch, time),
                 *first,
             )
-            y, *final = self._native.session.run(self._outputs, dict(zip(self._inputs, values, strict=True)))
+            given = dict(zip(self._inputs, values, strict=True))
+            if time > 1 and self._guard.sees_outputs and self.spec.num_layers > 1:
+                if self._watched is None:
+                    self._watched = self._native.watched()
+                y, *rest = self._watched.session.run(None, given)
+                states = len(self._states)
+                return y.swapaxes(0, 1), *rest[:states], *(below.swapaxes(0, 1) for below in rest[states:])
+            y, *final = self._native.session.run(self._outputs, given)
             return y.swapaxes(0, 1), *final
         free = self._steps[batch, bool(state)]
         try:

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from onnx import ModelProto
+from onnx import ModelProto, ValueInfoProto
 
 from multirnn import RecurrentSpec
 from multirnn.weights import Array
-from multirnn_onnxruntime.graph import inputs_of, outputs_of
+from multirnn_onnxruntime.graph import OPERATORS, inputs_of, outputs_of
 
 __all__ = ["OnnxStack", "Step"]
 
@@ -32,7 +32,7 @@ class OnnxStack:
 
     Attributes:
         session: `session.run(None, {"x": x, "lengths": lengths, "h_0": h})` runs it. No array may be empty, and no
-            length 0: ONNX Runtime ends the process, or reads memory that is not its own. NaN is taken for a large number.
+            length 0: ONNX Runtime ends the process, or reads memory that is not its own. NaN is lost in many of its kernels.
     """
 
     def __init__(self, model: ModelProto, *, threads: int = 0) -> None:
@@ -41,7 +41,12 @@ class OnnxStack:
         options.log_severity_level = 4  # what is wrong is raised, and need not be printed too
         self._bytes = model.SerializeToString()
         self._threads = threads
-        self.session: Any = onnxruntime.InferenceSession(self._bytes, options, providers=["CPUExecutionProvider"])
+        self._session: Any = onnxruntime.InferenceSession(self._bytes, options, providers=["CPUExecutionProvider"])
+
+    @property
+    def session(self) -> Any:
+        """The session of the model."""
+        return self._session
 
     @property
     def model(self) -> ModelProto:
@@ -49,14 +54,21 @@ class OnnxStack:
         model: ModelProto = ModelProto.FromString(self._bytes)
         return model
 
+    def watched(self) -> "OnnxStack":
+        """The same, and after its own outputs it returns what goes into each layer above the first, time first."""
+        model = self.model
+        layers = [node for node in model.graph.node if node.op_type in OPERATORS.values()]
+        model.graph.output.extend(ValueInfoProto(name=node.input[0]) for node in layers[1:])
+        return OnnxStack(model, threads=self._threads)
+
     def bound(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> Callable[[], None]:
         """A call that reads these arrays and writes into those, C-contiguous all; by one thread at a time."""
-        binding = self.session.io_binding()
+        binding = self._session.io_binding()
         for name, array in inputs.items():
             binding.bind_cpu_input(name, array)
         for name, array in outputs.items():
             binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-        run = self.session.run_with_iobinding
+        run = self._session.run_with_iobinding
 
         def call(kept: Any = (inputs, outputs)) -> None:  # the binding knows no more than where they are
             run(binding)

@@ -35,7 +35,7 @@ def prepare(layer: OnnxRuntimeLayer, work: Work, threads: int) -> Prepared:
         )
 
     there = bound(start, end)
-    same = OnnxRuntimeLayer(spec, native)
+    same = OnnxRuntimeLayer(layer.weights(), native)
 
     def result() -> Output:
         there()
