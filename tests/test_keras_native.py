@@ -441,7 +441,8 @@ def test_refuses_the_biases_that_keras_does_not_hold(form: dict, cure) -> None:
 def test_refuses_what_an_engine_cannot_do(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = spec_of({"cell": "lstm"}, dtype="float64")
     for engine in ("jax", "torch"):
-        monkeypatch.setattr("multirnn_keras.layer.ENGINE", engine)
+        for module in ("layer", "engine"):
+            monkeypatch.setattr(f"multirnn_keras.{module}.ENGINE", engine)
         assert f"use the backend '{engine}' itself" in BACKEND.refuses(spec)
     monkeypatch.setattr("multirnn_keras.layer.ENGINE", "openvino")
     assert "KERAS_BACKEND to one of tensorflow, jax, torch" in BACKEND.refuses(spec)

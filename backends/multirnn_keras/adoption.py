@@ -19,7 +19,8 @@ from multirnn.weights import Array
 from multirnn_keras.compiled import Mask
 from multirnn_keras.engine import ENGINE
 from multirnn_keras.layer import engine_refuses
-from multirnn_keras.weights import directions_of, from_variables, read, stacked
+from multirnn_keras.structure import directions_of, is_both_ways, recurrent_layers, stacked, variables_of
+from multirnn_keras.weights import from_variables, read
 
 __all__ = ["AdoptedKeras", "adopt"]
 
@@ -63,15 +64,18 @@ def adopt(native: Any, spec: RecurrentSpec | None, *, compiled: bool) -> "Adopte
 
 
 def _parts(native: Any, readable: bool) -> list[Any]:
-    """The layers of a stack, if it is one of Keras' recurrent layers and of nothing else."""
+    """The layers of a stack, if it is one of Keras' recurrent layers and of nothing else, none of them called in its own way."""
     if readable:
         return stacked(native)
     layers = native.layers if isinstance(native, keras.Sequential) else [native]
-    return (
-        list(layers)
-        if all(isinstance(layer, keras.layers.RNN | keras.layers.Bidirectional) for layer in layers)
-        else []
-    )
+    own = [native, *layers, *(part for layer in layers if is_both_ways(layer) for part in recurrent_layers(layer)[0])]
+    recurrent = all(isinstance(layer, keras.layers.RNN | keras.layers.Bidirectional) for layer in layers)
+    return list(layers) if recurrent and all(map(_is_called_as_keras_does, own)) else []
+
+
+def _is_called_as_keras_does(layer: Any) -> bool:
+    """Whether neither its class nor itself has a `call` that is not Keras' own."""
+    return "call" not in vars(layer) and type(layer).call.__module__.startswith("keras.")
 
 
 class AdoptedKeras(AdoptedNative):
@@ -137,7 +141,7 @@ class AdoptedKeras(AdoptedNative):
     def _read_variables(self) -> list[Any]:
         """The variables in the order of Keras' weights."""
         directions = [direction for layer in stacked(self.native) for direction in directions_of(layer)]
-        return [variable for direction in directions for variable in direction.cell.weights]
+        return [variable for direction in directions for variable in variables_of(direction)]
 
     def _apply(self, mask: Any, primals: list[Any]) -> list[Any]:
         """The sequence and the parts of the final state, in tensors, from x and the parts of the initial state."""

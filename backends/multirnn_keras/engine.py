@@ -16,7 +16,7 @@ from typing import Any
 
 from multirnn import InvalidCall
 
-__all__ = ["ENGINE", "ENGINES", "chosen", "device_named", "devices", "on_device", "versions"]
+__all__ = ["ENGINE", "ENGINES", "chosen", "device_named", "devices", "float64_refused", "on_device", "versions"]
 
 ENGINES = ("tensorflow", "jax", "torch")
 
@@ -94,6 +94,17 @@ def versions() -> dict[str, str]:
     """The versions of Keras and of its engine."""
     engine = {ENGINE: str(_LOADED.__version__)} if _LOADED else {}
     return {"keras": str(keras.__version__), **engine}
+
+
+def float64_refused() -> str | None:
+    """None where Keras computes in float64 on its engine, else why not."""
+    if ENGINE == "tensorflow":
+        return None
+    # keras/src/backend/common/dtypes.py: there the common dtype of float64 and float64 is float32.
+    return (
+        f"on its {ENGINE} engine Keras computes in float32, also in layers of float64; "
+        f"use the backend {ENGINE!r} itself, or Keras with KERAS_BACKEND=tensorflow"
+    )
 
 
 def devices() -> tuple[str, ...]:

@@ -23,18 +23,25 @@ from multirnn_keras.kernel import serves, there
 from multirnn_keras.layer import KerasLayer, mask_of, parts_of
 from multirnn_keras.memory import in_memory
 from multirnn_keras.recurrence import recurrence, undifferentiated
-from multirnn_keras.weights import CELLS, from_variables, recurrent_layers, stack
+from multirnn_keras.structure import CELLS, recurrent_layers
+from multirnn_keras.weights import from_variables, stack
 
 __all__ = ["FastGRU", "FastKerasLayer", "FastLSTM", "FastSimpleRNN", "build"]
 
 ops: Any = keras.ops  # typed there as what a layer of Keras makes of them
+CELLS_OF_KERAS: dict[Any, str] = {
+    keras.layers.SimpleRNNCell: "simple_rnn",
+    keras.layers.LSTMCell: "lstm",
+    keras.layers.GRUCell: "gru",
+}
 Loop = Callable[[Form, Sequence[Any], Any], list[Any]]
 
 
 class Fast(keras.layers.RNN):  # type: ignore[misc]
     """A layer of Keras with a loop of ours; a mixin before Keras' own class.
 
-    With dropout while training, with `unroll=True`, and with activations that no spec has, it is Keras' own loop.
+    With dropout while training, with `unroll=True`, with activations that no spec has, and with a cell that is not Keras'
+    own, it is Keras' own loop.
 
     Attributes:
         use_kernel: whether graphs of TensorFlow may call back to the compiled recurrence of multirnn. Such graphs run in
@@ -92,16 +99,17 @@ class Fast(keras.layers.RNN):  # type: ignore[misc]
         return [_masked(sequence, mask, self.zero_output_for_mask, form.reverse), *final]
 
     def form(self) -> Form | None:
-        """What the loop computes; None where no spec has such an activation."""
+        """What the loop computes; None where no spec has such an activation, or the cell computes in its own way."""
         cell = self.cell
+        kind = CELLS_OF_KERAS.get(type(cell))
+        if kind is None or "call" in vars(cell):
+            return None
         try:
             activation = from_keras(cell.activation)
             gate = from_keras(getattr(cell, "recurrent_activation", keras.activations.sigmoid))
         except Unrepresentable:
             return None
-        return Form(
-            CELLS[type(self)], getattr(cell, "reset_after", True), activation, gate, cell.use_bias, self.go_backwards
-        )
+        return Form(kind, getattr(cell, "reset_after", True), activation, gate, cell.use_bias, self.go_backwards)
 
     def _spec(self, form: Form) -> RecurrentSpec:
         features, _ = self.cell.kernel.shape

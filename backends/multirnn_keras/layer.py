@@ -8,11 +8,22 @@ from typing import Any
 
 import keras
 
-from multirnn import CONVENTIONS, BoundaryLayer, Gradients, Inputs, Output, RecurrentSpec, State, Weights
+from multirnn import (
+    CONVENTIONS,
+    BoundaryLayer,
+    Gradients,
+    Inputs,
+    Output,
+    RecurrentSpec,
+    State,
+    Unrepresentable,
+    Weights,
+)
 from multirnn.weights import Array
 from multirnn_keras.compiled import Mask, compiled
-from multirnn_keras.engine import ENGINE, ENGINES, device_named, on_device
-from multirnn_keras.weights import from_variables, recurrent_layers, stack
+from multirnn_keras.engine import ENGINE, ENGINES, device_named, float64_refused, on_device
+from multirnn_keras.structure import recurrent_layers
+from multirnn_keras.weights import from_variables, read, stack
 
 __all__ = ["KerasLayer", "build", "engine_refuses", "mask_of", "parts_of", "refuses"]
 
@@ -29,13 +40,7 @@ def engine_refuses(spec: RecurrentSpec) -> str | None:
             f"Keras runs on {ENGINE!r} here, which has no gradients; "
             f"set KERAS_BACKEND to one of {', '.join(ENGINES)} before it is imported"
         )
-    if spec.dtype == "float64" and ENGINE != "tensorflow":
-        # keras/src/backend/common/dtypes.py: there the common dtype of float64 and float64 is float32.
-        return (
-            f"on its {ENGINE} engine Keras computes in float32, also in layers of float64; "
-            f"use the backend {ENGINE!r} itself, or Keras with KERAS_BACKEND=tensorflow"
-        )
-    return None
+    return float64_refused() if spec.dtype == "float64" else None
 
 
 def build(weights: Weights, device: str | None) -> "KerasLayer":
@@ -102,8 +107,15 @@ class KerasLayer(BoundaryLayer):
         return sum(prod(variable.shape) for variable in self._native.trainable_weights)
 
     def weights(self) -> Weights:
-        """The parameters as they are now, copied."""
-        return from_variables(self._native.get_weights(), self.spec)
+        """The parameters as they are now, copied, after the model has computed what they describe; see `read`.
+
+        Raises:
+            Unrepresentable: the model has been changed, and is no longer what was built.
+        """
+        weights = read(self._native)
+        if weights.spec != self.spec:
+            raise Unrepresentable(f"the model of this layer was {self.spec!r}, and is now {weights.spec!r}")
+        return weights
 
     def run(self, inputs: Inputs) -> Output:
         """See `BoundaryLayer.run`."""

@@ -7,13 +7,16 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import keras
+import numpy as np
 
 from multirnn import RecurrentSpec, Unrepresentable, Weights, from_arrays, to_arrays
 from multirnn.spec import DTYPES
 from multirnn.weights import Array
 from multirnn_keras.activations import from_keras, to_keras
+from multirnn_keras.confirmation import confirm, title_of
+from multirnn_keras.structure import CELLS, directions_of, is_both_ways, stacked, variables_of
 
-__all__ = ["CELLS", "LAYERS", "directions_of", "from_variables", "read", "recurrent_layers", "stack", "stacked"]
+__all__ = ["LAYERS", "array_of", "from_variables", "read", "stack"]
 
 LAYERS: Mapping[str, Any] = {
     "simple_rnn": keras.layers.SimpleRNN,
@@ -21,9 +24,6 @@ LAYERS: Mapping[str, Any] = {
     "gru": keras.layers.GRU,
 }
 """Keras' own layer of each cell."""
-
-CELLS: dict[Any, str] = {layer: cell for cell, layer in LAYERS.items()}
-"""The classes that are read, and which cell they are; `multirnn_keras.fast` adds its own."""
 
 
 def stack(weights: Weights, layers: Mapping[str, Any] = LAYERS) -> Any:
@@ -55,12 +55,6 @@ def _layer(spec: RecurrentSpec, kind: Any) -> Any:
     return keras.layers.Bidirectional(layer, dtype=spec.dtype) if spec.bidirectional else layer
 
 
-def recurrent_layers(native: Any) -> list[tuple[Any, ...]]:
-    """The stacked layers of a layer or model, each as its directions: (forward,) or (forward, backward)."""
-    layers = native.layers if isinstance(native, keras.Model) else [native]
-    return [(layer.forward_layer, layer.backward_layer) if _is_both_ways(layer) else (layer,) for layer in layers]
-
-
 def from_variables(arrays: Iterable[Array], spec: RecurrentSpec) -> Weights:
     """Weights of a spec that Keras has, or gradients of them, from arrays in the order of Keras' variables."""
     kinds = ("kernel", "recurrent_kernel", "bias")[: 2 if spec.bias == "none" else 3]
@@ -75,16 +69,22 @@ def from_variables(arrays: Iterable[Array], spec: RecurrentSpec) -> Weights:
     )
 
 
+def array_of(variable: Any) -> Array:
+    """A copy of what a variable holds. NumPy warns of TensorFlow's variables, and not of its tensors."""
+    return np.array(keras.ops.convert_to_numpy(keras.ops.convert_to_tensor(variable)))
+
+
 def read(native: Any) -> Weights:
     """The spec and the weights of Keras' own layers.
 
     Args:
         native: a built `SimpleRNN`, `LSTM`, `GRU`, a `Bidirectional` one, or a `Sequential` or functional model that is
             a stack of them and of nothing else. Whether the last of them returns its sequence, and what is stateful,
-            unrolled, regularised or frozen, is no part of a spec.
+            unrolled, regularised or frozen, is no part of a spec. It is called once, and left as it was.
 
     Raises:
-        Unrepresentable: no spec describes it; the sentence names what no spec has.
+        Unrepresentable: no spec describes it; the sentence names what no spec has. Or it does not compute what its layers
+            say, or cannot be called.
     """
     layers = stacked(native)
     directions = [direction for layer in layers for direction in directions_of(layer)]
@@ -93,75 +93,24 @@ def read(native: Any) -> Weights:
         for name, value in other.items():
             if value != first[name]:
                 raise Unrepresentable(f"the layers differ in {name}, {first[name]!r} and {value!r}, and a spec has one")
-    if len({_is_both_ways(layer) for layer in layers}) > 1:
+    if len({is_both_ways(layer) for layer in layers}) > 1:
         raise Unrepresentable(
             "some of the layers are bidirectional and some are not, and a spec has one direction or both"
         )
     spec = RecurrentSpec(
         input_size=directions[0].cell.kernel.shape[0],
         num_layers=len(layers),
-        bidirectional=_is_both_ways(layers[0]),
+        bidirectional=is_both_ways(layers[0]),
         **first,
     )
-    return from_variables([array for direction in directions for array in direction.cell.get_weights()], spec)
-
-
-def _is_both_ways(layer: Any) -> bool:
-    return isinstance(layer, keras.layers.Bidirectional)
-
-
-def stacked(native: Any) -> list[Any]:
-    """The layers of a stack, from below."""
-    if not isinstance(native, keras.Model):
-        return [native]
-    layers = [layer for layer in native.layers if not isinstance(layer, keras.layers.InputLayer)]
-    if not layers:
-        raise Unrepresentable(f"model {native.name!r} has no layers")
-    if not isinstance(native, keras.Sequential) and not _is_chain(native, layers):
+    variables = [variable for direction in directions for variable in variables_of(direction)]
+    if len(set(map(id, variables))) < len(variables):
         raise Unrepresentable(
-            f"the layers of model {native.name!r} are not one stack, each fed by the one below and by nothing else; "
-            "read them one by one, or as keras.Sequential of those that are"
+            f"{title_of(native)} has a weight at two places, and a spec has each once: its gradients and its training "
+            "would not be those of the stack. Give every layer and direction weights of its own"
         )
-    return layers
-
-
-def _is_chain(model: Any, layers: list[Any]) -> bool:
-    tensors = getattr(model, "inputs", None)  # a model of the user's own class has none
-    for layer in layers:
-        if not tensors or layer.input is not tensors[0]:
-            return False
-        tensors = keras.tree.flatten(layer.output)
-    return True
-
-
-def directions_of(layer: Any) -> tuple[Any, ...]:
-    """The forward layer, and the backward one where there are both; each of a kind that a spec has."""
-    if _is_both_ways(layer):
-        if layer.merge_mode != "concat":
-            raise Unrepresentable(
-                f"layer {layer.name!r} merges its directions by {layer.merge_mode!r}, and a spec concatenates them"
-            )
-        directions: tuple[Any, ...] = (layer.forward_layer, layer.backward_layer)
-        if layer.compute_dtype != directions[0].compute_dtype:
-            raise Unrepresentable(
-                f"layer {layer.name!r} is a Bidirectional of {layer.compute_dtype} around layers of "
-                f"{directions[0].compute_dtype}, and a spec has one dtype; give it their dtype too"
-            )
-    else:
-        directions = (layer,)
-    for direction in directions:
-        if not isinstance(direction, keras.layers.Layer):
-            raise Unrepresentable(f"an object of the class {type(direction).__name__} is no layer of Keras")
-        if type(direction) not in CELLS:
-            raise Unrepresentable(
-                f"layer {direction.name!r} is of the class {type(direction).__name__}; "
-                "a spec is read of SimpleRNN, LSTM and GRU, and of Bidirectional and stacks of them"
-            )
-    if directions[0].go_backwards:
-        raise Unrepresentable(
-            f"layer {layer.name!r} goes backwards, and a spec does so only beside going forwards, as Bidirectional"
-        )
-    return directions
+    weights = from_variables([array_of(variable) for variable in variables], spec)
+    return confirm(native, layers, weights)
 
 
 def _fields(layer: Any) -> dict[str, Any]:
