@@ -9,7 +9,6 @@ from __future__ import annotations  # or naming np.random.Generator loads numpy.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,16 @@ from multirnn.backend import Backend
 from multirnn.errors import InvalidCall, MissingFramework
 from multirnn.implementation import NATIVE, implementations, realise
 from multirnn.layer import Gradients, Layer, Output, State
+from multirnn.numerics import (
+    TOLERANCE,
+    Difference,
+    difference,
+    distances,
+    draw_call,
+    draw_state,
+    magnitude,
+    tolerance,
+)
 from multirnn.registry import backend as load_backend
 from multirnn.registry import backends as installed_backends
 from multirnn.spec import RecurrentSpec
@@ -43,62 +52,6 @@ __all__ = [
     "widened",
     "worst_part",
 ]
-
-TOLERANCE: Mapping[str, int] = MappingProxyType(
-    {
-        "float32": 64,  # the worst seen over drawn specs of up to 3 layers both ways: 25.9, Keras
-        "float64": 256,  # 20.2, PyTorch
-    }
-)
-"""The largest normwise difference from the reference that counts as rounding, in units of eps of the dtype."""
-
-
-def tolerance(dtype: str | np.dtype[Any]) -> float:
-    """The normwise bound under which two arrays of this dtype count as equal: `TOLERANCE` times eps."""
-    return TOLERANCE[str(dtype)] * float(np.finfo(dtype).eps)
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """How far an array is from the one expected.
-
-    Attributes:
-        normwise: max|actual - expected| / max|expected|; infinite where either is not finite, equal or not.
-        where: the index of the worst element; empty for an array that is empty or equal.
-        eps: `normwise` in units of eps of the dtype of `actual`.
-    """
-
-    normwise: float
-    where: tuple[int, ...]
-    eps: float
-
-
-def difference(actual: Array, expected: Array) -> Difference:
-    """The normwise difference of two arrays of one shape; one number, and where it happened.
-
-    Args:
-        actual: float32 or float64, of any shape.
-        expected: of the same shape; float64, or of the dtype of `actual`.
-
-    Raises:
-        InvalidCall: the shapes differ, or `actual` is not of a floating dtype, or wider than `expected`.
-    """
-    if actual.shape != expected.shape:
-        raise InvalidCall(f"arrays of the shapes {actual.shape} and {expected.shape} cannot be compared")
-    if actual.dtype.kind != "f" or np.promote_types(actual.dtype, expected.dtype) != expected.dtype:
-        raise InvalidCall(f"an array of {actual.dtype} cannot be held against one of {expected.dtype}")
-    if actual.size == 0:
-        return Difference(0.0, (), 0.0)
-    with np.errstate(invalid="ignore"):  # infinity minus infinity
-        distance = np.abs(np.subtract(actual, expected, dtype=np.float64))
-    distance = np.where(np.isnan(distance), np.inf, distance)
-    worst = np.unravel_index(int(np.argmax(distance)), distance.shape)
-    largest = float(distance[worst])
-    if largest == 0:
-        return Difference(0.0, (), 0.0)
-    scale = float(np.max(np.abs(expected)))
-    normwise = largest / scale if scale and np.isfinite(largest) else float("inf")
-    return Difference(normwise, tuple(int(i) for i in worst), normwise / float(np.finfo(actual.dtype).eps))
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,11 +105,13 @@ class Comparison(Shown):
         spec: what was compared.
         shape: of the input, `(batch, time, input_size)`.
         rows: in the order of `multirnn.backends()`, or as asked.
+        not_finite: how many numbers of the reference's output are NaN or infinite; there, the same is equal.
     """
 
     spec: RecurrentSpec
     shape: tuple[int, ...]
     rows: tuple[Row, ...]
+    not_finite: int = 0
 
     @property
     def ok(self) -> bool:
@@ -171,6 +126,7 @@ class Comparison(Shown):
             "spec": self.spec.to_dict(),
             "shape": list(self.shape),
             "tolerance_eps": TOLERANCE[self.spec.dtype],
+            "not_finite": self.not_finite,
             "rows": [_row_to_dict(row) for row in self.rows],
         }
 
@@ -190,6 +146,11 @@ class Comparison(Shown):
             f"errors: max|a-b| / max|b| against NumPy in float64, in eps of {self.spec.dtype}; "
             f"equal means at most {TOLERANCE[self.spec.dtype]}"
         )
+        if self.not_finite:
+            yield (
+                f"{self.not_finite:,} numbers of the reference's output are not finite; equal are the same, NaN or "
+                "infinity, in the same places"
+            )
 
 
 _NUMBERS = ("parameters", "output", "state", "gradient")
@@ -232,6 +193,7 @@ def _row_to_dict(row: Row) -> dict[str, Any]:
 # --- The comparison --------------------------------------------------------------------------------------------------
 
 
+@np.errstate(all="ignore")
 def compare(
     spec_or_weights: RecurrentSpec | Weights,
     x: ArrayLike | None = None,
@@ -269,20 +231,8 @@ def compare(
     array, state, lengths = batched(x, state, lengths, spec)
     reference = _Reference(weights, array, state, lengths, rng)
     names = installed_backends() if backends is None else [backends] if isinstance(backends, str) else backends
-    return Comparison(spec, array.shape, tuple(_row(name, implementation, weights, reference) for name in names))
-
-
-def draw_call(spec: RecurrentSpec, seed: int | np.random.Generator = 0) -> tuple[Array, State, Array]:
-    """An input, an initial state and lengths that can show a mistake: prime sizes, ragged, none of it zero.
-
-    Returns:
-        x `(5, 7, input_size)`, the state, and lengths of which one is 0 and one full.
-    """
-    rng = np.random.default_rng(seed)
-    batch, time = 5, 7
-    x = rng.standard_normal((batch, time, spec.input_size)).astype(spec.dtype)
-    lengths = rng.permutation([0, time, time, 1, 4])
-    return x, draw_state(spec, batch, rng), lengths
+    rows = tuple(_row(name, implementation, weights, reference) for name in names)
+    return Comparison(spec, array.shape, rows, int((~np.isfinite(reference.output.sequence)).sum()))
 
 
 def batched(
@@ -301,12 +251,6 @@ def widened(state: State | None) -> State | None:
     if state is None:
         return None
     return State._make(None if part is None else np.asarray(part, "float64") for part in state)
-
-
-def draw_state(spec: RecurrentSpec, batch: int, rng: np.random.Generator) -> State:
-    """A state of which no element is zero and none saturates a gate: U(-1, 1)."""
-    shape = (spec.num_layers * len(spec.directions), batch, spec.hidden_size)
-    return State(*(rng.uniform(-1, 1, shape).astype(spec.dtype) for _ in spec.form.states))
 
 
 class _Reference:
@@ -440,5 +384,5 @@ def place(spec: RecurrentSpec, name: str, where: tuple[int, ...]) -> str:
 
 def _steps(actual: Array, expected: Array) -> Array:
     """The normwise difference at each time step, in terms of the largest of all steps: `(time,)`."""
-    distance = np.abs(np.subtract(actual, expected, dtype=np.float64)).max(axis=(0, 2), initial=0)
-    return np.asarray(distance / (np.abs(expected).max(initial=0) or 1))
+    distance = distances(actual, expected).max(axis=(0, 2), initial=0)
+    return np.asarray(distance / (magnitude(expected, actual.dtype) or 1))

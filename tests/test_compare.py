@@ -4,7 +4,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -51,9 +51,15 @@ def test_wide_arithmetic_for_narrow_arrays() -> None:
         ([1.0, np.inf], [1.0, 2.0], np.inf, (1,)),
         ([1.0, 2.0], [1.0, np.nan], np.inf, (1,)),
         ([1.0, 2.0], [1.0, np.inf], np.inf, (1,)),
-        ([1.0, np.nan], [1.0, np.nan], np.inf, (1,)),
-        ([1.0, np.inf], [1.0, np.inf], np.inf, (1,)),
+        ([1.0, np.nan], [1.0, np.nan], 0, ()),
+        ([1.0, np.inf, -np.inf], [1.0, np.inf, -np.inf], 0, ()),
         ([1.0, np.inf], [1.0, -np.inf], np.inf, (1,)),
+        ([1.0, np.nan], [1.0, np.inf], np.inf, (1,)),
+        ([1.0, np.inf], [1.0, np.nan], np.inf, (1,)),
+        ([np.nan, 1.0], [1.0, np.nan], np.inf, (0,)),
+        ([1.0, np.inf], [1.0, 1e39], 0, ()),  # which is infinite in float32
+        ([1.0, np.inf], [1.0, -1e39], np.inf, (1,)),
+        ([np.nan, np.inf], [np.nan, np.inf], 0, ()),
     ],
 )
 @pytest.mark.filterwarnings("error")
@@ -63,6 +69,14 @@ def test_what_is_empty_zero_or_not_finite(
     found = mr.difference(np.array(actual, "float32"), np.array(expected))
     assert (found.normwise, found.where) == (normwise, where)
     assert (found.normwise <= mr.tolerance("float32")) == (normwise == 0)
+
+
+@pytest.mark.parametrize("beside", [np.nan, np.inf, -np.inf, 1e300])
+def test_the_scale_is_of_finite_numbers(beside: float) -> None:
+    with np.errstate(over="ignore"):
+        actual = np.array([4.5, beside], "float32")
+    found = mr.difference(actual, np.array([4.0, beside]))
+    assert (found.normwise, found.where) == (0.125, (0,))
 
 
 @pytest.mark.parametrize(
@@ -318,10 +332,38 @@ def test_numbers_that_are_not_finite_differ(number: float) -> None:
         assert mr.compare(GRU, backends=[Changed(**change)]).rows[0].verdict == "differs"
 
 
-def test_a_nan_in_the_input_is_not_called_equal() -> None:
+NOT_FINITE = [np.nan, np.inf, -np.inf]
+
+
+@pytest.mark.parametrize("number", NOT_FINITE)
+@pytest.mark.parametrize("spec", [replace(GRU, cell="simple_rnn"), LSTM, replace(GRU, bias="double")], ids=lambda spec: spec.cell)
+def test_what_is_not_finite_in_the_input_is_in_the_same_places_of_the_output(
+    spec: mr.RecurrentSpec, number: float
+) -> None:
+    x, state, lengths = draw_call(spec, 3)
+    x[np.argmax(lengths), 2, 3] = number
+    with np.errstate(all="raise"):
+        comparison = mr.compare(spec, x, state, lengths=lengths)
+    assert [(row.backend, row.verdict) for row in comparison.rows if row.verdict not in ("equal", "missing")] == []
+    assert comparison.ok
+    assert np.isfinite(json.loads(comparison.to_json())["rows"][0]["output_steps"]).all()
+    assert ("numbers of the reference's output are not finite" in str(comparison)) == bool(np.isnan(number))
+
+
+@pytest.mark.parametrize("number", NOT_FINITE)
+def test_what_is_not_finite_in_another_place_differs(number: float) -> None:
+    def elsewhere(output: mr.Output) -> mr.Output:
+        sequence = output.sequence.copy()
+        sequence[0, 0, 0] = number
+        return output._replace(sequence=sequence)
+
     x, _, _ = draw_call(GRU, 3)
     x[1, 2, 3] = np.nan
-    (row,) = mr.compare(GRU, x, backends=["numpy"]).rows
+    (row,) = mr.compare(GRU, x, backends=[Changed(output=elsewhere)]).rows
+    assert (row.verdict, row.reason) == ("differs", "output, forward, row 0, step 0, unit 0: inf eps")
+    (row,) = mr.compare(
+        GRU, x, backends=[Changed(output=lambda o: o._replace(sequence=np.nan_to_num(o.sequence)))]
+    ).rows
     assert row.verdict == "differs"
     assert row.reason.startswith("output, forward, row 1, step 2")
 

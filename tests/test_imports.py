@@ -25,6 +25,7 @@ ORDER = (  # each may import from what stands before it
         "kernel",
         "registry",
         "tables",
+        "numerics",
         "compare",
         "adoption",
         "mistakes",

@@ -11,13 +11,13 @@ import numpy as np
 
 from multirnn.adoption import Adopted
 from multirnn.catalogue import mistakes_for
-from multirnn.compare import TOLERANCE, tolerance
 from multirnn.diagnosis.hypotheses import changed, declared, in_weights, of_parts, only_in
 from multirnn.diagnosis.probes import Answer, Probe, apart, ask, distance, drawn_probe, each
 from multirnn.diagnosis.record import Diagnosis, Explanation, Mistakes, explained
 from multirnn.divergence import first_divergence
 from multirnn.errors import InvalidCall, MultirnnError, Unrepresentable
 from multirnn.mistakes import Build, Mistake, Runs, composed
+from multirnn.numerics import coarser, tolerance
 from multirnn.registry import backend
 from multirnn.spec import RecurrentSpec
 from multirnn.weights import Weights, fold_biases, split_biases
@@ -45,7 +45,8 @@ class Examination:
     def __init__(self, wrong: Adopted, weights: Weights, rng: np.random.Generator, given: Sequence[Probe] = ()) -> None:
         self.wrong, self.weights, self.rng = wrong, weights, rng
         self.spec = replace(weights.spec, dtype=wrong.spec.dtype)
-        self.bound = max(tolerance(weights.spec.dtype), tolerance(wrong.spec.dtype))
+        self.dtype = coarser(weights.spec.dtype, wrong.spec.dtype)
+        self.bound = tolerance(self.dtype)
         self.wide = weights.astype("float64")
         self.own = wrong.weights().astype("float64") if wrong.readable else None
         self.declared = declared(weights.spec, wrong.spec)
@@ -77,7 +78,8 @@ class Examination:
             tuple(explained(mistakes, subject) for mistakes in causes) if count is None else (count,),
             tuple(self._remarks(subject, equal, causes)),
             len(self.answers),
-            eps / self.bound * TOLERANCE[self.spec.dtype],
+            eps / float(np.finfo(self.dtype).eps),
+            self.dtype,
             None if equal or causes or right is None else first_divergence(right, self.wrong),
             self._corrected(causes[0]) if causes else None,
         )

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 
 from multirnn.layer import Lengths, Output, State
 from multirnn.mistakes import Runs
+from multirnn.numerics import difference
 from multirnn.spec import RecurrentSpec
 from multirnn.weights import Array
 
@@ -107,14 +108,7 @@ def apart(actual: Answer, expected: Answer) -> float:
 
 
 def distance(actual: Array | None, expected: Array) -> float:
-    """max|actual - expected| / max|expected|, over what is finite in both; infinite where only one is."""
+    """The normwise `difference`; infinite where there is nothing of this shape."""
     if actual is None or actual.shape != expected.shape:
         return float("inf")
-    scale = float(np.abs(expected).max(initial=0))
-    if not np.isfinite(scale):
-        finite = np.isfinite(expected)
-        return distance(actual[finite], expected[finite]) if (finite == np.isfinite(actual)).all() else float("inf")
-    largest = float(np.abs(actual - expected).max(initial=0))
-    if largest == 0:
-        return 0.0
-    return largest / scale if scale and np.isfinite(largest) else float("inf")
+    return difference(actual, expected).normwise

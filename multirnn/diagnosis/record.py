@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from multirnn.compare import TOLERANCE
 from multirnn.divergence import Divergence
 from multirnn.mistakes import Mistake
+from multirnn.numerics import TOLERANCE
 from multirnn.spec import RecurrentSpec
 from multirnn.tables import Content, Shown, Styled, json_value
 from multirnn.weights import Weights
@@ -46,8 +46,9 @@ class Diagnosis(Shown):
         ambiguous: whether there is more than one cause: they are the same function on everything that B takes.
         remarks: facts beside the cause: in what the specs differ, whether B's own weights are A's.
         calls: how many calls B was asked.
-        eps: the largest normwise difference of what B answered from what A would, in eps; infinite where an answer is
-            missing, of another shape, or not finite.
+        eps: the largest normwise difference of what B answered from what A would, in eps of `dtype`; infinite where an
+            answer is missing, of another shape, or not finite where A's is.
+        dtype: the coarser of A's and B's, whose tolerance decides whether they agree.
         divergence: where B first parts from A, where no cause explains it; else None.
         corrected: weights with which B is right, where any are: A's for a layer that computes rightly with its own, else
             A's turned round so that the mistake turns them back. None where no weights help.
@@ -61,6 +62,7 @@ class Diagnosis(Shown):
     remarks: tuple[str, ...] = ()
     calls: int = 0
     eps: float = 0.0
+    dtype: str = "float32"
     divergence: Divergence | None = None
     corrected: Weights | None = None
 
@@ -89,6 +91,8 @@ class Diagnosis(Shown):
             "remarks": list(self.remarks),
             "calls": self.calls,
             "eps": json_value(self.eps),
+            "dtype": self.dtype,
+            "tolerance_eps": TOLERANCE[self.dtype],
             "divergence": None if self.divergence is None else self.divergence.to_dict(),
             "corrected": self.corrected is not None,
         }
@@ -106,7 +110,7 @@ class Diagnosis(Shown):
         if self.equal:
             yield (
                 f"A and B are the same function: {self.calls} calls agree within {self.eps:.2g} eps of "
-                f"{self.spec.dtype}, and {TOLERANCE[self.spec.dtype]} count as equal."
+                f"{self.dtype}, and {TOLERANCE[self.dtype]} count as equal."
             )
         elif self.ambiguous:
             yield f"{self._differ}, and no call of {self.subject} tells these {len(self.causes)} explanations apart:"

@@ -13,11 +13,13 @@ from multirnn.diagnosis.probes import given_probe
 from multirnn.diagnosis.record import Diagnosis, Explanation
 from multirnn.errors import InvalidCall
 from multirnn.layer import State
+from multirnn.numerics import coarser
 from multirnn.spec import RecurrentSpec
 
 __all__ = ["diagnose"]
 
 
+@np.errstate(all="ignore")
 def diagnose(
     a: Any,
     b: Any,
@@ -51,8 +53,9 @@ def diagnose(
     weights = right.weights()
     wrong = adopt(b, spec=None if known_spec(b) else spec or weights.spec)
     titles = right.title, wrong.title
+    dtype = coarser(weights.spec.dtype, wrong.spec.dtype)
     if unlike := _unlike(weights.spec, wrong.spec):
-        return Diagnosis(weights.spec, titles, False, causes=(unlike,), eps=float("inf"))
+        return Diagnosis(weights.spec, titles, False, causes=(unlike,), eps=float("inf"), dtype=dtype)
     given = [] if x is None else [given_probe(wrong.spec, x, state, lengths)]
     itself = Examination(right, weights, np.random.default_rng(seed))
     if not itself.explains(itself.layer, itself.probes[:1], itself.bound):

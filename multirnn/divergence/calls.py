@@ -7,7 +7,8 @@ import numpy as np
 from multirnn.divergence.measures import Marks, Pair, Parted, Rearranged
 from multirnn.divergence.record import Divergence
 from multirnn.divergence.report import at, final_report, output_report, report
-from multirnn.divergence.stepping import Known, Seen
+from multirnn.divergence.stepping import Known, Seen, unknown
+from multirnn.numerics import distances
 
 __all__ = ["mixed_rows", "repetition", "whole_calls"]
 
@@ -31,7 +32,7 @@ def mixed_rows(pair: Pair) -> Divergence | None:
     expected, found = pair.full_outputs
     if len(found.sequence) < 2:
         return None
-    row = int(np.argmax(np.abs(found.sequence - expected.sequence).max(axis=(1, 2), initial=0)))
+    row = int(np.argmax(distances(found.sequence, expected.sequence).max(axis=(1, 2), initial=0)))
     one = slice(row, row + 1)
     x, states, _ = pair.full
     try:
@@ -75,7 +76,7 @@ def whole_calls(pair: Pair) -> Divergence | None:
     parted = pair.parted(found, expected)
     if not parted.any:
         return None
-    if not parted.final.any() and not np.isnan(found.final).any():
+    if not parted.final.any() and not unknown(found.final).any():
         return _output(pair, expected, found, parted)
     if not parted.sequence.any():
         return _final_states(pair, expected, found, parted)
@@ -205,7 +206,7 @@ def _late(pair: Pair, expected: Seen, found: Seen, parted: Parted) -> Divergence
         says += f"it is how its steps follow one another, or what comes up from layer {layer - 1}."
     else:
         says += "it is how its steps follow one another."
-    if np.isnan(found.final).any():
+    if unknown(found.final).any():
         says += f" {pair.B} hands back no states, so that only the last layer is seen."
     pattern = "late" if run > 1 else "order of time"
     half = place - len(pair.passes) + pair.directions

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from multirnn.divergence.measures import Pair, in_eps
+from multirnn.divergence.measures import Pair, in_eps, worst
 from multirnn.divergence.stepping import Known, Side
 from multirnn.spec import RecurrentSpec
 from multirnn.weights import Array, Weights
@@ -25,7 +25,7 @@ def gate_errors(pair: Pair) -> dict[str, Array]:
     elif "i*g" in a and "i" in b:
         b["i*g"] = b["i"] * b["g"]
     names = [name for name in (*pair.spec.form.gates, "i*g") if name in a and name in b]
-    sizes = {name: np.abs(pair.by_step(a[name])).max(axis=(-2, -1), initial=0) for name in names}
+    sizes = {name: worst(pair.by_step(a[name])) for name in names}
     return {name: in_eps(pair.gap(b[name], a[name])[None], sizes[name][None], pair.eps) for name in names}
 
 
@@ -102,7 +102,7 @@ def measured_gru(pair: Pair, place: int, step: int, row: int, unit: int) -> tupl
     xs = np.repeat(x, len(moves), axis=0)
     a, b = (side.step(xs, rows)[0, place, :, unit] for side in (pair.reference, pair.b))
     room = 64 * pair.limit * max(1.0, float(np.abs(rows[0, place]).max()))
-    if not np.isfinite(b).all():
+    if not np.isfinite([a, b]).all():
         return None, f"{unknown}."
     if abs(b[2] - 2 * b[1] + b[0]) > room:
         return None, f"{unknown}: they see other units of h than those of {pair.A} do."

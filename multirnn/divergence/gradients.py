@@ -9,6 +9,7 @@ from multirnn.divergence.record import Divergence
 from multirnn.divergence.report import report
 from multirnn.divergence.stepping import Known
 from multirnn.layer import Output, State
+from multirnn.numerics import distances, magnitude
 from multirnn.registry import backend
 from multirnn.weights import Array, Weights
 
@@ -26,9 +27,9 @@ def gradients(pair: Pair) -> Divergence | None:
     parted = {}
     for name, array in expected.items():
         if name in found and found[name].shape == array.shape:
-            gap = np.abs(found[name] - array).max(initial=0)
+            gap = distances(found[name], array).max(initial=0)
             if not gap <= room[name]:
-                parted[name] = float(gap / (np.abs(array).max() or 1) / pair.eps)
+                parted[name] = float(gap / (magnitude(array, array.dtype) or 1) / pair.eps)
     return _report(pair, parted, expected, found) if parted else None
 
 
@@ -55,13 +56,13 @@ def _pulled_back(pair: Pair) -> tuple[Pulled, dict[str, float], Pulled]:
     found = pull(pair.b.layer, pair.b.spec.dtype)
     if not isinstance(pair.reference, Known):
         expected = pull(pair.a.layer, pair.a.spec.dtype)
-        return expected, {name: pair.limit * np.abs(array).max(initial=0) for name, array in expected.items()}, found
+        return expected, {name: pair.limit * magnitude(array, array.dtype) for name, array in expected.items()}, found
     build = backend("numpy").build
     expected = pull(build(pair.reference.weights), "float64")
     other: Weights = pair.reference.moved(pair.limit, pair.rng).weights
     moved = pull(build(other), "float64")
     room = {
-        name: max(pair.limit * np.abs(array).max(initial=0), np.abs(moved[name] - array).max(initial=0))
+        name: max(pair.limit * magnitude(array, array.dtype), distances(moved[name], array).max(initial=0))
         for name, array in expected.items()
     }
     return expected, room, found
@@ -70,7 +71,7 @@ def _pulled_back(pair: Pair) -> tuple[Pulled, dict[str, float], Pulled]:
 def _report(pair: Pair, parted: dict[str, float], expected: Pulled, found: Pulled) -> Divergence:
     name = _first_back(parted)
     a, b = expected[name], found[name]
-    worst = tuple(int(i) for i in np.unravel_index(int(np.argmax(np.abs(b - a))), a.shape))
+    worst = tuple(int(i) for i in np.unravel_index(int(np.argmax(distances(b, a))), a.shape))
     where: dict[str, Any] = {}
     if name.startswith("layers."):
         _, layer, direction, _ = name.split(".")
@@ -82,8 +83,8 @@ def _report(pair: Pair, parted: dict[str, float], expected: Pulled, found: Pulle
     else:
         where["place"], where["row"], where["unit"] = worst
     if "x" in parted:
-        far = np.abs(found["x"] - expected["x"]).max(axis=(0, 2))
-        where["step"] = int(np.flatnonzero(far > pair.limit * np.abs(expected["x"]).max())[-1])
+        far = distances(found["x"], expected["x"]).max(axis=(0, 2))
+        where["step"] = int(np.flatnonzero(far > pair.limit * magnitude(expected["x"], expected["x"].dtype))[-1])
     return report(
         pair,
         pattern="gradient",

@@ -14,14 +14,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from multirnn.compare import difference, tolerance
 from multirnn.divergence.moves import Move
 from multirnn.divergence.record import Divergence
-from multirnn.divergence.stepping import Known, Seen, Side, Stepped, Trajectory, perturbed, swept
+from multirnn.divergence.stepping import Known, Seen, Side, Stepped, Trajectory, perturbed, swept, unknown
 from multirnn.layer import Lengths
+from multirnn.numerics import difference, distances, magnitude, tolerance
 from multirnn.weights import Array
 
-__all__ = ["Call", "Marks", "Pair", "Parted", "Rearranged", "Steps", "apart", "in_eps", "largest_at"]
+__all__ = ["Call", "Marks", "Pair", "Parted", "Rearranged", "Steps", "apart", "gaps", "in_eps", "largest_at", "worst"]
 
 Marks = NDArray[np.bool_]
 
@@ -146,7 +146,7 @@ class Pair:
         """The largest normwise difference of the outputs."""
         a, b = self.outputs
         pairs = [(a.sequence, b.sequence), *zip(a.final, b.final, strict=True)]
-        known = [~(np.isnan(u) | np.isnan(v)) for u, v in pairs]
+        known = [~(unknown(u) | unknown(v)) for u, v in pairs]
         return max(difference(v[k], u[k]).normwise for (u, v), k in zip(pairs, known, strict=True))
 
     def expected(self, call: Call) -> Seen:
@@ -214,7 +214,7 @@ class Pair:
         stepped = (
             self.found if side is self.b and self.steps is not None else side.step(self.call.x[:, 0], self.initial)
         )
-        return not np.isnan(stepped).any()  # a state that is not handed back
+        return not unknown(stepped).any()  # a state that is not handed back
 
     @cached_property
     def faithful(self) -> bool:
@@ -235,7 +235,7 @@ class Pair:
     def room(self) -> Array:
         """How far full calls may be apart: `(parts, passes, time)`. It never gets smaller in running order."""
         if self.reference is None or self.trajectory is None:
-            largest = float(np.abs(self.a(*self.full).sequence).max(initial=0))
+            largest = magnitude(self.a(*self.full).sequence, np.dtype(np.float64))
             return np.full((*self.initial.shape[:2], self.time), self.limit * largest)
         x, states = (perturbed(array, self.limit, self.rng) for array in (self.call.x, self.initial))
         gap = CHAOS * apart(self.moved(self.reference).run(x, states).after, self.trajectory.after)
@@ -246,7 +246,7 @@ class Pair:
         """Of the states of A until a step: `(parts, passes, time)`."""
         if self.trajectory is None:
             return self.room / self.limit
-        return self._accumulated(np.maximum(_worst(self.trajectory.before), _worst(self.trajectory.after)))
+        return self._accumulated(np.maximum(worst(self.trajectory.before), worst(self.trajectory.after)))
 
     def _accumulated(self, values: Array) -> Array:
         """The largest until then in running order, over `(parts, passes, time)`."""
@@ -284,7 +284,7 @@ class Pair:
         return np.asarray(np.maximum(self.gap(there, made), self.limit * self._step_size(states, made)))
 
     def _step_size(self, states: Array, made: Array) -> Array:
-        return np.maximum(_worst(self.by_step(states)), _worst(self.by_step(made)))
+        return np.maximum(worst(self.by_step(states)), worst(self.by_step(made)))
 
     @cached_property
     def steps(self) -> Steps | None:
@@ -335,7 +335,7 @@ class Pair:
 
     def alike(self, a: Array, b: Array) -> bool:
         """Whether two arrays `(…, rows, hidden_size)` are the same, but for rounding that may have added up."""
-        return not (apart(a, b) > 16 * self.limit * np.maximum(1, _worst(a))).any()
+        return not (apart(a, b) > 16 * self.limit * np.maximum(1, worst(a))).any()
 
     # --- B running on by itself --------------------------------------------------------------------------------------
 
@@ -344,8 +344,7 @@ class Pair:
         """The error of B run on by single steps, in eps: `(passes, time)`; what calls show where it cannot be stepped."""
         if self.trajectory is None or not self.steppable(self.b):
             return self.seen_growth
-        with np.errstate(invalid="ignore", over="ignore"):  # what is not a number is not one after the next step either
-            after = swept(self.b.step, self.spec, self.call.x, self.initial)
+        after = swept(self.b.step, self.spec, self.call.x, self.initial)
         return in_eps(apart(after, self.trajectory.after), self.size, self.eps)
 
     @cached_property
@@ -391,24 +390,28 @@ class Rearranged(Pair):
 
 
 def apart(a: Array, b: Array) -> Array:
-    """max|a-b| over the last two axes, rows and units."""
-    with np.errstate(invalid="ignore"):  # infinity minus infinity
-        return _worst(a - b)
+    """The largest of the `gaps` over the last two axes, rows and units."""
+    return np.asarray(gaps(a, b).max(axis=(-2, -1), initial=0))
 
 
-def _worst(a: Array) -> Array:
-    return np.asarray(np.abs(a).max(axis=(-2, -1), initial=0))
+def gaps(a: Array, b: Array) -> Array:
+    """The `distances` of two arrays; NaN where one is unknown."""
+    return np.where(unknown(a) | unknown(b), np.nan, distances(a, b))
+
+
+def worst(a: Array) -> Array:
+    """The largest |a| that is finite over the last two axes."""
+    return np.asarray(np.max(np.abs(a), axis=(-2, -1), where=np.isfinite(a), initial=0))
 
 
 def in_eps(gap: Array, size: Array, eps: float) -> Array:
     """Gaps `(parts, …)` in terms of the sizes, of the worst part that is known, in eps; NaN where none is known."""
-    with np.errstate(over="ignore"):
-        normwise = np.where(gap == 0, 0, gap / np.where(size == 0, np.finfo(float).tiny, size))
-        worst = np.where(np.isnan(normwise), -1, normwise).max(axis=0, initial=-1)
-        return np.asarray(np.where(worst < 0, np.nan, worst) / eps)
+    normwise = np.where(gap == 0, 0, gap / np.where(size == 0, np.finfo(float).tiny, size))
+    largest = np.where(np.isnan(normwise), -1, normwise).max(axis=0, initial=-1)
+    return np.asarray(np.where(largest < 0, np.nan, largest) / eps)
 
 
 def largest_at(a: Array, b: Array) -> tuple[int, int]:
     """Where two arrays `(rows, units)` are furthest apart."""
-    row, unit = np.unravel_index(int(np.argmax(np.abs(a - b))), a.shape)
+    row, unit = np.unravel_index(int(np.argmax(distances(a, b))), a.shape)
     return int(row), int(unit)

@@ -2,10 +2,9 @@
 
 from typing import Any
 
-import numpy as np
-
 from multirnn.divergence.measures import Pair, apart, largest_at
 from multirnn.divergence.record import Divergence
+from multirnn.numerics import magnitude
 from multirnn.weights import Array
 
 __all__ = ["at", "final_report", "output_report", "report"]
@@ -91,7 +90,7 @@ def final_report(
 
 
 def _eps(pair: Pair, a: Array, b: Array, of: Array) -> float:
-    return float(apart(a, b) / (np.abs(of).max(initial=0) or 1) / pair.eps)
+    return float(apart(a, b) / (magnitude(of, of.dtype) or 1) / pair.eps)
 
 
 def at(pair: Pair, place: int, step: int) -> str:

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from multirnn.adoption import adopt, known_spec
-from multirnn.compare import TOLERANCE, draw_call, tolerance
 from multirnn.divergence.calls import mixed_rows, repetition, whole_calls
 from multirnn.divergence.gradients import gradients
 from multirnn.divergence.lengths import lengths as calls_with_lengths
@@ -21,6 +20,7 @@ from multirnn.divergence.stepping import Side
 from multirnn.divergence.steps import single_steps
 from multirnn.errors import InvalidCall
 from multirnn.layer import State
+from multirnn.numerics import TOLERANCE, coarser, draw_call, tolerance
 from multirnn.spec import RecurrentSpec
 
 __all__ = ["first_divergence"]
@@ -29,6 +29,7 @@ SEARCH = (repetition, calls_with_lengths, mixed_rows, single_steps, whole_calls)
 """What the outputs may part for, in the order in which it has to be asked: each takes for granted what stands before it."""
 
 
+@np.errstate(all="ignore")  # what a user set for code of his own, and what overflows is compared as it is
 def first_divergence(
     a: Any,
     b: Any,
@@ -57,7 +58,7 @@ def first_divergence(
     right = Side(adopt(a, spec=None if known_spec(a) else spec))
     suspect = Side(adopt(b, spec=None if known_spec(b) else spec))
     _comparable(right.spec, suspect.spec)
-    dtype = min((right.spec.dtype, suspect.spec.dtype), key=_size)
+    dtype = coarser(right.spec.dtype, suspect.spec.dtype)
     if x is None:
         if state is not None or lengths is not None:
             raise InvalidCall("a state or lengths belong to an x: pass x too")

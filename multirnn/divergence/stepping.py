@@ -5,7 +5,7 @@ the input of that step and with states of our choice for every layer and directi
 in float64 instead, pass by pass, and shows every state and gate.
 
 Arrays are float64. States are one array `(parts, passes, …, hidden_size)`: the parts are h, and of an LSTM c, and the
-passes are in the order of `RecurrentSpec.passes`. NaN stands for what a layer does not hand back.
+passes are in the order of `RecurrentSpec.passes`. `UNKNOWN` stands for what a layer does not hand back.
 """
 
 from __future__ import annotations  # or naming np.random.Generator loads numpy.random
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from multirnn.adoption import Adopted
 from multirnn.assembly import reversed_rows
@@ -24,7 +25,16 @@ from multirnn.registry import backend
 from multirnn.spec import RecurrentSpec
 from multirnn.weights import Array, Weights
 
-__all__ = ["Known", "Seen", "Side", "Step", "Stepped", "Trajectory", "perturbed", "swept"]
+__all__ = ["UNKNOWN", "Known", "Seen", "Side", "Step", "Stepped", "Trajectory", "perturbed", "swept", "unknown"]
+
+UNKNOWN = float(np.array(0x7FF8_0000_0000_0B0E, np.uint64).view(np.float64))
+"""A NaN by its bits, which copies keep and no arithmetic makes: other NaN is what a layer computed."""
+
+
+def unknown(array: Array) -> NDArray[np.bool_]:
+    """Where an array is `UNKNOWN`."""
+    return np.asarray(np.ascontiguousarray(array).view(np.uint64) == np.float64(UNKNOWN).view(np.uint64))
+
 
 Step = Callable[[Array, Array], Array]
 """One step of all passes: inputs `(rows, input_size)` and states `(parts, passes, rows, hidden_size)` to new states."""
@@ -75,22 +85,22 @@ class Side:
         final = []
         for name in spec.form.states:
             part = getattr(output.state, name)
-            final.append(np.full(shape, np.nan) if part is None else self._finite(f"final {name}", part, shape))
-        return Seen(self._finite("sequence", output.sequence, (*x.shape[:2], spec.output_size)), np.stack(final))
+            final.append(np.full(shape, UNKNOWN) if part is None else self._wide(f"final {name}", part, shape))
+        return Seen(self._wide("sequence", output.sequence, (*x.shape[:2], spec.output_size)), np.stack(final))
 
     def step(self, x: Array, states: Array) -> Array:
         """A `Step`. Where no state is handed back, that of the last layer is known from its output."""
         seen = self(x[:, None], states)
         directions = len(self.spec.directions)
         last = seen.sequence[:, 0].reshape(len(x), directions, -1).swapaxes(0, 1)
-        seen.final[0, -directions:] = np.where(np.isnan(seen.final[0, -directions:]), last, seen.final[0, -directions:])
+        top = seen.final[0, -directions:]
+        seen.final[0, -directions:] = np.where(unknown(top), last, top)
         return seen.final
 
-    def _finite(self, name: str, array: Any, shape: tuple[int, ...]) -> Array:
-        """In float64, with what is not a number at an infinite distance from everything."""
+    def _wide(self, name: str, array: Any, shape: tuple[int, ...]) -> Array:
         if np.shape(array) != shape:
             raise InvalidCall(f"{self.layer.title} hands back a {name} of the shape {np.shape(array)}, not {shape}")
-        return np.nan_to_num(np.asarray(array, np.float64), nan=np.inf, posinf=np.inf, neginf=-np.inf)
+        return np.array(array, np.float64)  # of its own: a layer may hand out one buffer again and again
 
 
 class Known:

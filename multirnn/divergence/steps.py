@@ -7,7 +7,7 @@ import numpy as np
 from multirnn.divergence.calls import whole_calls
 from multirnn.divergence.gates import gate_errors, measured_gru
 from multirnn.divergence.lengths import lengths
-from multirnn.divergence.measures import Pair, Rearranged, Steps, largest_at
+from multirnn.divergence.measures import Pair, Rearranged, Steps, gaps, largest_at
 from multirnn.divergence.moves import Move, lowest_everywhere, state_orders, states_ignored
 from multirnn.divergence.record import Divergence
 from multirnn.divergence.report import at, report
@@ -52,7 +52,7 @@ def _where(pair: Pair, steps: Steps) -> _Where:
 def _explained(pair: Pair, steps: Steps, made: Array, places: slice = slice(None)) -> bool:
     """Whether B makes what stands in `made`, of some passes, and not what A makes."""
     a, b, made = (states[:, places] for states in (steps.made, pair.found, made))
-    return pair.alike(made, b) and bool(np.nanmax(np.abs(made - b)) < 0.1 * np.nanmax(np.abs(a - b)))
+    return pair.alike(made, b) and bool(np.nanmax(gaps(made, b)) < 0.1 * np.nanmax(gaps(a, b)))
 
 
 # --- States ----------------------------------------------------------------------------------------------------------

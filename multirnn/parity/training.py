@@ -25,6 +25,7 @@ from multirnn.weights import Array, Weights, fold_biases, initialise, split_bias
 __all__ = ["train_parity"]
 
 
+@np.errstate(all="ignore")  # of a training that diverges
 def train_parity(
     spec_or_weights: RecurrentSpec | Weights,
     *,
@@ -166,11 +167,10 @@ class _Reference:
 
     def _train(self, start: Weights, setting: Setting) -> _Run:
         layer = self._backend.build(start)
-        with np.errstate(over="ignore", invalid="ignore"):  # of a training that diverges
-            scalars = self.start.spec.dtype if setting.rounded else ""
-            losses = self._backend.train(
-                layer, self._wide, setting.optimiser, self.steps, form=setting.form, scalars=scalars
-            )
+        scalars = self.start.spec.dtype if setting.rounded else ""
+        losses = self._backend.train(
+            layer, self._wide, setting.optimiser, self.steps, form=setting.form, scalars=scalars
+        )
         return _Run(losses, layer.weights())
 
     def bound(self, optimiser: Optimiser) -> float:

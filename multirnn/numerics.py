@@ -1,0 +1,125 @@
+"""How far two arrays are apart, how far they may be, and what calls are drawn that can show it."""
+
+from __future__ import annotations  # or naming np.random.Generator loads numpy.random
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from multirnn.errors import InvalidCall
+from multirnn.layer import State
+from multirnn.spec import RecurrentSpec
+from multirnn.weights import Array
+
+__all__ = [
+    "TOLERANCE",
+    "Difference",
+    "coarser",
+    "difference",
+    "distances",
+    "draw_call",
+    "draw_state",
+    "magnitude",
+    "tolerance",
+]
+
+TOLERANCE: Mapping[str, int] = MappingProxyType(
+    {
+        "float32": 64,  # the worst seen over drawn specs of up to 3 layers both ways: 25.9, Keras
+        "float64": 256,  # 20.2, PyTorch
+    }
+)
+"""The largest normwise difference from the reference that counts as rounding, in units of eps of the dtype."""
+
+
+def tolerance(dtype: str | np.dtype[Any]) -> float:
+    """The normwise bound under which two arrays of this dtype count as equal: `TOLERANCE` times eps."""
+    return TOLERANCE[str(dtype)] * float(np.finfo(dtype).eps)
+
+
+def coarser(*dtypes: str | np.dtype[Any]) -> str:
+    """Of dtypes the one with the largest eps: no two arrays of them agree better than that."""
+    return max(map(str, dtypes), key=lambda dtype: float(np.finfo(dtype).eps))
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How far an array is from the one expected.
+
+    Attributes:
+        normwise: max|actual - expected| / max|expected|, where NaN and NaN are equal, and so are infinities of one sign;
+            infinite where only one of the two is finite, or both are not and differ. max|expected| is of finite numbers.
+        where: the index of the worst element; empty for an array that is empty or equal.
+        eps: `normwise` in units of eps of the dtype of `actual`.
+    """
+
+    normwise: float
+    where: tuple[int, ...]
+    eps: float
+
+
+def difference(actual: Array, expected: Array) -> Difference:
+    """The normwise difference of two arrays of one shape; one number, and where it happened.
+
+    Args:
+        actual: float32 or float64, of any shape.
+        expected: of the same shape; float64, or of the dtype of `actual`. What overflows in the dtype of `actual` is
+            expected to be infinite there.
+
+    Raises:
+        InvalidCall: the shapes differ, or `actual` is not of a floating dtype, or wider than `expected`.
+    """
+    if actual.shape != expected.shape:
+        raise InvalidCall(f"arrays of the shapes {actual.shape} and {expected.shape} cannot be compared")
+    if actual.dtype.kind != "f" or np.promote_types(actual.dtype, expected.dtype) != expected.dtype:
+        raise InvalidCall(f"an array of {actual.dtype} cannot be held against one of {expected.dtype}")
+    if actual.size == 0:
+        return Difference(0.0, (), 0.0)
+    distance = distances(actual, expected)
+    worst = np.unravel_index(int(np.argmax(distance)), distance.shape)
+    largest = float(distance[worst])
+    if largest == 0:
+        return Difference(0.0, (), 0.0)
+    scale = magnitude(expected, actual.dtype)
+    normwise = largest / scale if scale else float("inf")
+    return Difference(normwise, tuple(int(i) for i in worst), normwise / float(np.finfo(actual.dtype).eps))
+
+
+def distances(actual: Array, expected: Array) -> Array:
+    """|actual - expected| element by element, in float64: 0 for NaN and NaN, and for infinities of one sign.
+
+    Infinite where only one of the two is finite, or both are not and differ.
+    """
+    with np.errstate(all="ignore"):
+        rounded = expected.astype(actual.dtype)
+        distance = np.abs(np.subtract(actual, expected, dtype=np.float64))
+        alike = (actual == rounded) & ~np.isfinite(rounded) | np.isnan(actual) & np.isnan(expected)
+        return np.where(alike, 0.0, np.where(np.isnan(distance), np.inf, distance))
+
+
+def magnitude(array: Array, dtype: str | np.dtype[Any]) -> float:
+    """The largest |array| of what is finite in this dtype; 0 where nothing is."""
+    largest = np.abs(array)
+    return float(np.max(largest, where=largest <= np.finfo(dtype).max, initial=0))
+
+
+def draw_call(spec: RecurrentSpec, seed: int | np.random.Generator = 0) -> tuple[Array, State, Array]:
+    """An input, an initial state and lengths that can show a mistake: prime sizes, ragged, none of it zero.
+
+    Returns:
+        x `(5, 7, input_size)`, the state, and lengths of which one is 0 and one full.
+    """
+    rng = np.random.default_rng(seed)
+    batch, time = 5, 7
+    x = rng.standard_normal((batch, time, spec.input_size)).astype(spec.dtype)
+    lengths = rng.permutation([0, time, time, 1, 4])
+    return x, draw_state(spec, batch, rng), lengths
+
+
+def draw_state(spec: RecurrentSpec, batch: int, rng: np.random.Generator) -> State:
+    """A state of which no element is zero and none saturates a gate: U(-1, 1)."""
+    shape = (spec.num_layers * len(spec.directions), batch, spec.hidden_size)
+    return State(*(rng.uniform(-1, 1, shape).astype(spec.dtype) for _ in spec.form.states))
