@@ -8,8 +8,7 @@ import torch
 from multirnn import RecurrentSpec, Weights, accept
 from multirnn.parity import Batch, Optimiser
 from multirnn.weights import Array
-from multirnn_torch import adoption, fast, layer, training
-from multirnn_torch import weights as conversion
+from multirnn_torch import adoption, fast, layer, reading, training
 from multirnn_torch.adoption import AdoptedModule
 from multirnn_torch.layer import TorchLayer
 from multirnn_torch.single_bias import CandidateBiasGRU
@@ -39,8 +38,8 @@ class TorchBackend:
         return fast.build(weights, device, frozen=implementation == "frozen")
 
     def read(self, native: Any) -> Weights:
-        """The spec and the weights of an `nn.RNN`, `LSTM`, `GRU`, or of the cell of one; see `weights.read`."""
-        return conversion.read(native)
+        """The spec and the weights of an `nn.RNN`, `LSTM`, `GRU`, or of the cell of one; see `reading.read`."""
+        return reading.read(native)
 
     def adopt(self, native: Any, spec: RecurrentSpec | None, *, compiled: bool = False) -> AdoptedModule:
         """Run a module of the user's own as it is; see `adoption.adopt`."""
@@ -77,7 +76,8 @@ def build(weights: Weights, *, device: str | None = None, implementation: str = 
 
     Args:
         weights: copied into the module's parameters.
-        device: as `torch.device` names it ("cpu", "cuda", "cuda:1", "mps"); PyTorch's default unless given.
+        device: as `torch.device` names it ("cpu", "cuda", "cuda:1", "mps"); PyTorch's default unless given, or "cpu" where
+            that is "meta".
         implementation: "native", PyTorch's own layer; or "fast", a subclass of it that is made fast on the CPU;
             or "frozen", which is fast with its `freeze()` called.
 

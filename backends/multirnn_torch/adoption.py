@@ -1,17 +1,21 @@
 """A module of the user's own behind the calls of a `Layer`: PyTorch's layers and cells, and what is written by hand."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
 
 from multirnn import Gradients, Inputs, InvalidCall, Output, RecurrentSpec, State, Weights
-from multirnn.adoption import AdoptedNative, arranged, native_spec, noting, output_of, states_of, takes_state
-from multirnn_torch.layer import arrays, differentiable, run, tensors
-from multirnn_torch.weights import canonical, named_weights, read, unwrap
+from multirnn.adoption import AdoptedNative, arranged, native_spec, noting, output_of, states_of
+from multirnn_torch.arrays import arrays, tensors
+from multirnn_torch.calls import Caller, uncompiled
+from multirnn_torch.evaluated import separated
+from multirnn_torch.reading import read, unwrapped
+from multirnn_torch.surroundings import alone
+from multirnn_torch.untouched import untouched
+from multirnn_torch.weights import canonical, named_weights
 
 __all__ = ["AdoptedModule", "adopt"]
 
@@ -31,7 +35,7 @@ def adopt(native: Any, spec: RecurrentSpec | None, *, compiled: bool) -> "Adopte
     """
     if not isinstance(native, nn.Module):
         raise InvalidCall(
-            f"a {type(native).__name__} cannot be run as a layer: adopt a torch.nn.Module that is called with a "
+            f"an object of the type {type(native).__name__} cannot be run as a layer: adopt a torch.nn.Module that is called with a "
             "sequence and a state, or a function f(x, h0) -> (y, h) on NumPy arrays"
         )
     spec, readable = native_spec(native, spec, read)
@@ -51,21 +55,16 @@ class AdoptedModule(AdoptedNative):
     differentiable = True
 
     def __init__(self, native: nn.Module, spec: RecurrentSpec, *, readable: bool, compiled: bool) -> None:
-        super().__init__(native, spec, f"{type(unwrap(native)).__name__} (torch)", compiled=compiled)
-        self._module: nn.Module = unwrap(native)
+        module = unwrapped(native)[-1]
+        super().__init__(native, spec, f"{type(module).__name__} (torch)", compiled=compiled)
+        self._module: nn.Module = module
         self.readable = readable
-        self.takes_lengths = isinstance(self._module, nn.RNNBase)
-        self.takes_state = takes_state(self._module.forward)
-        self._device = _placed(self._module, spec)
-        _refuse_dropout(self._module)
-        called: Any = torch.compile(native) if compiled else native
-        if compiled and any(isinstance(part, nn.RNNBase) for part in self._module.modules()):
+        self._device = _placed(module, spec)
+        _refuse_dropout(module)
+        if compiled and any(isinstance(part, nn.RNNBase) for part in module.modules()):
             self.remark = "ran without being compiled where it is a torch.nn.RNN, LSTM or GRU: torch.compile leaves them as they are"
-        if isinstance(self._module, nn.RNNCellBase):
-            called = _over_time(called)
-        elif not getattr(self._module, "batch_first", True):
-            called = _batch_first(called)
-        self._called: Callable[..., Any] = called
+        self._call = Caller(module, torch.compile(native) if compiled else native)
+        self.takes_lengths, self.takes_state = self._call.takes_lengths, self._call.takes_state
 
     @property
     def compilable(self) -> bool:
@@ -83,92 +82,82 @@ class AdoptedModule(AdoptedNative):
 
     def run(self, inputs: Inputs) -> Output:
         """See `BoundaryLayer.run`."""
-        with torch.no_grad(), _buffers_kept(self._module):
-            outputs = self._outputs(self._leaves(inputs), inputs)
+        with untouched(self._module), torch.inference_mode(False), torch.no_grad(), alone(self._device):
+            outputs = self._outputs(self._call, self._leaves(inputs), inputs)
         return output_of(arrays(outputs), self.spec, self.title)
 
     def pull_back(self, inputs: Inputs, cotangent: Output) -> Gradients:
-        """See `BoundaryLayer.pull_back`. What the module's parameters hold in `.grad` stays as it is."""
-        weights = list(named_weights(self._module).values()) if self.readable else []
-        with _buffers_kept(self._module), differentiable(self._module) if self.readable else torch.enable_grad():
+        """See `BoundaryLayer.pull_back`. What the module's parameters hold in `.grad` stays as it is.
+
+        Raises:
+            InvalidCall: it computes with other tensors than its weights.
+        """
+        with (
+            untouched(self._module),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            alone(self._device),
+            self._to_differentiate() as (call, named),
+        ):
             leaves = [leaf.requires_grad_() for leaf in self._leaves(inputs)]
-            outputs = self._outputs(leaves, inputs)
+            outputs = self._outputs(call, leaves, inputs)
             cotangents = tensors([cotangent.sequence, *states_of(cotangent.state)], self._device)
             reached = [(y, dy) for y, dy in zip(outputs, cotangents, strict=False) if y.requires_grad]
-            gradients = _gradients(reached, [*weights, *leaves])
-        dx, *dstate = arrays(gradients[len(weights) :])
-        named = canonical(gradients[: len(weights)], self.spec) if self.readable else {}
-        return Gradients(named, dx, State(*dstate))
+            gradients = _gradients(reached, [*named.values(), *leaves])
+            for name, gradient in zip(named, gradients, strict=False):
+                if reached and gradient is None:
+                    raise InvalidCall(
+                        f"no gradient reaches {name} of {self.title}: its forward computes with another tensor"
+                    )
+        found = [
+            torch.zeros_like(tensor) if gradient is None else gradient
+            for tensor, gradient in zip([*named.values(), *leaves], gradients, strict=True)
+        ]
+        dx, *dstate = arrays(found[len(named) :])
+        dweights = canonical(found[: len(named)], self.spec) if self.readable else {}
+        return Gradients(dweights, dx, State(*dstate))
+
+    @contextmanager
+    def _to_differentiate(self) -> Iterator[tuple[Caller, dict[str, Tensor]]]:
+        """What is called for gradients, and the weights that it computes with, where they can be read."""
+        if not self.readable:
+            yield self._call, {}
+        elif not self.compiled:
+            with separated(self._module) as (still, named):
+                yield Caller(still, uncompiled(still)), named
+        else:  # what is compiled is the module itself
+            named = named_weights(self._module)
+            if len({id(weight) for weight in named.values() if weight.is_leaf}) < len(named):
+                raise InvalidCall(
+                    f"{self.title} has weights that are computed or stand in two places, and its gradients are taken of "
+                    "one parameter for each; adopt it without compiled=True"
+                )
+            frozen = [weight for weight in named.values() if not weight.requires_grad]
+            for weight in frozen:
+                weight.requires_grad_(True)
+            try:
+                yield self._call, named
+            finally:
+                for weight in frozen:
+                    weight.requires_grad_(False)
 
     def _leaves(self, inputs: Inputs) -> list[Tensor]:
         """Copies of x and of the parts of the state: a module may write to them."""
         return [tensor.clone() for tensor in tensors([inputs.x, *states_of(inputs.state)], self._device)]
 
-    def _outputs(self, leaves: list[Tensor], inputs: Inputs) -> list[Tensor]:
+    def _outputs(self, call: Caller, leaves: list[Tensor], inputs: Inputs) -> list[Tensor]:
         x, *state = leaves
         with noting(self.title, inputs):
-            if not self.takes_state:
-                result = self._called(x)
-            elif self.takes_lengths:
-                result = run(self._called, x, state, inputs.lengths)
-            else:
-                result = self._called(x, tuple(state) if len(state) == 2 else state[0])
+            result = call(x, state, inputs.lengths)
         return arranged(result, inputs.x.shape, self.spec, self.title)
 
 
-@contextmanager
-def _buffers_kept(module: nn.Module) -> Iterator[None]:
-    """What a module writes down of a call, as means or as its own last state, is taken back."""
-    before = [
-        (part, name, buffer, buffer.clone())
-        for part in module.modules()
-        for name, buffer in part.named_buffers(recurse=False)
-    ]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for part, name, buffer, value in before:
-                part._buffers[name] = buffer
-                if not torch.equal(buffer, value):
-                    buffer.copy_(value)
-
-
-def _gradients(outputs: list[tuple[Tensor, Tensor]], inputs: list[Tensor]) -> list[Tensor]:
-    """Of the outputs with their cotangents, and zero where nothing of an input reaches an output."""
+def _gradients(outputs: list[tuple[Tensor, Tensor]], inputs: list[Tensor]) -> list[Tensor | None]:
+    """Of the outputs with their cotangents; None where nothing of an input reaches an output."""
     if not outputs:
-        return [torch.zeros_like(tensor) for tensor in inputs]
+        return [None] * len(inputs)
     ys, cotangents = zip(*outputs, strict=True)
-    return list(torch.autograd.grad(ys, inputs, cotangents, allow_unused=True, materialize_grads=True))
-
-
-def _over_time(cell: Callable[..., Any]) -> Callable[..., Any]:
-    """A cell, called step by step."""
-
-    def layer(x: Tensor, state: Any) -> Any:
-        state = tuple(part[0] for part in state) if isinstance(state, tuple) else state[0]
-        outputs = []
-        for step in x.unbind(1):
-            state = cell(step, state)
-            outputs.append(state[0] if isinstance(state, tuple) else state)
-        return torch.stack(outputs, 1), state
-
-    return layer
-
-
-def _batch_first(module: Callable[..., Any]) -> Callable[..., Any]:
-    """A module that has the time first, called with the batch first."""
-
-    def layer(x: Tensor | PackedSequence, *state: Any) -> Any:
-        if isinstance(x, PackedSequence):
-            return module(x, *state)
-        result = module(x.transpose(0, 1), *state)
-        if not isinstance(result, tuple):
-            return result.transpose(0, 1)
-        sequence, *final = result
-        return sequence.transpose(0, 1), *final
-
-    return layer
+    return list(torch.autograd.grad(ys, inputs, cotangents, allow_unused=True))
 
 
 def _placed(module: nn.Module, spec: RecurrentSpec) -> torch.device:

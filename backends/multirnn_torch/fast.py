@@ -17,10 +17,11 @@ from torch.nn.utils.rnn import PackedSequence
 from multirnn import InvalidCall, RecurrentSpec, Weights, kernel
 from multirnn.implementation import FROZEN, Plan
 from multirnn.layer import Lengths
+from multirnn_torch.calls import run
 from multirnn_torch.conversions import KeptWhole
 from multirnn_torch.evaluated import evaluated, is_evaluated, renewed
 from multirnn_torch.facts import slower
-from multirnn_torch.layer import TorchLayer, device_of, run
+from multirnn_torch.layer import TorchLayer, device_of
 from multirnn_torch.loop import Maybe
 from multirnn_torch.recurrence import LOOPS, FastRecurrence, Recurrence, Rows, is_intercepted, is_plain
 from multirnn_torch.single_bias import CandidateBiasGRU
@@ -327,10 +328,10 @@ _FAST_LAYERS = {"simple_rnn": FastRNN, "lstm": FastLSTM, "gru": FastGRU, "candid
 class FastTorchLayer(TorchLayer):
     """A stack realised by a `FastRNN`, `FastLSTM` or `FastGRU`; all else is as of a `TorchLayer`."""
 
-    def call(self, x: Tensor, state: list[Tensor], lengths: Lengths | None) -> list[Tensor]:
+    def call(self, native: Any, x: Tensor, state: list[Tensor], lengths: Lengths | None) -> list[Tensor]:
         """The module, called with lengths as they are."""
         hx: Any = (tuple(state) if len(state) == 2 else state[0]) if state else None
-        sequence, final = self._native(x, hx, None if lengths is None else torch.from_numpy(lengths))
+        sequence, final = native(x, hx, None if lengths is None else torch.from_numpy(lengths))
         return [sequence, *final] if isinstance(final, tuple) else [sequence, final]
 
     def plan(self, batch: int, time: int, *, lengths: bool = False, gradients: bool = False) -> Plan:

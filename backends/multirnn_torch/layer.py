@@ -1,20 +1,21 @@
 """A stack realised by PyTorch: what is refused, how it is built and run, and its gradients."""
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from multirnn import BoundaryLayer, Gradients, Inputs, InvalidCall, Output, RecurrentSpec, State, Weights
 from multirnn.layer import Lengths
 from multirnn.weights import Array
-from multirnn_torch.weights import canonical, module, named_weights, read
+from multirnn_torch.arrays import array_of, arrays, tensor_of, tensors
+from multirnn_torch.calls import run
+from multirnn_torch.evaluated import separated
+from multirnn_torch.reading import read
+from multirnn_torch.surroundings import alone, disturbed
+from multirnn_torch.weights import canonical, module
 
-__all__ = ["TorchLayer", "arrays", "build", "device_of", "differentiable", "refuses", "run", "tensors"]
+__all__ = ["TorchLayer", "build", "device_of", "refuses"]
 
 _InferenceMode: Any = torch._C._InferenceMode
 """`torch.inference_mode`, which takes 2 microseconds, half of which are for decorators and scripts."""
@@ -97,15 +98,15 @@ class TorchLayer(BoundaryLayer):
         """See `BoundaryLayer.run`. On the CPU the arrays share the memory of PyTorch's tensors, in and out."""
         device = self._place()
         zero = not inputs.state_given and inputs.lengths is None  # PyTorch makes its own, which costs less
-        with _InferenceMode(True):
+        with alone(device), _InferenceMode(True):
             state = [] if zero else tensors(inputs.state.parts, device)
-            sequence, *final = self.call(_tensor(inputs.x, device), state, inputs.lengths)
-        return Output(_array(sequence), State(*arrays(final)))
+            sequence, *final = self.call(self._native, tensor_of(inputs.x, device), state, inputs.lengths)
+        return Output(array_of(sequence), State(*arrays(final)))
 
     def run_from_zero(self, x: Array) -> Output:
         """See `Boundary.run_from_zero`. What `run` asks and lists for other calls takes 6 to 10 µs."""
         weight = self._native._parameters.get("weight_ih_l0")
-        if weight is None or weight.dtype is not self._tensor_dtype or not weight.is_cpu:
+        if weight is None or weight.dtype is not self._tensor_dtype or not weight.is_cpu or disturbed():
             return super().run_from_zero(x)
         with _InferenceMode(True):
             sequence, final = self._native(torch.from_numpy(x))
@@ -116,18 +117,18 @@ class TorchLayer(BoundaryLayer):
     def pull_back(self, inputs: Inputs, cotangent: Output) -> Gradients:
         """See `BoundaryLayer.pull_back`. What the module's parameters hold in `.grad` stays as it is."""
         device = self._place()
-        weights = named_weights(self._native).values()
-        with differentiable(self._native):
+        with torch.inference_mode(False), torch.enable_grad(), alone(device), separated(self._native) as (still, named):
+            weights = list(named.values())
             x, *state = (tensor.requires_grad_() for tensor in tensors((inputs.x, *inputs.state.parts), device))
-            outputs = self.call(x, state, inputs.lengths)
+            outputs = self.call(still, x, state, inputs.lengths)
             cotangents = tensors((cotangent.sequence, *cotangent.state.parts), device)
             found = torch.autograd.grad(outputs, [*weights, x, *state], cotangents)
         dx, *dstate = arrays(found[len(weights) :])
         return Gradients(canonical(found[: len(weights)], self.spec), dx, State(*dstate))
 
-    def call(self, x: Tensor, state: list[Tensor], lengths: Lengths | None) -> list[Tensor]:
-        """The module, called as `run` does."""
-        return run(self._native, x, state, lengths)
+    def call(self, native: Any, x: Tensor, state: list[Tensor], lengths: Lengths | None) -> list[Tensor]:
+        """The module, or one of other weights, called as `run` does."""
+        return run(native, x, state, lengths)
 
     def _place(self) -> torch.device:
         """Where the module is now, as its first weight tells.
@@ -135,103 +136,22 @@ class TorchLayer(BoundaryLayer):
         Raises:
             InvalidCall: that weight no longer has the spec's dtype.
         """
-        native: Any = self._native
-        weight = native._parameters.get("weight_ih_l0")  # a third of the time that getattr takes
-        if weight is None:  # something was put in the parameter's place
-            weight = native.weight_ih_l0
+        weight: Tensor = self._native._flat_weights[0]  # type: ignore[assignment,index]  # without evaluating anything
         if weight.dtype != self._tensor_dtype:
             raise InvalidCall(
                 f"the module now holds {weight.dtype}, and this layer computes in {self.spec.dtype}: convert it back by "
                 f"native.to({self._tensor_dtype}), or build another layer of multirnn.read(native)"
             )
-        device: torch.device = weight.device
-        return device
-
-
-# --- Tensors and arrays ----------------------------------------------------------------------------------------------
-
-
-def tensors(values: Iterable[Array], device: torch.device) -> list[Tensor]:
-    """On the CPU they share the memory of the arrays."""
-    return [_tensor(array, device) for array in values]
-
-
-def arrays(values: Iterable[Tensor]) -> list[Array]:
-    """On the CPU they share the memory of the tensors."""
-    return [_array(tensor) for tensor in values]
-
-
-def _tensor(array: Array, device: torch.device) -> Tensor:
-    # from_numpy shares the memory, and warns of memory that it must not write to.
-    shared = torch.from_numpy(array if array.flags.writeable else array.copy())
-    return shared if device.type == "cpu" else shared.to(device)
-
-
-def _array(tensor: Tensor) -> Array:
-    array: Array = (tensor if tensor.is_cpu else tensor.cpu()).numpy()
-    return array
-
-
-# --- Running ---------------------------------------------------------------------------------------------------------
-
-
-def run(native: Callable[..., Any], x: Tensor, state: list[Tensor], lengths: Lengths | None) -> list[Tensor]:
-    """The sequence `(batch, time, directions * hidden_size)`, the final h, and the final c of an LSTM.
-
-    Args:
-        native: an `nn.RNNBase` with `batch_first=True`, or what is called as one.
-        x: `(batch, time, input_size)`.
-        state: h, and of an LSTM c; none where they are zero and every row is full.
-        lengths: None where every row is full.
-    """
-    if lengths is None:
-        return _call(native, x, state)
-    rows = torch.from_numpy(np.flatnonzero(lengths)).to(x.device)
-    if len(rows) == len(lengths):
-        return _run_ragged(native, x, state, lengths)
-    # pack_padded_sequence takes no rows of length 0. They are left out: zeros, and the initial state as it is.
-    part = [tensor.index_select(1, rows) for tensor in state]
-    ends = _run_ragged(native, x.index_select(0, rows), part, lengths[lengths > 0])
-    sequence = x.new_zeros(*x.shape[:2], ends[0].shape[-1])
-    return [
-        sequence.index_copy(0, rows, ends[0]),
-        *(s.index_copy(1, rows, e) for s, e in zip(state, ends[1:], strict=True)),
-    ]
-
-
-def _run_ragged(native: Callable[..., Any], x: Tensor, state: list[Tensor], lengths: Lengths) -> list[Tensor]:
-    """The same for lengths of which none is 0."""
-    packed = pack_padded_sequence(x, torch.from_numpy(lengths), batch_first=True, enforce_sorted=False)
-    sequence, *final = _call(native, packed, state)
-    padded, _ = pad_packed_sequence(sequence, batch_first=True, total_length=x.shape[1])
-    return [padded, *final]
-
-
-def _call(native: Callable[..., Any], x: Tensor | PackedSequence, state: list[Tensor]) -> list[Any]:
-    """`native` with its states in a list, of an LSTM as of the others."""
-    sequence, final = native(x, tuple(state)) if len(state) == 2 else native(x, *state)
-    return [sequence, final] if isinstance(final, Tensor) else [sequence, *final]
-
-
-@contextmanager
-def differentiable(native: nn.Module) -> Iterator[None]:
-    """Gradients of every parameter, also of frozen ones; afterwards the module is as it was."""
-    frozen = [parameter for parameter in native.parameters() if not parameter.requires_grad]
-    training = native.training
-    native.train()  # cuDNN gives no gradients otherwise
-    for parameter in frozen:
-        parameter.requires_grad_(True)
-    try:
-        with torch.inference_mode(False), torch.enable_grad():
-            yield
-    finally:
-        native.train(training)
-        for parameter in frozen:
-            parameter.requires_grad_(False)
+        return weight.device
 
 
 def device_of(name: str | None, dtype: torch.dtype) -> torch.device:
-    """The device of this name, on which this dtype has been tried; PyTorch's default if there is no name."""
+    """The device of this name, on which this dtype has been tried.
+
+    If there is no name it is PyTorch's default; or "cpu" where that is "meta", which holds no numbers.
+    """
+    if name is None and torch.empty(0).is_meta:
+        name = "cpu"
     try:
         device = torch.empty(0, dtype=dtype, device=name).device
     except (AssertionError, ImportError, RuntimeError, TypeError) as error:  # which of them depends on the device

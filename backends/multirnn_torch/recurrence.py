@@ -12,8 +12,8 @@ from torch.func import functional_call
 from torch.nn.utils.rnn import PackedSequence
 
 from multirnn import InvalidCall, RecurrentSpec
+from multirnn_torch.calls import run
 from multirnn_torch.kernel import KernelLoop
-from multirnn_torch.layer import run
 from multirnn_torch.loop import Call, Loop, Maybe
 from multirnn_torch.tensors import TensorLoop
 from multirnn_torch.weights import skeleton

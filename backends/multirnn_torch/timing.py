@@ -13,8 +13,9 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from multirnn import Gradients, Output, State
 from multirnn.bench.work import SGD_RATE, Prepared, Work
 from multirnn.weights import Array
+from multirnn_torch.arrays import arrays, tensors
 from multirnn_torch.fast import FastTorchLayer
-from multirnn_torch.layer import TorchLayer, arrays, tensors
+from multirnn_torch.layer import TorchLayer
 from multirnn_torch.weights import canonical, named_weights
 
 __all__ = ["prepare"]

@@ -11,22 +11,26 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from multirnn import CONVENTIONS, RecurrentSpec, Unrepresentable, Weights, from_arrays, to_arrays
 from multirnn.conventions import Entry
 from multirnn.spec import DTYPES
 from multirnn.weights import Array
+from multirnn_torch.evaluated import renewed, weight_names
 from multirnn_torch.single_bias import CandidateBiasGRU, drop_recurrent_bias
 
-__all__ = ["LAYERS", "canonical", "module", "named_weights", "read", "skeleton", "unwrap"]
+__all__ = ["CELLS", "LAYERS", "canonical", "described", "module", "named_weights", "skeleton", "titled"]
 
 LAYERS: Mapping[str, type[nn.RNNBase]] = MappingProxyType(
     {"simple_rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU, "candidate_bias_gru": CandidateBiasGRU}
 )
 """PyTorch's layer for each cell, and the one that it has not."""
 
-_CELLS = {"simple_rnn": nn.RNNCell, "lstm": nn.LSTMCell, "gru": nn.GRUCell}
+CELLS: Mapping[str, type[nn.RNNCellBase]] = MappingProxyType(
+    {"simple_rnn": nn.RNNCell, "lstm": nn.LSTMCell, "gru": nn.GRUCell}
+)
+"""PyTorch's cells."""
 
 _TORCH = CONVENTIONS["torch"]
 _GRU = _TORCH.arrays["gru"]
@@ -55,7 +59,7 @@ def module(
     if spec.bias == "single" and not isinstance(native, CandidateBiasGRU):
         drop_recurrent_bias(native)
     arrays = to_arrays(weights, convention=_CONVENTION)
-    native.load_state_dict({name: torch.tensor(array) for name, array in arrays.items()})
+    native.load_state_dict({name: torch.tensor(array, device="cpu") for name, array in arrays.items()})
     return native
 
 
@@ -78,27 +82,19 @@ def skeleton(spec: RecurrentSpec, layers: Mapping[str, Callable[..., nn.RNNBase]
     )
 
 
-def read(native: Any) -> Weights:
-    """The spec and the weights of a layer of `torch.nn`.
-
-    Args:
-        native: an `nn.RNN`, `LSTM` or `GRU`, of a subclass too, `batch_first` or not; as it is, or inside of
-            `torch.compile`, `DistributedDataParallel` or `DataParallel`. An `nn.RNNCell`, `LSTMCell` or `GRUCell` is a
-            stack of one layer. Frozen parameters are read as any others: what is trained is no part of a spec.
+def described(native: Any) -> Weights:
+    """The spec and the weights of a layer or a cell, as its structure tells: evaluated, and nothing is called.
 
     Raises:
         Unrepresentable: no spec describes it; the sentence names what no spec has.
     """
-    module = unwrap(native)
-    kinds: Mapping[str, type[nn.Module]] = LAYERS if isinstance(module, nn.RNNBase) else _CELLS
-    cell = next((cell for cell, kind in kinds.items() if isinstance(module, kind)), None)
-    if cell is None:
-        raise Unrepresentable(_not_a_layer(module))
-    if reason := _beyond_a_spec(module):
-        raise Unrepresentable(f"this {type(module).__name__} {reason}")
-    activation: Any = module.nonlinearity if cell == "simple_rnn" else "tanh"
+    kinds: Mapping[str, type[nn.Module]] = LAYERS if isinstance(native, nn.RNNBase) else CELLS
+    cell = next(cell for cell, kind in kinds.items() if isinstance(native, kind))
+    if reason := _beyond_a_spec(native):
+        raise Unrepresentable(f"{titled(native)} {reason}")
+    activation: Any = native.nonlinearity if cell == "simple_rnn" else "tanh"
     return from_arrays(
-        {name: tensor.detach().cpu().numpy() for name, tensor in named_weights(module).items()},
+        {name: tensor.detach().cpu().numpy() for name, tensor in named_weights(native).items()},
         convention=_CONVENTION,
         cell=cell,
         reset_after=True,
@@ -106,10 +102,16 @@ def read(native: Any) -> Weights:
     )
 
 
+def titled(native: nn.Module) -> str:
+    """What it is called at the beginning of a sentence."""
+    kind: Any = type_before_parametrizations(native)
+    return f"this {kind.__name__}"
+
+
 def canonical(tensors: Iterable[Tensor], spec: RecurrentSpec) -> dict[str, Array]:
     """Arrays of canonical names and shapes from tensors shaped and ordered as the weights of `named_weights`.
 
-    It is what `read` does, in a hundredth of the time, which is that of a short training step; for one who knows the
+    It is what `described` does, in a hundredth of the time, which is that of a short training step; for one who knows the
     spec already.
     """
     shapes = spec.shapes.items()
@@ -117,41 +119,21 @@ def canonical(tensors: Iterable[Tensor], spec: RecurrentSpec) -> dict[str, Array
 
 
 def named_weights(native: Any) -> dict[str, Tensor]:
-    """The weights of a layer or a cell by PyTorch's names for a layer, in the canonical order.
+    """The weights that a layer or a cell computes with now, by PyTorch's names for a layer, in the canonical order.
 
     The zeros of `drop_recurrent_bias` are not among them.
     """
-    kinds = ["weight_ih", "weight_hh"]
-    if native.bias:
-        kinds += ["bias_ih", "bias_hn" if isinstance(native, CandidateBiasGRU) else "bias_hh"]
-    if not isinstance(native, nn.RNNBase):
-        return {f"{kind}_l0": getattr(native, kind) for kind in kinds}
-    directions = ("", "_reverse") if native.bidirectional else ("",)
-    names = [f"{kind}_l{k}{d}" for k in range(native.num_layers) for d in directions for kind in kinds]
-    constant = _constant_biases(native)
-    return {name: getattr(native, name) for name in names if name not in constant}
+    suffix, constant = "" if isinstance(native, nn.RNNBase) else "_l0", _constant_biases(native)
+    named = zip(weight_names(native), renewed(native), strict=True)
+    return {f"{name}{suffix}": weight for name, weight in named if name not in constant}
 
 
 def _constant_biases(native: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in native.named_buffers(recurse=False) if name.startswith("bias_hh")}
-
-
-def unwrap(native: Any) -> Any:
-    """The module inside of `torch.compile`, `DistributedDataParallel` or `DataParallel`."""
-    while True:
-        if hasattr(native, "_orig_mod"):  # torch.compile
-            native = native._orig_mod
-        elif isinstance(native, DistributedDataParallel | DataParallel):
-            native = native.module
-        else:
-            return native
-
-
-def _not_a_layer(native: Any) -> str:
-    sentence = f"a {type(native).__name__} is not a torch.nn.RNN, LSTM or GRU, nor the cell of one"
-    parts = native.named_modules() if isinstance(native, nn.Module) else ()
-    held = [name for name, part in parts if name and isinstance(part, nn.RNNBase | nn.RNNCellBase)]
-    return f"{sentence}; read what it holds: {', '.join(held)}" if held else sentence
+    return {
+        name: native._buffers[name]
+        for name in weight_names(native)
+        if name.startswith("bias") and name in native._buffers
+    }
 
 
 def _beyond_a_spec(native: Any) -> str | None:
@@ -164,6 +146,8 @@ def _beyond_a_spec(native: Any) -> str | None:
             "set its dropout to 0 and what it computes in eval() is read"
         )
     tensors = named_weights(native).values()
+    if missing := [name for name, tensor in named_weights(native).items() if not isinstance(tensor, Tensor)]:
+        return f"has no {missing[0]}"
     if any(tensor.is_meta for tensor in tensors):
         return "is on the device 'meta', which holds no numbers"
     dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors})
