@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from multirnn.boundary import Boundary, Inputs
-from multirnn.errors import InvalidCall, Unrepresentable
+from multirnn.errors import InvalidCall, Unrepresentable, kind_of
 from multirnn.layer import Gradients, Output, State
 from multirnn.registry import backend_of
 from multirnn.spec import RecurrentSpec
@@ -143,13 +143,13 @@ def adopt(thing: Any, *, spec: RecurrentSpec | None = None, compiled: bool = Fal
         adopted = run_by(thing, spec, compiled=compiled)
         if not isinstance(adopted, Adopted):
             raise InvalidCall(
-                f"the backend {backend.name!r} adopted a {type(thing).__name__} as a {type(adopted).__name__}, "
+                f"the backend {backend.name!r} adopted {kind_of(thing)} as {kind_of(adopted)}, "
                 "not as a multirnn.adoption.Adopted"
             )
         return adopted
     if not callable(thing):
         raise InvalidCall(
-            f"a {type(thing).__name__} cannot be run: adopt a multirnn Layer, a framework's own layer, or a function "
+            f"{kind_of(thing)} cannot be run: adopt a multirnn Layer, a framework's own layer, or a function "
             "f(x, h0) -> (y, h) on NumPy arrays"
         )
     spec = spec or known_spec(thing)

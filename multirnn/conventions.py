@@ -29,7 +29,7 @@ import numpy as np
 from multirnn.activations import Activation
 from multirnn.arrays import as_array
 from multirnn.cells import CELLS
-from multirnn.errors import InvalidWeights, Unrepresentable
+from multirnn.errors import InvalidWeights, Unrepresentable, an, kind_of
 from multirnn.spec import BIASES, DIRECTIONS, DTYPES, RecurrentSpec
 from multirnn.weights import Array, Weights
 
@@ -102,7 +102,7 @@ class Convention:
             return f"{self.title} has no GRU whose reset gate acts {'after' if spec.reset_after else 'before'} the recurrent product"
         if spec.bias not in self.arrays[form]:
             held = " or ".join(f'bias="{bias}"' for bias in self.arrays[form])
-            return f'{self.title} holds a {spec.cell} with {held}, not bias="{spec.bias}"; {_CURES[spec.bias]}'
+            return f'{self.title} holds {an(spec.cell)} with {held}, not bias="{spec.bias}"; {_CURES[spec.bias]}'
         if self.update == "new" and spec.cell == "gru" and not _odd_about_half(spec):
             return (
                 f"{self.title} lets z weigh the new state, which negating z's block turns into ours only for a sigmoid, "
@@ -477,7 +477,7 @@ def _form(cell: str, reset_after: bool) -> str:
 
 def _flatten(arrays: Mapping[str, Any]) -> dict[str, Array]:
     if not isinstance(arrays, Mapping):
-        raise InvalidWeights(f"arrays must be a mapping from names to arrays, not a {type(arrays).__name__}")
+        raise InvalidWeights(f"arrays must be a mapping from names to arrays, not {kind_of(arrays)}")
     flat: dict[str, Array] = {}
     for name, value in arrays.items():
         if isinstance(value, Mapping):
@@ -562,7 +562,7 @@ def _why_none_fits(
         return f"the {convention.name} convention has no such cell"
     best = max(candidates, key=lambda spec: len(_shapes(spec, convention).items() & shapes.items()))
     wanted = _shapes(best, convention)
-    what = f"as a {_form(best.cell, best.reset_after)} of {best.input_size} inputs and {best.hidden_size} units"
+    what = f"as {an(_form(best.cell, best.reset_after))} of {best.input_size} inputs and {best.hidden_size} units"
     for (layer, direction, name), shape in shapes.items():
         where = f"{name} of layer {layer}{' ' + direction if direction else ''}"
         expected = wanted.get((layer, direction, name))

@@ -14,6 +14,8 @@ __all__ = [
     "UnknownBackend",
     "Unrepresentable",
     "Unsupported",
+    "an",
+    "kind_of",
 ]
 
 
@@ -55,3 +57,15 @@ class UnknownBackend(MultirnnError, LookupError):
 
 class MissingFramework(MultirnnError, ImportError):
     """The backend is known, the framework that it runs on is not installed."""
+
+
+def an(word: str) -> str:
+    """A word after its article: "an int", "a list", "an LSTM", "an ndarray"."""
+    letters = word[:2].isupper()  # which are read one by one
+    vowel = word[:1] in "AEFHILMNORSX" if letters else word[:1].lower() in "aeio" or word.startswith(("nd", "lstm"))
+    return f"{'an' if vowel else 'a'} {word}"
+
+
+def kind_of(thing: object) -> str:
+    """What a thing is, to be told beside what would be right: "an int"; "None" for None."""
+    return "None" if thing is None else an(type(thing).__name__)

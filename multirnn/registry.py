@@ -11,12 +11,13 @@ Ours are found as a third party's are.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from multirnn.backend import Backend
-from multirnn.errors import MissingFramework, UnknownBackend, Unrepresentable
+from multirnn.errors import MissingFramework, UnknownBackend, Unrepresentable, an, kind_of
 from multirnn.implementation import NATIVE, realise
 from multirnn.layer import Layer
 from multirnn.spec import RecurrentSpec
@@ -25,7 +26,7 @@ from multirnn.weights import Weights, weights_of
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-__all__ = ["backend", "backend_of", "backends", "build", "read"]
+__all__ = ["Absent", "backend", "backend_of", "backends", "build", "present", "read"]
 
 
 def backends() -> tuple[str, ...]:
@@ -37,14 +38,48 @@ def backend(name: str | Backend) -> Backend:
     """The backend of this name, its framework loaded; a Backend object is itself.
 
     Raises:
-        UnknownBackend: no installed distribution offers one of this name, or two do.
+        UnknownBackend: no installed distribution offers one of this name, or two do, or what it offers is none.
         MissingFramework: its framework is not installed. One that is installed but broken shows its own error.
     """
     if isinstance(name, Backend):
         return name
     if not isinstance(name, str):
-        raise UnknownBackend(f"a backend is chosen by its name or is a Backend object; this is a {type(name).__name__}")
+        raise UnknownBackend(f"a backend is chosen by its name or is a Backend object; this is {kind_of(name)}")
     return _load(_find(_points("multirnn.backends"), name))
+
+
+class Absent(NamedTuple):
+    """A backend that is installed by its name and cannot be had.
+
+    Attributes:
+        name: the backend's.
+        verdict: "missing", its framework is not installed; "broken", what is installed cannot be loaded.
+        reason: a sentence.
+        error: what was raised.
+    """
+
+    name: str
+    verdict: str
+    reason: str
+    error: BaseException
+
+
+def present(name: str | Backend) -> Backend | Absent:
+    """`backend`, for a table of several: one that cannot be had is told, and ends nothing for the others.
+
+    Raises:
+        UnknownBackend: no installed distribution offers one of this name.
+    """
+    if not isinstance(name, str) or name not in backends():
+        return backend(name)
+    try:
+        return backend(name)
+    except MissingFramework as error:
+        return Absent(name, "missing", str(error), error)
+    except UnknownBackend as error:
+        return Absent(name, "broken", str(error), error)
+    except (Exception, SystemExit) as error:  # noqa: BLE001  # an import runs a stranger's code
+        return Absent(name, "broken", " ".join(f"{type(error).__name__}: {error}".split()), error)
 
 
 def build(
@@ -85,7 +120,7 @@ def read(native: Any) -> Weights:
         return found.read(native)
     names = sorted({point.name for point in _points("multirnn.natives")})
     raise Unrepresentable(
-        f"no installed backend reads a {type(native).__module__}.{type(native).__qualname__}; "
+        f"no installed backend reads {an(f'{type(native).__module__}.{type(native).__qualname__}')}; "
         f"layers are read of {', '.join(names)}"
     )
 
@@ -99,9 +134,21 @@ def backend_of(native: Any) -> Backend | None:
     points = _points("multirnn.natives")
     for kind in type(native).__mro__:
         root = kind.__module__.partition(".")[0]
-        if any(point.name == root for point in points):
-            return _load(_find(points, root))
+        if offered := {point.value: point for point in points if point.name == root}:
+            return _load(_find(_loadable(list(offered.values())), root))
     return None
+
+
+def _loadable(points: Sequence[EntryPoint]) -> Sequence[EntryPoint]:
+    """Of several, those that can be loaded: a distribution that is broken does not hide one that works."""
+    if len(points) == 1:
+        return points
+    loadable = []
+    for point in points:
+        with suppress(Exception, SystemExit):
+            _load(point)
+            loadable.append(point)
+    return loadable or points
 
 
 _backend = backend  # `build` has a parameter of this name
@@ -132,14 +179,24 @@ def _load(point: EntryPoint) -> Backend:
         loaded = point.load()
     except ModuleNotFoundError as error:
         missing = error.name or ""
+        if f"{point.module}.".startswith(f"{missing}."):
+            raise UnknownBackend(f"{_offer(point)}, and there is no module {missing!r}: {_REMEDY}") from error
         if not missing.isidentifier() or _imported_from(error) != point.module.partition(".")[0]:
             raise  # the framework is there, and a module of its own, or one that it needs itself, is not
         raise MissingFramework(
             f"backend {point.name!r} needs {missing!r}, which is not installed: pip install {_requirement(point, missing)}"
         ) from error
     if not isinstance(loaded, Backend):
-        raise UnknownBackend(f"the entry point {point.value!r} is a {type(loaded).__name__}, not a multirnn Backend")
+        raise UnknownBackend(f"{_offer(point)}, which is {kind_of(loaded)} and not a multirnn Backend: {_REMEDY}")
     return loaded
+
+
+_REMEDY = "install that distribution again, or uninstall it"
+
+
+def _offer(point: EntryPoint) -> str:
+    distribution = "a distribution" if point.dist is None else f"the distribution {point.dist.name!r}"
+    return f"{distribution} offers {point.name!r} as {point.value!r}"
 
 
 def _imported_from(error: ModuleNotFoundError) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from multirnn.arrays import as_array
-from multirnn.errors import InvalidSpec, InvalidWeights, Unrepresentable
+from multirnn.errors import InvalidSpec, InvalidWeights, Unrepresentable, kind_of
 from multirnn.spec import RecurrentSpec
 
 __all__ = ["SCHEMES", "Array", "Weights", "fold_biases", "initialise", "split_biases", "weights_of"]
@@ -43,7 +43,7 @@ class Weights:
     def __init__(self, spec: RecurrentSpec, arrays: Mapping[str, Array]) -> None:
         shapes = spec.shapes
         if not isinstance(arrays, Mapping):
-            raise InvalidWeights(f"arrays must be a mapping from names to arrays, not a {type(arrays).__name__}")
+            raise InvalidWeights(f"arrays must be a mapping from names to arrays, not {kind_of(arrays)}")
         if missing := [name for name in shapes if name not in arrays]:
             raise InvalidWeights(f"no array for {_list(missing)}, which {spec!r} has")
         if unknown := [name for name in arrays if name not in shapes]:
@@ -192,7 +192,7 @@ def weights_of(spec_or_weights: RecurrentSpec | Weights, seed: int, taker: str) 
     if isinstance(spec_or_weights, RecurrentSpec):
         return initialise(spec_or_weights, seed)
     if not isinstance(spec_or_weights, Weights):
-        raise TypeError(f"{taker} takes a RecurrentSpec or Weights, not a {type(spec_or_weights).__name__}")
+        raise TypeError(f"{taker} takes a RecurrentSpec or Weights, not {kind_of(spec_or_weights)}")
     return spec_or_weights
 
 

@@ -235,7 +235,7 @@ def test_compiled(backend: mr.Backend) -> None:
         (right, {"spec": GRU, "compiled": True}, "function right is called with NumPy arrays and has no compiled form; compile it yourself and adopt that"),
         (lambda: None, {"spec": GRU}, "function <lambda> has the parameters (); it must be callable as f(x, h0)"),
         (lambda x, h, c: None, {"spec": GRU}, "function <lambda> has the parameters (x, h, c); it must be callable as f(x, h0)"),
-        (7, {"spec": GRU}, "a int cannot be run: adopt a multirnn Layer, a framework's own layer, or a function f(x, h0) -> (y, h) on NumPy arrays"),
+        (7, {"spec": GRU}, "an int cannot be run: adopt a multirnn Layer, a framework's own layer, or a function f(x, h0) -> (y, h) on NumPy arrays"),
         (mr.build(LSTM, "numpy"), {"spec": GRU}, "NumpyLayer is RecurrentSpec('lstm', input_size=5, hidden_size=11), and spec= says"),
     ],
 )  # fmt: skip

@@ -424,7 +424,7 @@ CURES = {
         (
             "keras",
             stack("lstm", True, "double"),
-            f'Keras holds a lstm with bias="none" or bias="single", not bias="double"; {CURES["double"]}',
+            f'Keras holds an lstm with bias="none" or bias="single", not bias="double"; {CURES["double"]}',
         ),
         (
             "onnx",
@@ -434,7 +434,7 @@ CURES = {
         (
             "flax-linen",
             stack("lstm", True, "none"),
-            f'Flax Linen holds a lstm with bias="single", not bias="none"; {CURES["none"]}',
+            f'Flax Linen holds an lstm with bias="single", not bias="none"; {CURES["none"]}',
         ),
         (
             INVERTED,
@@ -471,7 +471,7 @@ KERAS_GRU = mr.to_arrays(mr.initialise(mr.RecurrentSpec("gru", 5, 4)), conventio
 KERAS_NO_BIAS = {name: array for name, array in KERAS_GRU.items() if not name.endswith("/bias")}
 ONNX_GRU = mr.to_arrays(mr.initialise(mr.RecurrentSpec("gru", 5, 4)), convention="onnx")
 FLAX_GRU = mr.to_arrays(mr.initialise(mr.RecurrentSpec("gru", 5, 4, bias="single")), convention="flax-linen")
-AS_LSTM = "the arrays fit no cell: read as a lstm of 5 inputs and 4 units"
+AS_LSTM = "the arrays fit no cell: read as an lstm of 5 inputs and 4 units"
 
 
 def without(arrays: Arrays, *names: str) -> Arrays:

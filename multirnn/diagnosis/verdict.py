@@ -11,7 +11,7 @@ from multirnn.adoption import adopt, known_spec
 from multirnn.diagnosis.examination import Examination
 from multirnn.diagnosis.probes import given_probe
 from multirnn.diagnosis.record import Diagnosis, Explanation
-from multirnn.errors import InvalidCall
+from multirnn.errors import InvalidCall, an
 from multirnn.layer import State
 from multirnn.numerics import coarser
 from multirnn.spec import RecurrentSpec
@@ -66,14 +66,14 @@ def diagnose(
 def _unlike(a: RecurrentSpec, b: RecurrentSpec) -> Explanation | None:
     """Two stacks that cannot be the same function, by what they take and hand out."""
     words = {
-        "cell": "is a {}, and A a {}",
+        "cell": "is {}, and A {}",
         "input_size": "takes {} features, and A {}",
         "hidden_size": "has {} units, and A {}",
         "num_layers": "has {} layers, and A {}",
         "bidirectional": "has bidirectional={}, and A {}",
     }
     found = [
-        text.format(getattr(b, name), getattr(a, name))
+        text.format(*(an(getattr(side, name)) if name == "cell" else getattr(side, name) for side in (b, a)))
         for name, text in words.items()
         if getattr(a, name) != getattr(b, name)
     ]
