@@ -113,10 +113,11 @@ def _scan(
     bias, candidate_bias = projection_bias(form, weights.get("bias_ih"), weights.get("bias_hh"))
     # One array a gate. Given one array for all, XLA's CPU compiler slices the gates inside the loop's kernel, which it
     # then leaves unvectorised: 1.3 to 2 times the time of a call of an LSTM or a GRU of batch 32.
-    gates = jnp.split(product(inputs, matrix(weights["weight_ih"])) + bias, len(form.gates), axis=-1)
+    projected = product(inputs, matrix(weights["weight_ih"]))
+    gates = jnp.split(projected + spread(bias, projected.ndim), len(form.gates), axis=-1)
     first = first_state(form, gates[0], initial)
     activations = activate(spec.activation), activate(spec.recurrent_activation)
-    step = STEPS[form](matrix(weights["weight_hh"]), candidate_bias, *activations)
+    step = STEPS[form](matrix(weights["weight_hh"]), spread(candidate_bias, projected.ndim - 1), *activations)
 
     def advance(state: State, now: tuple[Gates, Any]) -> tuple[State, Any]:
         gates, valid = now
@@ -157,6 +158,11 @@ def projection_bias(form: Cell, bias_ih: Any, bias_hh: Any) -> tuple[Any, Any]:
         return (bias_ih + bias_hh).reshape(-1), 0
     folded = len(bias_hh) - 1  # all but the candidate's, which is the last and, with bias="single", the only one
     return jnp.concatenate([bias_ih[:folded] + bias_hh[:folded], bias_ih[folded:]]).reshape(-1), bias_hh[-1]
+
+
+def spread(bias: Any, axes: int) -> Any:
+    """A bias `(n,)` with so many axes: JAX can be told to refuse what would add them by itself."""
+    return bias if np.ndim(bias) == 0 else bias.reshape(*[1] * (axes - 1), -1)
 
 
 # --- The cells: one step each, by the equations of `multirnn.cells`. -------------------------------------------------

@@ -10,7 +10,7 @@ import numpy as np
 from multirnn import BoundaryLayer, Gradients, Inputs, Output, RecurrentSpec, State, Weights
 from multirnn.weights import Array
 from multirnn_jax.apply import Params, Recurrence
-from multirnn_jax.weights import read, recurrence, width
+from multirnn_jax.weights import disturbed, read, recurrence, scope
 
 __all__ = ["JaxLayer", "build", "compiled", "refuses"]
 
@@ -88,7 +88,7 @@ class JaxLayer(BoundaryLayer):
         self._native = native
         # mypy knows `apply` as a function, and it is a `partial` of one.
         self._compiled = compiled(native.spec, native.apply.func, ())  # type: ignore[attr-defined]
-        # Whether `width` is nothing, which takes 3 µs, and `compiled` the same for any number of rows.
+        # Whether `scope` is nothing, which takes 3 µs, and `compiled` the same for any number of rows.
         self._short = native.spec.dtype == "float32"
 
     @property
@@ -119,20 +119,20 @@ class JaxLayer(BoundaryLayer):
 
     def run(self, inputs: Inputs) -> Output:
         """See `BoundaryLayer.run`."""
-        with width(self.spec):
+        with scope(self.spec):
             state = inputs.state if inputs.state_given else None  # handing zeros over costs 10 µs
             run = self.compiled(len(inputs.x)).run
             return _output(*run(self._native.params, inputs.x, state, inputs.lengths))
 
     def run_from_zero(self, x: Array) -> Output:
         """See `Boundary.run_from_zero`."""
-        if not self._short:
+        if not self._short or disturbed():
             return super().run_from_zero(x)
         return _output(*self._compiled.run(self._native.params, x, None, None))
 
     def pull_back(self, inputs: Inputs, cotangent: Output) -> Gradients:
         """See `BoundaryLayer.pull_back`; one compiled function goes forward and back."""
-        with width(self.spec):
+        with scope(self.spec):
             arguments = self._native.params, inputs.x, inputs.state, inputs.lengths
             found = self.compiled(len(inputs.x)).pull_back(*arguments, cotangent)
             weights = {

@@ -36,6 +36,7 @@ from multirnn_jax.apply import (
     matrix,
     product,
     projection_bias,
+    spread,
     stack,
 )
 
@@ -57,7 +58,8 @@ def _scan(
 ) -> tuple[State, jax.Array]:
     """One layer in one direction: the final state, and the outputs `(time, ..., hidden_size)`."""
     bias, candidate_bias = projection_bias(spec.form, weights.get("bias_ih"), weights.get("bias_hh"))
-    gates = product(inputs, matrix(weights["weight_ih"])) + bias
+    projected = product(inputs, matrix(weights["weight_ih"]))
+    gates = projected + spread(bias, projected.ndim)
     first = first_state(spec.form, gates[..., : spec.hidden_size], initial)
     # Inside `jax.shard_map` a `custom_vjp` demands that the gradient of a weight varies over the devices as the weight
     # does. With this zero the weight varies as the input does; the gradients of the devices are then added by JAX.
@@ -184,7 +186,7 @@ def _before(first: Any, after: Any, *, valid: Any, reverse: bool) -> Any:
         return jnp.concatenate([first[None], after])[:-1]
     if valid is not None:
         # The step that a row begins with comes after its padding.
-        after = jnp.where(valid, after, first)
+        after = jnp.where(valid, after, first[None])
     return jnp.concatenate([after, first[None]])[1:]
 
 
@@ -274,7 +276,7 @@ class _GRUResetAfter(_Cell):
     @staticmethod
     def preactivation(h: Any, kept: Any, blocks: list[Any], d: Any) -> Any:
         r, z, q = jnp.split(product(h, blocks[0]), 3, axis=-1)
-        return jnp.concatenate([r, z, kept[0] * (q + d)], axis=-1)
+        return jnp.concatenate([r, z, kept[0] * (q + d[None])], axis=-1)
 
 
 class _GRUResetBefore(_Cell):

@@ -20,7 +20,7 @@ from multirnn.parity import Batch, Optimiser
 from multirnn.weights import Array
 from multirnn_jax.apply import Params, apply
 from multirnn_jax.layer import JaxLayer
-from multirnn_jax.weights import width
+from multirnn_jax.weights import scope
 
 __all__ = ["OPTIMISERS", "default_epsilon", "train"]
 
@@ -37,7 +37,7 @@ def train(layer: JaxLayer, batch: Batch, optimiser: Optimiser, steps: int) -> Ar
     """Train the parameters, and put the last ones in their place; see `multirnn.parity.Trains`."""
     native = layer.native
     losses = []
-    with width(layer.spec):
+    with scope(layer.spec):
         init, update, params_of = OPTIMISERS[optimiser.name](optimiser)
         update = jax.jit(update)
         state = init(native.params)

@@ -1,6 +1,6 @@
 """Canonical weights <-> the parameters of a `Recurrence`: the same names and shapes, as arrays of JAX."""
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import jax
@@ -9,12 +9,30 @@ import numpy as np
 from multirnn import InvalidCall, RecurrentSpec, Unrepresentable, Weights
 from multirnn_jax.apply import Recurrence
 
-__all__ = ["devices", "read", "recurrence", "width"]
+__all__ = ["devices", "disturbed", "read", "recurrence", "scope", "width"]
 
 
 def width(spec: RecurrentSpec) -> AbstractContextManager[None]:
     """The scope in which JAX has the dtype of the spec: its 64-bit mode for float64, in this thread and no longer."""
     return nullcontext() if spec.dtype == "float32" else jax.enable_x64(True)
+
+
+def scope(spec: RecurrentSpec) -> AbstractContextManager[Any]:
+    """The scope in which a layer computes: `width`, and as if neither jit nor transfers were forbidden."""
+    if not disturbed():
+        return width(spec)
+    stack = ExitStack()
+    stack.enter_context(width(spec))
+    stack.enter_context(jax.disable_jit(False))  # one operation after another rounds differently
+    stack.enter_context(jax.transfer_guard("allow"))  # a layer is given NumPy arrays
+    return stack
+
+
+def disturbed() -> bool:
+    """Whether JAX is told to run without jit or to guard transfers; asked in 0.4 µs."""
+    config: Any = jax.config
+    guards = config.jax_transfer_guard_host_to_device, config.jax_transfer_guard_device_to_host
+    return config.jax_disable_jit or guards != (None, None)
 
 
 def recurrence(weights: Weights, device: str | None) -> Recurrence:
