@@ -527,7 +527,10 @@ def test_a_model_is_adopted_as_it_is(native: Callable[[OnnxStack], Any]) -> None
 
 
 def test_a_model_that_nobody_can_call() -> None:
-    model = changed(lambda m: setattr(m.graph.input[0], "name", "input"))
+    def renamed(model: onnx.ModelProto) -> None:
+        model.graph.input[0].name = operator(model).input[0] = "input"
+
+    model = changed(renamed)
     with pytest.raises(
         mr.InvalidCall, match=r"it takes input, lengths, h_0 and returns y, h_n, and x, lengths, h_0 and returns"
     ):

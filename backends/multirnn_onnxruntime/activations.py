@@ -7,14 +7,15 @@ all directions have the same activation.
 
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
-from math import nan
+from math import isfinite, nan
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from onnx import NodeProto, helper
+from onnx import NodeProto
 
 from multirnn import Activation, RecurrentSpec, Unrepresentable
+from multirnn_onnxruntime.proto import attribute, short
 
 __all__ = ["attributes", "read"]
 
@@ -60,12 +61,16 @@ def read(node: NodeProto) -> tuple[Activation, Activation]:
     Raises:
         Unrepresentable: no spec has them.
     """
-    given = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-    count = len(_GIVEN_NONE[node.op_type])
-    names = [name.decode() for name in given.get("activations", ())]
-    if node.op_type == "RNN" and given.get("direction", b"forward") != b"bidirectional":
+    kind, count = node.op_type, len(_GIVEN_NONE[node.op_type])
+    both = attribute(node, "direction") == "bidirectional"
+    names = attribute(node, "activations") or []
+    if kind == "RNN" and not both and len(names) == 2:
         names = names[:1]  # the default of ONNX's RNN is two names, whatever its directions
-    used = list(_parametrised(names or list(_GIVEN_NONE[node.op_type]), given))
+    if names and len(names) != count * (1 + both):
+        raise Unrepresentable(
+            f"the {kind} has {count} activation{'s' * (count > 1)} for each direction, and this one {len(names)} in all"
+        )
+    used = list(_parametrised(names or list(_GIVEN_NONE[kind]), node))
     directions = [used[start : start + count] for start in range(0, len(used), count)]
     if any(direction != directions[0] for direction in directions):
         raise Unrepresentable(f"the {node.op_type} has other activations in each direction, and a spec has the same")
@@ -75,12 +80,14 @@ def read(node: NodeProto) -> tuple[Activation, Activation]:
     return activation, gates[0] if gates else Activation("sigmoid")
 
 
-def _parametrised(names: list[str], given: Mapping[str, Any]) -> Iterator[Activation]:
+def _parametrised(names: list[str], node: NodeProto) -> Iterator[Activation]:
     ours = {theirs: name for name, theirs in _NAMES.items()}
-    values = {parameter: iter(given.get(f"activation_{parameter}", ())) for parameter in ("alpha", "beta")}
+    values = {parameter: iter(attribute(node, f"activation_{parameter}") or ()) for parameter in ("alpha", "beta")}
     for name in names:
         if name not in ours:
-            raise Unrepresentable(f"no spec has the activation {name!r} of ONNX; it has {', '.join(_NAMES.values())}")
+            raise Unrepresentable(
+                f"no spec has the activation {short(name)} of ONNX; it has {', '.join(_NAMES.values())}"
+            )
         defaults = _DEFAULTS.get(name, {})
         parameters = {p: next(values[p], defaults.get(p, nan)) for p in _PARAMETERS.get(name, ())}
         if name != "Affine":
@@ -95,5 +102,7 @@ def _parametrised(names: list[str], given: Mapping[str, Any]) -> Iterator[Activa
 
 def _simplest(value: float) -> float:
     """The number that was meant: ONNX keeps it in float32, which is neither 0.2 nor 1/6."""
+    if not isfinite(value):
+        return value  # which no activation has
     fraction = float(Fraction(value).limit_denominator(64))
     return fraction if np.float32(fraction) == value else float(str(np.float32(value)))

@@ -2,12 +2,15 @@
 
 from typing import Any
 
+from onnx import ModelProto
+
 from multirnn import InvalidCall, RecurrentSpec, Weights
 from multirnn.adoption import Adopted, AdoptedLayer, native_spec
 from multirnn_onnxruntime.graph import inputs_of, outputs_of
 from multirnn_onnxruntime.layer import OnnxRuntimeLayer
 from multirnn_onnxruntime.session import OnnxStack
-from multirnn_onnxruntime.weights import read
+from multirnn_onnxruntime.trial import Trial
+from multirnn_onnxruntime.weights import tried
 
 __all__ = ["AdoptedModel", "adopt"]
 
@@ -16,37 +19,58 @@ def adopt(native: Any, spec: RecurrentSpec | None, *, compiled: bool) -> Adopted
     """Run a model as it is; see `multirnn.adoption.adopt`.
 
     Args:
-        native: an `OnnxStack`; or an `onnx.ModelProto` with the inputs and outputs that `multirnn_onnxruntime.graph` names.
+        native: an `OnnxStack`; or an `onnx.ModelProto` that is called as those of `multirnn_onnxruntime.graph`.
         spec: None, or the model's own.
         compiled: ONNX Runtime has no compiled form.
 
     Raises:
         InvalidCall: it is no such model, or of another spec, or its compiled form is asked for.
     """
-    own, readable = native_spec(native, spec, read)
+    trials: list[Trial] = []
+
+    def read(one: Any) -> Weights:
+        trials.append(tried(one))
+        return trials[0].weights
+
+    _, readable = native_spec(native, spec, read)
     if not readable:
         raise InvalidCall(
-            f"the onnxruntime backend runs an onnx.ModelProto or an OnnxStack, not a {type(native).__qualname__}"
+            "the onnxruntime backend runs models that it can read, and multirnn.read(model) tells why it cannot read this"
+            if isinstance(native, ModelProto | OnnxStack)
+            else f"the onnxruntime backend runs an onnx.ModelProto or an OnnxStack, not a {type(native).__qualname__}"
         )
     if compiled:
         raise InvalidCall("ONNX Runtime has no compiled form of a model beside its session; run it as it is")
-    model = native.model if isinstance(native, OnnxStack) else native
-    names = tuple(value.name for value in model.graph.input), tuple(value.name for value in model.graph.output)
-    wanted = inputs_of(own), outputs_of(own)
-    if names != wanted:
-        there, right = (f"{', '.join(given)} and returns {', '.join(back)}" for given, back in (names, wanted))
-        raise InvalidCall(
-            f"nothing tells how this model is called: it takes {there}, and {right} would be right; "
-            'run what it computes by multirnn.build(multirnn.read(model), "onnxruntime")'
+    if otherwise := _called_otherwise(trials[0]):
+        raise InvalidCall(f'{otherwise}; run what it computes by multirnn.build(multirnn.read(model), "onnxruntime")')
+    stack = native if isinstance(native, OnnxStack) else OnnxStack(native)
+    return AdoptedModel(native, _ForeignLayer(trials[0].weights, stack))
+
+
+def _called_otherwise(trial: Trial) -> str | None:
+    """How a model is called, if not as those of `multirnn_onnxruntime.graph`: by names, layout and sizes."""
+    call, returned = trial.call, trial.returned
+    taken = (call.x, *filter(None, [call.lengths]), *(name for names in call.states for name in names))
+    right = inputs_of(trial.weights.spec), outputs_of(trial.weights.spec)
+    if (taken, tuple(returned)) != right:
+        there, wanted = (
+            f"{', '.join(given)} and returns {', '.join(back)}" for given, back in ((taken, returned), right)
         )
-    return AdoptedModel(native, native if isinstance(native, OnnxStack) else OnnxStack(native))
+        return f"nothing tells how this model is called: it takes {there}, and {wanted} would be right"
+    if call.layout != "time first" or any(call.fixed()):
+        given = "of one size alone" if any(call.fixed()) else call.layout
+        return f"this model takes x {given}, and x time first, of any size, would be right"
+    for name, what in zip(returned, ("sequence", "h", "c"), strict=False):
+        if returned[name] != what:
+            return f"this model returns as {name} the {returned[name]}, and the {what} would be right"
+    return None
 
 
 class AdoptedModel(AdoptedLayer):
     """A model, which runs as the layer that it is the native of."""
 
-    def __init__(self, native: Any, stack: OnnxStack) -> None:
-        super().__init__(_Layer(read(native), stack), f"{type(native).__name__} (onnxruntime)")
+    def __init__(self, native: Any, layer: OnnxRuntimeLayer) -> None:
+        super().__init__(layer, f"{type(native).__name__} (onnxruntime)")
         self.native = native
 
     @property
@@ -54,14 +78,19 @@ class AdoptedModel(AdoptedLayer):
         """ONNX Runtime has no compiled form."""
         return False
 
+
+class _ForeignLayer(OnnxRuntimeLayer):
+    """A layer of a model that holds its weights where it likes, and constants beside them."""
+
+    def __init__(self, weights: Weights, native: OnnxStack) -> None:
+        super().__init__(weights, native)
+        self._weights = weights
+
+    @property
+    def parameter_count(self) -> int:
+        """The sizes of the weights, added up."""
+        return sum(array.size for array in self._weights.arrays.values())
+
     def weights(self) -> Weights:
-        """What the model holds, in initialisers or elsewhere."""
-        return read(self.native)
-
-
-class _Layer(OnnxRuntimeLayer):
-    """A layer of a model whose initialisers may have any names."""
-
-    def weights(self) -> Weights:
-        """See `OnnxRuntimeLayer.weights`."""
-        return read(self.native)
+        """Those that the session was made with."""
+        return self._weights

@@ -11,11 +11,12 @@ from multirnn.layer import Lengths
 from multirnn.registry import backend as load_backend
 from multirnn.weights import Array
 from multirnn_onnxruntime.graph import inputs_of, outputs_of
+from multirnn_onnxruntime.lengths import settle, steps
 from multirnn_onnxruntime.overflow import Guard
 from multirnn_onnxruntime.session import OnnxStack, Step
 from multirnn_onnxruntime.weights import model, read_as
 
-__all__ = ["OnnxRuntimeLayer", "build", "refuses", "settle", "steps"]
+__all__ = ["OnnxRuntimeLayer", "build", "refuses"]
 
 FEW = 64
 """Up to so many rows a step is run by a `Step`: a simple RNN of 32 units took 11 µs for 15 with one row, 39 for 42 with 64; an
@@ -169,22 +170,3 @@ class OnnxRuntimeLayer(InferenceLayer):
         if len(full) != batch or full[0] != time:
             self._full = full = steps(None, batch, time)
         return full
-
-
-# ONNX Runtime returns zeros for the state of a row of length 0, and its RNN reads before its own memory. So such a row is
-# run for a step, and what comes of it is put right.
-
-
-def steps(lengths: Lengths | None, batch: int, time: int) -> NDArray[np.int32]:
-    """How long the rows are run: `(batch,)`, each from 1 to time."""
-    return np.full(batch, time, np.int32) if lengths is None else np.maximum(lengths, 1).astype(np.int32)
-
-
-def settle(y: Array, final: Sequence[Array], state: Sequence[Array], lengths: Lengths | None) -> None:
-    """Give the rows of length 0 outputs that are zero and the state that they had, in place."""
-    if lengths is None or lengths.all():
-        return
-    nothing = lengths == 0
-    y[:, nothing] = 0
-    for end, start in zip(final, state, strict=True):
-        end[:, nothing] = start[:, nothing]

@@ -131,7 +131,7 @@ def _bound(activation: Activation, of: Any) -> Any:
     """The largest value that an activation has of numbers up to this size."""
     if activation.name in AT_MOST_ONE:
         return 1.0
-    return np.maximum(of, activation.alpha) if activation.name == "elu" else of
+    return np.maximum(of, activation.parameters.get("alpha", 0.0))  # elu's
 
 
 def _largest(array: Array, each: bool) -> Any:

@@ -1,17 +1,43 @@
 """An ONNX model with the ONNX Runtime session that runs it, `OnnxStack`, and calls of it that are bound to arrays."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import onnxruntime
+from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
 from onnx import ModelProto, ValueInfoProto
+from onnxruntime.capi import (
+    onnxruntime_pybind11_state as raised,  # pyright: ignore[reportAttributeAccessIssue]
+)
 
-from multirnn import RecurrentSpec
+from multirnn import MultirnnError, RecurrentSpec, Unrepresentable
 from multirnn.weights import Array
 from multirnn_onnxruntime.graph import OPERATORS, inputs_of, outputs_of
 
-__all__ = ["OnnxStack", "Step"]
+__all__ = ["OnnxStack", "Step", "running"]
+
+# Those of ONNX Runtime have no class in common but Exception.
+_FAILURES: tuple[type[Exception], ...] = tuple(
+    one for one in vars(raised).values() if isinstance(one, type) and issubclass(one, Exception)
+)
+
+
+@contextmanager
+def running() -> Iterator[None]:
+    """Around a model of the user's own that is loaded or run.
+
+    Raises:
+        Unrepresentable: ONNX Runtime does not; with its own reason.
+    """
+    try:
+        yield
+    except MultirnnError:
+        raise
+    except (*_FAILURES, EncodeError, RuntimeError, ValueError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise Unrepresentable(f"ONNX Runtime does not run this model: {reason[:300]}") from error
 
 
 class OnnxStack:
@@ -30,6 +56,9 @@ class OnnxStack:
         model: as `multirnn_onnxruntime.graph` makes it.
         threads: of one call; those that ONNX Runtime chooses, one a core, unless given.
 
+    Raises:
+        Unrepresentable: it is no model, or none that ONNX Runtime loads.
+
     Attributes:
         session: `session.run(None, {"x": x, "lengths": lengths, "h_0": h})` runs it. No array may be empty, and no
             length 0: ONNX Runtime ends the process, or reads memory that is not its own. NaN is lost in many of its kernels.
@@ -39,9 +68,14 @@ class OnnxStack:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 4  # what is wrong is raised, and need not be printed too
-        self._bytes = model.SerializeToString()
         self._threads = threads
-        self._session: Any = onnxruntime.InferenceSession(self._bytes, options, providers=["CPUExecutionProvider"])
+        if not isinstance(model, ModelProto):
+            raise Unrepresentable(
+                f"a {type(model).__name__} is not an onnx.ModelProto, and an OnnxStack is made of one"
+            )
+        with running():
+            self._bytes = model.SerializeToString()
+            self._session: Any = onnxruntime.InferenceSession(self._bytes, options, providers=["CPUExecutionProvider"])
 
     @property
     def session(self) -> Any:

@@ -9,7 +9,8 @@ from multirnn import Output, State
 from multirnn.bench.work import Prepared, Work
 from multirnn.weights import Array
 from multirnn_onnxruntime.graph import inputs_of, outputs_of
-from multirnn_onnxruntime.layer import OnnxRuntimeLayer, settle, steps
+from multirnn_onnxruntime.layer import OnnxRuntimeLayer
+from multirnn_onnxruntime.lengths import settle, steps
 from multirnn_onnxruntime.session import OnnxStack
 
 __all__ = ["prepare"]

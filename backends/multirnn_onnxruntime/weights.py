@@ -13,11 +13,13 @@ from multirnn import CONVENTIONS, Activation, RecurrentSpec, Unrepresentable, We
 from multirnn.conventions import Convention, Entry
 from multirnn.weights import Array
 from multirnn_onnxruntime import activations, graph
-from multirnn_onnxruntime.chain import Chain, attribute
+from multirnn_onnxruntime.chain import Chain
 from multirnn_onnxruntime.graph import OPERATORS
+from multirnn_onnxruntime.proto import attribute
 from multirnn_onnxruntime.session import OnnxStack
+from multirnn_onnxruntime.trial import Trial
 
-__all__ = ["model", "read", "read_as"]
+__all__ = ["model", "read", "read_as", "tried"]
 
 _ONNX = CONVENTIONS["onnx"]
 
@@ -50,13 +52,21 @@ def read_as(spec: RecurrentSpec, model: ModelProto) -> Weights:
 def read(native: Any) -> Weights:
     """The spec and the weights of an ONNX model whose operators RNN, LSTM or GRU are one stack.
 
+    The model is run once by ONNX Runtime, and what it computes compared with what its weights describe.
+
     Args:
         native: an `OnnxStack`; or a `ModelProto`, whatever made it, that does nothing else but to move arrays. The
             operators have all biases or none, so that its spec has `bias="double"` or `"none"`, but for an `OnnxStack`.
 
     Raises:
-        Unrepresentable: no spec describes it; the sentence names what no spec has.
+        Unrepresentable: no spec describes it; the sentence names what no spec has. Or ONNX Runtime does not run it.
+        InvalidSpec, InvalidWeights: its numbers are those of no spec.
     """
+    return tried(native).weights
+
+
+def tried(native: Any) -> Trial:
+    """The trial that a model has passed, with its weights; see `read`."""
     if isinstance(native, OnnxStack):
         native = native.model
     if not isinstance(native, ModelProto):
@@ -68,7 +78,7 @@ def read(native: Any) -> Weights:
         raise Unrepresentable("the layers of a spec are alike, and those of the model differ in their activations")
     cell = next(cell for cell, operator in OPERATORS.items() if operator == first.op_type)
     reset_after = cell != "gru" or bool(attribute(first, "linear_before_reset"))
-    return _weights(chain.arrays(), cell, reset_after, *pair)
+    return Trial(chain, _weights(chain.arrays(), cell, reset_after, *pair))
 
 
 def _weights(
