@@ -24,6 +24,7 @@ OWN = ("--cell", "gru", "--hidden", "4", "--batch", "3", "--time", "7", "--threa
 def bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..., Result]]:
     """The command in this process and in an empty folder; the machine's limits are known."""
     monkeypatch.setattr(limits, "measure", lambda *threads, dtypes: LIMITS)
+    monkeypatch.setattr(limits, "measure_again", lambda found: found)
     monkeypatch.chdir(tmp_path)
     return lambda *arguments: CliRunner().invoke(main, ["bench", *map(str, arguments)], env={"COLUMNS": "200"})
 
@@ -136,6 +137,7 @@ from multirnn.bench import limits
 from multirnn.bench.limits import Ceilings, Limits
 from multirnn.bench.machine import describe
 limits.measure = lambda *threads, dtypes: Limits.from_dict({LIMITS.to_dict()!r})
+limits.measure_again = lambda found: found
 from multirnn.cli import main
 main(prog_name="multirnn")
 """

@@ -5,6 +5,7 @@ import os
 import re
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import numpy as np
 import pytest
 from bench_examples import LIMITS, PEERS, SMALL, a_header
 
-from multirnn.bench import limits, run
+from multirnn.bench import limits, run, seats
 from multirnn.bench.contenders import find
+from multirnn.bench.limits import Limits
 from multirnn.bench.machine import describe
 from multirnn.bench.problems import Entry, Problem, Table
 from multirnn.bench.results import NotSaved, Writer, read
@@ -100,7 +102,7 @@ class Asked:
 
 
 def test_as_many_get_ready_at_once_as_there_are_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "allowed_cores", lambda: (3, 5))
+    monkeypatch.setattr(seats, "allowed_cores", lambda: (3, 5))
     begun: list[tuple[str, int]] = []
 
     def begin(seat: Any, place: int) -> bool:
@@ -110,16 +112,16 @@ def test_as_many_get_ready_at_once_as_there_are_cores(monkeypatch: pytest.Monkey
             os.write(seat.writing, b"\n")
         return bool(seat.name != "refused")
 
-    seats: list[Any] = [Asked(name) for name in ("hanging", "quick", "refused", "last")]
-    at_once: Iterator[Any] = run._at_once(seats, begin, 0.2)
+    asked: list[Any] = [Asked(name) for name in ("hanging", "quick", "refused", "last")]
+    at_once: Iterator[Any] = seats.at_once(asked, begin, 0.2)
     assert next(at_once).name == "quick"
     assert begun == [("hanging", 1), ("quick", 0)]
     assert next(at_once).name == "last"
     assert begun[2:] == [("refused", 0), ("last", 0)]
-    assert time.monotonic() - seats[0].asked < 0.2
+    assert time.monotonic() - asked[0].asked < 0.2
     assert [seat.name for seat in at_once] == ["hanging"]
-    assert time.monotonic() - seats[0].asked >= 0.2
-    for seat in seats:
+    assert time.monotonic() - asked[0].asked >= 0.2
+    for seat in asked:
         os.close(seat.reading)
         os.close(seat.writing)
 
@@ -238,3 +240,37 @@ def test_a_full_folder_for_inputs_says_what_is_saved(
         NotSaved, match=r"inputs cannot be written to .*: 1024 requested and 0 written; 0 rows are saved"
     ):
         run_table(Table("own", PAIR, (1,), seconds=0, cap=3), ("right",), tmp_path / "r.jsonl")
+
+
+def test_ceilings_are_measured_again_and_every_row_is_held_against_the_highest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "MEASURED_AGAIN", 0.0)
+    rates = iter([3e12, 2e12, 1e12])  # after each of both problems, and at the end
+    path = tmp_path / "r.jsonl"
+
+    def measure(found: Limits) -> Limits:
+        return found.highest(with_products(next(rates)))
+
+    table = Table("own", PAIR, (1,), seconds=0, cap=3)
+    sources = [one for one in find([], [PEERS]) if one.name == "right"]
+    header = a_header(settings=settings(table, (1,), 0), limits=LIMITS.to_dict())
+    with (
+        Writer.create(path, header) as writer,
+        Run(table, sources, (1,), writer, LIMITS, measure=measure) as running,
+    ):
+        running()
+    assert next(rates, None) is None
+    found = read(path)
+    assert len(found.rows) == 2
+    highest = Limits.from_dict(found.header["limits"])
+    assert highest.ceilings[1].products == {"float32": 3e12, "float64": 5e10}
+    for row in found.rows:
+        problem = Problem.from_dict(row["problem"])
+        assert row["limit_s"] == highest.seconds(problem, "inference", 1) < LIMITS.seconds(problem, "inference", 1)
+        assert row["share"] == row["limit_s"] / row["median"]
+
+
+def with_products(rate: float) -> Limits:
+    found = LIMITS.ceilings[1]
+    return Limits(LIMITS.caches, {1: replace(found, products={**found.products, "float32": rate})})

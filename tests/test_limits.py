@@ -8,9 +8,19 @@ import pytest
 
 from multirnn import kernel
 from multirnn.bench import ceilings, machine
-from multirnn.bench.limits import ACTIVATION, LATENCY, Ceilings, Limits, bytes_moved, flops, measure, minimum_memory
+from multirnn.bench.limits import (
+    ACTIVATION,
+    LATENCY,
+    Ceilings,
+    Limits,
+    bytes_moved,
+    flops,
+    measure,
+    measure_again,
+    minimum_memory,
+)
 from multirnn.bench.problems import Problem
-from multirnn.errors import InvalidCall
+from multirnn.errors import InvalidCall, InvalidData
 
 RNN = Problem("rnn", "simple_rnn", batch=3, time=7, input_size=5, hidden_size=11)
 LSTM = replace(RNN, name="lstm", cell="lstm", bias="")
@@ -206,6 +216,7 @@ def test_the_ceilings_are_measured_by_several_means(monkeypatch: pytest.MonkeyPa
         for name, rate in best.items():
             assert rate == max(means[name].values()) > 1e8
     assert "NumPy as installed" in found.product_means["float32"]
+    assert (ceilings.TILE in found.product_means["float32"]) != bool(kernel.missing())
     assert limits.seconds(RNN, "inference", 1) > 0
     compiled = {
         level for level, means in found.bandwidth_means.items() if "weights of the compiled recurrence" in means
@@ -221,7 +232,8 @@ def test_several_cores_are_at_least_as_many_times_one(monkeypatch: pytest.Monkey
     alone = {"float32": {"one": 1e30}, "float64": {"one": 1.0}}
     found = ceilings.joint_products(2, alone)
     assert found["float32"]["2 times one core by itself"] == 2e30
-    assert set(found["float64"]) == {"one product", "a product a core", "2 times one core by itself"}
+    tiles = set() if kernel.missing() else {f"{ceilings.TILE}, one a core"}
+    assert set(found["float64"]) == {"one product", "a product a core", "2 times one core by itself"} | tiles
 
 
 def test_one_core_reads_no_less_than_its_part_of_what_several_read_together(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,6 +250,39 @@ def test_one_core_reads_no_less_than_its_part_of_what_several_read_together(monk
     assert found.ceilings[1].bandwidths == {"L1": 9e10, "L3": 1.7e10, "memory": 9e9}
     assert found.ceilings[1].bandwidth_means["L3"]["1/2 of what 2 cores read together"] == 1.7e10
     assert found.ceilings[2].bandwidths == rates[2]
+
+
+def test_of_two_measurements_the_higher_rates_count() -> None:
+    one = {"BLAS": 9e10, "tile": 1e11}
+    other = {"BLAS": 9.5e10, "tile": 9e10}
+    levels = {"L1": {"read": 1e11}, "memory": {"read": 1e10}}
+    limits = [
+        Limits({"L1": 1}, {1: Ceilings({"float32": max(means.values())}, {"float32": means}, {"L1": 1e11}, levels)})
+        for means in (one, other)
+    ]
+    found = limits[0].highest(limits[1]).ceilings[1]
+    assert found.product_means == {"float32": {"BLAS": 9.5e10, "tile": 1e11}}
+    assert found.products == {"float32": 1e11}
+    assert MACHINE.highest(MACHINE).ceilings[2].products == MACHINE.ceilings[2].products
+    assert MACHINE.highest(Limits({}, {})).ceilings[1].bandwidths == MACHINE.ceilings[1].bandwidths
+
+
+def test_products_are_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ceilings, "SIZE", 64)
+    monkeypatch.setattr(ceilings, "PERIOD", 0.003)
+    slow = Limits(MACHINE.caches, {1: replace(MACHINE.ceilings[1], products={"float32": 1.0})})
+    found = measure_again(slow)
+    assert found.ceilings[1].products["float32"] > 1e8
+    assert found.ceilings[1].bandwidths == MACHINE.ceilings[1].bandwidths
+    fast = Limits(MACHINE.caches, {1: replace(MACHINE.ceilings[1], products={"float32": 1e30})})
+    assert measure_again(fast).ceilings[1].products == {"float32": 1e30}
+
+
+def test_what_is_no_limit_is_told() -> None:
+    values = MACHINE.to_dict()
+    for broken in ({}, values | {"ceilings": {"one": {}}}, values | {"ceilings": {"1": {"rate": 1}}}):
+        with pytest.raises(InvalidData, match="its limits are none that were measured"):
+            Limits.from_dict(broken)
 
 
 def test_more_threads_than_cores_cannot_be_measured() -> None:

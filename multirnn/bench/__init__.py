@@ -11,7 +11,7 @@ How
     verify       the float64 reference, and how far a contender is from it
     worker       the process of one contender; `process` is its other end, `said` what it prints, `keeper` who ends what is left
     rounds       interleaved rounds over all contenders
-    run          a table from its first problem to its last
+    run          a table from its first problem to its last; `seats`, its contenders
     results      the file of rows, and `fields`, what has to be in each
 
 On what

@@ -1,8 +1,9 @@
 """The ceilings of this machine by measurement: the rate of a matrix product, the bandwidth of each level of memory.
 
 A ceiling that is too low makes every share too high, so each is measured by several means and the best is taken: with
-the BLAS as it is installed, with the kernels of another instruction set where the processor has one that the BLAS may
-not have noticed, and with all cores in one product or each core in its own, where no core waits for another. What no two
+the tile of the compiled recurrence, with the BLAS as it is installed, with its kernels of another instruction set where the
+processor has one that the BLAS may not have noticed, and with all cores in one product or each core in its own, where no
+core waits for another. A host is faster at one time than at another, so products are measured several times in a run. What no two
 cores share is taken as many times as there are cores; of what they do share, one core by itself reads no less than its
 part. Memory is read by NumPy and, where it is there, by the compiled recurrence.
 """
@@ -26,16 +27,23 @@ CORE_TYPES: Mapping[str, str] = {"avx512f": "SkylakeX", "avx2": "Haswell"}
 """Instruction sets, best first, and the name of the OpenBLAS kernels that need them."""
 
 
-def matrix_products(dtypes: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Floating-point operations a second of one core, by dtype and means."""
+def matrix_products(dtypes: Sequence[str], passes: int = PASSES) -> dict[str, dict[str, float]]:
+    """Floating-point operations a second of one core, by dtype and means.
+
+    Args:
+        dtypes: of the products.
+        passes: in each of which every means is tried; the best counts.
+    """
     core = allowed_cores()[:1]
     rates: dict[str, dict[str, float]] = {dtype: {} for dtype in dtypes}
-    for _ in range(PASSES):
+    for _ in range(passes):
         for dtype in dtypes:
             for label, variables in _environments():
                 environment = {**thread_variables(1), **variables}
                 rate = measure_alone("product", dtype, SIZE, PERIOD, cores=core, environment=environment)
                 rates[dtype][label] = max(rate, rates[dtype].get(label, 0.0))
+            if rate := _tiles(dtype, core):
+                rates[dtype][TILE] = max(rate, rates[dtype].get(TILE, 0.0))
     return rates
 
 
@@ -59,7 +67,18 @@ def joint_products(threads: int, alone: Mapping[str, Mapping[str, float]]) -> di
             "a product a core": sum(each),
             f"{threads} times one core by itself": threads * max(alone[dtype].values()),
         }
+        if rate := _tiles(dtype, cores):
+            rates[dtype][f"{TILE}, one a core"] = rate
     return rates
+
+
+TILE = "tile of the compiled recurrence"
+
+
+def _tiles(dtype: str, cores: Sequence[int]) -> float:
+    """Of the compiled recurrence, each core by itself; 0 where it is not there."""
+    found = measure_together("tile", dtype, PERIOD, cores=[[core] for core in cores], environment=thread_variables(1))
+    return 0.0 if None in found else sum(found)
 
 
 def _environments() -> Iterator[tuple[str, dict[str, str]]]:

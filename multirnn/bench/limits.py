@@ -30,7 +30,7 @@ from multirnn.bench.problems import Problem
 from multirnn.errors import InvalidCall, InvalidData
 from multirnn.spec import RecurrentSpec
 
-__all__ = ["Ceilings", "Limits", "bytes_moved", "flops", "measure", "minimum_memory"]
+__all__ = ["Ceilings", "Limits", "bytes_moved", "flops", "measure", "measure_again", "minimum_memory"]
 
 ACTIVATION = 48
 """What a tanh or sigmoid costs, in floating-point operations at the rate of products.
@@ -213,6 +213,21 @@ class Limits:
         moved = bytes_moved(problem, mode)
         return max(total, moved * self._seconds_a_byte(min(moved, minimum_memory(problem)), threads))
 
+    def highest(self, other: "Limits") -> "Limits":
+        """The higher of both ceilings, for every number of threads that this one has.
+
+        Args:
+            other: was measured on the same machine at another time.
+        """
+        made = {}
+        for threads, found in self.ceilings.items():
+            there = other.ceilings.get(threads, found)
+            made[threads] = _ceilings(
+                _higher(found.product_means, found.products, there.product_means, there.products),
+                _higher(found.bandwidth_means, found.bandwidths, there.bandwidth_means, there.bandwidths),
+            )
+        return Limits(self.caches, made)
+
     def share(self, problem: Problem, mode: str, threads: int, seconds: float) -> float:
         """How much of the limit a measured time reaches: 1 is as fast as this machine can."""
         return self.seconds(problem, mode, threads) / seconds
@@ -277,7 +292,38 @@ def measure(*threads: int, dtypes: Sequence[str] = tuple(BYTES)) -> Limits:
     return Limits(cache_sizes(), {count: ceilings[count] for count in threads})
 
 
-def _ceilings(products: Mapping[str, Mapping[str, float]], levels: Mapping[str, Mapping[str, float]]) -> Ceilings:
+def measure_again(limits: Limits) -> Limits:
+    """The limits, with products measured once more, a second or two for each number of threads; the higher rate counts.
+
+    Args:
+        limits: of this machine.
+
+    Raises:
+        InvalidCall: this process may not run on so many cores.
+    """
+    products = matrix_products(sorted({dtype for found in limits.ceilings.values() for dtype in found.products}), 1)
+    made = {}
+    for threads, found in limits.ceilings.items():
+        rates = products if threads == 1 else joint_products(threads, products)
+        made[threads] = _ceilings(
+            rates, found.bandwidth_means or {at: {"": one} for at, one in found.bandwidths.items()}
+        )
+    return limits.highest(Limits(limits.caches, made))
+
+
+Means = Mapping[str, Mapping[str, float]]
+
+
+def _higher(means: Means, best: Mapping[str, float], others: Means, best_other: Mapping[str, float]) -> Means:
+    """By name the higher rate of each means; what was found by means that are not told counts too."""
+    made: dict[str, Mapping[str, float]] = {}
+    for name in best:
+        one, other = means.get(name, {"": best[name]}), others.get(name, {"": best_other.get(name, 0.0)})
+        made[name] = {by: max(one.get(by, 0.0), other.get(by, 0.0)) for by in {**one, **other}}
+    return made
+
+
+def _ceilings(products: Means, levels: Means) -> Ceilings:
     """The best of all means."""
     return Ceilings(
         {dtype: max(means.values()) for dtype, means in products.items()},

@@ -92,7 +92,13 @@ class Problem:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The problem that `to_dict` wrote."""
+        """The problem that `to_dict` wrote.
+
+        Raises:
+            InvalidSpec: it has a field that no problem has, or a value that describes no layer.
+        """
+        if unknown := set(values) - {one.name for one in fields(cls)}:
+            raise InvalidSpec(f"a problem has no field {min(unknown)!r}")
         return cls(**values)
 
 

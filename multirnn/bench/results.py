@@ -1,5 +1,7 @@
 """The file of results: JSON lines, a header and then a row a measurement, each safe on the disk before the next begins.
 
+Between rows there may be limits that were measured again. What is read back is held against the highest of all.
+
 A run may end at any moment: what is read back is every line that was finished. `resume` goes on where the file ends.
 """
 
@@ -9,22 +11,27 @@ import stat
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import reduce
 from io import FileIO
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Self
 
 from multirnn.bench.fields import fault_of_header, fault_of_row
-from multirnn.errors import InvalidCall, InvalidData
+from multirnn.bench.limits import Limits
+from multirnn.bench.problems import Problem
+from multirnn.errors import InvalidCall, InvalidData, InvalidSpec
 
 if sys.platform != "win32":
     import fcntl
 
 __all__ = ["DONE", "VERSION", "NotSaved", "Results", "Writer", "key", "read", "taken"]
 
-VERSION = 1
+VERSION = 2
+READ = (1, 2)
+"""Versions that are read: in the first there are no limits beyond those of the header."""
 
 DONE = ("timed", "wrong", "refused", "slow")
 """What `--resume` does not try again, unless `--disturbed` says so."""
@@ -44,7 +51,7 @@ class Results:
     """What a file of results holds.
 
     Attributes:
-        header: the table, the machine, its limits, the settings.
+        header: the table, the machine, its limits, the settings; of limits that were measured several times the highest.
         rows: in the order in which they were written; of two of one `key`, the later.
         again: how many of them are such a later one.
     """
@@ -71,19 +78,46 @@ def read(path: Path | str) -> Results:
         raise InvalidData(
             f"{path} is no file of results: its first line is not the header that `multirnn bench` writes"
         )
-    if header.get("version") != VERSION:
+    if header.get("version") not in READ:
         raise InvalidData(f"{path} has results of version {header.get('version')!r}; this multirnn reads {VERSION}")
-    rows: dict[Key, dict[str, Any]] = {}
+    rows: dict[Key, tuple[int, dict[str, Any]]] = {}
     again: set[Key] = set()
-    for number, row in enumerate(lines[1:], start=2):
-        if fault := "its kind is another" if row.get("kind") != "row" else fault_of_row(row):
-            raise InvalidData(f"{path}, line {number}: not a row of results: {fault}")
-        if rows.pop(key(row), None):  # so that the later one stands where it was written
-            again.add(key(row))
-        rows[key(row)] = row
+    measured: list[Limits] = []
+    for number, line in enumerate(lines[1:], start=2):
+        with _told(path, number):
+            if line.get("kind") == "limits":
+                measured.append(Limits.from_dict(line))
+                continue
+            if fault := "its kind is another" if line.get("kind") != "row" else fault_of_row(line):
+                raise InvalidData(f"not a row of results: {fault}")
+            if rows.pop(key(line), None):  # so that the later one stands where it was written
+                again.add(key(line))
+            rows[key(line)] = number, line
     if fault := fault_of_header(header):
         raise InvalidData(f"{path}, line 1: not the header of a file of results: {fault}")
-    return Results(header, list(rows.values()), len(again))
+    if measured and header["limits"]:
+        limits = reduce(Limits.highest, measured, Limits.from_dict(header["limits"]))
+        header |= {"limits": limits.to_dict()}
+        for number, row in rows.values():
+            with _told(path, number):
+                _hold_against(limits, row)
+    return Results(header, [row for _, row in rows.values()], len(again))
+
+
+@contextmanager
+def _told(path: Path | str, number: int) -> Iterator[None]:
+    """The line is told in what is raised."""
+    try:
+        yield
+    except (InvalidData, InvalidCall, InvalidSpec) as error:
+        raise InvalidData(f"{path}, line {number}: {error}") from None
+
+
+def _hold_against(limits: Limits, row: dict[str, Any]) -> None:
+    """The limit and the share of a row by the highest ceilings of a run, which may have been found after it was timed."""
+    if row["status"] == "timed" and row.get("limit_s") is not None:
+        row["limit_s"] = limits.seconds(Problem.from_dict(row["problem"]), row["mode"], row["threads"])
+        row["share"] = row["limit_s"] / row["median"]
 
 
 def taken(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], float]:
@@ -201,6 +235,14 @@ class Writer:
         """
         self._append({"kind": "row", **row})
         self.rows.append({"kind": "row", **row})
+
+    def write_limits(self, limits: Limits) -> None:
+        """Append limits that were measured again; of all that a file has the highest ceilings count, for every row.
+
+        Raises:
+            NotSaved: they cannot be written.
+        """
+        self._append({"kind": "limits", **limits.to_dict()})
 
     def _append(self, value: Mapping[str, Any]) -> None:
         """Write a line after those that are finished, or leave no part of it."""

@@ -6,13 +6,11 @@ together is written together when its rounds are over, and anything else that be
 """
 
 import math
-import select
 import tempfile
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
@@ -20,21 +18,22 @@ from types import MappingProxyType
 from typing import Any
 
 from multirnn.bench import inputs, verify
-from multirnn.bench.alone import allowed_cores
+from multirnn.bench.alone import GaugeError
 from multirnn.bench.contenders import Source
 from multirnn.bench.host import TAKEN, UNTAKEN, Host, Pace
 from multirnn.bench.limits import Limits, bytes_moved, flops
 from multirnn.bench.machine import steal
 from multirnn.bench.problems import Problem, Table
-from multirnn.bench.process import LOOK, Lost, Process
+from multirnn.bench.process import Lost
 from multirnn.bench.results import DONE, NotSaved, Writer, key, taken
 from multirnn.bench.rounds import Call, Entrant, interleave, plans, unstable
+from multirnn.bench.seats import START_CAP, Seat, at_once
 from multirnn.bench.statistics import quartiles
 from multirnn.implementation import NATIVE
 
 __all__ = ["Progress", "Run", "settings"]
 
-START_CAP = 120.0  # seconds that imports may take; TensorFlow's take 5, from a cold disk 30
+MEASURED_AGAIN = 120.0  # seconds; it takes 2 or 3, for one and two threads
 USABLE_MEMORY = 0.6  # of what is free; the rest is for what a framework needs beside
 ESTIMATES = 2  # tries at most, while the host gives too much of the cores to others
 TRIED = 9  # calls at best that the cap has to leave room for: three to get ready, of a contender three times as slow
@@ -84,60 +83,6 @@ class _Task:
         return {"do": "prepare", **what, **folders}
 
 
-@dataclass
-class _Seat:
-    """A contender with a number of threads, and its process."""
-
-    source: Source
-    threads: int
-    process: Process | None = None
-    up: bool = False
-    hello: dict[str, Any] = field(default_factory=dict)
-    lost: Lost | None = None  # at the start: it is not tried again
-    slow: list[tuple[str, Problem]] = field(default_factory=list)
-
-    def launch(self, place: int = 0) -> None:
-        """Begin to start the process unless it runs; `start` waits until it is up."""
-        if self.lost is None and self.process is None:
-            try:
-                self.process, self.up = Process(self.source, self.threads, place), False
-            except Lost as lost:
-                self.lost = lost
-
-    def start(self) -> Process:
-        """The process, started unless it runs.
-
-        Raises:
-            Lost: it did not come up, now or before.
-        """
-        self.launch()
-        if self.lost is not None:
-            raise self.lost
-        assert self.process is not None
-        if not self.up:
-            try:
-                self.hello, self.up = self.process.answer(START_CAP), True
-            except Lost as lost:
-                self.process = None
-                self.lost = Lost(lost.status, f"could not start: {lost.reason}")
-                raise self.lost from None
-        return self.process
-
-    def end(self) -> None:
-        """End the process; it is started again when it is needed."""
-        if self.process is not None:
-            self.process.end()
-            self.process = None
-
-    def slower_before(self, problem: Problem, mode: str) -> str:
-        """A smaller problem for which it was too slow; empty if there is none."""
-        for before, smaller in self.slow:
-            alike = before == mode and smaller.cell == problem.cell
-            if alike and smaller.time <= problem.time and flops(smaller, mode) <= flops(problem, mode):
-                return smaller.name
-        return ""
-
-
 class Run:
     """A run over a table; a context manager that ends all processes.
 
@@ -148,6 +93,8 @@ class Run:
         writer: where rows go; what it holds already is not run again.
         limits: of this machine.
         seed: of weights, inputs, cotangents and the order in the rounds.
+        measure: measures the limits once more, of which the higher count, every `MEASURED_AGAIN` seconds and at the end;
+            unless given, those that are given stand.
         again: problems that were timed while the host took more than this share of the cores are timed again, by all
             contenders; of both times the one counts in which it took less.
         tell: is told how far the run is.
@@ -165,15 +112,17 @@ class Run:
         limits: Limits,
         *,
         seed: int = 0,
+        measure: Callable[[Limits], Limits] | None = None,
         again: float = math.inf,
         tell: Tell = lambda progress: None,
     ) -> None:
         self.table, self.writer, self.limits, self.seed, self._tell = table, writer, limits, seed, tell
+        self._measure, self._measured = measure, time.monotonic()
         self.missing: dict[str, str] = {}
         self._pace = Pace()
         self._host = Host(self._pace)
         self._fewest = min(threads)
-        self._seats = [_Seat(source, n) for source in sources for n in threads]
+        self._seats = [Seat(source, n) for source in sources for n in threads]
         self._tasks = [(entry.problem, mode) for entry in table.entries for mode in entry.modes]
         done = [row for row in writer.rows if row["status"] in DONE]
         self._before = {where: share for where, share in taken(done).items() if share > again}
@@ -217,8 +166,24 @@ class Run:
                     raise self._no_room(error) from None
                 with folder:
                     self._race(_Task(problem, mode, Path(folder.name)), heat, share * len(heat) / len(todo))
+            if time.monotonic() - self._measured > MEASURED_AGAIN:
+                self._measure_again()
+        if any(left):
+            self._measure_again()
 
-    def _todo(self, problem: Problem, mode: str) -> list[_Seat]:
+    def _measure_again(self) -> None:
+        """Measure the limits while all contenders are stopped, and write down what is higher than before."""
+        if self._measure is None:
+            return
+        self._say("measuring again what this machine can do")
+        with suppress(GaugeError):  # those that are there stand
+            found = self._measure(self.limits)
+            if found != self.limits:
+                self.limits = found
+                self.writer.write_limits(found)
+        self._measured = time.monotonic()
+
+    def _todo(self, problem: Problem, mode: str) -> list[Seat]:
         """Who has no row of it yet."""
         return [seat for seat in self._seats if (problem.name, mode, seat.threads, seat.source.name) not in self._done]
 
@@ -229,7 +194,7 @@ class Run:
         absent: set[str] = set()
         implementations: dict[str, Sequence[str]] = {}  # of a backend, as the first of its contenders that is up tells
 
-        def launch(seat: _Seat, place: int) -> bool:
+        def launch(seat: Seat, place: int) -> bool:
             source = seat.source
             if source.implementation not in implementations.get(source.where, [source.implementation]):
                 absent.add(source.name)
@@ -239,7 +204,7 @@ class Run:
             return True
 
         first = sorted(self._seats, key=lambda seat: seat.source.implementation not in ("", NATIVE))
-        for seat in _at_once(first, launch, START_CAP):
+        for seat in at_once(first, launch, START_CAP):
             with suppress(Lost):  # it becomes a row of every problem
                 seat.start()
             if seat.hello.get("status") == "absent":
@@ -264,7 +229,7 @@ class Run:
 
     # --- One problem -------------------------------------------------------------------------------------------------
 
-    def _race(self, task: _Task, seats: Sequence[_Seat], share: float) -> None:
+    def _race(self, task: _Task, seats: Sequence[Seat], share: float) -> None:
         """Prepare and verify each, then time all of them in turns."""
         start, limit = time.monotonic(), self._limit(task.problem, task.mode)
         if TRIED * limit > self.table.cap:
@@ -317,10 +282,10 @@ class Run:
         why = f"inputs cannot be written to {tempfile.gettempdir()}: {error.strerror or error}"
         return NotSaved(self.writer.what_is_saved(why))
 
-    def _prepared(self, task: _Task, seats: Sequence[_Seat], limit: float) -> list[tuple[_Seat, dict[str, Any]]]:
+    def _prepared(self, task: _Task, seats: Sequence[Seat], limit: float) -> list[tuple[Seat, dict[str, Any]]]:
         """Those that are ready and right, on the cores where they are timed, and their answers; of others the row is written."""
 
-        def ask(seat: _Seat, place: int) -> bool:
+        def ask(seat: Seat, place: int) -> bool:
             if smaller := seat.slower_before(task.problem, task.mode):
                 reason = f"not tried, since {smaller} was too much for it"
                 self._write(task, seat, {"status": "slow", "reason": reason})
@@ -336,13 +301,13 @@ class Run:
                 return False
             return True
 
-        answers = {id(seat): self._answer(task, seat, "ready") for seat in _at_once(seats, ask, self.table.cap)}
+        answers = {id(seat): self._answer(task, seat, "ready") for seat in at_once(seats, ask, self.table.cap)}
         ready = [(seat, answer) for seat in seats if (answer := answers.get(id(seat)))]
         for seat, _ in ready:
             seat.start().bind()
         return ready
 
-    def _estimated(self, task: _Task, seat: _Seat, answer: dict[str, Any]) -> bool:
+    def _estimated(self, task: _Task, seat: Seat, answer: dict[str, Any]) -> bool:
         """Put into the answer how long a call takes now that nobody else computes; whether it could be told."""
         assert seat.process is not None
         for _ in range(ESTIMATES):
@@ -361,7 +326,7 @@ class Run:
         return True
 
     def _answer(
-        self, task: _Task, seat: _Seat, status: str, before: Mapping[str, Any] = MappingProxyType({})
+        self, task: _Task, seat: Seat, status: str, before: Mapping[str, Any] = MappingProxyType({})
     ) -> dict[str, Any]:
         """The answer to what was sent; empty if it has not this status, and then the row is written."""
         assert seat.process is not None
@@ -374,7 +339,7 @@ class Run:
         self._write(task, seat, {**before, **answer})
         return {}
 
-    def _timed(self, task: _Task, seat: _Seat, entrant: Entrant, answer: dict[str, Any]) -> dict[str, Any]:
+    def _timed(self, task: _Task, seat: Seat, entrant: Entrant, answer: dict[str, Any]) -> dict[str, Any]:
         """What the rounds and the end of a contender's turn tell."""
         memory: dict[str, Any] = {}
         lost = entrant.lost
@@ -410,7 +375,7 @@ class Run:
             "share": limit / median,
         }
 
-    def _gone(self, task: _Task, seat: _Seat, lost: Lost) -> dict[str, Any]:
+    def _gone(self, task: _Task, seat: Seat, lost: Lost) -> dict[str, Any]:
         """What a row says of a contender whose process is no more, or which has failed in its rounds."""
         if seat.process is not None and not seat.process.alive:
             seat.end()
@@ -418,7 +383,7 @@ class Run:
             self._remember_slow(seat.source.name, task.mode, task.problem)
         return {"status": lost.status, "reason": lost.reason}
 
-    def _write(self, task: _Task, seat: _Seat, found: dict[str, Any]) -> None:
+    def _write(self, task: _Task, seat: Seat, found: dict[str, Any]) -> None:
         problem, source = task.problem, seat.source
         contender = {
             "name": source.name,
@@ -456,33 +421,7 @@ MEASURED = (
 )
 
 
-def _at_once(seats: Iterable[_Seat], begin: Callable[[_Seat, int], bool], cap: float) -> Iterator[_Seat]:
-    """Have seats compute, as many at once as there are cores, and give each when it has answered or its time is over.
-
-    Args:
-        seats: in the order in which they begin.
-        begin: tells a seat to compute, on cores from this place on; False if there is nothing to wait for.
-        cap: seconds that an answer may take.
-    """
-    waiting, places = deque(seats), list(range(len(allowed_cores())))
-    busy: dict[Process, tuple[_Seat, int]] = {}
-    while waiting or busy:
-        while waiting and places:
-            seat = waiting.popleft()
-            if begin(seat, places[-1]) and seat.process is not None:
-                busy[seat.process] = seat, places.pop()
-        over = min((process.asked for process in busy), default=0.0) + cap
-        left = max(0.0, over - time.monotonic())
-        answered, _, _ = select.select(busy, [], [], min(left, LOOK))
-        if not answered and left <= LOOK:
-            answered = [process for process in busy if process.asked + cap <= over]
-        for process in answered or [process for process in busy if process.over]:
-            seat, place = busy.pop(process)
-            places.append(place)
-            yield seat
-
-
-def _heats(seats: Sequence[_Seat], problem: Problem, mode: str) -> Iterator[Sequence[_Seat]]:
+def _heats(seats: Sequence[Seat], problem: Problem, mode: str) -> Iterator[Sequence[Seat]]:
     """The contenders in groups of which all fit into memory with the problem, one group as a rule."""
     fit = max(1, int(USABLE_MEMORY * _free_memory() / (OVERHEAD * bytes_moved(problem, mode))))
     for first in range(0, len(seats), fit):

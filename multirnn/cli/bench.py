@@ -201,6 +201,8 @@ def run(
     Each answer is held against the float64 reference first; what is wrong is shown as wrong, without a time. Then all
     that are right are timed in turns, in a shuffled order. Rows are written as they come: Ctrl-C loses none.
     """
+    from multirnn.bench.limits import measure_again
+
     if resume and out is None:
         raise click.UsageError("--resume goes on with a file: name it with --out.")
     if disturbed is not None and not resume:
@@ -218,7 +220,9 @@ def run(
     with results.Writer(out, resume=resume) as writer, bar() as tell:
         header, limits = _header(chosen, threads, seed, writer.found, tell)
         writer.begin(header)
-        with Run(chosen, sources, threads, writer, limits, seed=seed, again=again, tell=tell) as running:
+        with Run(
+            chosen, sources, threads, writer, limits, seed=seed, measure=measure_again, again=again, tell=tell
+        ) as running:
             try:
                 # Asked to end, it ends its contenders too: one that compiles would go on for minutes.
                 signal.signal(signal.SIGTERM, signal.default_int_handler)
