@@ -75,9 +75,28 @@ def torch_gradients_off() -> Iterator[None]:
         torch.set_grad_enabled(True)
 
 
+@contextmanager
+def torch_rounds_layers() -> Iterator[None]:
+    """Recurrent layers alone may round the factors of their products."""
+    rnn = torch_module().backends.mkldnn.rnn
+    if not hasattr(rnn, "fp32_precision"):
+        pytest.skip("this PyTorch has one precision for all operations")
+    before, rnn.fp32_precision = rnn.fp32_precision, "bf16"
+    try:
+        yield
+    finally:
+        rnn.fp32_precision = before
+
+
 def torch_autocast(dtype: str) -> AbstractContextManager[Any]:
     torch = torch_module()
     return torch.autocast("cpu", getattr(torch, dtype))
+
+
+def jax_set(name: str, value: Any) -> AbstractContextManager[Any]:
+    """A setting of JAX by the name of its context manager."""
+    jax = pytest.importorskip("jax")
+    return getattr(jax, name)(value)
 
 
 SURROUNDINGS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
@@ -96,10 +115,22 @@ SURROUNDINGS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "torch.set_float32_matmul_precision('medium')": lambda: torch_default(
         "set_float32_matmul_precision", "get_float32_matmul_precision", "medium"
     ),
+    "torch.backends.mkldnn.rnn.fp32_precision": torch_rounds_layers,
+    "torch.set_num_threads(1)": lambda: torch_default("set_num_threads", "get_num_threads", 1),
     "torch.inference_mode": lambda: torch_module().inference_mode(),
     "torch.no_grad": lambda: torch_module().no_grad(),
     "torch.set_grad_enabled(False)": torch_gradients_off,
     "torch.autograd.set_detect_anomaly": lambda: torch_module().autograd.set_detect_anomaly(True),
+    "jax.enable_x64(True)": lambda: jax_set("enable_x64", True),
+    "jax.default_matmul_precision('bfloat16')": lambda: jax_set("default_matmul_precision", "bfloat16"),
+    "jax.numpy_rank_promotion('raise')": lambda: jax_set("numpy_rank_promotion", "raise"),
+    "jax.numpy_dtype_promotion('strict')": lambda: jax_set("numpy_dtype_promotion", "strict"),
+    "jax.debug_nans": lambda: jax_set("debug_nans", True),
+    "jax.debug_infs": lambda: jax_set("debug_infs", True),
+    "jax.disable_jit": lambda: jax_set("disable_jit", True),
+    "jax.checking_leaks": lambda: pytest.importorskip("jax").checking_leaks(),
+    "jax.transfer_guard('disallow')": lambda: jax_set("transfer_guard", "disallow"),
+    "jax.default_device": lambda: jax_set("default_device", pytest.importorskip("jax").devices("cpu")[0]),
 }
 """Context managers by what they say."""
 
@@ -117,11 +148,13 @@ def every_backend() -> list[Any]:
     return found
 
 
-def what_it_computes(backend: Any, spec: mr.RecurrentSpec) -> Iterator[tuple[str, Any]]:
+def built(backend: Any, spec: mr.RecurrentSpec) -> Any:
+    return backend.build(mr.initialise(spec, seed=1))
+
+
+def what_it_computes(backend: Any, layer: Any) -> Iterator[tuple[str, Any]]:
     """Everything that a layer is asked for, by name: arrays, and the numbers of a comparison."""
-    weights = mr.initialise(spec, seed=1)
-    x, state, lengths = draw_call(spec)
-    layer = backend.build(weights)
+    x, state, lengths = draw_call(layer.spec)
     yield from ((f"weights of {name}", array) for name, array in layer.weights().arrays.items())
     for case, output in {
         "a plain call": layer(x),
@@ -135,7 +168,7 @@ def what_it_computes(backend: Any, spec: mr.RecurrentSpec) -> Iterator[tuple[str
         gradients = layer.vjp(x, state, lengths=lengths, cotangent=layer(x, state, lengths=lengths))
         yield from ((f"gradient of {name}", array) for name, array in gradients.weights.items())
         yield from numbered("gradient", mr.Output(gradients.x, gradients.state))
-    row = mr.compare(weights, backends=[backend]).rows[0]
+    row = mr.compare(mr.initialise(layer.spec, seed=1), backends=[backend]).rows[0]
     assert row.verdict == "equal", row
     yield "compare", np.array([row.worst.difference.normwise])
 
@@ -147,21 +180,23 @@ def numbered(case: str, output: mr.Output) -> Iterator[tuple[str, Any]]:
 
 @cache
 def outside(backend: Any, spec: mr.RecurrentSpec) -> dict[str, Any]:
-    return dict(what_it_computes(backend, spec))
+    return dict(what_it_computes(backend, built(backend, spec)))
 
 
 @pytest.mark.parametrize("cell", SPECS)
 @pytest.mark.parametrize("surroundings", SURROUNDINGS)
 def test_the_same_bits(backend: mr.Backend, surroundings: str, cell: str) -> None:
-    """What is built and called inside, and what was built outside and is called inside, is what it is outside."""
+    """What is built inside or outside, and called inside or outside, is what it is outside."""
     spec = SPECS[cell]
     for one in every_backend():
         if one.name.split()[0] != backend.name or one.refuses(spec):
             continue
-        expected = outside(one, spec)
+        expected, layer = outside(one, spec), built(one, spec)
         with SURROUNDINGS[surroundings]():
-            found = dict(what_it_computes(one, spec))
-        assert found.keys() == expected.keys()
-        for name, array in found.items():
-            assert array.dtype == expected[name].dtype, f"{one.name}: {name} under {surroundings}"
-            assert np.array_equal(array, expected[name]), f"{one.name}: {name} under {surroundings}"
+            made = built(one, spec)
+            found = [dict(what_it_computes(one, each)) for each in (layer, made)]
+        for computed in (*found, dict(what_it_computes(one, made))):
+            assert computed.keys() == expected.keys()
+            for name, array in computed.items():
+                assert array.dtype == expected[name].dtype, f"{one.name}: {name} under {surroundings}"
+                assert np.array_equal(array, expected[name]), f"{one.name}: {name} under {surroundings}"
