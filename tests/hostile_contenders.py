@@ -69,6 +69,18 @@ class Cheating(Right):
         return Prepared(cheats, call)
 
 
+class Talkative(Right):
+    """Has a helper in another session that says what nobody asked for."""
+
+    def versions(self) -> Mapping[str, str]:
+        if not os.fork():
+            os.setsid()
+            time.sleep(1.5)
+            write_everywhere(b'{"status": "ready"}\n')
+            time.sleep(ENDLESS)
+        return super().versions()
+
+
 class Nested(Right):
     def prepare(self, work: Work, threads: int) -> Prepared:
         write_everywhere(b"[" * 50_000 + b"\n")
@@ -142,6 +154,7 @@ CONTENDERS = (
     ClosingLate("closing late"),
     Garbage("garbage"),
     Cheating("cheating"),
+    Talkative("talkative"),
     Nested("nested"),
     Partial("partial"),
     Dripping("dripping"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -88,15 +89,22 @@ def test_no_contender_is_waited_for_longer_than_the_cap(tmp_path: Path, name: st
             process.send({"do": "finish"})
 
 
-def test_an_answer_that_nobody_asked_for_is_not_taken_for_the_next(tmp_path: Path) -> None:
+def test_an_answer_that_nobody_asked_for_is_not_taken_for_one(tmp_path: Path) -> None:
     with Process(source("cheating"), 1) as process:
         process.answer(60)
         process.ask(a_message(tmp_path), 60)
         time.sleep(0.05)
-        block = {"do": "time", "what": "call", "repetitions": 1, "settle": 0}
-        process.ask(block, 60)
-        with pytest.raises(Lost, match="when nobody had asked") as caught:
-            process.ask(block, 60)
+        with pytest.raises(Lost, match=r"what it wrote is no answer: .*1e-12") as caught:
+            process.ask({"do": "time", "what": "call", "repetitions": 1, "settle": 0}, 60)
+        assert caught.value.status == "failed"
+
+
+def test_a_second_answer_is_not_taken_for_the_next(tmp_path: Path) -> None:
+    with Process(source("talkative"), 1) as process:
+        process.answer(60)
+        wait_for(lambda: bool(select.select([process], [], [], 0)[0]))
+        with pytest.raises(Lost, match="answered when nobody had asked") as caught:
+            process.ask(a_message(tmp_path), 60)
         assert caught.value.status == "failed"
 
 

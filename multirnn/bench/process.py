@@ -100,7 +100,8 @@ class Process:
             )
         cores = _cores(threads, place)
         self.source, self.threads = source, threads
-        self._said, self._asked_to, self._buffer, self._ended = Said(), "start", b"", False
+        self._said, self._buffer, self._ended = Said(), b"", False
+        self._asked_to, self._number = "start", 0
         self._reading, answers = os.pipe()
         messages, self._writing = os.pipe()
         arguments = [str(messages), str(answers), json.dumps(source.to_dict()), str(threads)]
@@ -188,11 +189,12 @@ class Process:
             raise self._nonsense("it answered when nobody had asked")
         self._signal(signal.SIGCONT)
         time.sleep(WAKING)
+        self._asked_to, self._number = message["do"], self._number + 1
         try:
-            os.write(self._writing, json.dumps(message).encode() + b"\n")
+            os.write(self._writing, json.dumps({**message, "number": self._number}).encode() + b"\n")
         except BrokenPipeError:
             raise self._lost() from None
-        self._asked_to, self.asked = message["do"], time.monotonic()
+        self.asked = time.monotonic()
 
     def answer(self, cap: float) -> dict[str, Any]:
         """The answer to what was sent; the first tells that it has started, what it runs on, and how long its imports took.
@@ -242,9 +244,9 @@ class Process:
             answer = json.loads(line)
         status = answer.get("status") if isinstance(answer, dict) else None
         fields = ANSWERS[self._asked_to].get(status) if isinstance(status, str) else None
-        if fields is None or not set(fields) <= set(answer):
+        if fields is None or not set(fields) <= set(answer) or answer.get("number") != self._number:
             raise self._nonsense(f"what it wrote is no answer: {line[:SHOWN].decode(errors='replace')!r}")
-        return {**answer}
+        return {name: value for name, value in answer.items() if name != "number"}
 
     def _signal(self, number: int) -> None:
         """Stop it and what it has started, or let them go on."""

@@ -53,7 +53,7 @@ def main() -> None:
     with os.fdopen(reading) as messages, os.fdopen(writing, "w") as answers:
 
         def say(answer: Mapping[str, Any]) -> None:
-            answers.write(json.dumps(answer) + "\n")
+            answers.write(json.dumps({"number": 0, **answer}) + "\n")
             answers.flush()
 
         start = time.perf_counter()
@@ -96,16 +96,17 @@ def serve(contender: Contender, threads: int, messages: Iterator[Mapping[str, An
     The messages: {"do": "prepare", "problem", "mode", "inputs", "reference", "boundary"}, where inputs and reference are
     folders of arrays, and boundary tells whether the call from NumPy to NumPy will be timed too;
     {"do": "estimate"}, how long a call takes; {"do": "time", "what": "call" or "boundary", "repetitions", "settle"};
-    {"do": "finish"}.
+    {"do": "finish"}. Each has a "number" too, and its answer has the same.
     """
     seat = _Seat(contender, threads)
     for message in messages:
         do: Callable[..., dict[str, Any]] = getattr(seat, message["do"])
         try:
-            yield do(**{name: value for name, value in message.items() if name != "do"})
+            answer = do(**{name: value for name, value in message.items() if name not in ("do", "number")})
         except Exception as error:  # noqa: BLE001  # foreign code: what it raises is the answer
             seat.prepared = None
-            yield {"status": "failed", "reason": _reason(error)}
+            answer = {"status": "failed", "reason": _reason(error)}
+        yield answer | {"number": message["number"]}
 
 
 class _Seat:
