@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from operator import is_
 from types import MethodType
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
@@ -84,9 +84,9 @@ def separated(native: nn.Module) -> Iterator[tuple[Any, dict[str, Tensor]]]:
     pure = not native._forward_pre_hooks and isinstance(native, nn.RNNBase) and is_evaluated(native)
     with nullcontext() if pure else untouched(native):
         run_weight_hooks(native)
-        names, flat = weight_names(native), renewed(native)
-        weights = {
-            name: weight if native._buffers.get(name) is weight else weight.detach().requires_grad_()
+        names, flat, constant = weight_names(native), renewed(native), cast("Any", native)._buffers
+        weights: dict[str, Tensor] = {
+            name: weight if constant.get(name) is weight else weight.detach().requires_grad_()
             for name, weight in zip(names, flat, strict=True)
         }
         still = evaluated(native, list(weights.values()))

@@ -136,7 +136,7 @@ class TorchLayer(BoundaryLayer):
         Raises:
             InvalidCall: that weight no longer has the spec's dtype.
         """
-        weight: Tensor = self._native._flat_weights[0]  # type: ignore[assignment,index]  # without evaluating anything
+        weight: Tensor = self._native._flat_weights[0]  # type: ignore[assignment]  # without evaluating anything
         if weight.dtype != self._tensor_dtype:
             raise InvalidCall(
                 f"the module now holds {weight.dtype}, and this layer computes in {self.spec.dtype}: convert it back by "

@@ -35,6 +35,7 @@ def untouched(module: nn.Module) -> Iterator[None]:
     devices = sorted({tensor.device.index for tensor in tensors if tensor.is_cuda})
     try:
         with torch.random.fork_rng(devices):
+            _lend_buffers(module)
             yield
     finally:
         random.setstate(python)
@@ -45,6 +46,16 @@ def untouched(module: nn.Module) -> Iterator[None]:
         for tensor, value in zip(tensors, numbers, strict=True):
             if not _same(tensor, value):
                 tensor.detach().copy_(value)
+
+
+def _lend_buffers(module: nn.Module) -> None:
+    """Put copies in the place of buffers: to write to one and back would count as two changes of it, for autograd."""
+    weights = {id(weight) for part in module.modules() for weight in getattr(part, "_flat_weights", ())}
+    lent: dict[int, Tensor] = {}
+    for part in module.modules():
+        for name, buffer in part._buffers.items():
+            if buffer is not None and id(buffer) not in weights:
+                part._buffers[name] = lent.setdefault(id(buffer), buffer.clone())
 
 
 class _Held:

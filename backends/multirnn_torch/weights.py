@@ -90,11 +90,12 @@ def described(native: Any) -> Weights:
     """
     kinds: Mapping[str, type[nn.Module]] = LAYERS if isinstance(native, nn.RNNBase) else CELLS
     cell = next(cell for cell, kind in kinds.items() if isinstance(native, kind))
-    if reason := _beyond_a_spec(native):
+    weights = named_weights(native)  # once: a parametrization may compute other weights the next time
+    if reason := _beyond_a_spec(native, weights):
         raise Unrepresentable(f"{titled(native)} {reason}")
     activation: Any = native.nonlinearity if cell == "simple_rnn" else "tanh"
     return from_arrays(
-        {name: tensor.detach().cpu().numpy() for name, tensor in named_weights(native).items()},
+        {name: tensor.detach().cpu().numpy() for name, tensor in weights.items()},
         convention=_CONVENTION,
         cell=cell,
         reset_after=True,
@@ -129,14 +130,11 @@ def named_weights(native: Any) -> dict[str, Tensor]:
 
 
 def _constant_biases(native: nn.Module) -> dict[str, Tensor]:
-    return {
-        name: native._buffers[name]
-        for name in weight_names(native)
-        if name.startswith("bias") and name in native._buffers
-    }
+    held: Any = native._buffers
+    return {name: held[name] for name in weight_names(native) if name.startswith("bias") and name in held}
 
 
-def _beyond_a_spec(native: Any) -> str | None:
+def _beyond_a_spec(native: Any, weights: Mapping[str, Tensor]) -> str | None:
     """What a layer or a cell has and no spec has, as the rest of a sentence about it."""
     if getattr(native, "proj_size", 0):
         return f"projects its state (proj_size={native.proj_size}), which no spec has"
@@ -145,12 +143,9 @@ def _beyond_a_spec(native: Any) -> str | None:
             f"drops outputs between its layers when it trains (dropout={native.dropout}), which no spec has; "
             "set its dropout to 0 and what it computes in eval() is read"
         )
-    tensors = named_weights(native).values()
-    if missing := [name for name, tensor in named_weights(native).items() if not isinstance(tensor, Tensor)]:
+    if missing := [name for name, tensor in weights.items() if not isinstance(tensor, Tensor)]:
         return f"has no {missing[0]}"
-    if any(tensor.is_meta for tensor in tensors):
-        return "is on the device 'meta', which holds no numbers"
-    dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors})
+    dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in weights.values()})
     if len(dtypes) > 1 or dtypes[0] not in DTYPES:
         return f"has weights of {' and '.join(dtypes)}, and a spec has one of {' and '.join(DTYPES)}; convert it by .float()"
     constant = _constant_biases(native)
