@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from multirnn.backend import Backend
-from multirnn.errors import InvalidCall, MissingFramework
+from multirnn.errors import InvalidCall
 from multirnn.implementation import NATIVE, implementations, realise
 from multirnn.layer import Gradients, Layer, Output, State
 from multirnn.numerics import (
@@ -28,6 +28,7 @@ from multirnn.numerics import (
     magnitude,
     tolerance,
 )
+from multirnn.registry import Absent, present
 from multirnn.registry import backend as load_backend
 from multirnn.registry import backends as installed_backends
 from multirnn.spec import RecurrentSpec
@@ -69,8 +70,9 @@ class Row:
     Attributes:
         backend: its name.
         title: its name with the engine that it runs on, `keras (tensorflow)`.
-        verdict: "equal"; "differs"; "refuses", the spec; "missing", its framework is not installed.
-        reason: why it differs, refuses or is missing; empty where it is equal.
+        verdict: "equal"; "differs"; "refuses", the spec; "missing", its framework is not installed; "broken", what is
+            installed cannot be loaded.
+        reason: why it is not equal; empty where it is.
         versions: of what it runs on.
         parameters: by the framework's own counting.
         output, state, gradient: the worst difference from the reference; `gradient` is None of an inference-only backend.
@@ -133,10 +135,8 @@ class Comparison(Shown):
     def _contents(self) -> Iterator[Content]:
         batch, time, _ = self.shape
         yield Styled(f"{self.spec!r} on batch {batch}, time {time}", "bold")
-        table = Table(
-            *("backend", "version", *(Column(name, number=True) for name in _NUMBERS), "verdict"),
-            Column("worst element", whole=True, spare=True),
-        )
+        numbers = (Column(name, number=True) for name in ("parameters", "output", "state", "gradient"))
+        table = Table("backend", "version", *numbers, "verdict", Column("worst element", whole=True, spare=True))
         for row in self.rows:
             table.add_row(*_cells(row))
         yield table
@@ -151,9 +151,6 @@ class Comparison(Shown):
                 f"{self.not_finite:,} numbers of the reference's output are not finite; equal are the same, NaN or "
                 "infinity, in the same places"
             )
-
-
-_NUMBERS = ("parameters", "output", "state", "gradient")
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -217,7 +214,7 @@ def compare(
         implementation: "native", the frameworks' own layers, or "fast"; a backend that has it not is a row with the reason.
 
     Raises:
-        UnknownBackend: a name that no distribution offers. A framework that is missing and a spec that is refused are rows.
+        UnknownBackend: a name that no distribution offers. What is missing, broken or refused is a row.
         InvalidCall: x, state or lengths do not fit the spec.
     """
     weights = weights_of(spec_or_weights, seed, "compare")
@@ -280,11 +277,10 @@ class _Reference:
 
 
 def _row(name: str | Backend, implementation: str, weights: Weights, reference: _Reference) -> Row:
-    title = name if isinstance(name, str) else name.name
-    try:
-        backend = load_backend(name)
-    except MissingFramework as error:
-        return Row(title, title, "missing", str(error))
+    backend = present(name)
+    if isinstance(backend, Absent):
+        return Row(backend.name, backend.name, backend.verdict, backend.reason)
+    title = name if isinstance(name, str) else backend.name
     if engine := getattr(backend, "engine", None):
         title = f"{backend.name} ({engine})"
     if implementation != NATIVE:

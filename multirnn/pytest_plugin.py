@@ -13,7 +13,8 @@ module (`pytestmark`); markers add up, and what one of them leaves out is skippe
     @pytest.mark.rnn_backends(refusal="skip")                           # `Unsupported` skips, with the backend's reason
 
 Of `refusal`, the marker closest to the test counts; "fail", the default, takes it back. A framework that is not installed
-skips its tests, with what to install; named by `--rnn-backends` it fails them.
+skips its tests, with what to install; named by `--rnn-backends` it fails them. One that is installed and broken fails its
+own tests, with its error, and those of no other backend.
 
 After a run, the failures of `multirnn.testing.assert_layers_agree` are listed with the smallest tolerance at which each
 would have passed. JUnit files have it as the property `rnn_smallest_tolerance_eps`.
@@ -79,16 +80,15 @@ def rnn_backend_name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def rnn_backend(request: pytest.FixtureRequest, rnn_backend_name: str) -> Backend:
-    """Every installed backend, one after another; skipped where its framework is missing."""
-    from multirnn.errors import MissingFramework
-    from multirnn.registry import backend
+    """Every installed backend, one after another; skipped where its framework is missing, and failed where it is broken."""
+    from multirnn.registry import Absent, present
 
-    try:
-        return backend(rnn_backend_name)
-    except MissingFramework as error:
-        if _asked_for(request.config) is None:
-            pytest.skip(str(error))
-        pytest.fail(str(error), pytrace=False)
+    found = present(rnn_backend_name)
+    if not isinstance(found, Absent):
+        return found
+    if found.verdict == "missing" and _asked_for(request.config) is None:
+        pytest.skip(found.reason)
+    pytest.fail(f"{found.name}: {found.reason}" if found.verdict == "broken" else found.reason, pytrace=False)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -200,7 +200,7 @@ class Table:
         height = max(map(len, broken))
         filled = [[""] * (height - len(b)) + b if bottom else b + [""] * (height - len(b)) for b in broken]
         for line in zip(*filled, strict=True):
-            pieces = []
+            pieces: list[Styled] = []
             for place, piece, width in zip(block, line, widths, strict=True):
                 space = " " * (width - _cells(piece))
                 padded = space + piece if self.columns[place].number else piece + space

@@ -52,8 +52,8 @@ def test_a_broken_framework_is_a_row_with_its_own_error(tmp_path: Path) -> None:
     assert (status, err) == (0, "")
     assert "broken: OSError: libfast.so.3: cannot open shared object file" in out
     status, _, err = run_apart("compare", "--backend", "broken", *SMALL, env=env)
-    assert status == 2
-    assert err == "Error: OSError: libfast.so.3: cannot open shared object file (--debug shows where)\n"
+    assert status == 3
+    assert err == "Error: backend 'broken' is broken: OSError: libfast.so.3: cannot open shared object file\n"
 
 
 def test_backends_of_a_stranger(tmp_path: Path) -> None:

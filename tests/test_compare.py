@@ -382,7 +382,7 @@ def test_a_missing_framework_is_a_row_and_no_failure(monkeypatch: pytest.MonkeyP
             return mr.backend(name)
         raise mr.MissingFramework(f"{name} is not here")
 
-    monkeypatch.setattr(sys.modules["multirnn.compare"], "load_backend", missing)
+    monkeypatch.setattr(sys.modules["multirnn.registry"], "backend", missing)
     comparison = mr.compare(GRU, backends=["numpy", "torch"])
     assert comparison.ok
     row = comparison.rows[1]

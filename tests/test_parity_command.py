@@ -80,10 +80,10 @@ class Refusing(NUMPY):
     ids=["differs", "explained", "refuses"],
 )
 def test_the_exit_status(stranger: Any, status: int, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from multirnn.parity import training
+    from multirnn import registry
 
     load = mr.backend
-    monkeypatch.setattr(training, "load_backend", lambda name: stranger if name == "torch" else load(name))
+    monkeypatch.setattr(registry, "backend", lambda name: stranger if name == "torch" else load(name))
     result = run("--train", "--backend", "torch", "--optimiser", "sgd", "--optimiser", "adam")
     assert result.exit_code == status
     assert said in result.stdout

@@ -10,8 +10,7 @@ import click
 from multirnn.cells import CELLS
 from multirnn.cli import options
 from multirnn.cli.console import heading, progress, show, show_json, table
-from multirnn.errors import MissingFramework, MultirnnError
-from multirnn.registry import backend as load
+from multirnn.registry import Absent, present
 from multirnn.spec import BIASES, RecurrentSpec
 from multirnn.support import AXES, FORMS, Entry, Row, Support, ask, json_value, summarise
 from multirnn.tables import Content, Styled, Table
@@ -76,10 +75,6 @@ def command(ctx: click.Context, /, whole: bool, cells: tuple[str, ...], names: t
 # --- What there is to say, in values that JSON has -------------------------------------------------------------------
 
 
-# What an installed framework raises on import when it is broken: a module or library that it lacks, another version of one.
-BROKEN = (ImportError, OSError, RuntimeError, AttributeError, MultirnnError)
-
-
 @dataclass(frozen=True, slots=True)
 class Found:
     """A backend by its name: what it answered, or the reason why it could not be asked."""
@@ -102,14 +97,12 @@ class Found:
 
 def _found(ctx: click.Context, name: str, cells: tuple[str, ...], say: Callable[[str], None]) -> Found:
     say(f"loading {name}")
-    try:
-        backend = load(name)
-    except MissingFramework as error:
-        return Found(name, "missing", str(error))
-    except BROKEN as error:
-        if options.wants_traceback(ctx):
-            traceback.print_exc()
-        return Found(name, "broken", f"{name}: {type(error).__name__}: {error}")
+    backend = present(name)
+    if isinstance(backend, Absent):
+        if backend.verdict == "broken" and options.wants_traceback(ctx):
+            traceback.print_exception(backend.error)
+        broken = backend.verdict == "broken"
+        return Found(name, backend.verdict, f"{name}: {backend.reason}" if broken else backend.reason)
     say(f"asking {name}")
     devices = getattr(backend, "devices", tuple)
     return Found(name, "installed", None, backend.versions(), tuple(devices()), ask(backend, cells))

@@ -4,8 +4,8 @@ With `--train`: do they train alike, each by its own optimisers?
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
+from traceback import print_exception
 from typing import Any
 
 import click
@@ -14,12 +14,11 @@ from multirnn.cells import CELLS, cell_form
 from multirnn.cli import options
 from multirnn.cli.console import heading, progress, show, show_json
 from multirnn.compare import Comparison, Row, compare
-from multirnn.errors import MissingFramework
 from multirnn.implementation import FAST, FROZEN, NATIVE
 from multirnn.layer import Lengths
 from multirnn.parity import OPTIMISERS, STEPS, Parity, Trained, train_parity
 from multirnn.plot import picture_format, plot_curves, plot_errors, write_figure
-from multirnn.registry import backend as load
+from multirnn.registry import Absent, present
 from multirnn.samples import seattle_weather
 from multirnn.series import Series, read_series
 from multirnn.spec import RecurrentSpec
@@ -47,7 +46,7 @@ Found = Comparison | Parity
       0  every backend that realises a stack is equal to the reference, or explained (--train)
       1  one differs
       2  used wrongly, or could not run
-      3  a backend named with --backend is missing or refuses; 1 comes first
+      3  a backend named with --backend is missing, broken or refuses; 1 comes first
     """,
 )
 @click.option(
@@ -140,7 +139,7 @@ def command(
 
     The reference is NumPy in float64. The series is standardised and cut into windows of unequal lengths. Compared are
     outputs, last states, the gradients of weights, input and initial state, and the number of parameters. A backend
-    that refuses a stack, or whose framework is not installed, is shown with the reason.
+    that refuses a stack, is broken, or lacks its framework, is shown with the reason.
 
     With --train every framework trains the stack by its own optimisers, from one start and towards what the same stack
     says with other weights. Compared are the losses and the final weights, and a difference is explained where it is a
@@ -169,7 +168,7 @@ def command(
             return train_parity(spec, x=given, lengths=lengths, backends=chosen, seed=seed, **training)
         return compare(spec, given, lengths=lengths, backends=chosen, seed=seed, implementation=implementation)
 
-    found = _each(specs, find, "training" if train else "comparing", chosen)
+    found = _each(specs, find, "training" if train else "comparing", chosen, options.wants_traceback(ctx))
     if plot:
         by_title: dict[str, Any] = {one.spec.form.title: one for one in found}
         write_figure(plot_curves(by_title) if train else plot_errors(by_title), plot)
@@ -194,14 +193,19 @@ def _specs(cells: tuple[str, ...], **fields: Any) -> Iterator[RecurrentSpec]:
 
 
 def _each(
-    specs: list[RecurrentSpec], find: Callable[[RecurrentSpec], Found], doing: str, names: tuple[str, ...]
+    specs: list[RecurrentSpec],
+    find: Callable[[RecurrentSpec], Found],
+    doing: str,
+    names: tuple[str, ...],
+    tracebacks: bool,
 ) -> list[Found]:
     """What is found of each spec, on the same windows."""
     with progress() as say:
         for name in names:
             say(f"loading {name}")
-            with suppress(MissingFramework):  # it becomes a row
-                load(name)
+            backend = present(name)
+            if tracebacks and isinstance(backend, Absent) and backend.verdict == "broken":
+                print_exception(backend.error)
         found = []
         for spec in specs:
             say(f"{doing} {spec.form.title}")
@@ -212,14 +216,17 @@ def _each(
 def _status(found: list[Found], names: tuple[str, ...]) -> int:
     """The exit status; what was asked for by name and did not run is said on stderr."""
     rows = [row for one in found for row in one.rows]
-    absent = [row for row in rows if names and row.verdict in ("missing", "refuses")]
+    absent = [row for row in rows if names and row.verdict in ("missing", "broken", "refuses")]
     for reason in dict.fromkeys(_reason(row) for row in absent):
         click.echo(f"Error: {reason}", err=True)
     return 1 if any(row.verdict == "differs" for row in rows) else 3 if absent else 0
 
 
 def _reason(row: Row | Trained) -> str:
-    return row.reason if row.verdict == "missing" else f"backend {row.backend!r} refuses: {row.reason}"
+    """Why a row is not there, as a sentence of its own."""
+    if row.verdict == "missing":
+        return row.reason
+    return f"backend {row.backend!r} {'refuses' if row.verdict == 'refuses' else 'is broken'}: {row.reason}"
 
 
 # --- How it is shown -------------------------------------------------------------------------------------------------

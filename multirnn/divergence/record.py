@@ -97,11 +97,8 @@ class Divergence(Shown):
         yield self.says
         yield from (f"{letter}  {title}" for letter, title in zip("AB", self.titles, strict=True))
         yield ""
-        table = Table(
-            *("layer", "direction", *(Column(name, number=True) for name in ("parts at", "own", "largest", "last"))),
-            Column("over time", whole=True, spare=True),
-            keys=2,
-        )
+        numbers = (Column(name, number=True) for name in ("parts at", "own", "largest", "last"))
+        table = Table("layer", "direction", *numbers, Column("over time", whole=True, spare=True), keys=2)
         for place, cells in zip(self.spec.passes, self._rows(), strict=True):
             here = self.kind == "mistake" and place == (self.layer, self.direction)
             table.add_row(*cells, style="bold red" if here else "")

@@ -23,8 +23,9 @@ class Trained:
         backend: its name.
         title: its name with the engine that it runs on, `keras (tensorflow)`.
         verdict: "equal"; "explained", beyond the bound for the reason in `causes`; "differs"; "refuses", the spec or to
-            train; "missing", its framework is not installed. The last two are of all optimisers.
-        reason: why it refuses or is missing.
+            train; "missing", its framework is not installed; "broken", what is installed cannot be loaded. The last
+            three are of all optimisers.
+        reason: why it refuses, is missing or is broken.
         versions: of what it runs on.
         optimiser: with the hyper-parameters that it had.
         bias: the form of the biases that it trained.
@@ -117,11 +118,9 @@ class Parity(Shown):
     def _contents(self) -> Iterator[Content]:
         batch, time, _ = self.shape
         yield Styled(f"{self.spec!r} trained for {self.steps} steps on batch {batch}, time {time}", "bold")
-        table = Table(
-            *("backend", "optimiser", *(Column(name, number=True) for name in _NUMBERS), "verdict"),
-            Column("worst weight", whole=True, spare=True),
-            keys=2,
-        )
+        numbers = (Column(name, number=True) for name in ("first loss", "last loss", "losses", "weights", "bound"))
+        worst = Column("worst weight", whole=True, spare=True)
+        table = Table("backend", "optimiser", *numbers, "verdict", worst, keys=2)
         for row in self.rows:
             table.add_row(*self._cells(row))
         yield table
@@ -153,7 +152,6 @@ class Parity(Shown):
 
 
 _LOSS = "mean of (sequence - target)² over the valid steps"
-_NUMBERS = ("first loss", "last loss", "losses", "weights", "bound")
 _STYLES = {"equal": "green", "explained": "cyan", "differs": "bold red"}
 
 

@@ -13,10 +13,11 @@ from numpy.typing import ArrayLike
 from multirnn.backend import Backend
 from multirnn.compare import TOLERANCE, Difference, Part, difference, draw_call, worst_part
 from multirnn.conventions import CONVENTIONS
-from multirnn.errors import InvalidCall, MissingFramework
+from multirnn.errors import InvalidCall
 from multirnn.parity.causes import CAUSES, Setting
 from multirnn.parity.optimiser import OPTIMISERS, STEPS, Batch, Optimiser, Trains
 from multirnn.parity.record import Parity, Trained, worse_eps
+from multirnn.registry import Absent, present
 from multirnn.registry import backend as load_backend
 from multirnn.registry import backends as installed_backends
 from multirnn.spec import RecurrentSpec
@@ -55,7 +56,7 @@ def train_parity(
             function, and the default epsilon of its Adam. Where the spec has no biases there are none.
 
     Raises:
-        UnknownBackend: a name that no distribution offers. A framework that is missing and a spec that is refused are rows.
+        UnknownBackend: a name that no distribution offers. What is missing, broken or refused is a row.
         InvalidCall: x, target or lengths do not fit, there is nothing to train on, an optimiser is none, or the training
             of the reference diverges.
     """
@@ -204,12 +205,11 @@ def _rows(
     name: str | Backend, reference: _Reference, optimisers: Mapping[str, Optimiser], defaults: bool
 ) -> Iterator[Trained]:
     """A row an optimiser, or one row that says why there are none."""
-    title = name if isinstance(name, str) else name.name
-    try:
-        backend: Any = load_backend(name)  # which may lack what `Trains` has: then it refuses
-    except MissingFramework as error:
-        yield Trained(title, title, "missing", str(error))
+    backend: Any = present(name)  # which may lack what `Trains` has: then it refuses
+    if isinstance(backend, Absent):
+        yield Trained(backend.name, backend.name, backend.verdict, backend.reason)
         return
+    title = name if isinstance(name, str) else backend.name
     if engine := getattr(backend, "engine", None):
         title = f"{backend.name} ({engine})"
     start = reference.begin(_default_bias(backend, reference.start.spec) if defaults else reference.start.spec.bias)
