@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from multirnn.bench import quantities
+from multirnn.bench import charts, quantities
 from multirnn.bench.charts import FAMILIES, LETTERS, MARKS, Palette
 from multirnn.bench.fields import STATUSES
 from multirnn.bench.markup import EMPTY, Markup, tag
@@ -173,6 +173,31 @@ def test_every_mark_leads_to_a_row(page: Page) -> None:
     marked = [given["data-row"] for _, given in page.elements if "data-row" in given]
     assert marked
     assert {f"row-{number}" for number in marked} <= set(page.rows)
+
+
+def places(shares: list[float]) -> list[tuple[str, float, float]]:
+    """The contenders of a chart of these shares in the order in which they are drawn, where, and where 100 % is."""
+    problem = Problem("p", "gru", 3, 7, 5, 11)
+    rows = [row(problem, f"c{place}", 1, 0, share=share) for place, share in enumerate(shares)]
+    (view,) = views(rows)
+    palette = Palette(rows)
+    drawn = Page(str(charts.shares(view, palette, {id(one): number for number, one in enumerate(rows)}))).elements
+    limit = next(given["x1"] for _, given in drawn if given.get("class") == "one")
+    marks = [given for name, given in drawn if name == "use"]
+    return [(f"c{mark['data-row']}", float(mark["x"].rstrip("%")), float(limit.rstrip("%"))) for mark in marks]
+
+
+@pytest.mark.parametrize("shares", [[1.12, 1.05, 0.97], [1.31, 0.2, 1.3], [9.0, 1.1]])
+def test_who_is_beyond_the_limit_stands_where_it_is(shares: list[float]) -> None:
+    found = places(shares)
+    for name, place, limit in found:
+        assert place == pytest.approx(shares[int(name[1:])] * limit, abs=0.02)
+        assert place <= 100
+    assert found[-1][0] == "c0"  # the best is drawn on top of the others
+
+
+def test_where_nobody_is_beyond_the_limit_it_is_the_end_of_the_axis() -> None:
+    assert {limit for _, _, limit in places([1.0, 0.5])} == {100.0}
 
 
 def test_there_is_a_view_for_every_mode_and_number_of_threads(page: Page) -> None:

@@ -94,30 +94,37 @@ class Palette:
 
 
 def shares(view: View, palette: Palette, ids: Mapping[int, int]) -> Markup:
-    """How much of the machine's limit each contender reaches, a line a problem, from 0 to 100 %.
+    """How much of the machine's limit each contender reaches, a line a problem, from 0 to 100 %, or to what is beyond it.
 
     Args:
         view: what is shown.
         palette: of the report.
         ids: the number of each row in the table of all rows, by the identity of the row.
     """
+    known = [row for row in view.rows if row["status"] == "timed" and row.get("share") is not None]
+    if not known:
+        return _nothing("no share of the limit is known: the limits were not measured")
+    last = 20 * math.ceil(5 * max(1.0, *(float(row["share"]) for row in known)))
+    step = 20 * math.ceil(last / 200)
+    ticks = [(f"{100 * tick / last:.2f}%", f"{tick} %") for tick in range(0, last + 1, step)]
+
+    def place(row: Row) -> str:
+        return f"{100 * 100 * float(row['share']) / last:.2f}%"
+
+    grid = tag("g", *(tag("line", x1=x, x2=x, y1=0, y2=26) for x, _ in ticks), class_="grid")
+    limit = tag("line", x1=f"{1e4 / last:.2f}%", x2=f"{1e4 / last:.2f}%", y1=0, y2=26, class_="one")
     lines = []
     for problem, rows in view.problems.items():
-        known = [row for row in rows.values() if row["status"] == "timed" and row.get("share") is not None]
-        if not known:
+        # The best is drawn last, on top of all.
+        there = sorted((row for row in known if row["problem"]["name"] == problem), key=lambda row: float(row["share"]))
+        if not there:
             continue
-        best = max(known, key=lambda row: float(row["share"]))
-        low, high = (_percent(end(float(row["share"]) for row in known)) for end in (min, max))
-        marks = [
-            palette.mark(label(row), x=_percent(row["share"]), y=13, data_row=ids[id(row)])
-            for row in sorted(known, key=lambda row: row["contender"]["kind"] == "ours")  # ours drawn last, on top
-        ]
-        span = tag("line", x1=low, x2=high, y1=13, y2=13, class_="span")
+        best = there[-1]
+        marks = [palette.mark(label(row), x=place(row), y=13, data_row=ids[id(row)]) for row in there]
+        span = tag("line", x1=place(there[0]), x2=place(best), y1=13, y2=13, class_="span")
         note = join(tag("b", quantities.share(best["share"])), " ", tag("span", label(best), class_="of"))
-        lines.append(_line(_problem(problem, known[0]), _track(_grid(range(0, 101, 20), 26), span, *marks), note))
-    if not lines:
-        return _nothing("no share of the limit is known: the limits were not measured")
-    return _lines(lines, _axis([(f"{tick}%", f"{tick} %") for tick in range(0, 101, 20)]), "share of the limit")
+        lines.append(_line(_problem(problem, next(iter(rows.values()))), _track(grid, limit, span, *marks), note))
+    return _lines(lines, _axis(ticks), "share of the limit")
 
 
 def duels(view: View, palette: Palette, ids: Mapping[int, int]) -> Markup:
@@ -206,24 +213,15 @@ def _track(*drawn: Markup) -> Markup:
     return tag("svg", *drawn, class_="track", height=26, width="100%")
 
 
-def _grid(ticks: Sequence[int], height: int) -> Markup:
-    return tag("g", *(tag("line", x1=f"{at}%", x2=f"{at}%", y1=0, y2=height) for at in ticks), class_="grid")
-
-
 def _axis(ticks: Sequence[tuple[str, str]]) -> Markup:
     """Words under an axis; those at its ends stay within it."""
-    ends = {"0%": "start", "100%": "end"}
+    ends = {"0.00%": "start", "100.00%": "end"}
     words = (tag("text", text, x=x, y=14, text_anchor=ends.get(x, "middle")) for x, text in ticks)
     return tag("svg", *words, class_="track axis", height=20, width="100%")
 
 
 def _problem(name: str, row: Row) -> Markup:
     return tag("span", name, title=quantities.shape(row["problem"]))
-
-
-def _percent(share: float) -> str:
-    """A place on the axis; what is beyond it stands at its end, and the table tells its number."""
-    return f"{min(100.0, 100 * float(share)):.2f}%"
 
 
 def _nothing(why: str) -> Markup:

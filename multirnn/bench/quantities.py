@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
-__all__ = ["bytes_", "count", "factor", "operations", "seconds", "shape", "share"]
+__all__ = ["NONE", "bytes_", "count", "factor", "operations", "seconds", "shape", "share"]
 
 NONE = "–"
+"""What is not known."""
 
 
 def seconds(value: float | None) -> str:

@@ -124,8 +124,8 @@ def _view(view: View, palette: Palette, ids: Mapping[int, int]) -> Markup:
         ),
         _card(
             "How much of the machine each one uses",
-            "The least time that this machine allows, by the ceilings that were measured before the run, over the time taken. "
-            "A little above 100 % the ceiling was measured too low, as on a shared machine it can be.",
+            "The least time that this machine allows, by the highest ceilings that were measured before the run and during it, "
+            "over the time taken. Right of the line at 100 % the ceiling was measured too low, as on a shared machine it can be.",
             charts.shares(view, palette, ids),
         ),
         _card(

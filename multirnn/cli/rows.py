@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from multirnn.bench.quantities import bytes_, count, factor, seconds, share
+from multirnn.bench.quantities import NONE, bytes_, count, factor, seconds, share
 from multirnn.bench.results import Results
 from multirnn.cli.console import heading, table
-from multirnn.tables import Content, Styled, Table
+from multirnn.tables import Column, Content, Styled, Table
 
 __all__ = ["report"]
 
@@ -24,7 +24,7 @@ def report(found: Results, out: Path, missing: Mapping[str, str]) -> Iterator[Co
         missing: of contenders whose framework is not installed, the reason by name.
     """
     rows = found.rows
-    yield heading(f"{found.header['table']}: {found.header['machine']['processor']}")
+    yield heading(f"{found.header['table']}: {found.header['machine'].get('processor') or 'an unknown processor'}")
     yield ""
     yield _each(rows) if len(rows) <= FEW else _fastest(rows)
     yield ""
@@ -48,7 +48,9 @@ def _not_timed(rows: Sequence[dict[str, Any]]) -> Iterator[Styled]:
     alike: dict[tuple[str, str, str], list[str]] = {}
     for row in rows:
         if row["status"] != "timed":
-            alike.setdefault((row["status"], row["contender"]["name"], row["reason"]), []).append(_where(row))
+            alike.setdefault((row["status"], row["contender"]["name"], row.get("reason") or "no reason"), []).append(
+                _where(row)
+            )
     for status, style in STYLES.items():
         for (found, name, reason), places in alike.items():
             if found == status:
@@ -71,28 +73,32 @@ def _groups(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
 
 
 def _each(rows: Sequence[dict[str, Any]]) -> Table:
-    """A line a row."""
-    numbers = ("time", "quartiles", "times", "of limit", "eps", "first call", "memory")
-    made = table("problem", "contender", *numbers, right=numbers)
+    """A line a row, under a line for their problem, mode and number of threads; what there is no room for is in the file."""
+    numbers = ("time", "times", "of limit", "eps")
+    more = (
+        Column("quartiles", True, spare=True),
+        Column("first call", True, spare=True),
+        Column("memory", True, spare=True),
+    )
+    made = Table("contender", *(Column(name, True) for name in numbers), *more)
     for where, group in _groups(rows).items():
-        best = group[0]["median"]
-        for place, row in enumerate(group):
-            if place == 0:
-                made.add_section()
-            title = "" if place else where
+        made.add_section()
+        made.add_row(Styled(where, "bold"))
+        for row in group:
+            name = f"  {row['contender']['name']}"
             if row["status"] != "timed":
-                made.add_row(title, row["contender"]["name"], Styled(row["status"], STYLES[row["status"]]))
+                made.add_row(name, Styled(row["status"], STYLES[row["status"]]))
                 continue
+            error, best = row.get("error_eps"), group[0]["median"]
             made.add_row(
-                title,
-                row["contender"]["name"],
+                name,
                 seconds(row["median"]) + ("" if row["stable"] else " ~"),
-                f"{seconds(row['low'])} to {seconds(row['high'])}",
                 factor(row["median"] / best),
-                share(row["share"]),
-                f"{row['error_eps']:.1f}",
-                seconds(row["first_call_s"]),
-                bytes_(row["added_memory_bytes"]),
+                share(row.get("share")),
+                NONE if error is None else f"{error:.1f}",
+                f"{seconds(row['low'])} to {seconds(row['high'])}",
+                seconds(row.get("first_call_s")),
+                bytes_(row.get("added_memory_bytes")),
             )
     return made
 
@@ -113,7 +119,7 @@ def _fastest(rows: Sequence[dict[str, Any]]) -> Table:
             where,
             ours["contender"]["name"] if ours else "",
             seconds(ours["median"]) + ("" if ours["stable"] else " ~") if ours else "",
-            share(ours["share"]) if ours else "",
+            share(ours.get("share")) if ours else "",
             peer["contender"]["name"] if peer else "",
             seconds(peer["median"]) + ("" if peer["stable"] else " ~") if peer else "",
             factor(peer["median"] / ours["median"]) if ours and peer else "",
