@@ -57,6 +57,8 @@ class Call:
         used = {self.x, self.lengths, *(name for names in self.states for name in names)}
         if unused := [name for name in chain.given if name not in used]:
             raise Unrepresentable(f"the model takes {short(unused[0])}, which is neither x nor lengths nor a state")
+        self._features = chain.arrays()["layers.0.W"].shape[2]
+        self._more = 1 + self._limit()
         self.layout = self._layout_of_x()
 
     def fixed(self) -> tuple[int, int]:
@@ -74,10 +76,8 @@ class Call:
             Unrepresentable: it takes nothing but too much.
         """
         spec = weights.spec
-        known = (spec.input_size, spec.hidden_size, spec.output_size)
-        limit = max((number for number in self._chain.integers() if number < MOST and number not in known), default=0)
         batch, time = self.fixed()
-        batch, time = batch or max(5, limit + 1), time or max(7, limit + 1)
+        batch, time = batch or max(5, self._more), time or max(7, self._more)
         if batch * time * (spec.input_size + spec.num_layers * spec.output_size) > LARGEST:
             raise Unrepresentable(
                 f"the model takes {batch} rows of {time} steps alone, too many to try what it computes; export it with "
@@ -136,6 +136,12 @@ class Call:
             )
         return names[:1] if len(set(names)) == 1 else names
 
+    def _limit(self) -> int:
+        """The largest number in the model that may be a limit of batch or time: larger ones are not tried."""
+        hidden = self._chain.hidden_size
+        known = self._features, hidden, self._chain.directions * hidden
+        return max((number for number in self._chain.integers() if number < MOST and number not in known), default=0)
+
     def _starts_otherwise(self, node: NodeProto, place: int) -> bool:
         """Whether an initial state is a constant and not zero; that of one made of x is told by a trial."""
         name = node.input[place]
@@ -145,12 +151,12 @@ class Call:
         """By what the first operator takes, as the model makes it of numbers of which no two are equal."""
         taken = self._taken[self.x]
         dims = taken.dims or (0, 0, 0)
-        features = self._chain.arrays()["layers.0.W"].shape[2]
-        if len(dims) not in (2, 3) or taken.kind != TensorProto.FLOAT or dims[-1] not in (0, features):
+        if len(dims) not in (2, 3) or taken.kind != TensorProto.FLOAT or dims[-1] not in (0, self._features):
             raise Unrepresentable(
-                f"x is float32 with {features} features in its last axis, and the model's {short(self.x)} is something else"
+                f"x is float32 with {self._features} features in its last axis, and the model's {short(self.x)} is something else"
             )
-        shape = (*(size or free for size, free in zip(dims[:-1], (7, 5), strict=False)), features)
+        sizes = zip(dims[:-1], (max(7, self._more), max(5, self._more)), strict=False)
+        shape = (*(size or free for size, free in sizes), self._features)
         if np.prod(shape, dtype=float) > LARGEST:
             raise Unrepresentable(
                 f"the model takes {short(self.x)} of the shape {shape} alone, too large to try what it computes; export "

@@ -169,9 +169,15 @@ class Chain:
             elif node.op_type not in SHAPING and node.op_type not in OPERATORS.values():
                 others.add(node.op_type)
         if others:
-            listed = ", ".join(name[:80] for name in sorted(others)[:8])
+            listed = ", ".join(name[:80] or "a node without a name" for name in sorted(others)[:8])
+            recurrent = any(node.op_type in OPERATORS.values() for node in self.model.graph.node)
             raise Unrepresentable(
-                f"the model also computes {listed}, which no spec has; read a model of the recurrent layers alone"
+                f"the model also computes {listed}, which no spec has; "
+                + (
+                    "read a model of the recurrent layers alone"
+                    if recurrent
+                    else "it has no RNN, LSTM or GRU: torch.onnx.export writes these operators with dynamo=False"
+                )
             )
         for node in self.model.graph.node:
             refuse_foreign_attributes(node, OPERATORS_HAVE if node.op_type in OPERATORS.values() else None)

@@ -165,5 +165,6 @@ class Trial:
 
 
 def _not_fed(layer: int) -> Unrepresentable:
-    below = "the outputs of the one below as they are" if layer else "x as it is"
-    return Unrepresentable(f"layer {layer} of the model is not fed by {below}")
+    if layer:
+        return Unrepresentable(f"layer {layer} of the model is not fed by the outputs of the one below as they are")
+    return Unrepresentable("layer 0 of the model does not take x as it is")
