@@ -144,7 +144,7 @@ class Fast(KeptWhole, nn.RNNBase):
         """The result, or None where the framework's own layer has to run: also for it to say what is wrong."""
         if not self._is_whole():
             return None
-        dtype = x.dtype
+        dtype = getattr(x, "dtype", None)
         if not is_plain(x, dtype) or (recurrence := self._recurrence(dtype)) is None:
             return None
         spec = recurrence.spec
@@ -201,6 +201,11 @@ class Fast(KeptWhole, nn.RNNBase):
     def _run_native(self, x: Any, hx: Any, lengths: Maybe) -> Any:
         """By the framework's own layer."""
         self._refuse_proxy(x)
+        if not isinstance(x, Tensor | PackedSequence):
+            mask = "; its mask is not read; rows that end early are told by lengths" if hasattr(x, "mask") else ""
+            raise InvalidCall(
+                f"x must be a torch.Tensor or a PackedSequence, not an object of the type {type(x).__name__}{mask}"
+            )
         if lengths is None:
             return super().forward(x, hx)
         rows = x if self.batch_first else x.transpose(0, 1)
