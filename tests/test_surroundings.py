@@ -99,6 +99,52 @@ def jax_set(name: str, value: Any) -> AbstractContextManager[Any]:
     return getattr(jax, name)(value)
 
 
+@contextmanager
+def keras_setting(name: str, get: str, value: Any) -> Iterator[None]:
+    """A global of Keras that has a getter and a setter."""
+    pytest.importorskip("multirnn_keras")  # which chooses the engine of Keras
+    config = pytest.importorskip("keras").config
+    before = getattr(config, get)()
+    getattr(config, name)(value)
+    try:
+        yield
+    finally:
+        getattr(config, name)(before)
+
+
+@contextmanager
+def keras_autocast() -> Iterator[None]:
+    """Within the call of a layer of mixed precision."""
+    pytest.importorskip("multirnn_keras")
+    from keras.src.backend import AutocastScope
+
+    with AutocastScope("float16"):
+        yield
+
+
+@contextmanager
+def tensorflow_functions_eager() -> Iterator[None]:
+    config = pytest.importorskip("tensorflow").config
+    config.run_functions_eagerly(True)
+    try:
+        yield
+    finally:
+        config.run_functions_eagerly(False)
+
+
+@contextmanager
+def tensorflow_compiles_all() -> Iterator[None]:
+    """Graphs go to XLA, and are not optimised otherwise."""
+    optimizer = pytest.importorskip("tensorflow").config.optimizer
+    optimizer.set_jit("autoclustering")
+    optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    try:
+        yield
+    finally:
+        optimizer.set_experimental_options({"disable_meta_optimizer": False})
+        optimizer.set_jit("")
+
+
 SURROUNDINGS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "nothing": lambda: warnings.catch_warnings(),
     "np.errstate(all='raise')": numpy_raises,
@@ -121,6 +167,17 @@ SURROUNDINGS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "torch.no_grad": lambda: torch_module().no_grad(),
     "torch.set_grad_enabled(False)": torch_gradients_off,
     "torch.autograd.set_detect_anomaly": lambda: torch_module().autograd.set_detect_anomaly(True),
+    "keras.config.set_floatx('float64')": lambda: keras_setting("set_floatx", "floatx", "float64"),
+    "keras.config.set_floatx('float16')": lambda: keras_setting("set_floatx", "floatx", "float16"),
+    "keras.config.set_dtype_policy('mixed_float16')": lambda: keras_setting(
+        "set_dtype_policy", "dtype_policy", "mixed_float16"
+    ),
+    "keras.config.set_dtype_policy('float64')": lambda: keras_setting("set_dtype_policy", "dtype_policy", "float64"),
+    "keras' AutocastScope('float16')": keras_autocast,
+    "tf.device('CPU:0')": lambda: pytest.importorskip("tensorflow").device("CPU:0"),
+    "tf.GradientTape": lambda: pytest.importorskip("tensorflow").GradientTape(),
+    "tf.config.run_functions_eagerly": tensorflow_functions_eager,
+    "tf.config.optimizer": tensorflow_compiles_all,
     "jax.enable_x64(True)": lambda: jax_set("enable_x64", True),
     "jax.default_matmul_precision('bfloat16')": lambda: jax_set("default_matmul_precision", "bfloat16"),
     "jax.numpy_rank_promotion('raise')": lambda: jax_set("numpy_rank_promotion", "raise"),

@@ -17,7 +17,7 @@ from multirnn import Gradients, Inputs, InvalidCall, Output, RecurrentSpec, Stat
 from multirnn.adoption import AdoptedNative, arranged, native_spec, noting, output_of, states_of
 from multirnn.weights import Array
 from multirnn_keras.compiled import Mask
-from multirnn_keras.engine import ENGINE
+from multirnn_keras.engine import ENGINE, on_device
 from multirnn_keras.layer import engine_refuses
 from multirnn_keras.structure import directions_of, is_both_ways, recurrent_layers, stacked, variables_of
 from multirnn_keras.weights import from_variables, read
@@ -44,7 +44,9 @@ def adopt(native: Any, spec: RecurrentSpec | None, *, compiled: bool) -> "Adopte
             no spec is known.
     """
     if not isinstance(native, keras.layers.Layer):
-        raise InvalidCall(f"the keras backend runs a layer or a model of Keras, not a {type(native).__qualname__}")
+        raise InvalidCall(
+            f"the keras backend runs a layer or a model of Keras, not an object of the class {type(native).__qualname__}"
+        )
     kind = type(native).__name__
     if not native.built:
         raise InvalidCall(f"this {kind} has no weights yet: call it, or build((None, None, input_size))")
@@ -58,9 +60,9 @@ def adopt(native: Any, spec: RecurrentSpec | None, *, compiled: bool) -> "Adopte
             f"this {kind} computes in {native.compute_dtype} and the spec in {spec.dtype}; pass a spec with "
             f"dtype={native.compute_dtype!r}, or make the layer with dtype={spec.dtype!r}"
         )
-    if _parts(native, readable):
-        return AdoptedStack(native, spec, readable=readable, compiled=compiled)
-    return AdoptedKeras(native, spec, readable=readable, compiled=compiled)
+    adopted = AdoptedStack if _parts(native, readable) else AdoptedKeras
+    with on_device(None):
+        return adopted(native, spec, readable=readable, compiled=compiled)
 
 
 def _parts(native: Any, readable: bool) -> list[Any]:
@@ -117,14 +119,14 @@ class AdoptedKeras(AdoptedNative):
 
     def run(self, inputs: Inputs) -> Output:
         """See `BoundaryLayer.run`."""
-        with noting(self.title, inputs):
+        with noting(self.title, inputs), on_device(None):
             found = self._forward(_mask(inputs), [inputs.x, *states_of(inputs.state)])
         return output_of(found, self.spec, self.title)
 
     def pull_back(self, inputs: Inputs, cotangent: Output) -> Gradients:
         """See `BoundaryLayer.pull_back`."""
         cotangents = [cotangent.sequence, *states_of(cotangent.state)]
-        with noting(self.title, inputs):
+        with noting(self.title, inputs), on_device(None):
             weights, (x, *state) = self._backward(_mask(inputs), [inputs.x, *states_of(inputs.state)], cotangents)
         named = from_variables(weights, self.spec).arrays if self.readable else {}
         return Gradients(named, x, State(*state))

@@ -6,6 +6,7 @@ finds their values of that moment, also after training.
 """
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import chain
 from typing import Any
 
@@ -28,22 +29,26 @@ Pullback = Callable[[Mask, Sequence[Array], Sequence[Array]], tuple[list[Array],
 """From the mask, the primals and the cotangents to the gradients of the variables and of the primals."""
 
 
-def compiled(apply: Apply, variables: Sequence[Any]) -> tuple[Function, Pullback]:
+def compiled(apply: Apply, variables: Sequence[Any], *, at_once: bool = False) -> tuple[Function, Pullback]:
     """The function over arrays, and its pullback.
 
     Args:
         apply: called as `apply(mask, primals)`, with tensors.
         variables: of Keras, all that `apply` reads.
+        at_once: on TensorFlow, a first short call makes a graph too: `apply` has other bits in one.
     """
-    return {"tensorflow": _on_tensorflow, "jax": _on_jax, "torch": _on_torch}[ENGINE](apply, variables)
+    if ENGINE == "tensorflow":
+        return _on_tensorflow(apply, variables, 0 if at_once else _STEPS_WITHOUT_GRAPH)
+    return {"jax": _on_jax, "torch": _on_torch}[ENGINE](apply, variables)
 
 
-# To make the graph of a layer takes 0.2 s, and of its gradients 1.2 s; a step outside of a graph takes 10 ms. So a short
-# call, which may be the only one, runs without. Both give the same bits.
-_STEPS_WITHOUT_GRAPH = 16
+# To make the graph of a layer takes 0.2 s, and of its gradients 1.2 s; a step outside of a graph takes 10 ms. So a first
+# short call, which may be the only one, runs without: both give the same bits. Gradients do not, since TensorFlow adds
+# them up in another order; those of a short call always run without.
+_STEPS_WITHOUT_GRAPH = 8
 
 
-def _on_tensorflow(apply: Apply, variables: Sequence[Any]) -> tuple[Function, Pullback]:
+def _on_tensorflow(apply: Apply, variables: Sequence[Any], without_graph: int) -> tuple[Function, Pullback]:
     """Graphs, one for every size of the batch, with a mask and without; they fit sequences of any length."""
     import tensorflow as tf
 
@@ -57,23 +62,22 @@ def _on_tensorflow(apply: Apply, variables: Sequence[Any]) -> tuple[Function, Pu
 
     def graph(function: Callable[..., Any]) -> Callable[..., Any]:
         graphs: dict[tuple[bool, int], Any] = {}
-        called = set()
+        called: set[tuple[bool, int]] = set()
 
         def call(mask: Mask, *arrays: Sequence[Array]) -> Any:
             tensors = [[copied(array) for array in group] for group in arrays]
             given = None if mask is None else tf.convert_to_tensor(mask)
             batch, time, _ = arrays[0][0].shape
             key = (mask is not None, batch)
+            if time <= without_graph and (function is gradients or not (key in graphs or key in called)):
+                called.add(key)
+                return function(given, *tensors)
             if key not in graphs:
-                if key not in called and time <= _STEPS_WITHOUT_GRAPH:
-                    called.add(key)
-                    return function(given, *tensors)
                 # With an open batch too, the gradients would take a third longer: of every sum they ask which axes
                 # were broadcast.
                 any_mask = None if mask is None else tf.TensorSpec((batch, None), tf.bool)
-                graphs[key] = _called_flat(
-                    tf.function(function).get_concrete_function(any_mask, *map(any_length, tensors))
-                )
+                traced = tf.function(function).get_concrete_function(any_mask, *map(any_length, tensors))
+                graphs[key] = _called_flat(traced, b"" if function is gradients else _unfused())
             return graphs[key]([*([] if given is None else [given]), *chain(*tensors)])
 
         return call
@@ -97,7 +101,7 @@ def _on_tensorflow(apply: Apply, variables: Sequence[Any]) -> tuple[Function, Pu
     return function, pullback
 
 
-def _called_flat(graph: Any) -> Callable[[list[Any]], list[Any]]:
+def _called_flat(graph: Any, config: bytes) -> Callable[[list[Any]], list[Any]]:
     """The graph from a flat list of tensors to another.
 
     By its operation: what a tf.function does before, and a concrete one too, costs more than the graph of a few steps.
@@ -105,7 +109,20 @@ def _called_flat(graph: Any) -> Callable[[list[Any]], list[Any]]:
     import tensorflow as tf
 
     captured, types = graph.captured_inputs, [output.dtype for output in graph.outputs]
-    return lambda tensors: list(tf.raw_ops.StatefulPartitionedCall(args=[*tensors, *captured], Tout=types, f=graph))
+    return lambda tensors: list(
+        tf.raw_ops.StatefulPartitionedCall(args=[*tensors, *captured], Tout=types, f=graph, config_proto=config)
+    )
+
+
+@cache
+def _unfused() -> bytes:
+    """How TensorFlow runs a graph: each product by itself, which of a single row has other bits with what is added to it."""
+    from tensorflow.core.protobuf.config_pb2 import ConfigProto
+    from tensorflow.core.protobuf.rewriter_config_pb2 import RewriterConfig
+
+    config = ConfigProto()
+    config.graph_options.rewrite_options.remapping = RewriterConfig.OFF
+    return bytes(config.SerializeToString())
 
 
 def _on_jax(apply: Apply, variables: Sequence[Any]) -> tuple[Function, Pullback]:

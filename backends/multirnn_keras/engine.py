@@ -10,7 +10,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -130,9 +130,13 @@ def device_named(name: str | None) -> str | None:
     return "cpu" if device == "cpu:0" else device  # PyTorch takes cpu:0 for another device than the cpu of its tensors
 
 
-def on_device(device: str | None) -> AbstractContextManager[Any]:
-    """Where variables are made and functions run."""
-    return nullcontext() if device is None else keras.device(device)
+@contextmanager
+def on_device(device: str | None) -> Iterator[None]:
+    """Where variables are made and functions run; not in the precision of a user's layer whose call may be around."""
+    from keras.src.backend import AutocastScope  # there is no public name for it
+
+    with AutocastScope(None), nullcontext() if device is None else keras.device(device):
+        yield
 
 
 def _count(kind: str) -> int:

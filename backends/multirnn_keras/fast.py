@@ -186,6 +186,8 @@ class FastKerasLayer(KerasLayer):
     there Keras writes into the memory of its variables.)
     """
 
+    _compiles = True
+
     def __init__(self, spec: RecurrentSpec, native: Any, device: str | None = None) -> None:
         super().__init__(spec, native, device)
         self._host: Any = Host(spec) if there(device) else None

@@ -67,11 +67,14 @@ class KerasLayer(BoundaryLayer):
         device: where it was made, and runs.
     """
 
+    _compiles = False
+    """Whether its loops are compiled by XLA in a graph, and nowhere else."""
+
     def __init__(self, spec: RecurrentSpec, native: Any, device: str | None = None) -> None:
         super().__init__(spec)
         self._native = native
         self._device = device
-        self._function, self._pullback = compiled(self.apply, native.weights)
+        self._function, self._pullback = compiled(self.apply, native.weights, at_once=self._compiles)
 
     def __copy__(self) -> "KerasLayer":
         """The same variables."""

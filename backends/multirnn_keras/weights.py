@@ -14,6 +14,8 @@ from multirnn.spec import DTYPES
 from multirnn.weights import Array
 from multirnn_keras.activations import from_keras, to_keras
 from multirnn_keras.confirmation import confirm, title_of
+from multirnn_keras.engine import ENGINE, on_device
+from multirnn_keras.memory import in_memory
 from multirnn_keras.structure import CELLS, directions_of, is_both_ways, stacked, variables_of
 
 __all__ = ["LAYERS", "array_of", "from_variables", "read", "stack"]
@@ -70,8 +72,10 @@ def from_variables(arrays: Iterable[Array], spec: RecurrentSpec) -> Weights:
 
 
 def array_of(variable: Any) -> Array:
-    """A copy of what a variable holds. NumPy warns of TensorFlow's variables, and not of its tensors."""
-    return np.array(keras.ops.convert_to_numpy(keras.ops.convert_to_tensor(variable)))
+    """A copy of what a variable holds."""
+    if ENGINE == "tensorflow":
+        return in_memory(variable.value).copy()  # Keras' own way makes NumPy warn
+    return np.array(keras.ops.convert_to_numpy(variable.value))
 
 
 def read(native: Any) -> Weights:
@@ -86,6 +90,11 @@ def read(native: Any) -> Weights:
         Unrepresentable: no spec describes it; the sentence names what no spec has. Or it does not compute what its layers
             say, or cannot be called.
     """
+    with on_device(None):
+        return _read(native)
+
+
+def _read(native: Any) -> Weights:
     layers = stacked(native)
     directions = [direction for layer in layers for direction in directions_of(layer)]
     first, *others = map(_fields, directions)
