@@ -26,6 +26,10 @@ SHAPING = frozenset(
         *("Split", "Squeeze", "Transpose", "Unsqueeze"),
     )
 )
+# What computes sizes, if its numbers are integers.
+ARITHMETIC = frozenset(
+    ("Add", "Mul", "Sub")
+)  # and not Div: ONNX Runtime ends the process where an integer is divided by 0
 # The inputs of the operators, by their places; C_0 and PEEPHOLES are the LSTM's.
 X, W, R, B, LENGTHS, H_0, C_0, PEEPHOLES = range(8)
 GATES: Mapping[str, int] = MappingProxyType({"RNN": 1, "LSTM": 4, "GRU": 3})
@@ -59,7 +63,10 @@ class Chain:
         self._maker = {output: node for node in model.graph.node for output in node.output}
         for node in self.operators:
             self._refuse_other_forms(node)
-        refuse_growth(model)
+        self._tell_hidden_size()
+        integers = refuse_growth(self.model)
+        arithmetic = [node for node in self.model.graph.node if node.op_type in ARITHMETIC]
+        self._refuse({node.op_type for node in arithmetic if not integers.issuperset(node.output)})
         first = self.operators[0]
         self.directions = 2 if attribute(first, "direction") == "bidirectional" else 1
         self.hidden_size = self._constant(first, R, "R", 3).shape[2]
@@ -126,7 +133,10 @@ class Chain:
         part = helper.make_graph(
             [node for node in self.model.graph.node if behind.difference(given).intersection(node.output)],
             "part",
-            [helper.make_tensor_value_info(key, TensorProto.FLOAT, array.shape) for key, array in given.items()],
+            [
+                helper.make_tensor_value_info(key, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+                for key, array in given.items()
+            ],
             [ValueInfoProto(name=name)],
             [tensor for key, tensor in self._initialisers.items() if key in behind],
         )
@@ -134,6 +144,26 @@ class Chain:
         with running():
             found: list[Array] = OnnxStack(model).session.run(None, dict(given))
         return found[0]
+
+    def _tell_hidden_size(self) -> None:
+        """Go on with a copy of the model that has the attribute, optional in ONNX, without which ONNX Runtime runs nothing."""
+        if all(attribute(node, "hidden_size") for node in self.operators):
+            return
+        model = ModelProto()
+        model.CopyFrom(self.model)
+        self.model = model
+        self.operators = [node for node in self.model.graph.node if node.op_type in OPERATORS.values()]
+        self._maker = {output: node for node in self.model.graph.node for output in node.output}
+        for node in self.operators:
+            held = self._held(node.input[R]) if has(node, R) else None
+            if held is not None and held.dims and attribute(node, "hidden_size") is None:
+                node.attribute.append(helper.make_attribute("hidden_size", held.dims[-1]))
+
+    def _held(self, name: str) -> TensorProto | None:
+        """The tensor that is a value, where it is in the model as it is."""
+        maker = self._maker.get(name)
+        found = self._initialisers.get(name) if maker is None else attribute(maker, "value")
+        return found if isinstance(found, TensorProto) else None
 
     def _constant(self, node: NodeProto, place: int, name: str, axes: int) -> Array:
         """A weight of an operator, which has so many axes."""
@@ -148,7 +178,7 @@ class Chain:
         array = self.value(node.input[place], {})
         if not isinstance(array, np.ndarray) or array.ndim != axes or 0 in array.shape:
             raise Unrepresentable(
-                f"{name} of layer {layer} must have {axes} axes and be not empty; it has the shape {np.shape(array)}"
+                f"{name} of layer {layer} must have {axes} axes, none of them empty, not the shape {np.shape(array)}"
             )
         if array.dtype != np.float32:
             raise Unrepresentable(
@@ -166,8 +196,13 @@ class Chain:
             domain = "" if node.domain == "ai.onnx" else node.domain
             if domain or (domain, node.op_type) in ours:
                 others.add(f"{domain or 'a function'}.{node.op_type}")
-            elif node.op_type not in SHAPING and node.op_type not in OPERATORS.values():
+            elif node.op_type not in SHAPING | ARITHMETIC and node.op_type not in OPERATORS.values():
                 others.add(node.op_type)
+        self._refuse(others)
+        for node in self.model.graph.node:
+            refuse_foreign_attributes(node, OPERATORS_HAVE if node.op_type in OPERATORS.values() else None)
+
+    def _refuse(self, others: set[str]) -> None:
         if others:
             listed = ", ".join(name[:80] or "a node without a name" for name in sorted(others)[:8])
             recurrent = any(node.op_type in OPERATORS.values() for node in self.model.graph.node)
@@ -179,8 +214,6 @@ class Chain:
                     else "it has no RNN, LSTM or GRU: torch.onnx.export writes these operators with dynamo=False"
                 )
             )
-        for node in self.model.graph.node:
-            refuse_foreign_attributes(node, OPERATORS_HAVE if node.op_type in OPERATORS.values() else None)
 
     def _refuse_other_values(self) -> None:
         """Each value has one source, before what takes it."""

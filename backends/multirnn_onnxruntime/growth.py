@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from math import prod
 
-from onnx import ModelProto, NodeProto, TensorShapeProto, ValueInfoProto, helper, shape_inference
+from onnx import ModelProto, NodeProto, TensorProto, TensorShapeProto, ValueInfoProto, helper, shape_inference
 
 from multirnn import Unrepresentable
 from multirnn_onnxruntime.proto import short
@@ -20,8 +20,11 @@ SMALL = 1024
 """Numbers in a constant that may be a shape; of others the values do not matter here."""
 
 
-def refuse_growth(model: ModelProto) -> None:
+def refuse_growth(model: ModelProto) -> set[str]:
     """By shape inference, with the values of shapes.
+
+    Returns:
+        The names of the values that are 64-bit integers, as all sizes are.
 
     Raises:
         Unrepresentable: an array would be too large, or its size cannot be told.
@@ -56,6 +59,7 @@ def refuse_growth(model: ModelProto) -> None:
             f"the model makes arrays of {total} numbers, and at most {LARGEST} are tried; export it with free sizes of "
             "batch and time"
         )
+    return {name for name, kind in known.items() if kind.elem_type == TensorProto.INT64}
 
 
 def _growing(nodes: Iterable[NodeProto]) -> Iterable[NodeProto]:

@@ -51,19 +51,16 @@ class Trial:
 
     def _run(self, inputs: Inputs) -> Output:
         fed = self.call.fed(inputs)
+        self._check_ways(inputs, fed)
         model, operators = self._open()
         names = [value.name for value in model.graph.output]
-        try:
-            with running():
-                values: list[Array] = OnnxStack(model).session.run(names, fed)
-        except Unrepresentable:
-            self._check_ways(inputs)  # which may tell where
-            raise
+        with running():
+            values: list[Array] = OnnxStack(model).session.run(names, fed)
         found = fed | dict(zip(names, values, strict=True))
         below, y = inputs.x.swapaxes(0, 1), np.empty(0, np.float32)
         ends: list[list[Array]] = [[] for _ in inputs.state.parts]
         for k, node in enumerate(operators):
-            into = {place: self._value(node, place, found) for place in (X, LENGTHS, *self.call.places)}
+            into = {place: self._value(node, place, found) for place in (X, *self.call.places)}
             self._check_inputs(k, into, below, inputs)
             y, *final = (found[name] for name in node.output)
             below = y.swapaxes(1, 2).reshape(*inputs.x.shape[1::-1], -1)
@@ -99,10 +96,6 @@ class Trial:
     def _check_inputs(self, layer: int, into: Mapping[int, Array | None], below: Array, inputs: Inputs) -> None:
         if not np.array_equal(np.asarray(into[X]), below):
             raise _not_fed(layer)
-        if self.call.lengths and not np.array_equal(
-            np.asarray(into[LENGTHS]), self.call.fed(inputs)[self.call.lengths]
-        ):
-            raise Unrepresentable(f"layer {layer} of the model does not take the lengths as they are given")
         directions = len(self._spec.directions)
         rows = slice(layer * directions, (layer + 1) * directions)
         for place, part in zip(self.call.places, inputs.state.parts, strict=True):
@@ -113,15 +106,26 @@ class Trial:
                     "from zero"
                 )
 
-    def _check_ways(self, inputs: Inputs) -> None:
-        """Whether what lies between two operators can be run on what the lower one gives."""
+    def _check_ways(self, inputs: Inputs, fed: Mapping[str, Array]) -> None:
+        """Whether lengths, and outputs from layer to layer, get where they go as they are.
+
+        Tried before an operator runs: with no step to run, or a length of 0, ONNX Runtime ends the process.
+        """
         batch, time, _ = inputs.x.shape
-        y = np.zeros((time, len(self._spec.directions), batch, self._spec.hidden_size), np.float32)
+        shape = time, len(self._spec.directions), batch, self._spec.hidden_size
+        y = np.random.default_rng(0).standard_normal(shape, np.float32)
+        joined = y.swapaxes(1, 2).reshape(time, batch, -1)
         for layer, (below, above) in enumerate(pairwise(self._chain.operators), 1):
             try:
-                self._chain.value(above.input[X], {below.output[0]: y})
+                carried = self._chain.value(above.input[X], {below.output[0]: y})
             except Unrepresentable as error:
                 raise _not_fed(layer) from error
+            if not np.array_equal(carried, joined):
+                raise _not_fed(layer)
+        for layer, node in enumerate(self._chain.operators if self.call.lengths else ()):
+            given = {self.call.lengths: fed[self.call.lengths]}
+            if not np.array_equal(self._chain.value(node.input[LENGTHS], given), given[self.call.lengths]):
+                raise Unrepresentable(f"layer {layer} of the model does not take the lengths as they are given")
 
     def _check_outputs(self, found: Mapping[str, Array], y: Array, sequence: Array, states: list[Array]) -> None:
         for value in self._chain.model.graph.output:
