@@ -440,7 +440,7 @@ static matrix to_x(const stack *k, const back_pass *p, long layer)
 static long rows_of_an_item(const backward_run *run)
 {
     long rows = larger(ceiling(run->stack.valid, ITEMS_OF_A_MEMBER * run->stack.sharing.members), ROWS_OF_A_TILE);
-    return smaller(rows, rows_of_dx(run));
+    return smaller(chosen(run->stack.choices.dx_rows, rows), rows_of_dx(run));
 }
 
 /* dx of an item's rows, written or added to what the other direction wrote. */
@@ -545,7 +545,8 @@ static int wanted_products(const backward_run *run, long layer, long direction, 
                                             recurrent_biases, 0};
     for (outer_product *o = products; o < products + count; o++) {
         o->dweight = o->dweight->at ? o->dweight : NULL;
-        o->pieces = ceiling(o->vectors, WIDTH) >= ITEMS_OF_A_MEMBER * k->sharing.members ? 1 : k->sharing.members;
+        long panels = ceiling(o->vectors, WIDTH), members = k->sharing.members;
+        o->pieces = chosen(k->choices.pieces, panels >= ITEMS_OF_A_MEMBER * members ? 1 : members);
     }
     return count;
 }

@@ -62,8 +62,13 @@ static sharing sharing_of(const stack *k)
 
 static sharing shared_out(const stack *k)
 {
+    const choices *c = &k->choices;
     sharing found = sharing_of(k);
-    found.block = block_of(k, found.slices);
+    found.members = (int)chosen(c->members, found.members);
+    found.slices = (int)chosen(c->slices, found.slices);
+    found.split_units = (int)chosen(c->split_units, found.split_units);
+    found.unpacked = !k->call->packed && chosen(c->unpacked, found.unpacked);
+    found.block = chosen(c->block, block_of(k, found.slices));
     return found;
 }
 
