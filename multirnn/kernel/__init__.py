@@ -16,4 +16,15 @@ the arrays alive.
 from multirnn.kernel.library import instruction_sets, missing
 from multirnn.kernel.stack import Choices, Operand, Packed, Sequence, Stack, States, operand, sequence
 
-__all__ = ["Choices", "Operand", "Packed", "Sequence", "Stack", "States", "instruction_sets", "missing", "operand", "sequence"]
+__all__ = [
+    "Choices",
+    "Operand",
+    "Packed",
+    "Sequence",
+    "Stack",
+    "States",
+    "instruction_sets",
+    "missing",
+    "operand",
+    "sequence",
+]

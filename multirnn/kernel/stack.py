@@ -46,6 +46,7 @@ class Choices(NamedTuple):
     dx_rows: int = -1
     pieces: int = -1
 
+
 NOWHERE = (0, 0, 0, 0)
 """A sequence that is not there, with its `starts`."""
 

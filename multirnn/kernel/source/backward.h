@@ -8,10 +8,6 @@
 
 #include "forward.h"
 
-#define DEPTH_BLOCK 96      /* steps whose gates and inputs lie in the nearest cache during a sum of outer products */
-#define ITEMS_OF_A_MEMBER 4  /* so many at least of what comes after the steps, or who is done first waits long */
-#define ROWS_BYTES (256 << 10) /* of dz, that stay in the cache while they are multiplied with all of the weights */
-
 /* One layer in one direction; the memory is used again by every layer. */
 typedef struct {
     matrix to_x;          /* dz of what x has brought -> dx */

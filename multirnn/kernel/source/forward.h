@@ -41,12 +41,16 @@ typedef struct {
 
 #define STASH_MARK UINT64_C(0x6d756c7469726e6e)
 
-INLINE int64_t *stashed_lengths(const char *stash) { return (int64_t *)(stash + (sizeof(stash_head) + 63) / 64 * 64); }
+/* Takes the head and the lengths; returns these. */
+static int64_t *stashed_lengths(arena *a, long batch)
+{
+    take(a, sizeof(stash_head));
+    return TAKE(a, int64_t, batch);
+}
 
 static void lay_out_stash(stack *k, arena *a, real **z_stash, real **c_stash)
 {
-    take(a, sizeof(stash_head));
-    TAKE(a, int64_t, k->call->batch); /* the lengths */
+    stashed_lengths(a, k->call->batch);
     long batch = k->call->batch, features = k->directions * k->hidden;
     for (long layer = 0; layer < k->spec->layers - 1; layer++) {
         real *outputs = TAKE(a, real, batch * k->call->time * features);
@@ -305,8 +309,6 @@ typedef struct {
     long input_grain[2], recurrent_grain[2]; /* panels of a piece */
 } track;
 
-#define PIECES_OF_A_MEMBER 2 /* of weights that are read along all of their units */
-
 /* Whether a weight is used as it lies, along its units, which are dense. */
 INLINE int along_units(const stack *k, const weight *w)
 {
@@ -494,7 +496,7 @@ static void keep_final(const track *t, long step)
         long b = s->row[r];
         if (c->last.h)
             memcpy(state_row(k, c->last.h, t->layer, t->direction, b), w->h[step % 2] + r * k->state_size, row_bytes);
-        if (c->last.c && k->spec->cell == LSTM)
+        if (c->last.c)
             memcpy(state_row(k, c->last.c, t->layer, t->direction, b), now_c + r * k->state_size, row_bytes);
     }
 }
@@ -512,7 +514,7 @@ static void begin_slice(const track *t)
         long b = s->row[r];
         if (c->first.h)
             memcpy(w->h[0] + r * k->state_size, state_row(k, c->first.h, t->layer, t->direction, b), row_bytes);
-        if (c->first.c && k->spec->cell == LSTM)
+        if (c->first.c)
             memcpy(w->c + r * k->state_size, state_row(k, c->first.c, t->layer, t->direction, b), row_bytes);
     }
     clear_padding(k, &k->outputs[t->layer], s, t->direction * k->hidden, k->hidden);

@@ -35,7 +35,7 @@ typedef struct {
 } sequence;
 
 typedef struct {
-    real *h, *c; /* (layers * directions, batch, hidden_size) */
+    real *h, *c; /* (layers * directions, batch, hidden_size); c of an LSTM alone */
 } states;
 
 /* What a test chooses in place of the thresholds; -1 leaves a choice to them. */

@@ -28,8 +28,9 @@ static void write_head(const stack *k)
     const call *c = k->call;
     stash_head *head = (stash_head *)c->stash;
     *head = (stash_head){STASH_MARK, *k->spec, c->batch, c->time, c->lengths != NULL, k->sharing};
+    arena stash = {c->stash, 0};
     if (c->lengths)
-        memcpy(stashed_lengths(c->stash), c->lengths, (size_t)c->batch * sizeof *c->lengths);
+        memcpy(stashed_lengths(&stash, c->batch), c->lengths, (size_t)c->batch * sizeof *c->lengths);
 }
 
 /* Whether the stash is one that forward filled for such a call. */
@@ -93,7 +94,8 @@ EXPORT int NAME(backward)(const spec *spec, const parameters *table, const call 
     if (!stash_fits(spec, given))
         return FOREIGN_STASH;
     call call = *given;
-    call.lengths = ((const stash_head *)call.stash)->has_lengths ? stashed_lengths(call.stash) : NULL;
+    arena stash = {call.stash, 0};
+    call.lengths = ((const stash_head *)call.stash)->has_lengths ? stashed_lengths(&stash, call.batch) : NULL;
     return run_backward(spec, table, &call, gradients);
 }
 

@@ -44,6 +44,7 @@ static void *take(arena *a, size_t bytes)
 {
     void *piece = a->base ? a->base + a->used : NULL;
     a->used += (bytes + 63) / 64 * 64;
+    GUARD(a, piece, bytes);
     return piece;
 }
 #define TAKE(ARENA, TYPE, COUNT) ((TYPE *)take(ARENA, (size_t)(COUNT) * sizeof(TYPE)))

@@ -1,4 +1,5 @@
 #include "team.h"
+#include "thresholds.h"
 
 #include <pthread.h>
 #include <stdint.h>
@@ -316,12 +317,6 @@ void multirnn_team(team_work *work, void *argument, int members, lent_pool *lent
         lead();
     pthread_mutex_unlock(&team.in_use);
 }
-
-/* Fresh pages cost more than what is computed in them, so the last few pieces are kept: so many bytes in all. */
-#define KEPT_BYTES ((size_t)128 << 20)
-
-/* Weights beyond a cache are beyond the pages that a core knows by heart, too. */
-#define HUGE_PAGE ((size_t)2 << 20)
 
 struct head {
     size_t bytes;
