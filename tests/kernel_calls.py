@@ -45,7 +45,7 @@ def spoilt(array):
 class Call:
     """A stack with everything that a call of it takes; random, without a zero."""
 
-    def __init__(self, spec, batch, time, lengths=None, seed=0, instructions=None, time_major=False, units_dense=False):
+    def __init__(self, spec, batch, time, lengths=None, seed=0, instructions=None, time_major=False, dense="k"):
         rng = np.random.default_rng(seed)
 
         def draw(*shape):
@@ -62,10 +62,12 @@ class Call:
         self.lengths = None if lengths is None else np.array(lengths, np.int64)
         self.weights = mr.initialise(spec, seed)
         self.arrays = {name: array.copy() for name, array in self.weights.arrays.items()}
-        if units_dense:  # as a `multirnn_numpy.Stack` keeps them
+        if dense == "units":  # as a `multirnn_numpy.Stack` keeps them
             self.arrays = {
                 name: np.moveaxis(np.moveaxis(array, -1, 0).copy(), 0, -1) for name, array in self.arrays.items()
             }
+        elif dense == "neither":
+            self.arrays = {name: np.repeat(array, 2, axis=-1)[..., ::2] for name, array in self.arrays.items()}
         self.x, self.dy = sequence(spec.input_size), sequence(spec.output_size)
         self.first, self.dlast = state(), state()
         self.stack = kernel.Stack(spec, instructions)
@@ -77,7 +79,7 @@ class Call:
     def lengths_address(self):
         return 0 if self.lengths is None else self.lengths.ctypes.data
 
-    def forward(self, threads=1, stash=0, packed=0):
+    def forward(self, threads=1, stash=0, packed=0, choices=None):
         self.y = spoilt(self.dy)
         last = State(*(None if part is None else spoilt(part) for part in self.first))
         self.stack.forward(
@@ -92,13 +94,14 @@ class Call:
             stash,
             threads,
             packed=packed,
+            choices=choices,
         )
         return mr.Output(self.y, last)
 
-    def backward(self, threads=1, stash=None):
+    def backward(self, threads=1, stash=None, choices=None):
         if stash is None:
             self.memory, stash = aligned(self.stack.stash_size(self.batch, self.time))
-            self.forward(threads, stash)
+            self.forward(threads, stash, choices=choices)
         gradients = {name: spoilt(array) for name, array in self.arrays.items()}
         dx = spoilt(self.x)
         dfirst = State(*(None if part is None else spoilt(part) for part in self.first))
@@ -117,6 +120,7 @@ class Call:
             self.lengths_address,
             stash,
             threads,
+            choices=choices,
         )
         return mr.Gradients(gradients, dx, dfirst)
 

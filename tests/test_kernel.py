@@ -94,21 +94,13 @@ def test_more_steps_than_a_block_and_more_rows_than_a_sum():
     gradients_close(call)
 
 
-@pytest.mark.parametrize("units_dense", [False, True])
+@pytest.mark.parametrize("dense", ["k", "units", "neither"])
 @pytest.mark.parametrize("time_major", [False, True])
 @pytest.mark.parametrize("time", [1, 40])
 @pytest.mark.parametrize(("cell", "reset_after"), CELLS)
-def test_any_order_in_memory(cell, reset_after, time, time_major, units_dense):
+def test_any_order_in_memory(cell, reset_after, time, time_major, dense):
     spec = RecurrentSpec(cell, 23, 37, num_layers=2, bidirectional=True, reset_after=reset_after)
-    call = Call(spec, 3, time, time_major=time_major, units_dense=units_dense)
-    outputs_close(call)
-    gradients_close(call)
-
-
-def test_weights_of_any_strides():
-    spec = RecurrentSpec("lstm", 5, 11)
-    call = Call(spec, 3, 7)
-    call.arrays = {name: np.repeat(array, 2, axis=-1)[..., ::2] for name, array in call.arrays.items()}
+    call = Call(spec, 3, time, time_major=time_major, dense=dense)
     outputs_close(call)
     gradients_close(call)
 

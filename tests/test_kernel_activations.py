@@ -68,11 +68,28 @@ def test_activations_are_exact_to_a_few_ulp(instructions, dtype, name):
 def test_activations_saturate_and_keep_nan(instructions, dtype):
     x = np.array([-np.inf, -1e30, -1000, 0, 1000, 1e30, np.inf, np.nan], dtype)
     np.testing.assert_array_equal(applied("tanh", x, instructions), [-1, -1, -1, 0, 1, 1, 1, np.nan])
-    sigmoid = applied("sigmoid", x, instructions)
-    assert (sigmoid[:3] < np.finfo(dtype).tiny * 2).all()
-    np.testing.assert_array_equal(sigmoid[3:], [0.5, 1, 1, 1, np.nan])
+    np.testing.assert_array_equal(applied("sigmoid", x, instructions), [0, 0, 0, 0.5, 1, 1, 1, np.nan])
     np.testing.assert_array_equal(applied("relu", x, instructions), np.maximum(x, 0))
     np.testing.assert_array_equal(applied("elu", x, instructions), [-1, -1, -1, 0, 1000, x[5], np.inf, np.nan])
+
+
+@pytest.mark.parametrize("name", ["elu", "linear", "relu", "softsign", "tanh"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("instructions", SETS)
+def test_zero_keeps_its_sign_where_the_function_is_odd(instructions, dtype, name):
+    """A sum that begins at +0 is never -0, so the input -0 arrives as +0; its neighbours keep their sign."""
+    tiny = np.finfo(dtype).smallest_subnormal
+    found = applied(Activation(name, alpha=1.0) if name == "elu" else name, np.array([0, tiny], dtype), instructions)
+    assert not np.signbit(found).any()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("instructions", SETS)
+def test_sigmoid_falls_to_zero_without_a_step_up(instructions, dtype):
+    x = np.linspace(-800, -30, 20_001).astype(dtype)
+    found = applied("sigmoid", x, instructions)
+    assert (np.diff(found) >= 0).all()
+    np.testing.assert_array_equal(found[x < np.log(np.finfo(dtype).tiny) - 1], 0)
 
 
 @pytest.mark.parametrize(("cell", "reset_after"), CELLS)

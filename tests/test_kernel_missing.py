@@ -1,7 +1,9 @@
 """What is said where the compiled recurrence is missing, or not of these sources, or asked for unknown instructions."""
 
+import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from kernel_calls import needs_kernel
@@ -50,6 +52,34 @@ class TestMissing:
     def test_built_from_other_sources(self, monkeypatch):
         monkeypatch.setattr(build, "fingerprint", lambda: "other")
         assert "other sources" in kernel.missing()
+
+    def test_the_old_library_stays_until_the_new_one_is_whole(self, monkeypatch, tmp_path):
+        target = tmp_path / "recurrence.so"
+        target.write_text("the old one")
+        monkeypatch.setattr(build, "LIBRARY", target)
+        linked = []
+
+        def run(command):
+            if "-shared" in command:
+                linked.append(Path(command[-1]))
+                linked[-1].write_text("half of a new one")
+                assert target.read_text() == "the old one"
+                return "the linker failed"
+            return None
+
+        monkeypatch.setattr(build, "_run", run)
+        assert build.build() == "the linker failed"
+        assert linked[0].parent == tmp_path
+        assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("recurrence.so", "the old one")]
+
+    def test_a_32_bit_system_is_told_so(self, tmp_path):
+        source = tmp_path / "header.c"
+        source.write_text('#include "team.h"\n')
+        flags = ["-m32", "-ffreestanding", "-fsyntax-only", "-I", str(build.SOURCE)]
+        compiler = build._compiler()
+        if compiler is None or platform.machine() != "x86_64":
+            pytest.skip("no compiler that knows -m32")
+        assert "needs 64-bit addresses" in build._run([*compiler, *flags, str(source)])
 
     def test_no_compiler(self, monkeypatch):
         monkeypatch.setenv("CC", "/nowhere/cc")

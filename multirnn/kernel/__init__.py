@@ -14,6 +14,17 @@ the arrays alive.
 """
 
 from multirnn.kernel.library import instruction_sets, missing
-from multirnn.kernel.stack import Operand, Packed, Sequence, Stack, States, operand, sequence
+from multirnn.kernel.stack import Choices, Operand, Packed, Sequence, Stack, States, operand, sequence
 
-__all__ = ["Operand", "Packed", "Sequence", "Stack", "States", "instruction_sets", "missing", "operand", "sequence"]
+__all__ = [
+    "Choices",
+    "Operand",
+    "Packed",
+    "Sequence",
+    "Stack",
+    "States",
+    "instruction_sets",
+    "missing",
+    "operand",
+    "sequence",
+]

@@ -64,16 +64,18 @@ def build() -> str | None:
                 compile_to(f"{name}.o", "recurrence.c", f"-DNAME(x)=multirnn_##x##_{name}", *flags)
         compile_to("team.o", "team.c")
         compile_to("entry.o", "entry.c", f'-DFINGERPRINT="{fingerprint()}"')
-        fresh = str(Path(folder, LIBRARY.name))
+        # Beside its target, to be put in its place at once: a process may have the old one loaded, or load it now.
+        fresh = LIBRARY.with_name(f"{LIBRARY.stem}.{os.getpid()}{LIBRARY.suffix}")
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for reason in pool.map(_run, commands):
                 if reason is not None:
                     return reason
-        if (reason := _run([*compiler, "-shared", "-pthread", *objects, "-o", fresh])) is not None:
-            return reason
-        # Not written over: a process may have the old one loaded.
-        LIBRARY.unlink(missing_ok=True)
-        shutil.move(fresh, LIBRARY)
+        try:
+            if (reason := _run([*compiler, "-shared", "-pthread", *objects, "-o", str(fresh)])) is not None:
+                return reason
+            os.replace(fresh, LIBRARY)
+        finally:
+            fresh.unlink(missing_ok=True)
     return None
 
 

@@ -3,7 +3,8 @@
 import ctypes
 import struct
 from collections.abc import Mapping
-from typing import Any
+from threading import RLock
+from typing import Any, NamedTuple
 from weakref import finalize
 
 from multirnn.activations import ACTIVATIONS, Activation
@@ -12,7 +13,7 @@ from multirnn.kernel.library import instruction_sets, library, missing
 from multirnn.spec import RecurrentSpec
 from multirnn.weights import Array
 
-__all__ = ["Operand", "Packed", "Sequence", "Stack", "States", "operand", "sequence"]
+__all__ = ["Choices", "Operand", "Packed", "Sequence", "Stack", "States", "operand", "sequence"]
 
 Operand = tuple[int, ...]
 """An array: its address, and a stride in elements for every axis."""
@@ -26,8 +27,25 @@ States = tuple[int, int]
 PARAMETERS = {"weight_ih": 3, "weight_hh": 3, "bias_ih": 2, "bias_hh": 2}
 """The parameters of a pass, with the number of their axes, in the order of `source/problem.h`."""
 
-CALL = struct.Struct("29q")
+CALL = struct.Struct("30q")
 """A `call` of `source/problem.h`."""
+
+
+class Choices(NamedTuple):
+    """What a test chooses in place of the thresholds; the `choices` of `source/problem.h`, where each is explained."""
+
+    members: int = -1
+    slices: int = -1
+    split_units: int = -1
+    block: int = -1
+    unpacked: int = -1
+    along: int = -1
+    grain: int = -1
+    in_passing: int = -1
+    crowded: int = -1
+    dx_rows: int = -1
+    pieces: int = -1
+
 
 NOWHERE = (0, 0, 0, 0)
 """A sequence that is not there, with its `starts`."""
@@ -61,6 +79,28 @@ class Packed:
         return {"version": 3, "shape": (self._size,), "typestr": "|u1", "data": (self.address, True)}
 
 
+class _Live:
+    """How many stacks there are. With the last one goes the memory that calls keep for the next ones."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._lock = RLock()  # the collector may finalize a stack while this thread makes one
+
+    def enter(self, stack: "Stack") -> None:
+        with self._lock:
+            self._count += 1
+        finalize(stack, self._leave).atexit = False  # the process ends, and the library may be gone before
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._count -= 1
+            if not self._count:
+                library().multirnn_free_kept()
+
+
+_live = _Live()
+
+
 class Stack:
     """The compiled recurrence of one spec: forward, and backward.
 
@@ -85,6 +125,7 @@ class Stack:
             raise InvalidCall(f"instructions must be one of {', '.join(available)}, not {instructions!r}")
         self.spec = spec
         self.instructions = instructions or available[0]
+        _live.enter(self)
         suffix = f"{self.instructions}_{spec.dtype}"
         self._spec = pack_spec(spec)
         self._forward = _function(f"multirnn_forward_{suffix}", 3, ctypes.c_int)
@@ -142,6 +183,7 @@ class Stack:
         starts: int = 0,
         packed: int = 0,
         lent: int = 0,
+        choices: Choices | None = None,
     ) -> None:
         """Run over `x`.
 
@@ -159,16 +201,20 @@ class Stack:
                 at how many strides of time each begins; the rows are in the order of falling lengths. 0: not packed.
             packed: the address of the parameters as `pack` left them; 0: those in the table are.
             lent: the address of `GOMP_parallel` of an OpenMP library, whose threads do the work then; 0: own ones do.
+            choices: of a test, which forces a path.
 
         Raises:
+            InvalidCall: a length is not from 0 to time.
             MemoryError: there is not enough memory for the packed weights.
         """
+        chosen, kept = _address_of(choices)
         call = CALL.pack(
-            *(batch, time, *x, starts, *y, starts, *first, *last, lengths, stash, threads, packed, lent),
+            *(batch, time, *x, starts, *y, starts, *first, *last, lengths, stash, threads, packed, lent, chosen),
             *(*NOWHERE, *NOWHERE, 0, 0),
         )
-        if self._forward(self._spec, table, call):
-            raise MemoryError("the compiled recurrence found no memory to work in")
+        if outcome := self._forward(self._spec, table, call):
+            raise _error(outcome)
+        del kept
 
     def backward(
         self,
@@ -188,6 +234,7 @@ class Stack:
         threads: int = 1,
         starts: int = 0,
         lent: int = 0,
+        choices: Choices | None = None,
     ) -> None:
         """The gradients of what `forward` did.
 
@@ -201,17 +248,20 @@ class Stack:
             dx: where the gradient of x goes, zero at padding; `(0, 0, 0)`: nowhere.
             dfirst: where the gradient of the initial states goes; an address 0: nowhere.
             stash: that `forward` filled; it is left as it is, so that the call can be repeated.
-            threads, lent: as in `forward`. The same number of threads gives the same bits.
+            threads, lent, choices: as in `forward`. The same number of threads gives the same bits.
 
         Raises:
+            InvalidCall: the stash is not the one that `forward` filled for this call.
             MemoryError: there is not enough memory for the gradients of all steps.
         """
+        chosen, kept = _address_of(choices)
         call = CALL.pack(
-            *(batch, time, *x, starts, *y, starts, *first, *dlast, lengths, stash, threads, 0, lent),
+            *(batch, time, *x, starts, *y, starts, *first, *dlast, 0, stash, threads, 0, lent, chosen),
             *(*dy, starts, *dx, starts, *dfirst),
         )
-        if self._backward(self._spec, table, call, gradients):
-            raise MemoryError("the compiled recurrence found no memory to work in")
+        if outcome := self._backward(self._spec, table, call, gradients):
+            raise _error(outcome)
+        del kept
 
 
 def pack_spec(spec: RecurrentSpec) -> bytes:
@@ -224,6 +274,23 @@ def pack_spec(spec: RecurrentSpec) -> bytes:
         activation = Activation.of(value)
         activations += [list(ACTIVATIONS).index(activation.name), activation.alpha or 0.0, activation.beta or 0.0]
     return struct.pack("6qqddqdd", *numbers, *activations)
+
+
+def _address_of(choices: Choices | None) -> tuple[int, Any]:
+    """The address of the choices, and what keeps it valid."""
+    if choices is None:
+        return 0, None
+    kept = (ctypes.c_int64 * len(choices))(*choices)
+    return ctypes.addressof(kept), kept
+
+
+def _error(outcome: int) -> Exception:
+    """The error of an `outcome` of `source/problem.h`."""
+    if outcome == 2:
+        return InvalidCall("lengths must be from 0 to the time steps of x")
+    if outcome == 3:
+        return InvalidCall("the stash is not the one that forward filled for this call")
+    return MemoryError("the compiled recurrence found no memory to work in")
 
 
 def _let_go() -> Any:

@@ -17,7 +17,7 @@ typedef struct {
 
 #ifdef DOUBLE
 #define MANTISSA 52
-#define EXPONENT_OF_1 ((integer)1023 << MANTISSA)
+#define EXPONENT_OF_1 (UINT64_C(1023) << MANTISSA)
 #define ROUNDER 0x1.8p52 /* x + ROUNDER has round(x) in its last bits */
 #define LOG2_HIGH 0x1.62e42fee00000p-1 /* 32 bits: n times it is exact */
 #define LOG2_LOW 0x1.a39ef35793c76p-33
@@ -28,7 +28,7 @@ static const real Q[] = {0.5, 0.16666666666666670991, 0.041666666666666669755, 0
                          2.7557273643110295328e-7, 2.5105217004720745164e-8, 2.0914686968086877233e-9};
 #else
 #define MANTISSA 23
-#define EXPONENT_OF_1 ((integer)127 << MANTISSA)
+#define EXPONENT_OF_1 (UINT32_C(127) << MANTISSA)
 #define ROUNDER 0x1.8p23f
 #define LOG2_HIGH 0x1.62e4p-1f /* 15 bits */
 #define LOG2_LOW 0x1.7f7d1cp-20f
@@ -37,7 +37,7 @@ static const real Q[] = {0.5, 0.16666666666666670991, 0.041666666666666669755, 0
 static const real Q[] = {0.5f, 0.166665769897f, 0.0416665546172f, 0.00836317905272f, 0.00139261835877f};
 #endif
 
-/* exp x = scale * (1 + minus_1); for LEAST_EXP <= x <= -LEAST_EXP */
+/* exp x = scale * (1 + minus_1); for LEAST_EXP <= x <= -LEAST_EXP, and NaN */
 INLINE void exponential(vector x, vector *scale, vector *minus_1)
 {
     vector shifted = x * (real)1.442695040888963407359924681 + splat((real)ROUNDER);
@@ -46,7 +46,7 @@ INLINE void exponential(vector x, vector *scale, vector *minus_1)
     r = r - n * (real)LOG2_LOW;
     vector q = splat(Q[sizeof Q / sizeof *Q - 1]);
     UNROLL for (int i = (int)(sizeof Q / sizeof *Q) - 2; i >= 0; i--) q = q * r + splat(Q[i]);
-    *scale = (vector)(((mask)shifted << MANTISSA) + EXPONENT_OF_1);
+    *scale = (vector)(((bits)shifted << MANTISSA) + EXPONENT_OF_1);
     *minus_1 = r * r * q + r;
 }
 
@@ -63,14 +63,16 @@ INLINE vector tanh_of(vector x)
 {
     mask sign = (mask)x & (mask)splat((real)-0.0);
     vector e = expm1_below_0(magnitude(x) * (real)-2);
-    return (vector)((mask)quotient(e, (real)-2 - e) ^ sign);
+    return (vector)((mask)magnitude(quotient(e, (real)-2 - e)) | sign); /* of 0 the quotient is -0 */
 }
 
+/* 0 below LEAST_EXP, where it is no longer normal. */
 INLINE vector sigmoid_of(vector x)
 {
     vector scale, minus_1;
     exponential(at_least(at_most(-x, (real)-LEAST_EXP), (real)LEAST_EXP), &scale, &minus_1);
-    return quotient(splat(1), scale * minus_1 + scale + (real)1);
+    mask tiny = x < splat((real)LEAST_EXP);
+    return (vector)((mask)quotient(splat(1), scale * minus_1 + scale + (real)1) & ~tiny);
 }
 
 static __attribute__((noinline)) vector rarer(const activation *f, vector x)
@@ -78,7 +80,7 @@ static __attribute__((noinline)) vector rarer(const activation *f, vector x)
     real alpha = (real)f->alpha, beta = (real)f->beta;
     switch (f->name) {
     case ELU:
-        return choose(x > (vector){0}, x, expm1_below_0(x) * alpha);
+        return choose(x > (vector){0}, x, expm1_below_0(at_most(x, 0)) * alpha);
     case HARD_SIGMOID:
         return at_most(at_least(x * alpha + splat(beta), 0), 1);
     case RELU:

@@ -8,10 +8,6 @@
 
 #include "forward.h"
 
-#define DEPTH_BLOCK 96      /* steps whose gates and inputs lie in the nearest cache during a sum of outer products */
-#define ITEMS_OF_A_MEMBER 4  /* so many at least of what comes after the steps, or who is done first waits long */
-#define ROWS_BYTES (256 << 10) /* of dz, that stay in the cache while they are multiplied with all of the weights */
-
 /* One layer in one direction; the memory is used again by every layer. */
 typedef struct {
     matrix to_x;          /* dz of what x has brought -> dx */
@@ -440,7 +436,7 @@ static matrix to_x(const stack *k, const back_pass *p, long layer)
 static long rows_of_an_item(const backward_run *run)
 {
     long rows = larger(ceiling(run->stack.valid, ITEMS_OF_A_MEMBER * run->stack.sharing.members), ROWS_OF_A_TILE);
-    return smaller(rows, rows_of_dx(run));
+    return smaller(chosen(run->stack.choices.dx_rows, rows), rows_of_dx(run));
 }
 
 /* dx of an item's rows, written or added to what the other direction wrote. */
@@ -545,7 +541,8 @@ static int wanted_products(const backward_run *run, long layer, long direction, 
                                             recurrent_biases, 0};
     for (outer_product *o = products; o < products + count; o++) {
         o->dweight = o->dweight->at ? o->dweight : NULL;
-        o->pieces = ceiling(o->vectors, WIDTH) >= ITEMS_OF_A_MEMBER * k->sharing.members ? 1 : k->sharing.members;
+        long panels = ceiling(o->vectors, WIDTH), members = k->sharing.members;
+        o->pieces = chosen(k->choices.pieces, panels >= ITEMS_OF_A_MEMBER * members ? 1 : members);
     }
     return count;
 }

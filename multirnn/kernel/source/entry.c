@@ -23,3 +23,6 @@ EXPORT int multirnn_runs(const char *instructions)
 
 /* What `pack` returned. */
 EXPORT void multirnn_let_go(void *packed) { multirnn_give_back(packed); }
+
+/* Returns to the system what is kept for the next calls. */
+EXPORT void multirnn_free_kept(void) { multirnn_release(); }

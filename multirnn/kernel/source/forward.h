@@ -30,14 +30,27 @@ typedef struct {
     real **z_stash, **c_stash; /* of every pass; NULL where nothing is stashed */
 } forward_run;
 
-/* The stash: how the work was shared, the outputs of all layers but the last, and of every pass the gates and c. */
+/* The stash: which call it is of, the lengths, the outputs of all layers but the last, and of every pass the gates and c.
+   Backward takes the lengths from here: the caller's own array may hold others by then. */
 typedef struct {
+    uint64_t mark;
+    spec spec;
+    int64_t batch, time, has_lengths;
     sharing sharing;
 } stash_head;
 
-static void lay_out_stash(stack *k, arena *a, real **z_stash, real **c_stash)
+#define STASH_MARK UINT64_C(0x6d756c7469726e6e)
+
+/* Takes the head and the lengths; returns these. */
+static int64_t *stashed_lengths(arena *a, long batch)
 {
     take(a, sizeof(stash_head));
+    return TAKE(a, int64_t, batch);
+}
+
+static void lay_out_stash(stack *k, arena *a, real **z_stash, real **c_stash)
+{
+    stashed_lengths(a, k->call->batch);
     long batch = k->call->batch, features = k->directions * k->hidden;
     for (long layer = 0; layer < k->spec->layers - 1; layer++) {
         real *outputs = TAKE(a, real, batch * k->call->time * features);
@@ -57,7 +70,10 @@ static void lay_out_stash(stack *k, arena *a, real **z_stash, real **c_stash)
 INLINE int packed_in_passing(const stack *k, long pass)
 {
     const sharing *s = &k->sharing;
-    return s->block == k->call->time && s->slices == 1 && !s->unpacked && !k->call->packed && k->table[pass].input.unit != 1;
+    if (s->unpacked || !s->block || k->call->packed)
+        return 0;
+    return (int)chosen(k->choices.in_passing,
+                       s->block == k->call->time && s->slices == 1 && k->table[pass].input.unit != 1);
 }
 
 static void lay_out_pass(const stack *k, arena *a, pass *p, long index)
@@ -293,13 +309,18 @@ typedef struct {
     long input_grain[2], recurrent_grain[2]; /* panels of a piece */
 } track;
 
-#define PIECES_OF_A_MEMBER 2 /* of weights that are read along all of their units */
+/* Whether a weight is used as it lies, along its units, which are dense. */
+INLINE int along_units(const stack *k, const weight *w)
+{
+    return k->sharing.unpacked && w->unit == 1 && chosen(k->choices.along, 1);
+}
 
 static long grain(const stack *k, const matrix *m, const weight *w)
 {
-    if (!k->sharing.unpacked || w->unit != 1)
+    if (!along_units(k, w))
         return 1;
-    return k->sharing.members > 1 ? ceiling(panel_count(m), PIECES_OF_A_MEMBER * k->sharing.members) : panel_count(m);
+    long members = k->sharing.members, panels = panel_count(m);
+    return chosen(k->choices.grain, members > 1 ? ceiling(panels, PIECES_OF_A_MEMBER * members) : panels);
 }
 
 static track track_of(forward_run *run, long layer, long task)
@@ -382,7 +403,7 @@ static void project(const track *t, long piece, const row_pointers *rows, long c
 {
     const real *const *from = rows->from;
     const stack *k = &t->run->stack;
-    int part = 0;
+    int part = 0, along = along_units(k, &t->from->input);
     for (long pieces; piece >= (pieces = ceiling(panel_count(&t->pass->input[part]), t->input_grain[part])); part++)
         piece -= pieces;
     const matrix *m = &t->pass->input[part];
@@ -402,10 +423,10 @@ static void project(const track *t, long piece, const row_pointers *rows, long c
         if (k->spec->cell == GRU_AFTER)
             for (long r = 0; r < count; r++)
                 store(to + r * k->row_size + 3 * LANES, load(t->pass->candidate_bias + panel.unit * LANES));
-        if (k->sharing.unpacked && t->from->input.unit != 1)
+        if (k->sharing.unpacked && !along)
             multiply_across(m, &panel, &t->from->input, from, count, to, k->row_size);
     }
-    if (k->sharing.unpacked && t->from->input.unit == 1)
+    if (along)
         multiply_along_units(m, first, end, &t->from->input, from, count, z, k->row_size);
 }
 
@@ -437,11 +458,12 @@ static void advance(const track *t, stage now, piece piece, const step *s, const
     const matrix *m = &t->pass->recurrent[now.part];
     const weight *w = &t->from->recurrent;
     long panels = t->recurrent_grain[now.part], first = piece.index * panels, end = smaller(first + panels, panel_count(m));
-    int along = k->sharing.unpacked && w->unit == 1;
+    int along = along_units(k, w);
     if (along)
         multiply_along_units(m, first, end, w, from, s->rows, s->z, k->row_size);
     for (long n = first; n < end; n++) {
-        panel panel = panels > 1 ? panel_of(m, n) : panel_of_step(m, n, piece.first, piece.end, now.step);
+        /* The cell takes the panels that were multiplied, and along the units these are `first` to `end` in every step. */
+        panel panel = along ? panel_of(m, n) : panel_of_step(m, n, piece.first, piece.end, now.step);
         real *z = s->z + panel.slot * LANES;
         fetch_outputs(s, &panel);
         if (!k->sharing.unpacked)
@@ -474,7 +496,7 @@ static void keep_final(const track *t, long step)
         long b = s->row[r];
         if (c->last.h)
             memcpy(state_row(k, c->last.h, t->layer, t->direction, b), w->h[step % 2] + r * k->state_size, row_bytes);
-        if (c->last.c && k->spec->cell == LSTM)
+        if (c->last.c)
             memcpy(state_row(k, c->last.c, t->layer, t->direction, b), now_c + r * k->state_size, row_bytes);
     }
 }
@@ -492,7 +514,7 @@ static void begin_slice(const track *t)
         long b = s->row[r];
         if (c->first.h)
             memcpy(w->h[0] + r * k->state_size, state_row(k, c->first.h, t->layer, t->direction, b), row_bytes);
-        if (c->first.c && k->spec->cell == LSTM)
+        if (c->first.c)
             memcpy(w->c + r * k->state_size, state_row(k, c->first.c, t->layer, t->direction, b), row_bytes);
     }
     clear_padding(k, &k->outputs[t->layer], s, t->direction * k->hidden, k->hidden);

@@ -7,6 +7,7 @@
 #define MATRIX_H
 
 #include "problem.h"
+#include "thresholds.h"
 #include "tile.h"
 
 /* The gates that are multiplied together, and where their vectors lie in a row of results. */
@@ -59,8 +60,6 @@ INLINE panel panel_of_step(const matrix *m, long n, long first, long end, long s
     p.next = n + 1 == end ? p.packed : back ? panel_of(m, first + end - 2 - n).packed : p.next;
     return p;
 }
-
-#define PANEL_BYTES (32 << 10) /* of a panel, that stay in the nearest cache while the rows pass */
 
 /* rows of results: out[r] = start[r] + rows[r] times the panel */
 INLINE void multiply(const panel *p, long depth, const real *const *rows, long count, const real *start, long start_stride,

@@ -35,18 +35,34 @@ typedef struct {
 } sequence;
 
 typedef struct {
-    real *h, *c; /* (layers * directions, batch, hidden_size) */
+    real *h, *c; /* (layers * directions, batch, hidden_size); c of an LSTM alone */
 } states;
+
+/* What a test chooses in place of the thresholds; -1 leaves a choice to them. */
+typedef struct {
+    int64_t members, slices, split_units, block; /* of `sharing` */
+    int64_t unpacked;   /* the weights are used as they lie, unless they were packed before */
+    int64_t along;      /* unpacked weights whose units are dense are read along their units, or across */
+    int64_t grain;      /* panels of a piece of weights that are read along their units */
+    int64_t in_passing; /* the input's weights are packed where they are multiplied, unless all lie as they are */
+    int64_t crowded;    /* no thread goes on alone, as if another were always about to come */
+    int64_t dx_rows;    /* rows of an item of the gradient of x */
+    int64_t pieces;     /* pieces of the features in the gradient of some weights */
+} choices;
+
+/* What an entry returns. */
+enum outcome { DONE, NO_MEMORY, WRONG_LENGTHS, FOREIGN_STASH };
 
 typedef struct {
     int64_t batch, time;
     sequence x, y;
     states first, last; /* backward: last is the gradient of the final states */
-    const int64_t *lengths;
+    const int64_t *lengths; /* NULL: all rows are full; backward takes those in the stash */
     char *stash;
     int64_t threads;
     char *packed;    /* of forward: the weights as `pack` left them; NULL: they are where the table says */
     lent_pool *lent; /* whose threads do the work; NULL: the team's own */
+    const choices *choices; /* of a test; NULL otherwise */
     sequence dy, dx; /* from here on of backward alone */
     states dfirst;
 } call;

@@ -1,11 +1,47 @@
 /* The entries of one instruction set and one dtype. This file is compiled for each of them, with NAME(x) naming its own. */
+#include <stdlib.h>
+
 #include "export.h"
 #include "forward.h"
 #include "backward.h"
 #include "sharing.h"
 
-/* Returns 0, or 1 where memory ran out. */
-EXPORT int NAME(forward)(const spec *spec, const parameters *table, const call *call)
+/* The lengths of a call, copied before they are looked at: the caller's own may change at any time. NULL where it has none. */
+static enum outcome copy_lengths(const call *call, int64_t **copied)
+{
+    *copied = NULL;
+    if (!call->lengths || !call->batch)
+        return DONE;
+    if (!(*copied = malloc((size_t)call->batch * sizeof **copied)))
+        return NO_MEMORY;
+    memcpy(*copied, call->lengths, (size_t)call->batch * sizeof **copied);
+    for (long row = 0; row < call->batch; row++)
+        if ((*copied)[row] < 0 || (*copied)[row] > call->time) {
+            free(*copied);
+            return WRONG_LENGTHS;
+        }
+    return DONE;
+}
+
+static void write_head(const stack *k)
+{
+    const call *c = k->call;
+    stash_head *head = (stash_head *)c->stash;
+    *head = (stash_head){STASH_MARK, *k->spec, c->batch, c->time, c->lengths != NULL, k->sharing};
+    arena stash = {c->stash, 0};
+    if (c->lengths)
+        memcpy(stashed_lengths(&stash, c->batch), c->lengths, (size_t)c->batch * sizeof *c->lengths);
+}
+
+/* Whether the stash is one that forward filled for such a call. */
+static int stash_fits(const spec *spec, const call *call)
+{
+    const stash_head *head = (const stash_head *)call->stash;
+    return head->mark == STASH_MARK && !memcmp(&head->spec, spec, sizeof *spec) && head->batch == call->batch &&
+           head->time == call->time;
+}
+
+static enum outcome run_forward(const spec *spec, const parameters *table, const call *call)
 {
     forward_run run = {0};
     describe(&run.stack, spec, table, call);
@@ -14,13 +50,53 @@ EXPORT int NAME(forward)(const spec *spec, const parameters *table, const call *
     lay_out_forward(&run, &size);
     arena memory = {multirnn_borrow(size.used), 0};
     if (!memory.base)
-        return 1;
+        return NO_MEMORY;
     lay_out_forward(&run, &memory);
     if (call->stash)
-        ((stash_head *)call->stash)->sharing = run.stack.sharing;
+        write_head(&run.stack);
     multirnn_team(forward_work, &run, run.stack.sharing.members, call->lent);
     multirnn_give_back(memory.base);
-    return 0;
+    return DONE;
+}
+
+static enum outcome run_backward(const spec *spec, const parameters *table, const call *call, const parameters *gradients)
+{
+    backward_run run = {.gradients = gradients};
+    describe(&run.stack, spec, table, call);
+    run.stack.sharing = ((const stash_head *)call->stash)->sharing;
+    run.stack.sharing.members = (int)larger(smaller(run.stack.sharing.members, call->threads), 1);
+    arena size = {NULL, 0};
+    lay_out_backward(&run, &size);
+    arena memory = {multirnn_borrow(size.used), 0};
+    if (!memory.base)
+        return NO_MEMORY;
+    lay_out_backward(&run, &memory);
+    multirnn_team(backward_work, &run, run.stack.sharing.members, call->lent);
+    multirnn_give_back(memory.base);
+    return DONE;
+}
+
+EXPORT int NAME(forward)(const spec *spec, const parameters *table, const call *given)
+{
+    call call = *given;
+    int64_t *lengths;
+    enum outcome outcome = copy_lengths(given, &lengths);
+    if (outcome != DONE)
+        return outcome;
+    call.lengths = lengths;
+    outcome = run_forward(spec, table, &call);
+    free(lengths);
+    return outcome;
+}
+
+EXPORT int NAME(backward)(const spec *spec, const parameters *table, const call *given, const parameters *gradients)
+{
+    if (!stash_fits(spec, given))
+        return FOREIGN_STASH;
+    call call = *given;
+    arena stash = {call.stash, 0};
+    call.lengths = ((const stash_head *)call.stash)->has_lengths ? stashed_lengths(&stash, call.batch) : NULL;
+    return run_backward(spec, table, &call, gradients);
 }
 
 /* The weights, packed once for all calls that are given what this returns; NULL where memory ran out. It is to be given back. */
@@ -66,23 +142,6 @@ EXPORT int64_t NAME(stash_size)(const spec *spec, const call *call)
     arena size = {NULL, 0};
     lay_out_stash(&stack, &size, NULL, NULL);
     return (int64_t)size.used;
-}
-
-EXPORT int NAME(backward)(const spec *spec, const parameters *table, const call *call, const parameters *gradients)
-{
-    backward_run run = {.gradients = gradients};
-    describe(&run.stack, spec, table, call);
-    run.stack.sharing = ((const stash_head *)call->stash)->sharing;
-    run.stack.sharing.members = (int)smaller(run.stack.sharing.members, call->threads);
-    arena size = {NULL, 0};
-    lay_out_backward(&run, &size);
-    arena memory = {multirnn_borrow(size.used), 0};
-    if (!memory.base)
-        return 1;
-    lay_out_backward(&run, &memory);
-    multirnn_team(backward_work, &run, run.stack.sharing.members, call->lent);
-    multirnn_give_back(memory.base);
-    return 0;
 }
 
 #include "xla.h"

@@ -3,22 +3,7 @@
 #define SHARING_H
 
 #include "stack.h"
-
-#define BLOCK_BYTES (256 << 10) /* of the rows that what x brings waits in */
-#define BLOCK_ROWS 96           /* but so many at least: the weights are read once a block */
-#define SMALL 6e6           /* multiplications that take one core 0.1 ms: less than that is slower with another thread */
-/* Steps of all rows up to which the weights are not worth packing, one for so many weights between two bounds. One thread, time
-   with packing over time without: LSTM of 128 units, 8 steps 0.7, 12 steps 1.0; of 256, 16 steps 0.9, 24 steps 0.8; of 512, 16
-   steps 1.3, 25 steps 1.0, 8 rows of 3 steps 0.9. */
-#define UNPACKED_LEAST 6
-#define UNPACKED_MOST 24
-#define WEIGHTS_OF_A_ROW 36000
-#define OWN_CACHE (1 << 20) /* bytes of weights that one core keeps near */
-#define WAITING_ROWS 8      /* with fewer rows a step, weights from farther away are waited for */
-/* Weights that two cores keep near only if each has its own half of them. Units shared over rows shared, two threads: LSTM of
-   512 units, 4 rows 1.4, 16 rows 1.1, 64 rows 0.9; simple RNN of 1024 units, 8 rows 1.1, 32 rows 0.95. */
-#define FAR_WEIGHTS (4 << 20)
-#define FEW_ROWS 16
+#include "thresholds.h"
 
 /* Blocks of about the same size, up to 1.5 times as large; one where the weights are twice as large as all that waits in it. */
 static long block_of(const stack *k, long slices)
@@ -62,8 +47,13 @@ static sharing sharing_of(const stack *k)
 
 static sharing shared_out(const stack *k)
 {
+    const choices *c = &k->choices;
     sharing found = sharing_of(k);
-    found.block = block_of(k, found.slices);
+    found.members = (int)chosen(c->members, found.members);
+    found.slices = (int)chosen(c->slices, found.slices);
+    found.split_units = (int)chosen(c->split_units, found.split_units);
+    found.unpacked = !k->call->packed && chosen(c->unpacked, found.unpacked);
+    found.block = chosen(c->block, block_of(k, found.slices));
     return found;
 }
 

@@ -44,6 +44,7 @@ static void *take(arena *a, size_t bytes)
 {
     void *piece = a->base ? a->base + a->used : NULL;
     a->used += (bytes + 63) / 64 * 64;
+    GUARD(a, piece, bytes);
     return piece;
 }
 #define TAKE(ARENA, TYPE, COUNT) ((TYPE *)take(ARENA, (size_t)(COUNT) * sizeof(TYPE)))
@@ -52,6 +53,7 @@ typedef struct {
     const spec *spec;
     const parameters *table;
     const call *call;
+    choices choices;
     sharing sharing;
     slice *slices;
     long directions, hidden, plane; /* plane: hidden in whole vectors */
@@ -87,10 +89,14 @@ INLINE real *state_row(const stack *k, real *states, long layer, long direction,
 
 INLINE int gate_count(const spec *s) { return s->cell == SIMPLE_RNN ? 1 : s->cell == LSTM ? 4 : 3; }
 
+INLINE long chosen(int64_t choice, long otherwise) { return choice < 0 ? otherwise : choice; }
+
+static const choices NO_CHOICES = {-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1};
+
 static void describe(stack *k, const spec *spec, const parameters *table, const call *call)
 {
     long vectors = unit_vectors(spec->hidden_size);
-    *k = (stack){.spec = spec, .table = table, .call = call};
+    *k = (stack){.spec = spec, .table = table, .call = call, .choices = call->choices ? *call->choices : NO_CHOICES};
     k->directions = spec->directions;
     k->hidden = spec->hidden_size;
     k->plane = vectors * LANES;
@@ -129,8 +135,9 @@ static void deal(stack *k, arena *a)
     if (!a->base)
         return;
     memset(home, 0, courses * homes * sizeof *home);
-    for (long n = 0; n < courses; n++) /* one more than there are is present where nobody is to begin alone */
-        k->courses[n] = (course){.homes = home + n * homes, .count = (int)homes, .present = k->sharing.split_units};
+    int crowded = (int)chosen(k->choices.crowded, k->sharing.split_units);
+    for (long n = 0; n < courses; n++) /* where no thread may go on alone, one more than there are is present */
+        k->courses[n] = (course){.homes = home + n * homes, .count = (int)homes, .present = crowded};
     if (c->lengths) {
         memset(active, 0, (time + 2) * sizeof *active);
         for (long b = 0; b < batch; b++)

@@ -1,4 +1,5 @@
 #include "team.h"
+#include "thresholds.h"
 
 #include <pthread.h>
 #include <stdint.h>
@@ -206,7 +207,11 @@ static struct {
     } kept[4];
 } memory = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
-/* The child of a fork has the forking thread alone, and locks as they happened to be. */
+static void lock_memory(void) { pthread_mutex_lock(&memory.lock); }
+
+static void unlock_memory(void) { pthread_mutex_unlock(&memory.lock); }
+
+/* The child of a fork has the forking thread alone, and the other locks as they happened to be. */
 static void begin_again(void)
 {
     pthread_mutex_init(&team.in_use, NULL);
@@ -214,13 +219,13 @@ static void begin_again(void)
     pthread_cond_init(&team.woken, NULL);
     pthread_mutex_init(&rest.lock, NULL);
     pthread_cond_init(&rest.counted, NULL);
-    pthread_mutex_init(&memory.lock, NULL);
+    unlock_memory();
     team.workers = team.asleep = 0;
     atomic_store(&team.seats, 0);
     atomic_store(&team.gone.sleepers, 0);
 }
 
-__attribute__((constructor)) static void prepare(void) { pthread_atfork(NULL, NULL, begin_again); }
+__attribute__((constructor)) static void prepare(void) { pthread_atfork(lock_memory, unlock_memory, begin_again); }
 
 static void wait_for_call(void)
 {
@@ -313,30 +318,25 @@ void multirnn_team(team_work *work, void *argument, int members, lent_pool *lent
     pthread_mutex_unlock(&team.in_use);
 }
 
-/* Fresh pages cost more than what is computed in them: the last few pieces are kept, the large ones among them not. */
-#define KEPT_BYTES ((size_t)128 << 20)
-
-/* Weights beyond a cache are beyond the pages that a core knows by heart, too. */
-#define HUGE_PAGE ((size_t)2 << 20)
-
 struct head {
     size_t bytes;
     char padding[64 - sizeof(size_t)];
 };
 
+enum { KEPT = sizeof memory.kept / sizeof *memory.kept };
+
 void *multirnn_borrow(size_t bytes)
 {
     struct head *found = NULL;
-    pthread_mutex_lock(&memory.lock);
-    for (size_t i = 0; i < sizeof memory.kept / sizeof *memory.kept; i++) {
+    lock_memory();
+    for (int i = 0; i < KEPT && !found; i++) {
         struct piece *piece = &memory.kept[i];
         if (piece->memory && piece->bytes >= bytes) {
             found = piece->memory;
-            piece->memory = NULL;
-            break;
+            *piece = (struct piece){0, NULL};
         }
     }
-    pthread_mutex_unlock(&memory.lock);
+    unlock_memory();
     if (!found) {
         void *fresh;
         if (posix_memalign(&fresh, bytes < HUGE_PAGE ? 64 : HUGE_PAGE, bytes + sizeof *found))
@@ -351,23 +351,48 @@ void *multirnn_borrow(size_t bytes)
     return found + 1;
 }
 
+/* Whether there was room for it, or for it in the place of smaller ones. */
+static int keep(struct head *head)
+{
+    while (head->bytes <= KEPT_BYTES) {
+        struct piece *empty = NULL, *smallest = NULL;
+        size_t all = head->bytes;
+        for (int i = 0; i < KEPT; i++) {
+            struct piece *piece = &memory.kept[i];
+            all += piece->bytes;
+            if (!piece->memory)
+                empty = piece;
+            else if (!smallest || piece->bytes < smallest->bytes)
+                smallest = piece;
+        }
+        if (empty && all <= KEPT_BYTES) {
+            *empty = (struct piece){head->bytes, head};
+            return 1;
+        }
+        if (smallest->bytes >= head->bytes)
+            break;
+        free(smallest->memory);
+        *smallest = (struct piece){0, NULL};
+    }
+    return 0;
+}
+
 void multirnn_give_back(void *given)
 {
     struct head *head = (struct head *)given - 1;
-    void *unwanted = head;
-    if (head->bytes <= KEPT_BYTES) {
-        pthread_mutex_lock(&memory.lock);
-        struct piece *smallest = memory.kept;
-        for (size_t i = 0; i < sizeof memory.kept / sizeof *memory.kept; i++) {
-            struct piece *piece = &memory.kept[i];
-            if (!piece->memory || (smallest->memory && piece->bytes < smallest->bytes))
-                smallest = piece;
-        }
-        if (!smallest->memory || smallest->bytes < head->bytes) {
-            unwanted = smallest->memory;
-            *smallest = (struct piece){head->bytes, head};
-        }
-        pthread_mutex_unlock(&memory.lock);
+    lock_memory();
+    int kept = keep(head);
+    unlock_memory();
+    if (!kept)
+        free(head);
+}
+
+void multirnn_release(void)
+{
+    lock_memory();
+    for (int i = 0; i < KEPT; i++) {
+        free(memory.kept[i].memory);
+        memory.kept[i] = (struct piece){0, NULL};
     }
-    free(unwanted);
+    unlock_memory();
 }

@@ -10,6 +10,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+_Static_assert(sizeof(long) == 8 && sizeof(void *) == 8, "the compiled recurrence needs 64-bit addresses and a 64-bit long");
+
 /* work(argument, rank) by the caller, whose rank is 0, and by those of `members` - 1 workers that come before the caller is
    through. Each runs through the same agenda. One team works at a time; a second caller waits. */
 typedef void team_work(void *argument, int rank);
@@ -87,5 +89,6 @@ int multirnn_close(member *member);              /* no piece left: whether it di
 /* Memory aligned to 64 bytes, of no particular content; NULL where there is none. */
 void *multirnn_borrow(size_t bytes);
 void multirnn_give_back(void *memory);
+void multirnn_release(void); /* of the memory that is kept for the next calls */
 
 #endif

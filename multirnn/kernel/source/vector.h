@@ -20,13 +20,16 @@
 #ifdef DOUBLE
 typedef double real;
 typedef int64_t integer;
+typedef uint64_t natural;
 #else
 typedef float real;
 typedef int32_t integer;
+typedef uint32_t natural;
 #endif
 
 typedef real vector __attribute__((vector_size(VECTOR_BYTES)));
 typedef integer mask __attribute__((vector_size(VECTOR_BYTES)));
+typedef natural bits __attribute__((vector_size(VECTOR_BYTES))); /* to compute with: they wrap around */
 typedef real loose __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias)); /* at any address */
 
 #ifdef DOUBLE

@@ -10,7 +10,7 @@
 
 #include "problem.h"
 
-enum { XLA_MAJOR = 0, XLA_MINOR = 3, XLA_METADATA = 1, XLA_RESOURCE_EXHAUSTED = 8 };
+enum { XLA_MAJOR = 0, XLA_MINOR = 3, XLA_METADATA = 1, XLA_INVALID_ARGUMENT = 3, XLA_RESOURCE_EXHAUSTED = 8 };
 
 typedef struct xla_extension {
     size_t size;
@@ -142,8 +142,21 @@ static void widen(const int32_t *lengths, int64_t batch, int64_t *wide)
     for (int64_t row = 0; row < batch; row++) wide[row] = lengths[row];
 }
 
-static void *refused(const xla_frame *frame, int code, const char *message)
+/* NULL, or the error of an outcome. */
+static void *reported(const xla_frame *frame, int outcome)
 {
+    static const struct {
+        int code;
+        const char *message;
+    } errors[] = {
+        [NO_MEMORY] = {XLA_RESOURCE_EXHAUSTED, "the compiled recurrence found no memory to work in"},
+        [WRONG_LENGTHS] = {XLA_INVALID_ARGUMENT, "lengths must be from 0 to the time steps of x"},
+        [FOREIGN_STASH] = {XLA_INVALID_ARGUMENT, "the stash is not the one that forward filled for this call"},
+    };
+    int code = errors[outcome].code;
+    const char *message = errors[outcome].message;
+    if (outcome == DONE)
+        return NULL;
     xla_error_description description = {sizeof description, NULL, message, code};
     return frame->api->create_error(&description);
 }
@@ -173,7 +186,7 @@ static void *custom_call_of(const xla_frame *frame, int back)
 
     parameters *tables = malloc((size_t)(2 * passes) * sizeof *tables + (size_t)call.batch * sizeof(int64_t));
     if (!tables)
-        return refused(frame, XLA_RESOURCE_EXHAUSTED, "the compiled recurrence found no memory to work in");
+        return reported(frame, NO_MEMORY);
     int64_t *lengths = (int64_t *)(tables + 2 * passes);
 
     call.x = dense(next_array(&arguments), call.time, spec->input_size);
@@ -184,7 +197,7 @@ static void *custom_call_of(const xla_frame *frame, int back)
         call.lengths = lengths;
     }
     next_parameters(&arguments, custom, tables);
-    int failed;
+    int outcome;
     if (back) {
         call.y = dense(next_array(&arguments), call.time, outputs);
         call.stash = next_array(&arguments);
@@ -195,16 +208,16 @@ static void *custom_call_of(const xla_frame *frame, int back)
         if (custom->has_state)
             call.dfirst = next_states(&results, custom);
         next_parameters(&results, custom, tables + passes);
-        failed = NAME(backward)(spec, tables, &call, tables + passes);
+        outcome = NAME(backward)(spec, tables, &call, tables + passes);
     } else {
         call.y = dense(next_array(&results), call.time, outputs);
         call.last = next_states(&results, custom);
         if (custom->has_stash)
             call.stash = next_array(&results);
-        failed = NAME(forward)(spec, tables, &call);
+        outcome = NAME(forward)(spec, tables, &call);
     }
     free(tables);
-    return failed ? refused(frame, XLA_RESOURCE_EXHAUSTED, "the compiled recurrence found no memory to work in") : NULL;
+    return reported(frame, outcome);
 }
 
 EXPORT void *NAME(xla_forward)(const xla_frame *frame) { return custom_call_of(frame, 0); }
