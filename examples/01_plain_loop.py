@@ -69,9 +69,11 @@ for name, layer in layers.items():
     outputs[name] = np.concatenate([stream(x_t[None]).sequence for x_t in x])
 
 print("   The first unit of h / h의 첫째 유닛")
-print("   step   loop    " + "".join(f"{name:>9}" for name in outputs))
+columns = {"loop": expected, **outputs}
+widths = {name: max(8, len(name)) for name in columns}
+print("   step  " + "  ".join(f"{name:>{widths[name]}}" for name in columns))
 for t in range(10):
-    print(f"   {t:4} {expected[t, 0]:9.5f}" + "".join(f"{output[t, 0]:9.5f}" for output in outputs.values()))
+    print(f"   {t:4}  " + "  ".join(f"{output[t, 0]:{widths[name]}.5f}" for name, output in columns.items()))
 
 for name, output in outputs.items():
     assert output.shape == (10, 8)

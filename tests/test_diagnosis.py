@@ -444,6 +444,10 @@ def test_the_list_of_mistakes() -> None:
         (("numpy", "numpy", "--cell", "gru"), "--cell and --hidden belong together; --hidden is missing."),
         (("numpy", "numpi", *SMALL), "no backend named 'numpi'"),
         (("numpy", "numpy", *SMALL, "--mistake", "gates z r"), "did you mean 'gates z r n'?"),
+        (
+            ("numpy", "numpy", *SMALL, "--mistake", "nonsense"),
+            "Error: no mistake is named 'nonsense'; --list names them all\n",
+        ),
         (("numpy", "numpy", *SMALL, "--mistake", "gates f i g o"), "makes no difference to RecurrentSpec('gru'"),
         (("numpy", "no.such:layer", *SMALL), "no.such:layer: there is no module 'no', neither in this folder"),
         (("numpy", "json:nope", *SMALL), "json:nope: json has no 'nope'; write module:object"),

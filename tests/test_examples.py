@@ -121,6 +121,16 @@ def test_shows_what_it_is_there_to_show(lesson, tmp_path):
         assert lesson != "06_training_parity.py" or "no picture" in printed
 
 
+def test_the_columns_of_the_first_lesson_stand_apart():
+    lines = run(EXAMPLES / "01_plain_loop.py").splitlines()
+    (place,) = (place for place, line in enumerate(lines) if line.split()[:2] == ["step", "loop"])
+    head, *rows = (re.findall(r"\S+", line) for line in lines[place : place + 11])
+    assert head == ["step", "loop", *(name for name in mr.backends() if not missing(name))]
+    assert {len(row) for row in rows} == {len(head)}
+    ends = [[match.end() for match in re.finditer(r"\S+", line)] for line in lines[place : place + 11]]
+    assert all(end == ends[0] for end in ends)
+
+
 @pytest.mark.parametrize("lesson", SHOWN)
 def test_runs_on_numpy_alone(lesson):
     printed = run("-c", ALONE, EXAMPLES / lesson)

@@ -195,7 +195,7 @@ def _support_report(found: list[Found]) -> Iterator[Content]:
     supports = [one.support for one in found if one.support]
     if supports:
         summary = summarise(supports)
-        made = table("cell", "bias", *summary.titles)
+        made = Table("cell", "bias", *summary.titles, keys=2)
         _add_rows(made, summary.cells)
         _add_rows(made, summary.fields)
         yield heading("What each backend takes")

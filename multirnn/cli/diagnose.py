@@ -194,7 +194,7 @@ def _mistake(name: str, spec: RecurrentSpec) -> Mistake:
     if name not in MISTAKES:
         close = get_close_matches(name, MISTAKES, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise InvalidCall(f"no mistake is named {name!r}{hint} --list names them all")
+        raise InvalidCall(f"no mistake is named {name!r}{hint or '; --list names them all'}")
     if not MISTAKES[name].applies(spec):
         raise InvalidCall(f"the mistake {name!r} makes no difference to {spec!r}")
     return MISTAKES[name]

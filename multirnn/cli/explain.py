@@ -14,7 +14,7 @@ from multirnn.cli import options
 from multirnn.cli.console import heading, show, show_json, table
 from multirnn.conventions import CONVENTIONS, Convention, layout
 from multirnn.spec import BIASES, RecurrentSpec
-from multirnn.tables import Content, Styled
+from multirnn.tables import Column, Content, Styled, Table
 
 __all__ = ["command"]
 
@@ -131,12 +131,13 @@ def _equations(spec: RecurrentSpec) -> Parts:
 
 
 def _counts(spec: RecurrentSpec, counts: list[dict[str, Any]]) -> Parts:
-    made = table("bias", "weights", "biases", "parameters", "the default of", right=("parameters",))
+    products = (Column("weights", whole=True), Column("biases", whole=True))
+    made = Table("bias", *products, Column("parameters", number=True), "the default of")
     for count in counts:
         titles = [CONVENTIONS[name].title if name in CONVENTIONS else name for name in count["default_of"]]
         row = (
             count["bias"],
-            count["weights"],
+            "\n+ ".join(_weights(spec)),
             count["biases"] or "–",
             f"{count['parameters']:,}",
             ", ".join(titles) or "–",
