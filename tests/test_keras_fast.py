@@ -86,7 +86,7 @@ def test_the_suite_holds(check) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_the_loops_agree_too(form: dict, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a graph, as the first short call is run, and in one."""
+    """In graphs, for lengths that run without one elsewhere, and for others."""
     monkeypatch.setattr(kernel, "missing", lambda: "not here")
     both_ways = {"bidirectional": True, "num_layers": 2}
     for steps, changes in ((19, {}), (7, both_ways), (7, {"bias": "none", "dtype": "float64"})):

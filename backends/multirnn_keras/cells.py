@@ -145,7 +145,8 @@ class GRU:
 
     def step(self, weights: Tensors, p: Any, h: Any) -> Tensors:
         z, _, _, n = self._parts(weights, p, h)
-        return [z * h + (1 - z) * n]
+        # As the reference has it, also where n is infinite; Keras' own z * h + (1 - z) * n has other NaN there.
+        return [n + z * (h - n)]
 
     def slopes(self, weights: Tensors, p: Any, before: Tensors, after: Tensors) -> tuple[Tensors, Tensors]:
         h = before[0]
@@ -181,7 +182,7 @@ class GRUResetBefore:
 
     def step(self, weights: Tensors, p: Any, h: Any) -> Tensors:
         z, _, n = self._parts(weights, p, h)
-        return [z * h + (1 - z) * n]
+        return [n + z * (h - n)]
 
     def slopes(self, weights: Tensors, p: Any, before: Tensors, after: Tensors) -> tuple[Tensors, Tensors]:
         h = before[0]
