@@ -6,14 +6,19 @@ use; so a gauge, a function of `multirnn.bench.gauges`, runs in a fresh interpre
 
 import json
 import os
+import select
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import IO, Any
 
 from multirnn.errors import InvalidCall
 
 __all__ = ["VARIABLES", "GaugeError", "allowed_cores", "measure_alone", "measure_together", "thread_variables"]
+
+CAP = 120.0  # seconds until a gauge is given up; each is asked for less than one, and TensorFlow takes 30 to load
+LONGEST = 60  # letters of an answer that is none
 
 VARIABLES = (
     *("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"),
@@ -59,14 +64,20 @@ def measure_together(
         arguments: of the function, in values that JSON has.
         cores: an entry a process, the cores that it is bound to.
         environment: of all.
+
+    Raises:
+        GaugeError: one of them ended with an error, or did not answer in time.
     """
     processes = [_started(gauge, arguments, bound, environment) for bound in cores]
     try:
         for process in processes:
+            if not select.select([_pipe(process.stdout)], [], [], CAP)[0]:
+                raise GaugeError(f"the gauge {gauge!r} failed: it was not loaded within {CAP:g} s")
             _pipe(process.stdout).readline()  # it is loaded
         for process in processes:
-            _pipe(process.stdin).write("\n")
-            _pipe(process.stdin).flush()
+            with suppress(BrokenPipeError):  # it has ended, and its status tells more
+                _pipe(process.stdin).write("\n")
+                _pipe(process.stdin).flush()
         return [_finished(gauge, process) for process in processes]
     finally:
         for process in processes:
@@ -99,8 +110,17 @@ def _pipe(pipe: IO[str] | None) -> IO[str]:
 
 
 def _finished(gauge: str, process: "subprocess.Popen[str]") -> Any:
-    out, error = process.communicate()
-    if process.returncode:
+    try:
+        out, error = process.communicate(timeout=CAP)
+    except subprocess.TimeoutExpired:
+        raise GaugeError(f"the gauge {gauge!r} failed: no answer within {CAP:g} s") from None
+    except BrokenPipeError:  # of the line that it was sent
+        out, error = "", ""
+    if process.returncode or not out.strip():
         last = (error.strip().splitlines() or [f"it ended with status {process.returncode}"])[-1]
         raise GaugeError(f"the gauge {gauge!r} failed: {last}")
-    return json.loads(out)
+    answer = out.strip().splitlines()[-1]  # before it stands what a framework may have printed
+    try:
+        return json.loads(answer)
+    except ValueError:
+        raise GaugeError(f"the gauge {gauge!r} failed: it answered {answer[:LONGEST]!r}") from None
