@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -186,7 +186,8 @@ def test_a_module_without_a_state(torch: Any) -> None:
 @pytest.mark.parametrize(
     ("make", "options", "sentence"),
     [
-        (lambda nn: nn.Linear(5, 11), {}, "a Linear is not a torch.nn.RNN, LSTM or GRU, nor the cell of one. To run it as it is, pass spec="),
+        (lambda nn: nn.Parameter(), {"spec": GRU}, "an object of the type Parameter cannot be run as a layer: adopt a torch.nn.Module"),
+        (lambda nn: nn.Linear(5, 11), {}, "an object of the type Linear is not a torch.nn.RNN, LSTM or GRU, nor the cell of one. To run it as it is, pass spec="),
         (lambda nn: nn.GRU(5, 7), {"spec": GRU}, "and spec= says RecurrentSpec('gru', input_size=5, hidden_size=11); leave spec out"),
         (lambda nn: nn.LSTM(5, 11, 2, dropout=0.5), {"spec": LSTM}, "this LSTM drops outputs at random (it has the rate 0.5, in training mode); call its eval() first"),
         (lambda nn: nn.Sequential(nn.Linear(5, 11), nn.Dropout(0.25)), {"spec": LSTM}, "(its '1' has the rate 0.25, in training mode); call its eval() first"),
@@ -196,7 +197,8 @@ def test_a_module_without_a_state(torch: Any) -> None:
 )  # fmt: skip
 def test_a_module_that_cannot_be_run(torch: Any, make: Any, options: Any, sentence: str) -> None:
     module = make(torch.nn)
-    with as_it_was(module), pytest.raises(mr.InvalidCall, match=re.escape(sentence)):
+    unchanged = as_it_was(module) if isinstance(module, torch.nn.Module) else nullcontext()
+    with unchanged, pytest.raises(mr.InvalidCall, match=re.escape(sentence)):
         adopt(module, **options)
 
 

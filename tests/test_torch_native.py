@@ -633,7 +633,7 @@ def with_a_constant(kind, value: float):
         (lambda: torch.nn.GRU(5, 11, device="meta"), "holds no numbers"),
         (lambda: with_a_constant(torch.nn.RNN, 1.0), "the constant bias_hh_l0, which is not zero"),
         (lambda: with_a_constant(torch.nn.GRU, 0.0), "trains the candidate's"),
-        (lambda: torch.nn.Linear(5, 11), "a Linear is not a torch.nn.RNN, LSTM or GRU"),
+        (lambda: torch.nn.Linear(5, 11), "an object of the type Linear is not a torch.nn.RNN, LSTM or GRU"),
         (lambda: torch.nn.Sequential(torch.nn.GRU(5, 11), torch.nn.Tanh()), "read what it holds: 0"),
         (lambda: torch.ones(3), "a Tensor is not"),
     ],

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from multirnn.adoption import takes_state
 from multirnn.layer import Lengths
 
-__all__ = ["Caller", "run", "uncompiled"]
+__all__ = ["Caller", "is_overridden", "run", "uncompiled"]
 
 
 class Caller:
@@ -32,8 +32,8 @@ class Caller:
 
     def __init__(self, module: nn.Module, called: Callable[..., Any] | None = None) -> None:
         self.takes_state = takes_state(module.forward)
-        self.takes_lengths = isinstance(module, nn.RNNBase) and not _is_overridden(module)
-        self._called: Callable[..., Any] = called or module
+        self.takes_lengths = isinstance(module, nn.RNNBase) and not is_overridden(module)
+        self._called: Callable[..., Any] = module if called is None else called
         if isinstance(module, nn.RNNCellBase):
             self._called = _over_time(self._called)
         elif not getattr(module, "batch_first", True):
@@ -56,11 +56,11 @@ def uncompiled(module: nn.Module) -> Callable[..., Any]:
     return call
 
 
-def _is_overridden(module: nn.RNNBase) -> bool:
-    """Whether its forward is neither PyTorch's nor ours."""
+def is_overridden(module: nn.RNNBase) -> bool:
+    """Whether its class or its forward is neither PyTorch's nor ours."""
     kind: Any = type_before_parametrizations(module)
-    home = kind.forward.__module__.partition(".")[0]
-    return "forward" in vars(module) or home not in ("torch", "multirnn_torch")
+    homes = {home.partition(".")[0] for home in (kind.__module__, kind.forward.__module__)}
+    return "forward" in vars(module) or not homes <= {"torch", "multirnn_torch"}
 
 
 def _over_time(cell: Callable[..., Any]) -> Callable[..., Any]:

@@ -144,7 +144,7 @@ class Fast(KeptWhole, nn.RNNBase):
         """The result, or None where the framework's own layer has to run: also for it to say what is wrong."""
         if not self._is_whole():
             return None
-        dtype = getattr(x, "dtype", None)
+        dtype: Any = getattr(x, "dtype", None)
         if not is_plain(x, dtype) or (recurrence := self._recurrence(dtype)) is None:
             return None
         spec = recurrence.spec
@@ -208,11 +208,12 @@ class Fast(KeptWhole, nn.RNNBase):
             )
         if lengths is None:
             return super().forward(x, hx)
-        rows = x if self.batch_first else x.transpose(0, 1)
+        sequence: Any = x
+        rows: Any = sequence if self.batch_first else sequence.transpose(0, 1)
         own: Any = Rows.padded(True, lengths, *rows.shape[:2]).lengths
         if hx is None:
             shape = self.num_layers * (1 + self.bidirectional), rows.shape[0], self.hidden_size
-            state = [x.new_zeros(shape) for _ in range(1 + (self.mode == "LSTM"))]
+            state = [rows.new_zeros(shape) for _ in range(1 + (self.mode == "LSTM"))]
         else:
             state = list(hx) if self.mode == "LSTM" else [hx]
         y, *final = run(super().forward, rows, state, own.numpy())

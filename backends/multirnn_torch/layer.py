@@ -11,7 +11,7 @@ from multirnn.weights import Array
 from multirnn_torch.arrays import array_of, arrays, tensor_of, tensors
 from multirnn_torch.calls import run
 from multirnn_torch.evaluated import separated
-from multirnn_torch.reading import read
+from multirnn_torch.reading import current
 from multirnn_torch.surroundings import alone, disturbed
 from multirnn_torch.weights import canonical, module
 
@@ -92,7 +92,7 @@ class TorchLayer(BoundaryLayer):
             Unrepresentable: the module was made into something that no spec describes.
         """
         self._place()
-        return read(self._native)
+        return current(self._native)
 
     def run(self, inputs: Inputs) -> Output:
         """See `BoundaryLayer.run`. On the CPU the arrays share the memory of PyTorch's tensors, in and out."""

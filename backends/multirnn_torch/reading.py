@@ -10,13 +10,13 @@ from multirnn import Inputs, InvalidCall, Output, Unrepresentable, Weights
 from multirnn.adoption import arranged, noting, output_of, states_of
 from multirnn.confirmation import confirmed
 from multirnn_torch.arrays import arrays, tensors
-from multirnn_torch.calls import Caller, uncompiled
+from multirnn_torch.calls import Caller, is_overridden, uncompiled
 from multirnn_torch.hooks import run_weight_hooks, unknown_hook
 from multirnn_torch.surroundings import alone
 from multirnn_torch.untouched import untouched
 from multirnn_torch.weights import described, titled
 
-__all__ = ["read", "unwrapped"]
+__all__ = ["current", "read", "unwrapped"]
 
 
 def read(native: Any) -> Weights:
@@ -36,22 +36,11 @@ def read(native: Any) -> Weights:
         Unrepresentable: no spec describes it, or it computes something else than its weights describe; the sentence has
             the reason. One with hooks on its forward is not called: they may do anything.
     """
-    *wrappers, module = unwrapped(native)
-    if not isinstance(module, nn.RNNBase | nn.RNNCellBase) or type(module) in (nn.RNNBase, nn.RNNCellBase):
-        raise Unrepresentable(_not_a_layer(module))
+    module = _layer_of(native)
     title = titled(module)
-    hook = unknown_hook(module) or unknown_hook(*wrappers, parts=False)
-    if hook:
-        raise Unrepresentable(
-            f"{title} is not read, since {hook}, which may change what it computes; take it out by its handle's remove()"
-        )
-    if any(tensor.is_meta for tensor in module.parameters()):
-        raise Unrepresentable(f"{title} is on the device 'meta', which holds no numbers")
     try:
         caller = Caller(module, uncompiled(module))
-        with untouched(module), torch.no_grad():
-            run_weight_hooks(module)
-            weights = described(module)
+        weights = _evaluated(module)
         return confirmed(
             weights,
             lambda inputs: _called(module, caller, weights, inputs, title),
@@ -65,6 +54,16 @@ def read(native: Any) -> Weights:
         ) from error
 
 
+def current(native: nn.RNNBase) -> Weights:
+    """`read`, without the call where there is nothing to confirm: PyTorch's or our own forward, over the weights it takes.
+
+    Raises:
+        Unrepresentable: as of `read`.
+    """
+    module = _layer_of(native)
+    return read(native) if is_overridden(module) else _evaluated(module)
+
+
 def unwrapped(native: Any) -> list[Any]:
     """The wrappers of `torch.compile`, `DistributedDataParallel` and `DataParallel`, and last the module inside of them."""
     found = [native]
@@ -76,6 +75,31 @@ def unwrapped(native: Any) -> list[Any]:
         else:
             return found
         found.append(native)
+
+
+def _layer_of(native: Any) -> Any:
+    """The layer or cell in what is read.
+
+    Raises:
+        Unrepresentable: there is none, or it must not or cannot be called.
+    """
+    *wrappers, module = unwrapped(native)
+    if not isinstance(module, nn.RNNBase | nn.RNNCellBase) or type(module) in (nn.RNNBase, nn.RNNCellBase):
+        raise Unrepresentable(_not_a_layer(module))
+    title = titled(module)
+    if hook := unknown_hook(module) or unknown_hook(*wrappers, parts=False):
+        raise Unrepresentable(
+            f"{title} is not read, since {hook}, which may change what it computes; take it out by its handle's remove()"
+        )
+    if any(tensor.is_meta for tensor in module.parameters()):
+        raise Unrepresentable(f"{title} is on the device 'meta', which holds no numbers")
+    return module
+
+
+def _evaluated(module: nn.Module) -> Weights:
+    with untouched(module), torch.no_grad():
+        run_weight_hooks(module)
+        return described(module)
 
 
 def _called(module: nn.Module, caller: Caller, weights: Weights, inputs: Inputs, title: str) -> Output:
@@ -96,10 +120,10 @@ def _not_a_layer(native: Any) -> str:
     kind = type(native)
     if kind.__module__.startswith("torch.ao."):
         return (
-            f"a {kind.__module__}.{kind.__name__} holds quantised weights, which no spec describes; "
+            f"a module of the type {kind.__module__}.{kind.__name__} holds quantised weights, which no spec describes; "
             "read the module that it was made of"
         )
-    sentence = f"a {kind.__name__} is not a torch.nn.RNN, LSTM or GRU, nor the cell of one"
+    sentence = f"an object of the type {kind.__name__} is not a torch.nn.RNN, LSTM or GRU, nor the cell of one"
     parts = native.named_modules() if isinstance(native, nn.Module) else ()
     held = [name for name, part in parts if name and isinstance(part, nn.RNNBase | nn.RNNCellBase)]
     return f"{sentence}; read what it holds: {', '.join(held)}" if held else sentence
