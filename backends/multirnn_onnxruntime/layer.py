@@ -102,13 +102,13 @@ class OnnxRuntimeLayer(InferenceLayer):
         given = inputs.state.parts if inputs.state_given else ()
         sequence, *rest = self._run(inputs.x, given, inputs.lengths)
         final, below = rest[: len(self._states)], rest[len(self._states) :]
-        unsafe = None
+        outputs: list[Array] = []
         if self._guard.sees_outputs:
             if not below:  # there is one layer; or one step, and the outputs of all layers are their states
                 below = [h.swapaxes(0, 1) for h in np.split(final[0], self.spec.num_layers)[:-1]]
-            unsafe = self._guard.unsafe(inputs, [*below, sequence])
-        elif not self._guard.passes(inputs.x, *given):
-            unsafe = self._guard.unsafe(inputs)
+            outputs = [*below, sequence]
+        passes = self._guard.passes(inputs.x, *given, *outputs)
+        unsafe = None if passes else self._guard.unsafe(inputs, outputs)
         if inputs.lengths is not None:
             settle(sequence.swapaxes(0, 1), final, inputs.state.parts, inputs.lengths)
         if unsafe is not None:
@@ -117,7 +117,7 @@ class OnnxRuntimeLayer(InferenceLayer):
 
     def run_from_zero(self, x: Array) -> Output:
         """See `Boundary.run_from_zero`."""
-        if not self._guard.passes(x):
+        if self._guard.sees_outputs or not self._guard.passes(x):
             return super().run_from_zero(x)
         sequence, *final = self._run(x, (), None)
         return Output(sequence, State(*final))

@@ -46,10 +46,15 @@ class Guard:
         gates = AT_MOST_ONE if spec.cell == "lstm" else ("hard_sigmoid", "sigmoid")  # a GRU has 1 - z as well
         self.sees_outputs = self._activation.name not in AT_MOST_ONE or self._gate.name not in gates
         self._gains = [_gains(weights, layer) for layer in range(spec.num_layers)]
-        self._limit = 0.0 if self.sees_outputs else next(filter(self._suffices, LIMITS))
+        with np.errstate(all="ignore"):
+            self._limit = next(filter(self._suffices, LIMITS))
 
     def passes(self, *arrays: Array) -> bool:
-        """Whether a call of these, none of them empty, is safe in all rows; quick, and False where it cannot tell."""
+        """Whether a call is safe in all rows; quick, and False where it cannot tell.
+
+        Args:
+            arrays: x, the states that are given, and the outputs of every layer where the guard `sees_outputs`; none empty.
+        """
         limit = self._limit
         for array in arrays:
             numbers = array.ravel("K")  # in the order in memory, so that there is nothing to copy
@@ -84,7 +89,7 @@ class Guard:
         return fits
 
     def _suffices(self, limit: float) -> bool:
-        """Whether inputs and states below the limit are safe, where every activation is bounded."""
+        """Whether inputs, states and outputs below the limit are safe."""
         size = max(limit, 1.0)
         return limit == 0.0 or all(
             self._reach(layer, size, size, size, LONGEST) <= LARGEST for layer in range(self._spec.num_layers)

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
 from onnx import ModelProto, ValueInfoProto
 from onnxruntime.capi import (
     onnxruntime_pybind11_state as raised,  # pyright: ignore[reportAttributeAccessIssue]
@@ -35,7 +34,7 @@ def running() -> Iterator[None]:
         yield
     except MultirnnError:
         raise
-    except (*_FAILURES, EncodeError, RuntimeError, ValueError) as error:
+    except (*_FAILURES, RuntimeError, ValueError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise Unrepresentable(f"ONNX Runtime does not run this model: {reason[:300]}") from error
 
@@ -73,6 +72,8 @@ class OnnxStack:
             raise Unrepresentable(
                 f"a {type(model).__name__} is not an onnx.ModelProto, and an OnnxStack is made of one"
             )
+        if model.ByteSize() >= 2**31:
+            raise Unrepresentable("an ONNX model in memory holds at most 2 GB, and this one is larger")
         with running():
             self._bytes = model.SerializeToString()
             self._session: Any = onnxruntime.InferenceSession(self._bytes, options, providers=["CPUExecutionProvider"])
