@@ -101,6 +101,14 @@ def test_what_is_no_stack(name: str) -> None:
     with pytest.raises(mr.Unrepresentable) as refusal:
         mr.read(native)
     assert str(refusal.value).startswith(sentence)
+    with pytest.raises(mr.InvalidCall, match="To run it as it is, pass spec="):
+        adopt(native)
+
+
+def test_it_is_not_diagnosed_as_a_stack() -> None:
+    spec = mr.RecurrentSpec("gru", SIZE, SIZE)
+    with pytest.raises(mr.InvalidCall, match="runs more than once"):
+        mr.diagnose(model(twice), BACKEND.build(mr.initialise(spec, seed=1)))
 
 
 # --- What does not compute what its layers say -----------------------------------------------------------------------

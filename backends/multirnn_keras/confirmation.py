@@ -146,7 +146,7 @@ def _on_engine() -> Iterator[None]:
         from tensorflow.python.eager import context
         from tensorflow.python.eager.record import stop_recording
 
-        eager = context.context()
+        eager: Any = context.context()
         seeds = getattr(eager, "_rng", None)  # of the operations of the seed that the user set, if there is one
         eager._rng = random.Random(str(seeds and seeds.getstate()))  # noqa: S311
         try:
@@ -226,10 +226,7 @@ def _state(rows: dict[tuple[str, int], Array], weights: Weights, inputs: Inputs)
         reference = build_layer(weights.astype("float64"), "numpy")
         whole = reference(inputs.x.astype("float64"), widened(inputs.state), lengths=inputs.lengths).state
         for kind in {kind for kind, _ in rows}:
-            parts[kind] = np.stack(
-                [
-                    rows.get((kind, row), each.astype(weights.spec.dtype))
-                    for row, each in enumerate(getattr(whole, kind))
-                ]
-            )
+            known = dict(enumerate(getattr(whole, kind).astype(weights.spec.dtype)))
+            known.update({row: array for (name, row), array in rows.items() if name == kind})
+            parts[kind] = np.stack(list(known.values()))
     return State(**parts)

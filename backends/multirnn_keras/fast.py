@@ -242,7 +242,10 @@ class FastKerasLayer(KerasLayer):
         for layers in recurrent_layers(self.native):
             outputs = []
             for layer in layers:
-                form = layer.form()
+                if (form := layer.form()) is None:
+                    raise InvalidCall(
+                        f"layer {layer.name!r} of this model was changed, and has no loop of ours any more"
+                    )
                 own = [next(weights) for _ in range(kinds)]
                 output, *end = run(form, [sequence, *own, *next(initial)], mask)
                 outputs.append(_masked(output, mask, True, form.reverse))
