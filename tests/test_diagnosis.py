@@ -16,7 +16,9 @@ import multirnn as mr
 from multirnn.catalogue import MISTAKES, mistakes_for
 from multirnn.cli import main
 from multirnn.diagnosis import diagnose
+from multirnn.divergence import first_divergence
 from multirnn.mistakes import Change, Mistake, composed
+from multirnn.numerics import TOLERANCE
 
 # The experiment is that of the benchmark, which runs it in full.
 _source = spec_from_file_location("diagnosis_benchmark", Path(__file__).parents[1] / "benchmarks" / "diagnosis.py")
@@ -176,6 +178,30 @@ def test_the_same_weights_in_another_dtype_and_with_folded_biases_are_equal() ->
     assert found.equal
     assert 'B has bias="single" and 160 parameters, where bias="double" has 176.' in found.remarks
     assert "B computes in float32, and the right weights are float64." in found.remarks
+
+
+@pytest.mark.parametrize("dtypes", [("float64", "float32"), ("float32", "float64")])
+def test_two_dtypes_are_held_by_the_coarser_one(dtypes: tuple[str, str]) -> None:
+    wide = weights_of(mr.RecurrentSpec("gru", 5, 4, dtype="float64"))
+    a, b = (build(wide.astype(dtype)) for dtype in dtypes)
+    found = diagnose(a, b)
+    assert (found.equal, found.dtype) == (True, "float32")
+    assert 0 < found.eps <= 4  # of the rounding of the weights, in eps of float32
+    assert "eps of float32, and 64 count as equal." in " ".join(str(found).split())
+    assert (found.to_dict()["dtype"], found.to_dict()["tolerance_eps"]) == ("float32", TOLERANCE["float32"])
+    divergence = first_divergence(a, b)
+    assert (divergence.kind, divergence.dtype) == ("rounding", "float32")
+    # Beyond the bound of the coarser one they are two functions, by both ways round.
+    off = {name: array * (1 + 1e-4) for name, array in wide.arrays.items()}
+    assert not diagnose(a, build(mr.Weights(wide.spec, off).astype(dtypes[1]))).equal
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_one_dtype_is_held_by_itself(dtype: str) -> None:
+    weights = weights_of(mr.RecurrentSpec("gru", 5, 4, dtype=dtype))
+    found = diagnose(build(weights), build(weights))
+    assert (found.equal, found.dtype) == (True, dtype)
+    assert f"eps of {dtype}, and {TOLERANCE[dtype]} count as equal." in " ".join(str(found).split())
 
 
 def test_what_the_spec_of_b_says_comes_first() -> None:
