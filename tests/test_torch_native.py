@@ -635,7 +635,7 @@ def with_a_constant(kind, value: float):
         (lambda: with_a_constant(torch.nn.GRU, 0.0), "trains the candidate's"),
         (lambda: torch.nn.Linear(5, 11), "an object of the type Linear is not a torch.nn.RNN, LSTM or GRU"),
         (lambda: torch.nn.Sequential(torch.nn.GRU(5, 11), torch.nn.Tanh()), "read what it holds: 0"),
-        (lambda: torch.ones(3), "a Tensor is not"),
+        (lambda: torch.ones(3), "an object of the type Tensor is not"),
     ],
 )
 def test_says_why_a_module_cannot_be_read(module, reason: str) -> None:

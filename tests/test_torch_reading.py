@@ -289,7 +289,7 @@ def test_hooks_on_what_is_around_and_inside() -> None:
 def test_a_layer_of_ours_with_a_hook() -> None:
     layer = mr.build(mr.RecurrentSpec("gru", 5, 11), "torch")
     layer.native.register_forward_hook(tripling)
-    with pytest.raises(mr.Unrepresentable, match=r"^this CandidateBiasGRU is not read, since it has a forward hook"):
+    with pytest.raises(mr.Unrepresentable, match=r"^this GRU is not read, since it has a forward hook"):
         layer.weights()
 
 
