@@ -30,6 +30,7 @@ from multirnn.activations import Activation
 from multirnn.arrays import as_array
 from multirnn.cells import CELLS
 from multirnn.errors import InvalidWeights, Unrepresentable, an, kind_of
+from multirnn.names import numbered_cells, of_a_cell, prefixes, unprefixed
 from multirnn.spec import BIASES, DIRECTIONS, DTYPES, RecurrentSpec
 from multirnn.weights import Array, Weights
 
@@ -270,7 +271,8 @@ def from_arrays(
     """The spec and the weights that arrays of a framework hold, read from their names and shapes. Exact.
 
     Args:
-        arrays: by the framework's names; nested dictionaries (of Flax) are joined with "/".
+        arrays: by the framework's names, of this stack alone; one prefix that they all have ("module.") is passed over.
+            Nested dictionaries (of Flax) are joined with "/".
         convention: a name out of `CONVENTIONS`, or a `Convention`.
         cell, reset_after: needed only where names and shapes leave two possibilities.
         activation, recurrent_activation: no array tells them.
@@ -280,7 +282,8 @@ def from_arrays(
         InvalidWeights: dtypes are mixed, or none that a spec has.
     """
     convention = convention_named(convention)
-    found = _read_names(convention, _flatten(arrays))
+    flat = unprefixed(_flatten(arrays), convention.pattern)
+    found = _read_names(convention, numbered_cells(flat) if convention is FLAX_LINEN else flat)
     sizes = _sizes(convention, found)
     candidates = []
     for name, after in [*((name, True) for name in CELLS), ("gru", False)]:
@@ -492,7 +495,10 @@ def _read_names(convention: Convention, arrays: Mapping[str, Array]) -> dict[Key
     for name, array in arrays.items():
         match = re.fullmatch(convention.pattern, name)
         if match is None:
-            raise Unrepresentable(f"{name!r} is not the name of an array of the {convention.name} convention")
+            odd = next((other for other in arrays if not prefixes({other: array}, convention.pattern)), name)
+            raise Unrepresentable(
+                f"{odd!r} is not the name of an array of the {convention.name} convention{_hint(convention, odd, arrays)}"
+            )
         parts = match.groupdict()
         parsed[name] = (parts["layer"] or "", parts.get("direction") or "", parts["name"], array)
     layers = _in_order([layer for layer, *_ in parsed.values()])
@@ -510,6 +516,13 @@ def _read_names(convention: Convention, arrays: Mapping[str, Array]) -> dict[Key
             raise Unrepresentable(f"two arrays stand for {own} of layer {key[0]}; the second is {name!r}")
         found[key] = array
     return found
+
+
+def _hint(convention: Convention, name: str, arrays: Mapping[str, Array]) -> str:
+    if convention is TORCH and of_a_cell(name):
+        return f"; it is a cell's, whose arrays are those of a layer as {name.rpartition('.')[2] + '_l0'!r}"
+    found = [prefix for prefix in prefixes(arrays, convention.pattern) if prefix]
+    return f"; pass those alone that begin with {' or with '.join(map(repr, found))}" if found else ""
 
 
 def _in_order(layers: list[str]) -> list[str]:

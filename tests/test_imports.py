@@ -19,7 +19,19 @@ ROOT = Path(mr.__file__).parent.parent
 # --- In the source -----------------------------------------------------------------------------------------------------------
 
 ORDER = (  # each may import from what stands before it
-    *("errors", "activations", "cells", "spec", "arrays", "weights", "conventions", "layer", "boundary", "backend"),
+    *(
+        "errors",
+        "activations",
+        "cells",
+        "spec",
+        "arrays",
+        "weights",
+        "names",
+        "conventions",
+        "layer",
+        "boundary",
+        "backend",
+    ),
     *(
         "implementation",
         "kernel",
@@ -27,6 +39,7 @@ ORDER = (  # each may import from what stands before it
         "tables",
         "numerics",
         "compare",
+        "confirmation",
         "adoption",
         "mistakes",
         "assembly",

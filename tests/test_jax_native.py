@@ -381,7 +381,7 @@ def test_apply_says_what_is_wrong_with_a_call() -> None:
         rf"params\['{name}'\] must have the shape \(4, 11\), not \(44,\)": (params | {name: params[name].ravel()}, x),
         r"x must have the shape \(batch, time, 5\), or \(time, 5\) unbatched, not \(5, 7, 4\)": (params, x[..., :4]),
         r"x must be an array of float32, not float64": (params, x.astype("float64")),
-        r"x must be an array of float32, not list": (params, x.tolist()),
+        r"x must be an array of float32, not a list": (params, x.tolist()),
         r"lengths must have the shape \(5,\), one integer a row of x, not \(4,\)": (params, x, state, lengths[:4]),
         r"lengths must be integers, not float32": (params, x, state, lengths.astype("float32")),
         r"state of a lstm must be multirnn.State\(h, c\)": (params, x, mr.State(state.h)),

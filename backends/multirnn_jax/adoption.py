@@ -33,6 +33,10 @@ def adopt(native: Any, spec: RecurrentSpec | None, *, compiled: bool) -> "Adopte
             f"the jax backend runs a multirnn_jax.Recurrence or a jitted function f(x, h0), not a {type(native).__name__}"
         )
     spec, readable = native_spec(native, spec, read)
+    if isinstance(native, Recurrence) and not readable:
+        raise InvalidCall(
+            "this Recurrence computes something else than its spec says; adopt the function f(x, h0) that it is now"
+        )
     return (
         AdoptedRecurrence(native, spec, compiled=compiled) if readable else AdoptedJax(native, spec, compiled=compiled)
     )

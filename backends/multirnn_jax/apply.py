@@ -23,9 +23,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import jax.export  # not an attribute of `jax` before it is imported
 from jax import lax
 
 from multirnn import Activation, Cell, InvalidCall, Output, RecurrentSpec, State
+from multirnn.arrays import as_array
 from multirnn.cells import GRU_RESET_AFTER, GRU_RESET_BEFORE, LSTM, SIMPLE_RNN
 
 __all__ = ["Params", "Recurrence", "apply", "check"]
@@ -51,9 +53,21 @@ class Recurrence:
     spec: RecurrentSpec
     params: Params = field(repr=False)
     apply: Callable[..., Output] = field(init=False, repr=False)
+    _made: Any = field(init=False, repr=False, default=None)
 
     def __post_init__(self) -> None:
-        self.apply = partial(apply, self.spec)
+        self.bind(apply)
+
+    def bind(self, function: Callable[..., Output]) -> None:
+        """Have `apply` be this function of the spec."""
+        self.apply = partial(function, self.spec)
+        self._made = self.spec, self.apply
+
+    @property
+    def as_made(self) -> bool:
+        """Whether neither `spec` nor `apply` was replaced, so that `apply` is known to compute what `spec` says."""
+        made = self._made
+        return made is not None and made[0] is self.spec and made[1] is self.apply
 
 
 def apply(
@@ -170,6 +184,8 @@ def spread(bias: Any, axes: int) -> Any:
 # x: the projected input, one array a gate, every bias but d included      a: the activation
 # u: weight_hh, (hidden_size, gates * hidden_size)                          s: the recurrent activation
 # d: the bias that the reset gate multiplies
+#
+# A GRU's (1 - z) n + z h is n + z (h - n), as in the reference: of infinities they are not the same.
 
 
 def _simple_rnn(u: Any, d: Any, a: Activate, s: Activate) -> Step:
@@ -194,7 +210,7 @@ def _gru_reset_after(u: Any, d: Any, a: Activate, s: Activate) -> Step:
         uh = jnp.split(product(state.h, u), 3, axis=-1)
         r, z = s(x[0] + uh[0]), s(x[1] + uh[1])
         n = a(x[2] + r * (uh[2] + d))
-        return State((1 - z) * n + z * state.h)
+        return State(n + z * (state.h - n))
 
     return step
 
@@ -206,7 +222,7 @@ def _gru_reset_before(u: Any, d: Any, a: Activate, s: Activate) -> Step:
         uh = jnp.split(product(state.h, gates), 2, axis=-1)
         r, z = s(x[0] + uh[0]), s(x[1] + uh[1])
         n = a(x[2] + product(r * state.h, candidate))
-        return State((1 - z) * n + z * state.h)
+        return State(n + z * (state.h - n))
 
     return step
 
@@ -259,10 +275,8 @@ def check(spec: RecurrentSpec, params: Params, x: Any, state: State | None, leng
             f"a {spec.dtype} stack needs JAX's 64-bit mode, without which it would compute in float32: "
             "call apply, and what jit or grad made of it, inside `with jax.enable_x64(True):`"
         )
-    if set(params) != set(spec.shapes):
-        raise InvalidCall(f"params must have the names {', '.join(spec.shapes)}, not {', '.join(params)}")
-    for name, shape in spec.shapes.items():
-        _check_array(f"params[{name!r}]", params[name], shape, spec.dtype)
+    check_params(spec, params)
+    _check_type("x", x, spec.dtype)
     if np.ndim(x) < 2 or np.shape(x)[-1] != spec.input_size:
         raise InvalidCall(
             f"x must have the shape (batch, time, {spec.input_size}), or (time, {spec.input_size}) unbatched, "
@@ -277,6 +291,16 @@ def check(spec: RecurrentSpec, params: Params, x: Any, state: State | None, leng
             shape = (spec.num_layers * len(spec.directions), *batch, spec.hidden_size)
             _check_array(f"state.{name}", array, shape, spec.dtype)
     return None if lengths is None else _checked_lengths(lengths, tuple(batch), time)
+
+
+def check_params(spec: RecurrentSpec, params: Params) -> None:
+    """Raise what `apply` raises of parameters that are not the spec's; before a function is jitted, which casts them."""
+    if not isinstance(params, Mapping):
+        raise InvalidCall(f"params must be a dictionary of arrays by name, not {type(params).__name__}")
+    if set(params) != set(spec.shapes):
+        raise InvalidCall(f"params must have the names {', '.join(spec.shapes)}, not {', '.join(map(str, params))}")
+    for name, shape in spec.shapes.items():
+        _check_array(f"params[{name!r}]", params[name], shape, spec.dtype)
 
 
 def _checked_lengths(lengths: Any, batch: tuple[int, ...], time: int) -> Any:
@@ -300,7 +324,17 @@ def _checked_lengths(lengths: Any, batch: tuple[int, ...], time: int) -> Any:
 
 
 def _check_array(name: str, array: Any, shape: tuple[int, ...], dtype: str) -> None:
+    _check_type(name, array, dtype)
     if np.shape(array) != shape:
         raise InvalidCall(f"{name} must have the shape {shape}, not {np.shape(array)}")
-    if (found := getattr(array, "dtype", type(array).__name__)) != dtype:
-        raise InvalidCall(f"{name} must be an array of {dtype}, not {found}")
+    if array.dtype != dtype:
+        raise InvalidCall(f"{name} must be an array of {dtype}, not {array.dtype}")
+
+
+def _check_type(name: str, array: Any, dtype: str) -> None:
+    if not hasattr(array, "dtype") or isinstance(array, np.ma.MaskedArray):
+        raise InvalidCall(f"{name} must be an array of {dtype}, not a {type(array).__name__}")
+
+
+for record in (State, Output):  # or what `jax.export` makes of a function that takes or returns them is not serialised
+    jax.export.register_namedtuple_serialization(record, serialized_name=f"multirnn.{record.__name__}")

@@ -1,6 +1,6 @@
 """The fast layers of JAX: `multirnn_jax.kernel`, or `multirnn_jax.recursion`, behind the calls of a `Layer`."""
 
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import jax
@@ -39,7 +39,7 @@ class FastRecurrence(Recurrence):
     """
 
     def __post_init__(self) -> None:
-        self.apply = partial(apply if _on_cpu(self.params) else recursion.apply, self.spec)
+        self.bind(apply if _on_cpu(self.params) else recursion.apply)
 
 
 def build(weights: Weights, device: str | None) -> "FastJaxLayer":

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import lru_cache, partial
+from operator import is_
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 
 from multirnn import BoundaryLayer, Gradients, Inputs, Output, RecurrentSpec, State, Weights
 from multirnn.weights import Array
-from multirnn_jax.apply import Params, Recurrence
+from multirnn_jax.apply import Params, Recurrence, check_params
 from multirnn_jax.weights import disturbed, read, recurrence, scope
 
 __all__ = ["JaxLayer", "build", "compiled", "refuses"]
@@ -90,6 +91,7 @@ class JaxLayer(BoundaryLayer):
         self._compiled = compiled(native.spec, native.apply.func, ())  # type: ignore[attr-defined]
         # Whether `scope` is nothing, which takes 3 µs, and `compiled` the same for any number of rows.
         self._short = native.spec.dtype == "float32"
+        self._seen: list[Any] = []
 
     @property
     def native(self) -> Recurrence:
@@ -109,6 +111,18 @@ class JaxLayer(BoundaryLayer):
         """
         return read(self._native)
 
+    def params(self) -> Params:
+        """The parameters as they are now, of the spec's shapes and dtype: what is compiled would cast those of NumPy.
+
+        Raises:
+            InvalidCall: `native.params` were replaced by something that is not the spec's.
+        """
+        params, seen = self._native.params, self._seen
+        if len(params) != len(seen) or not all(map(is_, params.values(), seen)):
+            check_params(self.spec, params)
+            self._seen = list(params.values())
+        return params
+
     def compiled(self, batch: int) -> Compiled:
         """What runs for so many rows."""
         return self._compiled
@@ -122,18 +136,18 @@ class JaxLayer(BoundaryLayer):
         with scope(self.spec):
             state = inputs.state if inputs.state_given else None  # handing zeros over costs 10 µs
             run = self.compiled(len(inputs.x)).run
-            return _output(*run(self._native.params, inputs.x, state, inputs.lengths))
+            return _output(*run(self.params(), inputs.x, state, inputs.lengths))
 
     def run_from_zero(self, x: Array) -> Output:
         """See `Boundary.run_from_zero`."""
         if not self._short or disturbed():
             return super().run_from_zero(x)
-        return _output(*self._compiled.run(self._native.params, x, None, None))
+        return _output(*self._compiled.run(self.params(), x, None, None))
 
     def pull_back(self, inputs: Inputs, cotangent: Output) -> Gradients:
         """See `BoundaryLayer.pull_back`; one compiled function goes forward and back."""
         with scope(self.spec):
-            arguments = self._native.params, inputs.x, inputs.state, inputs.lengths
+            arguments = self.params(), inputs.x, inputs.state, inputs.lengths
             found = self.compiled(len(inputs.x)).pull_back(*arguments, cotangent)
             weights = {
                 name: np.asarray(found.weights[name]) for name in self.spec.shapes

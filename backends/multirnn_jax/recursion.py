@@ -265,7 +265,7 @@ class _GRUResetAfter(_Cell):
         uh = self.split(self.products[0](state.h), 3)
         r, z, q = self.s(x[0] + uh[0]), self.s(x[1] + uh[1]), uh[2] + d
         n = self.a(x[2] + r * q)
-        return State((1 - z) * n + z * state.h), (r, z, n, q)
+        return State(n + z * (state.h - n)), (r, z, n, q)
 
     def pull(self, kept: Any, before: State, after: State, dy: State) -> tuple[State, Any]:
         r, z, n, q = kept
@@ -284,7 +284,7 @@ class _GRUResetBefore(_Cell):
         uh = self.split(self.products[0](state.h), 2)
         r, z = self.s(x[0] + uh[0]), self.s(x[1] + uh[1])
         n = self.a(x[2] + self.products[1](r * state.h))
-        return State((1 - z) * n + z * state.h), (r, z, n)
+        return State(n + z * (state.h - n)), (r, z, n)
 
     def pull(self, kept: Any, before: State, after: State, dy: State) -> tuple[State, Any]:
         r, z, n = kept

@@ -40,7 +40,7 @@ def train(layer: JaxLayer, batch: Batch, optimiser: Optimiser, steps: int) -> Ar
     with scope(layer.spec):
         init, update, params_of = OPTIMISERS[optimiser.name](optimiser)
         update = jax.jit(update)
-        state = init(native.params)
+        state = init(layer.params())
         for i in range(steps):
             loss, gradients = _loss_and_gradients(
                 layer.spec, params_of(state), batch.x, batch.target, batch.lengths, batch.valid

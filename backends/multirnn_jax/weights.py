@@ -1,12 +1,13 @@
 """Canonical weights <-> the parameters of a `Recurrence`: the same names and shapes, as arrays of JAX."""
 
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 
-from multirnn import InvalidCall, RecurrentSpec, Unrepresentable, Weights
+from multirnn import Inputs, InvalidCall, Output, RecurrentSpec, State, Unrepresentable, Weights
 from multirnn_jax.apply import Recurrence
 
 __all__ = ["devices", "disturbed", "read", "recurrence", "scope", "width"]
@@ -50,8 +51,10 @@ def recurrence(weights: Weights, device: str | None) -> Recurrence:
 def read(native: Any) -> Weights:
     """The spec and the weights of a recurrence, as they are now, wherever they are.
 
+    One whose `spec` or `apply` was replaced is called once, and what it computes compared.
+
     Raises:
-        Unrepresentable: it is not a `multirnn_jax.Recurrence`.
+        Unrepresentable: it is not a `multirnn_jax.Recurrence`, or computes something else than its spec says.
         InvalidWeights: its parameters are not those of its spec.
     """
     if not isinstance(native, Recurrence):
@@ -59,7 +62,23 @@ def read(native: Any) -> Weights:
             "JAX has no recurrent layers of its own: the jax backend reads a multirnn_jax.Recurrence(spec, params), "
             f"not a {type(native).__qualname__}"
         )
-    return Weights(native.spec, {name: np.asarray(array) for name, array in native.params.items()})
+    params: Any = native.params
+    weights = Weights(native.spec, params)
+    if native.as_made:
+        return weights
+    from multirnn.confirmation import confirmed  # here, since it loads the reference
+
+    return confirmed(weights, partial(_called, native), "this Recurrence")
+
+
+def _called(native: Recurrence, inputs: Inputs) -> Output:
+    with scope(native.spec):
+        output = native.apply(native.params, inputs.x, inputs.state, inputs.lengths)
+        if not (isinstance(output, Output) and isinstance(output.state, State)):
+            raise Unrepresentable(
+                f"this Recurrence returns a {type(output).__name__}; Output(sequence, State(h, c)) would be right"
+            )
+        return jax.tree.map(np.asarray, output)  # type: ignore[no-any-return]
 
 
 def _device(name: str | None) -> Any:

@@ -5,11 +5,12 @@ by matrices, h U, so a weight `(gates, hidden_size, n)` lies in memory as `(n, g
 `(n, gates * hidden_size)` is a view of it.
 """
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from multirnn import Unrepresentable, Weights
+from multirnn import Inputs, Output, State, Unrepresentable, Weights
 from multirnn.weights import Array
 from multirnn_numpy.stack import Stack
 
@@ -24,8 +25,10 @@ def stack(weights: Weights) -> Stack:
 def read(native: Any) -> Weights:
     """The spec and the weights of a stack as they are now, copied.
 
+    One whose `forward` is not that of `Stack` is called once, and what it computes compared.
+
     Raises:
-        Unrepresentable: it is no `multirnn_numpy.Stack`.
+        Unrepresentable: it is no `multirnn_numpy.Stack`, or computes something else than its spec says.
         InvalidWeights: its parameters are not those of its spec.
     """
     if not isinstance(native, Stack):
@@ -33,7 +36,18 @@ def read(native: Any) -> Weights:
         raise Unrepresentable(
             f"the numpy backend reads a multirnn_numpy.Stack, not a {kind.__module__}.{kind.__qualname__}"
         )
-    return Weights(native.spec, native.parameters)
+    weights = Weights(native.spec, native.parameters)
+    if type(native) is Stack and "forward" not in vars(native):
+        return weights
+    from multirnn.confirmation import confirmed  # here, since it loads the reference, which is this backend
+
+    return confirmed(weights, partial(_called, native), f"this {type(native).__name__}")
+
+
+def _called(native: Stack, inputs: Inputs) -> Output:
+    padded = None if inputs.lengths is None else ~inputs.valid.T[..., None]
+    sequence, state, _ = native.forward(inputs.x.swapaxes(0, 1), inputs.state.parts, padded)
+    return Output(sequence.swapaxes(0, 1), State(*state))
 
 
 def _laid_out(array: Array) -> Array:
