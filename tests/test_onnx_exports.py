@@ -80,6 +80,7 @@ AROUND = {
     "flipped between": ({"between": lambda y: y.flip(1)}, "layer 1 of the model is not fed by the outputs of"),
     "flipped after": ({"after": lambda y: y.flip(1)}, "is neither the sequence of the last layer nor a final state"),
     "half after": ({"after": lambda y: y.half().float()}, "is neither the sequence of the last layer nor a final"),
+    "double after": ({"after": lambda y: y.double()}, "is neither the sequence of the last layer nor a final"),
     "a part after": ({"after": lambda y: y[..., :4]}, "is neither the sequence of the last layer nor a final"),
     "the last step": ({"after": lambda y: y[:, -1]}, None),
     "states in another order": ({"state": lambda h: h.flip(0)}, "starts from a state of its own"),

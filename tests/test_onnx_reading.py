@@ -155,3 +155,45 @@ def test_a_model_that_nobody_can_call() -> None:
         adopt(model)
     with pytest.raises(mr.InvalidCall, match=r"runs an onnx.ModelProto or an OnnxStack, not a InferenceSession"):
         adopt(mr.build(spec_of(), BACKEND).native.session, spec=spec_of())
+
+
+def transposed(model: onnx.ModelProto) -> None:
+    """x with batch first, under the name of the one with time first."""
+    model.graph.node.insert(0, helper.make_node("Transpose", ["x"], ["time_first"], perm=[1, 0, 2]))
+    operator(model).input[0] = "time_first"
+
+
+def of_one_batch(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 3
+
+
+def wide_lengths(model: onnx.ModelProto) -> None:
+    """Lengths in 64 bits, as other frameworks have them."""
+    model.graph.input[1].type.tensor_type.elem_type = onnx.TensorProto.INT64
+    model.graph.node.insert(0, helper.make_node("Cast", ["lengths"], ["narrow"], to=onnx.TensorProto.INT32))
+    operator(model).input[4] = "narrow"
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (transposed, "this model takes x batch first, and x time first, of any size, would be right"),
+        (wide_lengths, "this model takes lengths in int64, and int32 would be right"),
+        (of_one_batch, "this model takes x of one size alone, and x time first, of any size, would be right"),
+    ],
+)
+def test_models_that_are_read_and_called_otherwise(change: Callable[[onnx.ModelProto], Any], sentence: str) -> None:
+    model = changed(change)
+    assert mr.read(model) == mr.initialise(spec_of())
+    with pytest.raises(mr.InvalidCall) as error:
+        adopt(model)
+    assert sentence in str(error.value)
+
+
+def test_a_model_that_is_changed_after_it_was_adopted() -> None:
+    """The session keeps what it was made of, and so do the weights."""
+    model = changed(lambda _: None)
+    adopted = adopt(model)
+    tensor = model.graph.initializer[0]
+    tensor.CopyFrom(numpy_helper.from_array(2 * numpy_helper.to_array(tensor), tensor.name))
+    assert adopted.weights() == mr.initialise(spec_of())

@@ -60,6 +60,8 @@ def _called_otherwise(trial: Trial) -> str | None:
     if call.layout != "time first" or any(call.fixed()):
         given = "of one size alone" if any(call.fixed()) else call.layout
         return f"this model takes x {given}, and x time first, of any size, would be right"
+    if call.lengths_dtype != "int32":
+        return f"this model takes lengths in {call.lengths_dtype}, and int32 would be right"
     for name, what in zip(returned, ("sequence", "h", "c"), strict=False):
         if returned[name] != what:
             return f"this model returns as {name} the {returned[name]}, and the {what} would be right"

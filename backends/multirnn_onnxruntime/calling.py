@@ -51,6 +51,8 @@ class Call:
         self.places = (H_0, C_0) if chain.operators[0].op_type == "LSTM" else (H_0,)
         self.x = self._one(X, chain.operators[:1], "x")
         self.lengths = self._one(LENGTHS, chain.operators, "lengths") if self._any_has(LENGTHS) else ""
+        if self.lengths and self._taken[self.lengths].kind not in _LENGTHS:
+            raise Unrepresentable(f"lengths are integers, and {short(self.lengths)} of the model are none")
         self.states = [self._of_layers(place) for place in self.places]
         if any(self.states) and not all(self.states):
             raise Unrepresentable("the model takes one part of an LSTM's state, and a call gives both, or none")
@@ -60,6 +62,11 @@ class Call:
         self._features = chain.arrays()["layers.0.W"].shape[2]
         self._more = 1 + self._limit()
         self.layout = self._layout_of_x()
+
+    @property
+    def lengths_dtype(self) -> str:
+        """ "int32" or "int64"; empty where it takes none."""
+        return _LENGTHS[self._taken[self.lengths].kind] if self.lengths else ""
 
     def fixed(self) -> tuple[int, int]:
         """Batch and time as the model has fixed them; 0 where any is taken."""
@@ -90,11 +97,8 @@ class Call:
         x = inputs.x.swapaxes(0, 1)
         fed: dict[str, Any] = {self.x: {"time first": x, "batch first": inputs.x, "unbatched": x[:, 0]}[self.layout]}
         if self.lengths:
-            kind = self._taken[self.lengths].kind
-            if kind not in _LENGTHS:
-                raise Unrepresentable(f"lengths are integers, and {short(self.lengths)} of the model are none")
             batch, time, _ = inputs.x.shape
-            fed[self.lengths] = steps(inputs.lengths, batch, time).astype(_LENGTHS[kind])
+            fed[self.lengths] = steps(inputs.lengths, batch, time).astype(self.lengths_dtype)
         for names, part in zip(self.states, inputs.state.parts, strict=True):
             for name, array in zip(names, np.split(part, max(1, len(names))), strict=False):
                 fed[name] = array[:, 0] if len(self._taken[name].dims) == 2 else array

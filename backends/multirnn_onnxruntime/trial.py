@@ -130,7 +130,14 @@ class Trial:
     def _check_outputs(self, found: Mapping[str, Array], y: Array, sequence: Array, states: list[Array]) -> None:
         for value in self._chain.model.graph.output:
             array = found[value.name]
-            what = next((what for what, form in self._forms(y, sequence, states) if np.array_equal(array, form)), None)
+            what = next(
+                (
+                    what
+                    for what, form in self._forms(y, sequence, states)
+                    if array.dtype == form.dtype and np.array_equal(array, form)
+                ),
+                None,
+            )
             if what is None:
                 raise Unrepresentable(
                     f"the output {short(value.name)} of the model is neither the sequence of the last layer nor a final "
