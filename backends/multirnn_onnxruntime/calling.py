@@ -65,7 +65,7 @@ class Call:
 
     @property
     def lengths_dtype(self) -> str:
-        """ "int32" or "int64"; empty where it takes none."""
+        """The dtype of the lengths, int32 or int64; empty where it takes none."""
         return _LENGTHS[self._taken[self.lengths].kind] if self.lengths else ""
 
     def fixed(self) -> tuple[int, int]:

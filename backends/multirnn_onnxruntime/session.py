@@ -17,9 +17,11 @@ from multirnn_onnxruntime.graph import OPERATORS, inputs_of, outputs_of
 
 __all__ = ["OnnxStack", "Step", "running"]
 
-# Those of ONNX Runtime have no class in common but Exception.
-_FAILURES: tuple[type[Exception], ...] = tuple(
-    one for one in vars(raised).values() if isinstance(one, type) and issubclass(one, Exception)
+# ONNX Runtime's own have no class in common but Exception; its Python part raises the first two.
+_FAILURES: tuple[type[Exception], ...] = (
+    RuntimeError,
+    ValueError,
+    *(one for one in vars(raised).values() if isinstance(one, type) and issubclass(one, Exception)),
 )
 
 
@@ -34,7 +36,7 @@ def running() -> Iterator[None]:
         yield
     except MultirnnError:
         raise
-    except (*_FAILURES, RuntimeError, ValueError) as error:
+    except _FAILURES as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise Unrepresentable(f"ONNX Runtime does not run this model: {reason[:300]}") from error
 
