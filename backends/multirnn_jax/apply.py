@@ -21,14 +21,15 @@ from types import MappingProxyType
 from typing import Any
 
 import jax
+import jax.export  # not an attribute of `jax` before it is imported
 import jax.numpy as jnp
 import numpy as np
-import jax.export  # not an attribute of `jax` before it is imported
 from jax import lax
 
 from multirnn import Activation, Cell, InvalidCall, Output, RecurrentSpec, State
 from multirnn.arrays import as_array
 from multirnn.cells import GRU_RESET_AFTER, GRU_RESET_BEFORE, LSTM, SIMPLE_RNN
+from multirnn.errors import kind_of
 
 __all__ = ["Params", "Recurrence", "apply", "check"]
 
@@ -307,10 +308,7 @@ def _checked_lengths(lengths: Any, batch: tuple[int, ...], time: int) -> Any:
     if not isinstance(
         lengths, jax.Array
     ):  # those of NumPy before JAX without its 64-bit mode cuts off their upper half
-        try:
-            lengths = np.asarray(lengths)
-        except ValueError as error:
-            raise InvalidCall(f"lengths must be an array of integers: {error}") from error
+        lengths = as_array("lengths", lengths, of="integers")
     if lengths.shape != batch:
         raise InvalidCall(f"lengths must have the shape {batch}, one integer a row of x, not {lengths.shape}")
     if not lengths.size:
@@ -333,7 +331,7 @@ def _check_array(name: str, array: Any, shape: tuple[int, ...], dtype: str) -> N
 
 def _check_type(name: str, array: Any, dtype: str) -> None:
     if not hasattr(array, "dtype") or isinstance(array, np.ma.MaskedArray):
-        raise InvalidCall(f"{name} must be an array of {dtype}, not a {type(array).__name__}")
+        raise InvalidCall(f"{name} must be an array of {dtype}, not {kind_of(array)}")
 
 
 for record in (State, Output):  # or what `jax.export` makes of a function that takes or returns them is not serialised
