@@ -305,9 +305,8 @@ def check_params(spec: RecurrentSpec, params: Params) -> None:
 
 
 def _checked_lengths(lengths: Any, batch: tuple[int, ...], time: int) -> Any:
-    if not isinstance(
-        lengths, jax.Array
-    ):  # those of NumPy before JAX without its 64-bit mode cuts off their upper half
+    # Those of NumPy are read before JAX, without its 64-bit mode, cuts off their upper half.
+    if not isinstance(lengths, jax.Array):
         lengths = as_array("lengths", lengths, of="integers")
     if lengths.shape != batch:
         raise InvalidCall(f"lengths must have the shape {batch}, one integer a row of x, not {lengths.shape}")
