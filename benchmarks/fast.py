@@ -36,14 +36,14 @@ from typing import Any
 
 import numpy as np
 from foundation import Pair, Result, machine, measured, show
+from multirnn_bench.inputs import draw
+from multirnn_bench.limits import minimum_memory
+from multirnn_bench.ours import Ours
+from multirnn_bench.problems import Problem
 
 import multirnn as mr
-from multirnn.bench.inputs import draw
-from multirnn.bench.limits import minimum_memory
-from multirnn.bench.ours import Ours
-from multirnn.bench.problems import Problem
-from multirnn.bench.work import Prepared, Work
 from multirnn.errors import Unsupported
+from multirnn.protocol import Prepared, Work
 
 RESULTS = Path(__file__).parent / "results" / "fast.json"
 BACKENDS = ("numpy", "torch", "keras", "jax", "onnxruntime")

@@ -21,8 +21,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from multirnn.bench.results import read
-from multirnn.bench.statistics import geometric_mean
+from multirnn_bench.results import read
+from multirnn_bench.statistics import geometric_mean
 
 RESULTS = Path(__file__).parent / "results" / "goals"
 """A file for every kind of processor."""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 import multirnn as mr
-from multirnn.bench.work import SGD_RATE, Prepared, Work
+from multirnn.protocol import SGD_RATE, Prepared, Work
 
 
 class Right:

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from multirnn.bench.limits import Ceilings, Limits
-from multirnn.bench.problems import Problem
+from multirnn_bench.limits import Ceilings, Limits
+from multirnn_bench.problems import Problem
 
 PEERS = Path(__file__).with_name("bench_contenders.py")
 SMALL = Problem("small", "gru", 3, 7, 5, 4)

@@ -12,7 +12,7 @@ from typing import Any
 
 from bench_contenders import Right
 
-from multirnn.bench.work import Prepared, Work
+from multirnn.protocol import Prepared, Work
 
 PIPES = range(3, 64)
 ENDLESS = 3600

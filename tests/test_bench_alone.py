@@ -6,9 +6,9 @@ import time
 from typing import Any
 
 import pytest
+from multirnn_bench import alone
+from multirnn_bench.gauges import tile
 
-from multirnn.bench import alone
-from multirnn.bench.gauges import tile
 from multirnn.kernel import missing
 
 HANGING = "import time; time.sleep(3600)"

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from bench_examples import LIMITS, PEERS
 from click.testing import CliRunner, Result
+from multirnn_bench import limits
+from multirnn_bench.limits import Limits
+from multirnn_bench.results import read
 
-from multirnn.bench import limits
-from multirnn.bench.limits import Limits
-from multirnn.bench.results import read
 from multirnn.cli import main
 
 OWN = ("--cell", "gru", "--hidden", "4", "--batch", "3", "--time", "7", "--threads", "1", "--minutes", "0")
@@ -133,9 +133,9 @@ import signal, sys
 {before}
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background of a shell
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-from multirnn.bench import limits
-from multirnn.bench.limits import Ceilings, Limits
-from multirnn.bench.machine import describe
+from multirnn_bench import limits
+from multirnn_bench.limits import Ceilings, Limits
+from multirnn_bench.machine import describe
 limits.measure = lambda *threads, dtypes: Limits.from_dict({LIMITS.to_dict()!r})
 limits.measure_again = lambda found: found
 from multirnn.cli import main
@@ -237,7 +237,7 @@ def test_help_loads_no_framework() -> None:
     code = """
 import sys
 from click.testing import CliRunner
-from multirnn.cli.bench import command
+from multirnn_bench.cli.bench import command
 for arguments in (["--help"], ["run", "--help"], ["list", "smoke"]):
     assert CliRunner().invoke(command, arguments).exit_code == 0
 print([name for name in ("torch", "tensorflow", "keras", "jax", "onnxruntime", "multirnn_numpy") if name in sys.modules])

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 from bench_examples import PEERS, SMALL
+from multirnn_bench import inputs, verify
+from multirnn_bench.contenders import find
+from multirnn_bench.ours import NoImplementation, Ours
 
 import multirnn as mr
-from multirnn.bench import inputs, verify
-from multirnn.bench.contenders import Absent, find
-from multirnn.bench.ours import Ours
 
 
 class Plain:
@@ -37,7 +37,7 @@ def test_any_backend_is_a_contender_through_its_layer(mode: str) -> None:
 
 def test_what_a_backend_cannot_do_is_refused() -> None:
     contender = Ours(Plain(), "native", "plain")
-    assert "no `prepare` that reaches them" in str(contender.refuses(inputs.draw(SMALL, "training")))
+    assert "no `prepare` to reach them" in str(contender.refuses(inputs.draw(SMALL, "training")))
     Plain.differentiable = False
     try:
         assert contender.refuses(inputs.draw(SMALL, "gradients")) == "it is for inference only"
@@ -46,7 +46,7 @@ def test_what_a_backend_cannot_do_is_refused() -> None:
 
 
 def test_an_implementation_that_a_backend_lacks_is_absent() -> None:
-    with pytest.raises(Absent):
+    with pytest.raises(NoImplementation):
         Ours(Plain(), "by hand", "plain by hand")
 
 

@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
 import pytest
-
-from multirnn.bench import host
-from multirnn.bench.alone import allowed_cores
-from multirnn.bench.host import FIRST, TAKEN, Host, Pace, Taken
+from multirnn_bench import host
+from multirnn_bench.alone import allowed_cores
+from multirnn_bench.host import FIRST, TAKEN, Host, Pace, Taken
 
 
 def test_a_tick_is_much_of_a_short_block_and_little_of_a_long_one() -> None:

@@ -13,13 +13,12 @@ from typing import Any
 
 import pytest
 from bench_examples import LIMITS, SMALL, a_header
-
-from multirnn.bench import inputs, keeper, verify
-from multirnn.bench.contenders import Source, find
-from multirnn.bench.problems import Entry, Table
-from multirnn.bench.process import RESTS, Lost, Process
-from multirnn.bench.results import Writer, read
-from multirnn.bench.run import Run, settings
+from multirnn_bench import inputs, keeper, verify
+from multirnn_bench.contenders import Source, find
+from multirnn_bench.problems import Entry, Table
+from multirnn_bench.process import RESTS, Lost, Process
+from multirnn_bench.results import Writer, read
+from multirnn_bench.run import Run, settings
 
 HOSTILE = Path(__file__).with_name("hostile_contenders.py")
 SOON = 30.0  # seconds in which anything here is over, on a busy machine
@@ -192,8 +191,8 @@ def test_nothing_is_left_of_a_benchmark_that_is_killed(
     code = """
 import sys, time
 from pathlib import Path
-from multirnn.bench.contenders import find
-from multirnn.bench.process import Process
+from multirnn_bench.contenders import find
+from multirnn_bench.process import Process
 process = Process(next(one for one in find([], [Path(sys.argv[1])]) if one.name == "helped"), 1)
 if sys.argv[2] == "stopped":
     process.answer(60)
@@ -214,7 +213,7 @@ def test_nothing_is_left_of_the_command_that_is_killed(
     tmp_path: Path, helpers: Callable[[], list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code = f"""
-from multirnn.bench import limits
+from multirnn_bench import limits
 limits.measure = lambda *threads, dtypes: limits.Limits.from_dict({LIMITS.to_dict()!r})
 limits.measure_again = lambda found: found
 from multirnn.cli import main
@@ -235,7 +234,7 @@ main()
 
 
 def test_the_keeper_is_started_again_when_somebody_has_killed_it(helpers: Callable[[], list[int]]) -> None:
-    from multirnn.bench.process import KEEPER
+    from multirnn_bench.process import KEEPER
 
     with Process(source("right"), 1) as first:
         first.answer(60)

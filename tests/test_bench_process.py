@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 from bench_examples import PEERS, SMALL
+from multirnn_bench import inputs, verify, worker
+from multirnn_bench.alone import allowed_cores
+from multirnn_bench.contenders import Source, find
+from multirnn_bench.problems import Problem
+from multirnn_bench.process import RESTS, Lost, Process
 
 import multirnn as mr
-from multirnn.bench import inputs, verify, worker
-from multirnn.bench.alone import allowed_cores
-from multirnn.bench.contenders import Source, find
-from multirnn.bench.problems import Problem
-from multirnn.bench.process import RESTS, Lost, Process
 
 
 def source(name: str) -> Source:
@@ -131,8 +131,8 @@ def test_a_process_that_is_stopped_ends_with_the_one_that_asked_it() -> None:
     code = """
 import sys, time
 from pathlib import Path
-from multirnn.bench.contenders import find
-from multirnn.bench.process import Process
+from multirnn_bench.contenders import find
+from multirnn_bench.process import Process
 process = Process(next(one for one in find([], [Path(sys.argv[1])]) if one.name == "threading"), 1)
 process.answer(60)
 print(process.thread_ids()[0], flush=True)

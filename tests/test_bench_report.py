@@ -12,16 +12,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-from multirnn.bench import charts, quantities
-from multirnn.bench.charts import FAMILIES, LETTERS, MARKS, Palette
-from multirnn.bench.fields import STATUSES
-from multirnn.bench.markup import EMPTY, Markup, tag
-from multirnn.bench.problems import Problem
-from multirnn.bench.report import html, markdown
-from multirnn.bench.results import Results, read
-from multirnn.bench.standing import views
-from multirnn.bench.statistics import quartiles
+from multirnn_bench import charts, quantities
+from multirnn_bench.charts import FAMILIES, LETTERS, MARKS, Palette
+from multirnn_bench.fields import STATUSES
+from multirnn_bench.markup import EMPTY, Markup, tag
+from multirnn_bench.problems import Problem
+from multirnn_bench.report import html, markdown
+from multirnn_bench.results import Results, read
+from multirnn_bench.standing import views
+from multirnn_bench.statistics import quartiles
 
 HOSTILE = """</script><script>alert("1")</script> | <b onclick='x'> & *`_ \\"""
 CELLS = {"simple_rnn": 11, "lstm": 13, "gru": 17}

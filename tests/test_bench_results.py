@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 from bench_examples import LIMITS, SMALL, a_header
+from multirnn_bench.results import NotSaved, Writer, read, taken
 
 import multirnn as mr
-from multirnn.bench.results import NotSaved, Writer, read, taken
 
 
 def a_row(problem: str = "small", status: str = "timed", **values: Any) -> dict[str, Any]:
@@ -229,7 +229,7 @@ def test_another_process_that_was_killed_holds_no_lock(tmp_path: Path) -> None:
     code = f"""
 import sys, time
 from pathlib import Path
-from multirnn.bench.results import Writer
+from multirnn_bench.results import Writer
 with Writer.create(Path({str(path)!r}), {a_header()!r}):
     print("locked", flush=True)
     time.sleep(60)
@@ -253,7 +253,7 @@ def test_what_is_no_file_is_not_written_to() -> None:
 LIMITED = """
 import json, resource, sys
 from pathlib import Path
-from multirnn.bench.results import NotSaved, Writer
+from multirnn_bench.results import NotSaved, Writer
 header, row, path = json.loads(sys.argv[1]), json.loads(sys.argv[2]), Path(sys.argv[3])
 with Writer.create(path, header) as writer:
     writer.write(row | {"threads": 1})
@@ -282,7 +282,7 @@ def test_a_full_disk_before_the_header_leaves_no_file(tmp_path: Path, monkeypatc
     def full(*arguments: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("multirnn.bench.results.os.fsync", full)
+    monkeypatch.setattr("multirnn_bench.results.os.fsync", full)
     with pytest.raises(NotSaved, match="cannot be written: No space left on device; nothing is saved"):
         Writer.create(tmp_path / "r.jsonl", a_header())
     assert not list(tmp_path.iterdir())

@@ -6,11 +6,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-
-from multirnn.bench import host as hosts
-from multirnn.bench import rounds
-from multirnn.bench.host import Host, Taken
-from multirnn.bench.process import Lost
+from multirnn_bench import host as hosts
+from multirnn_bench import rounds
+from multirnn_bench.host import Host, Taken
+from multirnn_bench.process import Lost
 
 SILENT = Host(stolen=lambda: None)
 

@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 from bench_examples import LIMITS, PEERS, SMALL, a_header
-
-from multirnn.bench import limits, run, seats
-from multirnn.bench.contenders import find
-from multirnn.bench.limits import Limits
-from multirnn.bench.machine import describe
-from multirnn.bench.problems import Entry, Problem, Table
-from multirnn.bench.results import NotSaved, Writer, read
-from multirnn.bench.run import Progress, Run, settings
+from multirnn_bench import limits, run, seats
+from multirnn_bench.contenders import find
+from multirnn_bench.limits import Limits
+from multirnn_bench.machine import describe
+from multirnn_bench.problems import Entry, Problem, Table
+from multirnn_bench.results import NotSaved, Writer, read
+from multirnn_bench.run import Progress, Run, settings
 
 PAIR = (Entry(Problem("two", "gru", 2, 7, 5, 4), ("inference",)), Entry(SMALL, ("inference",)))
 
@@ -180,8 +179,8 @@ def test_what_was_disturbed_is_timed_again_and_the_calmer_rows_count(
         if row["status"] == "timed":
             row |= {"taken": 0.03 if row["problem"]["name"] == "two" else 0.01, "median": 77.0}
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    monkeypatch.setattr("multirnn.bench.host.stolen_share", lambda *told: now)
-    monkeypatch.setattr("multirnn.bench.host.slowed_share", lambda pace: 0.0)
+    monkeypatch.setattr("multirnn_bench.host.stolen_share", lambda *told: now)
+    monkeypatch.setattr("multirnn_bench.host.slowed_share", lambda pace: 0.0)
     rows, _ = run_table(table, ("refusing", "right"), path, resume=True, again=0.02)
     assert len(path.read_text().splitlines()) == len(lines) + calmer
     assert (rows["two", "right"]["median"] < 77) == calmer
@@ -235,7 +234,7 @@ def test_a_full_folder_for_inputs_says_what_is_saved(
     def full(*arguments: Any, **named: Any) -> None:
         raise OSError("1024 requested and 0 written")  # what NumPy says
 
-    monkeypatch.setattr(f"multirnn.bench.run.{what}", full)
+    monkeypatch.setattr(f"multirnn_bench.run.{what}", full)
     with pytest.raises(
         NotSaved, match=r"inputs cannot be written to .*: 1024 requested and 0 written; 0 rows are saved"
     ):

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 from bench_examples import LIMITS, PEERS
+from multirnn_bench.cli.rows import FEW, report
+from multirnn_bench.problems import Problem
+from multirnn_bench.quantities import seconds
+from multirnn_bench.results import Results
 
-from multirnn.bench.problems import Problem
-from multirnn.bench.quantities import seconds
-from multirnn.bench.results import Results
 from multirnn.cli.console import show
-from multirnn.cli.rows import FEW, report
 
 STACKED = Problem(
     "stacked-gru-t100-b16-i128-h128", "gru", 16, 100, 128, 128, num_layers=2, bidirectional=True, dtype="float64"
@@ -89,7 +89,7 @@ def test_what_a_row_does_not_tell_is_a_dash(
 @pytest.mark.parametrize("arguments", [(), ("--json",)])
 def test_a_piped_run_has_no_colours_and_its_table_alone_on_stdout(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     code = f"""
-from multirnn.bench import limits
+from multirnn_bench import limits
 limits.measure = lambda *threads, dtypes: limits.Limits.from_dict({LIMITS.to_dict()!r})
 limits.measure_again = lambda found: found
 from multirnn.cli import main

@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-from multirnn.bench.results import Results
-from multirnn.bench.statistics import (
+from multirnn_bench.results import Results
+from multirnn_bench.statistics import (
     Interval,
     compare_results,
     geometric_mean,
@@ -17,6 +16,7 @@ from multirnn.bench.statistics import (
     paired_ratio,
     quartiles,
 )
+
 from multirnn.errors import InvalidCall
 
 PROBLEM = {"name": "small", "cell": "gru", "batch": 3, "time": 7, "input_size": 5, "hidden_size": 11}

@@ -5,10 +5,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from multirnn_bench.problems import TABLES, Entry, Problem, read_table
 
 import multirnn as mr
-from multirnn.bench.problems import TABLES, Entry, Problem, read_table
-from multirnn.bench.work import MODES
+from multirnn.protocol import MODES
 
 
 @pytest.mark.parametrize("name", TABLES)

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 from bench_examples import RAGGED, SMALL
+from multirnn_bench import inputs, verify
+from multirnn_bench.problems import Problem
 
 import multirnn as mr
-from multirnn.bench import inputs, verify
-from multirnn.bench.problems import Problem
-from multirnn.bench.work import MODES, Work
+from multirnn.protocol import MODES, Work
 
 
 def right_answer(work: Work) -> Any:

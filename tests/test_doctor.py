@@ -6,13 +6,12 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from multirnn_bench import alone, doctor
+from multirnn_bench.ceilings import CORE_TYPES
+from multirnn_bench.doctor import CHECKS, Finding, examine
+from multirnn_bench.machine import cpu_features
 
-from multirnn import doctor
-from multirnn.bench import alone
-from multirnn.bench.ceilings import CORE_TYPES
-from multirnn.bench.machine import cpu_features
 from multirnn.cli import main
-from multirnn.doctor import CHECKS, Finding, examine
 
 Measure = Callable[..., Any]
 
@@ -232,7 +231,7 @@ SLOW = Finding(
 
 @pytest.mark.parametrize(("findings", "status"), [((FINE, NOTE), 0), ((FINE, SLOW), 1)])
 def test_the_command(monkeypatch: pytest.MonkeyPatch, findings: tuple[Finding, ...], status: int) -> None:
-    monkeypatch.setattr("multirnn.cli.doctor.examine", lambda say: findings)
+    monkeypatch.setattr("multirnn_bench.cli.doctor.examine", lambda say: findings)
     done = CliRunner().invoke(main, ["doctor"], env={"COLUMNS": "200"})
     assert done.exit_code == status
     assert ("Nothing found" in done.output) == (status == 0)

@@ -9,12 +9,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from multirnn_bench.verify import allowed, answer, error, expected
 
 import multirnn as mr
-from multirnn.bench.verify import allowed, answer, error, expected
-from multirnn.bench.work import MODES, Work
 from multirnn.compare import draw_call
 from multirnn.implementation import Plan, with_implementation
+from multirnn.protocol import MODES, Work
 from multirnn.testing import cases
 
 jax = pytest.importorskip("jax")

@@ -14,9 +14,9 @@ import pytest
 
 import multirnn as mr
 from multirnn import kernel
-from multirnn.bench.work import MODES, SGD_RATE, Work
 from multirnn.compare import draw_call
 from multirnn.implementation import with_implementation
+from multirnn.protocol import MODES, SGD_RATE, Work
 from multirnn.testing import cases
 
 multirnn_keras = pytest.importorskip("multirnn_keras")

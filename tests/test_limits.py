@@ -5,10 +5,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-
-from multirnn import kernel
-from multirnn.bench import ceilings, machine
-from multirnn.bench.limits import (
+from multirnn_bench import ceilings, machine
+from multirnn_bench.limits import (
     ACTIVATION,
     LATENCY,
     Ceilings,
@@ -19,7 +17,9 @@ from multirnn.bench.limits import (
     measure_again,
     minimum_memory,
 )
-from multirnn.bench.problems import Problem
+from multirnn_bench.problems import Problem
+
+from multirnn import kernel
 from multirnn.errors import InvalidCall, InvalidData
 
 RNN = Problem("rnn", "simple_rnn", batch=3, time=7, input_size=5, hidden_size=11)
@@ -238,11 +238,11 @@ def test_several_cores_are_at_least_as_many_times_one(monkeypatch: pytest.Monkey
 
 def test_one_core_reads_no_less_than_its_part_of_what_several_read_together(monkeypatch: pytest.MonkeyPatch) -> None:
     rates = {1: {"L1": 9e10, "L3": 1.1e10, "memory": 9e9}, 2: {"L1": 18e10, "L3": 3.4e10, "memory": 1.6e10}}
-    monkeypatch.setattr("multirnn.bench.limits.first_cores", lambda count: ())
-    monkeypatch.setattr("multirnn.bench.limits.matrix_products", lambda dtypes: {"float32": {"one": 1e11}})
-    monkeypatch.setattr("multirnn.bench.limits.joint_products", lambda count, alone: {"float32": {"both": 2e11}})
+    monkeypatch.setattr("multirnn_bench.limits.first_cores", lambda count: ())
+    monkeypatch.setattr("multirnn_bench.limits.matrix_products", lambda dtypes: {"float32": {"one": 1e11}})
+    monkeypatch.setattr("multirnn_bench.limits.joint_products", lambda count, alone: {"float32": {"both": 2e11}})
     monkeypatch.setattr(
-        "multirnn.bench.limits.bandwidths",
+        "multirnn_bench.limits.bandwidths",
         lambda count, alone=None: {level: {"read": rate} for level, rate in rates[count].items()},
     )
     found = measure(1, 2)

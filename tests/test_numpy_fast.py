@@ -11,8 +11,8 @@ from multirnn_numpy.halved import halvable
 
 import multirnn as mr
 from multirnn import kernel
-from multirnn.bench.work import MODES, SGD_RATE, Work
 from multirnn.compare import draw_call, draw_state, widened
+from multirnn.protocol import MODES, SGD_RATE, Work
 from multirnn.testing import cases
 from multirnn.testing.suite import covering_specs
 

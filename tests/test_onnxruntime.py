@@ -15,15 +15,15 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from multirnn_bench.verify import answer, error, expected
 from multirnn_onnxruntime import BACKEND, OnnxStack
 from multirnn_onnxruntime.layer import FEW
 from onnx import numpy_helper
 from onnx_models import BOTH, FORMS, spec_of
 
 import multirnn as mr
-from multirnn.bench.verify import answer, error, expected
-from multirnn.bench.work import Work
 from multirnn.compare import difference, draw_call, draw_state, tolerance, widened
+from multirnn.protocol import Work
 from multirnn.support import ACTIVATIONS_ASKED
 from multirnn.testing import assert_layers_agree, mutation_score
 

@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from multirnn.bench.contenders import find, load
-from multirnn.bench.inputs import draw
-from multirnn.bench.problems import Problem
-from multirnn.bench.verify import allowed, answer, error, expected
-from multirnn.bench.work import Contender
+from multirnn_bench.contenders import Contender, find, load
+from multirnn_bench.inputs import draw
+from multirnn_bench.problems import Problem
+from multirnn_bench.verify import allowed, answer, error, expected
 
 PEERS = Path(__file__).parent.parent / "benchmarks" / "peers"
 SOURCES = {source.name: source for source in find(backends=[], peers=[PEERS])}
@@ -124,7 +122,7 @@ def test_tells_its_versions(name: str) -> None:
 
 def test_finding_them_loads_no_framework() -> None:
     script = (
-        "import sys; from pathlib import Path; from multirnn.bench.contenders import find; "
+        "import sys; from pathlib import Path; from multirnn_bench.contenders import find; "
         f"find(backends=[], peers=[Path({str(PEERS)!r})]); "
         "print([name for name in ('torch', 'tensorflow', 'keras', 'jax', 'flax', 'onnx', 'onnxruntime') if name in sys.modules])"
     )

@@ -15,7 +15,7 @@ from multirnn_jax.fast import FastJaxLayer, FastRecurrence
 from multirnn_jax.layer import JaxLayer
 
 if TYPE_CHECKING:
-    from multirnn.bench.work import Prepared, Work
+    from multirnn.protocol import Prepared, Work
 
 __all__ = ["BACKEND", "FastJaxLayer", "FastRecurrence", "JaxLayer", "Recurrence", "build"]
 
@@ -49,10 +49,10 @@ class JaxBackend:
         return training.train(layer, batch, optimiser, steps)
 
     def prepare(self, layer: JaxLayer, work: "Work", threads: int) -> "Prepared":
-        """Make a layer ready for a benchmark; see `timing.prepare`."""
-        from multirnn_jax import timing  # here, since only benchmarks need it
+        """Make a layer ready for a benchmark; see `bench.prepare`."""
+        from multirnn_jax import bench  # here, since only benchmarks need it
 
-        return timing.prepare(layer, work, threads)
+        return bench.prepare(layer, work, threads)
 
     def default_epsilon(self) -> float:
         """Of the Adam of `jax.example_libraries`."""

@@ -21,7 +21,7 @@ from multirnn_keras.fast import FastGRU, FastKerasLayer, FastLSTM, FastSimpleRNN
 from multirnn_keras.layer import KerasLayer
 
 if TYPE_CHECKING:
-    from multirnn.bench.work import Prepared, Work
+    from multirnn.protocol import Prepared, Work
 
 __all__ = [
     "BACKEND",
@@ -71,10 +71,10 @@ class KerasBackend:
         return training.train(layer, batch, optimiser, steps)
 
     def prepare(self, layer: KerasLayer, work: "Work", threads: int) -> "Prepared":
-        """Make a layer ready for a benchmark; see `timing.prepare`."""
-        from multirnn_keras import timing  # here, since only benchmarks need it
+        """Make a layer ready for a benchmark; see `bench.prepare`."""
+        from multirnn_keras import bench  # here, since only benchmarks need it
 
-        return timing.prepare(layer, work, threads)
+        return bench.prepare(layer, work, threads)
 
     def default_epsilon(self) -> float:
         """Of `keras.optimizers.Adam`."""

@@ -18,7 +18,7 @@ from multirnn_numpy.stack import Stack
 __all__ = ["BACKEND", "FastNumpyLayer", "NumpyLayer", "Stack", "build"]
 
 if TYPE_CHECKING:
-    from multirnn.bench.work import Prepared, Work
+    from multirnn.protocol import Prepared, Work
 
 
 class NumpyBackend:
@@ -40,8 +40,8 @@ class NumpyBackend:
         return fast.build(weights, device, frozen=implementation == "frozen")
 
     def prepare(self, layer: NumpyLayer, work: "Work", threads: int) -> "Prepared":
-        """Make a layer ready to be timed; see `timing.prepare`."""
-        from multirnn_numpy.timing import prepare
+        """Make a layer ready to be timed; see `bench.prepare`."""
+        from multirnn_numpy.bench import prepare
 
         return prepare(layer, work, threads)
 

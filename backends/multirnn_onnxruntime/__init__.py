@@ -8,8 +8,8 @@ import onnxruntime
 
 from multirnn import RecurrentSpec, Weights, accept
 from multirnn.adoption import Adopted
-from multirnn.bench.work import Prepared, Work
-from multirnn_onnxruntime import adoption, layer, timing
+from multirnn.protocol import Prepared, Work
+from multirnn_onnxruntime import adoption, bench, layer
 from multirnn_onnxruntime import weights as conversion
 from multirnn_onnxruntime.layer import OnnxRuntimeLayer
 from multirnn_onnxruntime.session import OnnxStack
@@ -41,8 +41,8 @@ class OnnxRuntimeBackend:
         return adoption.adopt(native, spec, compiled=compiled)
 
     def prepare(self, layer: OnnxRuntimeLayer, work: Work, threads: int) -> Prepared:
-        """What `multirnn bench` times; see `timing.prepare`."""
-        return timing.prepare(layer, work, threads)
+        """What `multirnn bench` times; see `bench.prepare`."""
+        return bench.prepare(layer, work, threads)
 
     def versions(self) -> Mapping[str, str]:
         """The versions of ONNX Runtime and of ONNX."""

@@ -14,7 +14,7 @@ from multirnn_torch.layer import TorchLayer
 from multirnn_torch.single_bias import CandidateBiasGRU
 
 if TYPE_CHECKING:
-    from multirnn.bench.work import Prepared, Work
+    from multirnn.protocol import Prepared, Work
 
 __all__ = ["BACKEND", "CandidateBiasGRU", "TorchLayer", "build"]
 
@@ -50,10 +50,10 @@ class TorchBackend:
         return training.train(layer, batch, optimiser, steps)
 
     def prepare(self, layer: TorchLayer, work: "Work", threads: int) -> "Prepared":
-        """Make a layer ready for a benchmark; see `timing.prepare`."""
-        from multirnn_torch import timing  # here, since only benchmarks need it
+        """Make a layer ready for a benchmark; see `bench.prepare`."""
+        from multirnn_torch import bench  # here, since only benchmarks need it
 
-        return timing.prepare(layer, work, threads)
+        return bench.prepare(layer, work, threads)
 
     def default_epsilon(self) -> float:
         """Of `torch.optim.Adam`."""

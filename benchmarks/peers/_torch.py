@@ -3,7 +3,7 @@
 from typing import Any
 
 import multirnn as mr
-from multirnn.bench.work import Work
+from multirnn.protocol import Work
 
 LAYERS = {"simple_rnn": "RNN", "lstm": "LSTM", "gru": "GRU"}
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 import multirnn as mr
-from multirnn.bench.work import Prepared, Work
+from multirnn.protocol import Prepared, Work
 
 
 def sigmoid(x: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 import multirnn as mr
-from multirnn.bench.work import Prepared, Work
+from multirnn.protocol import Prepared, Work
 
 OPERATORS = {"simple_rnn": "RNN", "lstm": "LSTM", "gru": "GRU"}
 ACTIVATIONS = {"tanh": "Tanh", "relu": "Relu", "sigmoid": "Sigmoid", "softsign": "Softsign"}

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import Any
 
 import multirnn as mr
-from multirnn.bench.work import SGD_RATE, Prepared, Work
+from multirnn.protocol import SGD_RATE, Prepared, Work
 
 from ._torch import module, parts, refuses
 

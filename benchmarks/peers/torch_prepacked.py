@@ -5,7 +5,7 @@ from importlib.metadata import version
 from typing import Any
 
 import multirnn as mr
-from multirnn.bench.work import Prepared, Work
+from multirnn.protocol import Prepared, Work
 
 LSTM_MODE = 2  # of at::native::mkldnn_rnn_layer: rnn_relu, rnn_tanh, lstm, gru
 

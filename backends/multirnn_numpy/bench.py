@@ -1,0 +1,114 @@
+"""NumPy's layers, native and fast, in a benchmark.
+
+The raw call of an inference is what the layer runs, on arrays that are as it takes them: `Stack.forward` on arrays with
+time first, or the compiled recurrence with addresses that are bound and outputs that are there. All else is called with
+arrays as users call it.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from multirnn import Inputs, Output, State
+from multirnn.protocol import SGD_RATE, Prepared, Work
+from multirnn_numpy.compiled import CompiledStack
+from multirnn_numpy.fast import FastNumpyLayer
+from multirnn_numpy.layer import NumpyLayer, batch_first, padding, time_first
+
+__all__ = ["prepare"]
+
+
+def prepare(layer: NumpyLayer, work: Work, threads: int) -> Prepared:
+    """Make a layer ready for a work; see `multirnn.protocol.Contender.prepare`.
+
+    How many threads NumPy's own products take is decided when NumPy is loaded, by the environment.
+    """
+    if isinstance(layer, FastNumpyLayer):
+        layer.threads = threads
+    prepared = _MODES[work.mode](layer, work)
+    prepared.plan = "the loops in NumPy"
+    if isinstance(layer, FastNumpyLayer):
+        batch, time, _ = work.x.shape
+        gradients = work.mode in ("gradients", "training")
+        prepared.plan = layer.plan(batch, time, lengths=work.lengths is not None, gradients=gradients).sentence
+    return prepared
+
+
+def _inference(layer: NumpyLayer, work: Work) -> Prepared:
+    inputs = _checked(layer, work)
+
+    def boundary() -> Output:
+        return layer(work.x, lengths=work.lengths)
+
+    stack = layer.realisation(inputs)
+    if isinstance(stack, CompiledStack):
+        assert isinstance(layer, FastNumpyLayer)
+        bound = stack.bound(inputs, layer.threads)
+        return Prepared(bound, bound, boundary)
+    x, state = time_first(inputs.x, inputs.state)
+    x, padded = np.ascontiguousarray(x), padding(inputs)
+
+    def call() -> Any:
+        return stack.forward(x, state, padded)
+
+    return Prepared(call, lambda: Output(*batch_first(*call()[:2])), boundary)
+
+
+def _gradients(layer: NumpyLayer, work: Work) -> Prepared:
+    assert work.cotangent is not None
+    cotangent = work.cotangent
+
+    def call() -> Any:
+        return layer.vjp(work.x, lengths=work.lengths, cotangent=cotangent)
+
+    return Prepared(call, call, call)
+
+
+def _training(layer: NumpyLayer, work: Work) -> Prepared:
+    assert work.target is not None
+    target, parameters = work.target, layer.native.parameters
+    inputs = _checked(layer, work)
+
+    def cotangent_of(output: Output) -> Output:
+        dy = output.sequence - target
+        dy *= 2 / target.size
+        if work.lengths is not None:
+            dy *= inputs.valid[..., None]
+        return Output(dy, inputs.state)  # zero
+
+    def call() -> None:
+        gradients = layer.there_and_back(inputs, cotangent_of)
+        for name, gradient in gradients.weights.items():
+            parameters[name] -= SGD_RATE * gradient
+
+    def result() -> Any:
+        call()
+        return layer.weights().arrays
+
+    return Prepared(call, result)
+
+
+def _streaming(layer: NumpyLayer, work: Work) -> Prepared:
+    stream, first = layer.stream(), layer.stream()
+    return Prepared(lambda: stream(work.x, lengths=work.lengths), lambda: first(work.x, lengths=work.lengths))
+
+
+def _checked(layer: NumpyLayer, work: Work) -> Inputs:
+    """The work as `BoundaryLayer.run` is given it."""
+    spec = layer.spec
+    shape = len(list(spec.passes)), len(work.x), spec.hidden_size
+    zero = State(*(np.zeros(shape, spec.dtype) for _ in spec.form.states))
+    inputs = Inputs(work.x, zero, work.lengths, state_given=False)
+    if work.lengths is None:
+        return inputs
+    return replace(inputs, x=work.x * inputs.valid[..., None])
+
+
+_MODES: dict[str, Callable[[NumpyLayer, Work], Prepared]] = {
+    "inference": _inference,
+    "gradients": _gradients,
+    "training": _training,
+    "streaming": _streaming,
+}

@@ -1,0 +1,126 @@
+"""Measurements in processes of their own: bound to cores, with thread settings that were there before anything loaded.
+
+What a BLAS and a pool of threads do is decided when they are loaded, by the environment and by the cores that they may
+use; so a gauge, a function of `multirnn_bench.gauges`, runs in a fresh interpreter.
+"""
+
+import json
+import os
+import select
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import IO, Any
+
+from multirnn.errors import InvalidCall
+
+__all__ = ["VARIABLES", "GaugeError", "allowed_cores", "measure_alone", "measure_together", "thread_variables"]
+
+CAP = 120.0  # seconds until a gauge is given up; each is asked for less than one, and TensorFlow takes 30 to load
+LONGEST = 60  # letters of an answer that is none
+
+VARIABLES = (
+    *("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"),
+    *("NUMEXPR_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"),
+)
+"""What sizes the pools of BLAS libraries, OpenMP and TensorFlow."""
+
+
+def thread_variables(threads: int) -> dict[str, str]:
+    """The environment in which every pool has so many threads."""
+    return dict.fromkeys(VARIABLES, str(threads))
+
+
+def allowed_cores() -> tuple[int, ...]:
+    """The cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return tuple(sorted(os.sched_getaffinity(0)))
+    return tuple(range(os.cpu_count() or 1))
+
+
+def measure_alone(gauge: str, *arguments: Any, cores: Sequence[int] = (), environment: Mapping[str, str] = {}) -> Any:
+    """What a gauge finds in a process of its own.
+
+    Args:
+        gauge: a function of `multirnn_bench.gauges`.
+        arguments: of the function, in values that JSON has.
+        cores: that the process is bound to; none: those of this process.
+        environment: what is set beside this process' own variables.
+
+    Raises:
+        GaugeError: the process ended with an error.
+    """
+    return measure_together(gauge, *arguments, cores=[cores], environment=environment)[0]
+
+
+def measure_together(
+    gauge: str, *arguments: Any, cores: Sequence[Sequence[int]], environment: Mapping[str, str] = {}
+) -> list[Any]:
+    """What a gauge finds in several processes that begin at one moment; see `measure_alone`.
+
+    Args:
+        gauge: a function of `multirnn_bench.gauges`.
+        arguments: of the function, in values that JSON has.
+        cores: an entry a process, the cores that it is bound to.
+        environment: of all.
+
+    Raises:
+        GaugeError: one of them ended with an error, or did not answer in time.
+    """
+    processes = [_started(gauge, arguments, bound, environment) for bound in cores]
+    try:
+        for process in processes:
+            if not select.select([_pipe(process.stdout)], [], [], CAP)[0]:
+                raise GaugeError(f"the gauge {gauge!r} failed: it was not loaded within {CAP:g} s")
+            _pipe(process.stdout).readline()  # it is loaded
+        for process in processes:
+            with suppress(BrokenPipeError):  # it has ended, and its status tells more
+                _pipe(process.stdin).write("\n")
+                _pipe(process.stdin).flush()
+        return [_finished(gauge, process) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+class GaugeError(InvalidCall):
+    """A measurement could not be made; the last line of what it said."""
+
+
+def _started(
+    gauge: str, arguments: Sequence[Any], cores: Sequence[int], environment: Mapping[str, str]
+) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "multirnn_bench.gauges", json.dumps([gauge, arguments, list(cores)])]
+    return subprocess.Popen(  # this interpreter, on a module of ours
+        command,
+        text=True,
+        env={**os.environ, **environment},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def _pipe(pipe: IO[str] | None) -> IO[str]:
+    if pipe is None:
+        raise RuntimeError("the process was started without pipes")
+    return pipe
+
+
+def _finished(gauge: str, process: "subprocess.Popen[str]") -> Any:
+    try:
+        out, error = process.communicate(timeout=CAP)
+    except subprocess.TimeoutExpired:
+        raise GaugeError(f"the gauge {gauge!r} failed: no answer within {CAP:g} s") from None
+    except BrokenPipeError:  # of the line that it was sent
+        out, error = "", ""
+    if process.returncode or not out.strip():
+        last = (error.strip().splitlines() or [f"it ended with status {process.returncode}"])[-1]
+        raise GaugeError(f"the gauge {gauge!r} failed: {last}")
+    answer = out.strip().splitlines()[-1]  # before it stands what a framework may have printed
+    try:
+        return json.loads(answer)
+    except ValueError:
+        raise GaugeError(f"the gauge {gauge!r} failed: it answered {answer[:LONGEST]!r}") from None

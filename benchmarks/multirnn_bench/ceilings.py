@@ -1,0 +1,172 @@
+"""The ceilings of this machine by measurement: the rate of a matrix product, the bandwidth of each level of memory.
+
+A ceiling that is too low makes every share too high, so each is measured by several means and the best is taken: with
+the tile of the compiled recurrence, with the BLAS as it is installed, with its kernels of another instruction set where the
+processor has one that the BLAS may not have noticed, and with all cores in one product or each core in its own, where no
+core waits for another. A host is faster at one time than at another, so products are measured several times in a run. What no two
+cores share is taken as many times as there are cores; of what they do share, one core by itself reads no less than its
+part. Memory is read by NumPy and, where it is there, by the compiled recurrence.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from multirnn.errors import InvalidCall
+from multirnn_bench.alone import allowed_cores, measure_alone, measure_together, thread_variables
+from multirnn_bench.machine import cache_sizes, cpu_features
+
+__all__ = ["CORE_TYPES", "OWN", "bandwidths", "first_cores", "joint_products", "matrix_products", "with_its_part"]
+
+SIZE = 1536  # of the matrices: 3 x 9 MB in float32; larger ones are at most 4 % faster
+PERIOD = 0.2
+PASSES = 4  # a moment in which a neighbour takes a part of the machine is as long as one; two were once 6 % low, both
+READING = 0.15
+BEYOND = 256 * 2**20  # bytes that are in no cache
+LARGEST_SHARED = 24 * 2**20  # bytes of a shared cache that neighbours leave: of 105 MB one guest has not much more
+
+CORE_TYPES: Mapping[str, str] = {"avx512f": "SkylakeX", "avx2": "Haswell"}
+"""Instruction sets, best first, and the name of the OpenBLAS kernels that need them."""
+
+
+def matrix_products(dtypes: Sequence[str], passes: int = PASSES) -> dict[str, dict[str, float]]:
+    """Floating-point operations a second of one core, by dtype and means.
+
+    Args:
+        dtypes: of the products.
+        passes: in each of which every means is tried; the best counts.
+    """
+    core = allowed_cores()[:1]
+    rates: dict[str, dict[str, float]] = {dtype: {} for dtype in dtypes}
+    for _ in range(passes):
+        for dtype in dtypes:
+            for label, variables in _environments():
+                environment = {**thread_variables(1), **variables}
+                rate = measure_alone("product", dtype, SIZE, PERIOD, cores=core, environment=environment)
+                rates[dtype][label] = max(rate, rates[dtype].get(label, 0.0))
+            if rate := _tiles(dtype, core):
+                rates[dtype][TILE] = max(rate, rates[dtype].get(TILE, 0.0))
+    return rates
+
+
+def joint_products(threads: int, alone: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """The same of several cores: in one product, each in its own, and as many times what one does by itself.
+
+    Args:
+        threads: how many.
+        alone: what `matrix_products` found.
+
+    Raises:
+        InvalidCall: this process may not run on so many cores.
+    """
+    cores = first_cores(threads)
+    rates: dict[str, dict[str, float]] = {}
+    for dtype in alone:
+        given = "product", dtype, SIZE, PERIOD
+        each = measure_together(*given, cores=[[core] for core in cores], environment=thread_variables(1))
+        rates[dtype] = {
+            "one product": measure_alone(*given, cores=cores, environment=thread_variables(threads)),
+            "a product a core": sum(each),
+            f"{threads} times one core by itself": threads * max(alone[dtype].values()),
+        }
+        if rate := _tiles(dtype, cores):
+            rates[dtype][f"{TILE}, one a core"] = rate
+    return rates
+
+
+TILE = "tile of the compiled recurrence"
+
+
+def _tiles(dtype: str, cores: Sequence[int]) -> float:
+    """Of the compiled recurrence, each core by itself; 0 where it is not there."""
+    found = measure_together("tile", dtype, PERIOD, cores=[[core] for core in cores], environment=thread_variables(1))
+    return 0.0 if None in found else sum(found)
+
+
+def _environments() -> Iterator[tuple[str, dict[str, str]]]:
+    """The BLAS of NumPy as it is installed, and told to use the best kernels that the processor can run."""
+    yield "NumPy as installed", {}
+    best = next((kernels for feature, kernels in CORE_TYPES.items() if feature in cpu_features()), None)
+    if best:
+        yield f"NumPy with OPENBLAS_CORETYPE={best}", {"OPENBLAS_CORETYPE": best}
+
+
+def bandwidths(threads: int, alone: Mapping[str, Mapping[str, float]] | None = None) -> dict[str, dict[str, float]]:
+    """Bytes a second read by level and means, so many cores together, each from its own part.
+
+    A level is at least as fast as the one behind it: where the means are too coarse to show it, the same rate stands.
+
+    Args:
+        threads: how many cores.
+        alone: what was found of one core; given, the caches that no two cores share are not measured again.
+
+    Raises:
+        InvalidCall: this process may not run on so many cores.
+    """
+    cores = [[core] for core in first_cores(threads)]
+    rates: dict[str, dict[str, float]] = {}
+    for level, size in _working_sets(threads).items():
+        if alone is not None and level in OWN:
+            rates[level] = {f"{threads} times one core by itself": threads * max(alone[level].values())}
+            continue
+        rates[level] = {}
+        for _ in range(1 if level in OWN else PASSES):
+            found = measure_together("reading", size, READING, cores=cores, environment=thread_variables(1))
+            for means in found[0]:
+                together = sum(each[means] for each in found)
+                rates[level][means] = max(together, rates[level].get(means, 0.0))
+        if level != "memory":  # a matrix of that size would take longer to pack than all else takes
+            walked = measure_together("recurrence", size, READING, cores=cores, environment=thread_variables(1))
+            if None not in walked:
+                rates[level]["weights of the compiled recurrence"] = sum(walked)
+    behind: dict[str, float] = {}
+    for level in reversed(rates):
+        if behind and max(rates[level].values()) < max(behind.values()):
+            rates[level] = {**rates[level], "that of the level behind": max(behind.values())}
+        behind = rates[level]
+    return rates
+
+
+def with_its_part(
+    threads: int, alone: Mapping[str, Mapping[str, float]], together: Mapping[str, Mapping[str, float]]
+) -> dict[str, dict[str, float]]:
+    """The bandwidths of one core, which are not below the part of each core where several read at once.
+
+    Args:
+        threads: how many did.
+        alone: what `bandwidths` found of one core.
+        together: what it found of several.
+    """
+    part = f"1/{threads} of what {threads} cores read together"
+    return {
+        level: {**means, part: max(together[level].values()) / threads} if level not in OWN else dict(means)
+        for level, means in alone.items()
+    }
+
+
+OWN = ("L1", "L2")
+"""The levels that no two cores share."""
+
+
+def _working_sets(threads: int) -> dict[str, int]:
+    """Bytes a core that stay in each level, and are more than the level before holds.
+
+    Of L2 a quarter: where a guest's pages are scattered, more of it begins to collide, and reads a fifth slower.
+    """
+    sizes = cache_sizes()
+    found = {"L1": sizes["L1"] * 2 // 3, "L2": max(sizes["L2"] // 4, 2 * sizes["L1"])}
+    if "L3" in sizes:
+        found["L3"] = max(min(sizes["L3"] // 2, LARGEST_SHARED) // threads, 2 * sizes["L2"])
+    return {**found, "memory": max(BEYOND, 2 * sizes.get("L3", 0)) // threads}
+
+
+def first_cores(threads: int) -> tuple[int, ...]:
+    """So many of the cores that this process may run on.
+
+    Raises:
+        InvalidCall: they are fewer.
+    """
+    allowed = allowed_cores()
+    if not 1 <= threads <= len(allowed):
+        raise InvalidCall(
+            f"this process may run on {len(allowed)} cores; the limits of {threads} threads cannot be measured"
+        )
+    return allowed[:threads]

@@ -1,0 +1,387 @@
+"""`multirnn bench`: how fast is each backend, and how far from what this machine can do? Verified first, then timed.
+
+A group of commands, of which `run` may be left out: `multirnn bench smoke`.
+"""
+
+import signal
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from multirnn.cells import CELLS
+from multirnn.cli import options
+from multirnn.cli.console import heading, show, show_json, table
+from multirnn.errors import InvalidData
+from multirnn.protocol import MODES
+from multirnn_bench import results
+from multirnn_bench.alone import allowed_cores
+from multirnn_bench.cli.bar import bar
+from multirnn_bench.cli.rows import report as shown
+from multirnn_bench.contenders import find
+from multirnn_bench.problems import TABLES, Entry, Problem, Table, read_table, title_of
+from multirnn_bench.run import Progress, Run, settings
+
+if TYPE_CHECKING:
+    from multirnn_bench.limits import Limits
+
+__all__ = ["command"]
+
+
+class Bench(click.Group):
+    """The commands, with `run` where none is named."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put `run` in front of what names no command."""
+        if not args or (args[0] not in self.commands and args[0] not in ctx.help_option_names):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(
+    "bench",
+    cls=Bench,
+    epilog="""
+    \b
+    Examples:
+      multirnn bench smoke
+      multirnn bench standard --peers benchmarks/peers --out a.jsonl
+      multirnn bench --cell gru --hidden 256 --batch 32 --time 100
+      multirnn bench compare a.jsonl b.jsonl
+      multirnn bench report a.jsonl --html a.html
+
+    \b
+    Exit status:
+      0  every contender that ran is the same function
+      1  one is wrong; with compare: one became slower
+      2  used wrongly, or one failed, was killed, or could not run
+      3  a backend named with --backend is missing or refuses everything
+    """,
+)
+@options.debug
+def command() -> None:
+    """Time every backend, verified first and side by side.
+
+    Without the name of a command it runs a benchmark: `multirnn bench run --help` has the options.
+    """
+
+
+def _threads(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    parts = [part.strip() for part in value.split(",")]
+    if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
+        raise click.BadParameter(f"numbers of threads with commas between them, as in 1,2, not {value!r}")
+    numbers = tuple(dict.fromkeys(int(part) for part in parts))
+    if (most := max(numbers)) > (cores := len(allowed_cores())):
+        raise click.BadParameter(f"{most} threads need as many cores, and this process may run on {cores}")
+    return numbers
+
+
+def _part(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    number, _, count = value.partition("/")
+    if not (number.isascii() and number.isdigit() and count.isascii() and count.isdigit()):
+        raise click.BadParameter(f"a part is N/M, as in 3/10, not {value!r}")
+    if not 1 <= int(number) <= int(count):
+        raise click.BadParameter(f"the parts of {count} are 1/{count} to {count}/{count}, not {value}")
+    return int(number), int(count)
+
+
+def _lengths(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    shortest, _, longest = value.partition("-")
+    if not (shortest.isascii() and shortest.isdigit() and longest.isascii() and longest.isdigit()):
+        raise click.BadParameter(f"the shortest and the longest row, as in 10-100, not {value!r}")
+    return int(shortest), int(longest)
+
+
+OWN = ("hidden_size", "input_size", "batch", "time", "lengths")
+STACK = ("num_layers", "bidirectional", "bias", "reset_after", "activation", "recurrent_activation", "dtype")
+
+
+@command.command(
+    "run",
+    epilog="""
+    \b
+    Tables:
+      smoke      six shapes on one thread, under a minute
+      standard   33 shapes with one and two threads, under 20 minutes
+      deepbench  the 125 recurrent problems of Baidu DeepBench; hours, so run it in parts
+      FILE.csv   your own: a header with cell, batch, time, hidden_size, and what other
+                 fields you need (input_size, num_layers, modes, …), then a row a problem
+
+    \b
+    DeepBench times the recurrence without the input projection. No layer is without one, so
+    those problems have an input of one feature, which costs 1/H of the recurrence.
+    """,
+)
+@click.argument("name", metavar="[TABLE]", required=False)
+@click.option("--cell", type=click.Choice(list(CELLS)), help="Instead of a table: one problem, described by options.")
+@click.option("--hidden", "hidden_size", type=options.POSITIVE, metavar="N", help="Units of each layer and direction.")
+@click.option(
+    "--input", "input_size", type=options.POSITIVE, metavar="N", help="Features of the input.  [default: as --hidden]"
+)
+@click.option("--batch", type=options.POSITIVE, metavar="N", help="Rows of the input.  [default: 1]")
+@click.option("--time", type=options.POSITIVE, metavar="N", help="Steps of the input.  [default: 100]")
+@click.option("--lengths", metavar="N-M", callback=_lengths, help="Rows of N to M steps.  [default: all full]")
+@options.stack
+@click.option(
+    "--problem", "problems", multiple=True, metavar="NAME", help="Only this problem; * and ? match; repeatable."
+)
+@click.option("--part", metavar="N/M", callback=_part, help="Only the Nth of M parts of the table.")
+@click.option(
+    "--mode",
+    "modes",
+    type=click.Choice(MODES),
+    multiple=True,
+    help="Run each problem in this mode; may be repeated.  [default: as the table says]",
+)
+@click.option(
+    "--threads", metavar="N,…", callback=_threads, help="Each a row of its own.  [default: as the table says]"
+)
+@options.backends
+@click.option(
+    "--peers",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="FOLDER",
+    help="Contenders beside ours: Python files with CONTENDERS; may be repeated.",
+)
+@click.option(
+    "--contender", "contenders", multiple=True, metavar="NAME", help="Only this one; * and ? match; repeatable."
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), metavar="FILE", help="Where rows go.  [default: named by the time]"
+)
+@click.option("--resume", is_flag=True, help="Go on with the file of --out: only what it lacks is run.")
+@click.option(
+    "--disturbed",
+    type=click.FloatRange(0, 1),
+    metavar="SHARE",
+    help="With --resume: run again what was timed while the host took more than this share of the cores; "
+    "of both times the calmer one counts.",
+)
+@click.option("--minutes", type=click.FloatRange(min=0), help="Cut rounds to fit.  [default: as the table says]")
+@click.option(
+    "--cap", type=click.FloatRange(min=0, min_open=True), help="Seconds until one that does not answer is given up."
+)
+@click.option("--seed", type=click.IntRange(min=0), metavar="N", default=0, show_default=True, help="Of all numbers.")
+@options.json_output
+@options.debug
+@click.pass_context
+def run(
+    ctx: click.Context,
+    /,
+    name: str | None,
+    cell: str | None,
+    problems: tuple[str, ...],
+    part: tuple[int, int] | None,
+    modes: tuple[str, ...],
+    threads: tuple[int, ...],
+    names: tuple[str, ...],
+    peers: tuple[Path, ...],
+    contenders: tuple[str, ...],
+    out: Path | None,
+    resume: bool,
+    disturbed: float | None,
+    minutes: float | None,
+    cap: float | None,
+    seed: int,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Run a table of problems, by every backend and with one process a contender.
+
+    Each answer is held against the float64 reference first; what is wrong is shown as wrong, without a time. Then all
+    that are right are timed in turns, in a shuffled order. Rows are written as they come: Ctrl-C loses none.
+    """
+    from multirnn_bench.limits import measure_again
+
+    if resume and out is None:
+        raise click.UsageError("--resume goes on with a file: name it with --out.")
+    if disturbed is not None and not resume:
+        raise click.UsageError("--disturbed runs a part of a file again: give --resume too.")
+    again = float("inf") if disturbed is None else disturbed
+    chosen = _table(ctx, name, cell, given).only(names=problems, modes=modes, part=part)
+    if minutes is not None:
+        chosen = replace(chosen, seconds=60 * minutes)
+    if cap is not None:
+        chosen = replace(chosen, cap=cap)
+    cores = len(allowed_cores())
+    threads = threads or tuple(n for n in chosen.threads if n <= cores)
+    sources = find(options.chosen(names), peers, contenders)
+    out = out or Path(f"multirnn-{Path(chosen.name).stem}-{time.strftime('%Y%m%d-%H%M%S')}.jsonl")
+    with results.Writer(out, resume=resume) as writer, bar() as tell:
+        header, limits = _header(chosen, threads, seed, writer.found, tell)
+        writer.begin(header)
+        with Run(
+            chosen, sources, threads, writer, limits, seed=seed, measure=measure_again, again=again, tell=tell
+        ) as running:
+            try:
+                # Asked to end, it ends its contenders too: one that compiles would go on for minutes.
+                signal.signal(signal.SIGTERM, signal.default_int_handler)
+                running()
+            except KeyboardInterrupt:
+                click.echo(f"interrupted: {writer.saved} rows are in {out}, and --resume goes on with them", err=True)
+                raise click.exceptions.Exit(130) from None
+    found = results.read(out)
+    ours = {source.name for source in sources if source.kind == "ours"}
+    status = _status(found.rows, names, [why for name, why in running.missing.items() if name in ours])
+    if as_json:
+        show_json({"ok": status == 0, "file": str(out), "missing": running.missing, **vars(found)})
+    else:
+        show(*shown(found, out, running.missing))
+    ctx.exit(status)
+
+
+def _table(ctx: click.Context, name: str | None, cell: str | None, given: dict[str, Any]) -> Table:
+    """The table that was named, or the one problem that was described."""
+    default = click.core.ParameterSource.DEFAULT
+    described = [field for field in (*OWN, *STACK) if ctx.get_parameter_source(field) is not default]
+    if cell is None:
+        if described:
+            raise click.UsageError(f"{_option(described[0])} describes a problem of your own: give its --cell too.")
+        if name is None or name in TABLES:
+            return TABLES[name or "smoke"]()
+        if name.endswith(".csv"):
+            return read_table(name)
+        raise click.UsageError(f"no table {name!r}: there are {', '.join(TABLES)}, or the name of a .csv file.")
+    if name is not None:
+        raise click.UsageError(f"a table ({name}) and a problem of your own (--cell) are two runs: leave one out.")
+    if given["hidden_size"] is None:
+        raise click.UsageError("--cell describes a problem of your own: give its --hidden too.")
+    hidden, batch, steps = given["hidden_size"], given["batch"] or 1, given["time"] or 100
+    shape = (steps, batch, given["input_size"] or hidden, hidden)
+    stack = {field: given[field] for field in STACK}
+    problem = Problem(title_of(cell, *shape), cell, batch, steps, shape[2], hidden, lengths=given["lengths"], **stack)
+    return Table("own", (Entry(problem, ("inference",)),))
+
+
+def _option(field: str) -> str:
+    parameter = next(one for one in run.params if one.name == field)
+    return parameter.opts[0]
+
+
+def _header(
+    chosen: Table, threads: Sequence[int], seed: int, resumed: results.Results | None, tell: Callable[[Progress], None]
+) -> tuple[dict[str, Any], "Limits"]:
+    """The first line of the file, with limits that are measured now, or those that a resumed file has."""
+    from multirnn_bench.limits import Limits, measure
+    from multirnn_bench.machine import activity, describe
+
+    if resumed is not None:
+        limits = Limits.from_dict(resumed.header["limits"])
+    else:
+        tell(Progress(0, 1, "measuring what this machine can do"))
+        limits = measure(*threads, dtypes=sorted({entry.problem.dtype for entry in chosen.entries}))
+    header = {
+        "table": chosen.name,
+        "machine": describe(),
+        "activity": activity(),
+        "limits": limits.to_dict(),
+        "settings": settings(chosen, threads, seed),
+    }
+    return header, limits
+
+
+def _status(rows: Sequence[dict[str, Any]], names: tuple[str, ...], missing: Sequence[str]) -> int:
+    """The exit status; what was asked for by name and did not run, since it is missing for a reason, is said on stderr."""
+    for reason in dict.fromkeys(missing if names else ()):
+        click.echo(f"Error: {reason}", err=True)
+    statuses = {row["status"] for row in rows}
+    if "wrong" in statuses:
+        return 1
+    if statuses & {"failed", "killed"}:
+        return 2
+    refusing = [name for name in names if _refuses_all(name, rows)]
+    for name in refusing:
+        click.echo(f"Error: backend {name!r} refuses every problem", err=True)
+    return 3 if refusing or (names and missing) else 0
+
+
+def _refuses_all(name: str, rows: Sequence[dict[str, Any]]) -> bool:
+    own = [row for row in rows if row["contender"]["kind"] == "ours" and row["contender"]["name"].split()[0] == name]
+    return bool(own) and all(row["status"] == "refused" for row in own)
+
+
+# --- What is done with results ---------------------------------------------------------------------------------------
+
+
+@command.command("list")
+@click.argument("name", metavar="[TABLE]", required=False)
+@options.json_output
+@options.debug
+def list_problems(name: str | None, as_json: bool) -> None:
+    """Show the problems of a table, or of all."""
+    names = [name] if name else list(TABLES)
+    if unknown := [one for one in names if one not in TABLES and not one.endswith(".csv")]:
+        raise click.UsageError(f"no table {unknown[0]!r}: there are {', '.join(TABLES)}, or the name of a .csv file.")
+    found = [TABLES[one]() if one in TABLES else read_table(one) for one in names]
+    if as_json:
+        entries = {
+            one.name: [{"problem": e.problem.to_dict(), "modes": list(e.modes)} for e in one.entries] for one in found
+        }
+        show_json(entries)
+        return
+    for one in found:
+        columns = ("batch", "time", "input", "hidden")
+        made = table("problem", "cell", *columns, "modes", right=columns)
+        for entry in one.entries:
+            problem = entry.problem
+            sizes = (problem.batch, problem.time, problem.input_size, problem.hidden_size)
+            made.add_row(problem.name, problem.cell, *map(str, sizes), " ".join(entry.modes))
+        show(heading(one.name), "", made, "")
+
+
+@command.command("compare")
+@click.argument("a", type=click.Path(path_type=Path))
+@click.argument("b", type=click.Path(path_type=Path))
+@click.option(
+    "--threshold",
+    type=click.FloatRange(min=1),
+    default=1.05,
+    show_default=True,
+    help="What a time may grow by, as a factor, before it counts as slower.",
+)
+@options.json_output
+@options.debug
+@click.pass_context
+def compare(ctx: click.Context, /, a: Path, b: Path, threshold: float, as_json: bool) -> None:
+    """Say what became faster or slower from results A to results B; exit 1 if anything became slower."""
+    from multirnn_bench.statistics import compare_results
+
+    found = compare_results(results.read(a), results.read(b), threshold=threshold)
+    if not found.changes:
+        raise InvalidData(f"{a} and {b} have no row in common: the same contender, problem, mode and number of threads")
+    if as_json:
+        show_json(found.to_dict())
+    else:
+        show(str(found))
+    ctx.exit(1 if found.regressed else 0)
+
+
+@command.command("report")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--html", "page", type=click.Path(path_type=Path), metavar="FILE", help="Write one self-contained page.")
+@click.option("--markdown", type=click.Path(path_type=Path), metavar="FILE", help="Write tables in Markdown.")
+@options.debug
+def report(file: Path, page: Path | None, markdown: Path | None) -> None:
+    """Make a report of results: a page with charts, or tables in Markdown, on stdout unless a file is named."""
+    from multirnn_bench import report as reports
+
+    found = results.read(file)
+    if page is None and markdown is None:
+        click.echo(reports.markdown(found))
+    for path, text in ((page, reports.html), (markdown, reports.markdown)):
+        if path is not None:
+            try:
+                path.write_text(text(found), encoding="utf-8")
+            except OSError as error:
+                raise click.UsageError(f"{path} cannot be written: {error.strerror}") from None
+            click.echo(f"written: {path}", err=True)

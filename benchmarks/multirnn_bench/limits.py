@@ -1,0 +1,333 @@
+"""What a machine can do at most, and how long a problem therefore takes at least.
+
+The work of a problem is counted by formulas; the ceilings that divide it are measured: the rate of a matrix product and
+the bandwidth of every level of memory. Their quotient is the limit that every time is given as a share of.
+
+The model is the roofline of Williams, Waterman & Patterson (2009), applied to the two parts of a recurrent layer. With
+D directions, G gates, N = sum(lengths) steps of the batch, T steps of time, s bytes a number and P the rate of products,
+each layer takes at least
+
+    input projection    max(2 D N G H I / P,  s D G H I / BW)             one product, all steps at once
+    recurrence          max(max(2 D N G H² / P,  T s D G H² / BW) + activations,  T LATENCY)
+    activations         D N H a / P                                        a: `ACTIVATION` for each tanh and sigmoid
+
+and the whole call at least as long as its sequences take to move. The backward pass has the recurrence once more, with
+transposed weights, and a product each for the gradients of both weights and of the input.
+
+BW is the bandwidth of memory, where each byte is read from the nearest level that can keep it: of what is read once a call,
+beside all parameters; of the recurrent weights of a direction, read at every step, beside themselves, and with several
+threads each core's part of them. Weights somewhat larger than a level, read there and back, find in it what it keeps: a GRU
+of 1536 units, 28 MB beside an L3 of 32, took 0.7 of the time that memory alone would take, and 0.6 on two cores.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from multirnn.errors import InvalidCall, InvalidData
+from multirnn.spec import RecurrentSpec
+from multirnn_bench.ceilings import OWN, bandwidths, first_cores, joint_products, matrix_products, with_its_part
+from multirnn_bench.machine import cache_sizes
+from multirnn_bench.problems import Problem
+
+__all__ = ["Ceilings", "Limits", "bytes_moved", "flops", "measure", "measure_again", "minimum_memory"]
+
+ACTIVATION = 48
+"""What a tanh or sigmoid costs, in floating-point operations at the rate of products.
+
+A clamped rational approximation takes 24 vector operations, 0.75 cycles a number with AVX-512, where products make 64
+operations a cycle. Wider or narrower vectors change both alike.
+"""
+
+LATENCY = 30e-9
+"""Seconds that no step is shorter than: a chain of multiply-adds, its reduction, a tanh and a store that is read again."""
+
+USABLE = 0.8
+"""The part of a cache that weights can have for themselves; the rest is for inputs and states."""
+
+BYTES = {"float32": 4, "float64": 8}
+
+SMOOTH = ("sigmoid", "tanh", "softsign", "elu")  # the others are a maximum or nothing
+
+
+# --- The work in a problem -------------------------------------------------------------------------------------------
+
+
+def flops(problem: Problem, mode: str) -> int:
+    """Multiplications and additions in the matrix products of one call.
+
+    Forward, each layer and direction has 2 N G H (I + H), where N is the number of steps in all rows of the batch: batch
+    * time, or what lengths drawn evenly from their range come to. A backward pass is twice that: the gradient of the
+    weights and that of what they multiply. Training needs no gradient of `x`, and updates each parameter by a product
+    and a sum. Streaming is one step. Sources: the products of the cells' equations; backpropagation through time.
+
+    Args:
+        problem: a stack and the shape of its input.
+        mode: one of `multirnn.protocol.MODES`.
+    """
+    forward, first_input = 0, 0
+    for layer, inputs, recurrence in _products(problem.spec):
+        forward += inputs + recurrence
+        first_input += inputs if layer == 0 else 0
+    steps = _steps(problem, mode)
+    if mode in ("inference", "streaming"):
+        return round(steps * forward)
+    if mode == "gradients":
+        return round(3 * steps * forward)
+    return round(steps * (3 * forward - first_input)) + 2 * problem.spec.parameter_count
+
+
+def bytes_moved(problem: Problem, mode: str) -> int:
+    """The bytes that one call cannot avoid to read or write, each array once, from whatever memory holds it.
+
+    Forward: parameters, input, and the output of each layer, which the next one reads; the projected input is counted
+    nowhere, for it can be made in blocks that stay in a cache. Gradients add what the backward pass needs and the output
+    does not tell, written and read (`STASH` arrays a step: the gates, and the cell state of the LSTM or the recurrent
+    candidate of the GRU), the outputs and the input read again, the cotangents, and the gradients.
+
+    Args:
+        problem: a stack and the shape of its input.
+        mode: one of `multirnn.protocol.MODES`.
+    """
+    spec = problem.spec
+    steps, size = _steps(problem, mode), BYTES[spec.dtype]
+    inner = (spec.num_layers - 1) * spec.output_size
+    forward = spec.parameter_count + steps * (spec.input_size + 2 * inner + spec.output_size)
+    if mode in ("inference", "streaming"):
+        return round(size * forward)
+    stash = 2 * STASH[spec.cell] * spec.num_layers * spec.output_size
+    cotangents = spec.output_size + 2 * inner  # of the last output, read; of the ones between the layers, both
+    backward = 2 * spec.parameter_count + steps * (stash + spec.input_size + inner + spec.output_size + cotangents)
+    if mode == "gradients":
+        return round(size * (forward + backward + steps * spec.input_size))
+    return round(size * (forward + backward + spec.parameter_count + steps * spec.output_size))  # update, and target
+
+
+STASH = {"simple_rnn": 0, "gru": 4, "lstm": 5}
+"""Numbers a unit and step that the backward pass needs beside the output: r, z, n, U_n h + d_n; i, f, g, o, c."""
+
+
+def minimum_memory(problem: Problem) -> int:
+    """The bytes that inference holds at once: parameters, input and output, and one more sequence between two layers.
+
+    Full rows, whatever the lengths: the arrays have a place for every step.
+    """
+    spec = problem.spec
+    between = spec.output_size if spec.num_layers > 1 else 0
+    numbers = problem.batch * problem.time * (spec.input_size + spec.output_size + between)
+    return BYTES[spec.dtype] * (numbers + spec.parameter_count)
+
+
+def _products(spec: RecurrentSpec) -> list[tuple[int, int, int]]:
+    """For each layer: its index, and the operations a step of its input projection and of its recurrence."""
+    gates = len(spec.form.gates) * len(spec.directions)
+    made = []
+    for layer in range(spec.num_layers):
+        features = spec.output_size if layer else spec.input_size
+        made.append((layer, 2 * gates * spec.hidden_size * features, 2 * gates * spec.hidden_size**2))
+    return made
+
+
+def _steps(problem: Problem, mode: str) -> float:
+    """The steps in all rows of the batch: lengths are drawn evenly from their range, so the mean is its middle."""
+    if mode == "streaming":
+        return problem.batch
+    mean = problem.time if problem.lengths is None else sum(problem.lengths) / 2
+    return problem.batch * mean
+
+
+def _activations(spec: RecurrentSpec) -> int:
+    """How many costly activations a unit and step has: 1 of the simple RNN, 3 of the GRU, 5 of the LSTM."""
+    of_gates = len(spec.form.gates) - 1
+    others = 2 if spec.cell == "lstm" else 1
+    name = {"activation": spec.activation, "recurrent_activation": spec.recurrent_activation}
+    costly = {which: getattr(given, "name", given) in SMOOTH for which, given in name.items()}
+    return of_gates * costly["recurrent_activation"] + others * costly["activation"]
+
+
+# --- The ceilings of a machine ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What so many threads reach together.
+
+    Attributes:
+        products: the best rate of a matrix product by dtype, floating-point operations a second.
+        product_means: by dtype, every means that was tried and its rate.
+        bandwidths: bytes a second read from each level, "L1", "L2", "L3" and "memory".
+        bandwidth_means: by level, every means that was tried and its rate.
+    """
+
+    products: Mapping[str, float]
+    product_means: Mapping[str, Mapping[str, float]]
+    bandwidths: Mapping[str, float]
+    bandwidth_means: Mapping[str, Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The ceilings of this machine, by the number of threads that they were measured with.
+
+    Attributes:
+        caches: bytes of each level; L1 and L2 are a core's own, L3 is shared.
+        ceilings: by number of threads.
+    """
+
+    caches: Mapping[str, int]
+    ceilings: Mapping[int, Ceilings]
+
+    def seconds(self, problem: Problem, mode: str, threads: int) -> float:
+        """The least time of one call, by the model of this module. A share of the limit is this over a measured time.
+
+        Args:
+            problem: a stack and the shape of its input.
+            mode: one of `multirnn.protocol.MODES`.
+            threads: how many the call may use.
+
+        Raises:
+            InvalidCall: nothing was measured with so many threads.
+        """
+        if threads not in self.ceilings:
+            measured = ", ".join(map(str, self.ceilings)) or "none"
+            raise InvalidCall(f"the limits were measured with {measured} threads, not with {threads}; measure them so")
+        spec, ceilings = problem.spec, self.ceilings[threads]
+        rate, size = ceilings.products[spec.dtype], BYTES[spec.dtype]
+        steps = _steps(problem, mode)
+        time = 1 if mode == "streaming" else problem.time
+        once = again = self._seconds_a_byte(size * spec.parameter_count, threads)
+        if time > 1:
+            again = self._seconds_a_byte(size * len(spec.form.gates) * spec.hidden_size**2, threads)
+        activations = steps * spec.output_size * _activations(spec) * ACTIVATION / rate
+        total = 0.0
+        for layer, inputs, recurrence in _products(spec):
+            # An operation in a product is a multiplication or an addition: two for each weight.
+            project = max(steps * inputs / rate, size * inputs / 2 * once)
+            walk = max(steps * recurrence / rate, time * size * recurrence / 2 * again)
+            recur = max(walk + activations, time * LATENCY)
+            total += project + recur
+            if mode in ("gradients", "training"):
+                backwards = max(walk, time * LATENCY)
+                into_input = project if layer or mode == "gradients" else 0
+                total += backwards + into_input + steps * (inputs + recurrence) / rate
+        moved = bytes_moved(problem, mode)
+        return max(total, moved * self._seconds_a_byte(min(moved, minimum_memory(problem)), threads))
+
+    def highest(self, other: "Limits") -> "Limits":
+        """The higher of both ceilings, for every number of threads that this one has.
+
+        Args:
+            other: was measured on the same machine at another time.
+        """
+        made = {}
+        for threads, found in self.ceilings.items():
+            there = other.ceilings.get(threads, found)
+            made[threads] = _ceilings(
+                _higher(found.product_means, found.products, there.product_means, there.products),
+                _higher(found.bandwidth_means, found.bandwidths, there.bandwidth_means, there.bandwidths),
+            )
+        return Limits(self.caches, made)
+
+    def share(self, problem: Problem, mode: str, threads: int, seconds: float) -> float:
+        """How much of the limit a measured time reaches: 1 is as fast as this machine can."""
+        return self.seconds(problem, mode, threads) / seconds
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, in values that JSON has."""
+        ceilings = {str(threads): asdict(found) for threads, found in self.ceilings.items()}
+        return {"caches": dict(self.caches), "ceilings": ceilings}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The limits that `to_dict` wrote.
+
+        Raises:
+            InvalidData: it did not write these.
+        """
+        try:
+            ceilings = {int(threads): Ceilings(**found) for threads, found in values["ceilings"].items()}
+            caches = {str(level): int(size) for level, size in values["caches"].items()}
+            rates = [{**found.products, **found.bandwidths} for found in ceilings.values()]
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise InvalidData(f"its limits are none that were measured: {type(error).__name__}: {error}") from None
+        if not all(isinstance(rate, int | float) and rate > 0 for one in rates for rate in one.values()):
+            raise InvalidData("its limits are none that were measured: a rate is no positive number")
+        return cls(caches, ceilings)
+
+    def _seconds_a_byte(self, total: int, threads: int) -> float:
+        """In the mean over so many, each in the nearest level that can keep it; L1 and L2 of every core its own part."""
+        bandwidths = self.ceilings[threads].bandwidths
+        seconds, kept = 0.0, 0.0
+        for level, size in self.caches.items():
+            here = max(min(USABLE * size * (threads if level in OWN else 1), total) - kept, 0.0)
+            seconds += here / bandwidths[level]
+            kept += here
+        return (seconds + (total - kept) / bandwidths["memory"]) / total
+
+
+def measure(*threads: int, dtypes: Sequence[str] = tuple(BYTES)) -> Limits:
+    """Measure the ceilings of this machine, some seconds for each number of threads.
+
+    Nothing else should run meanwhile. Each measurement is made in processes of their own, bound to so many cores, and by
+    several means, of which the best counts: a ceiling that is too low makes everything look good.
+
+    Args:
+        threads: how many; may be several numbers, `measure(1, 2)`.
+        dtypes: of the products; no limit of another is told then.
+
+    Raises:
+        InvalidCall: this process may not run on so many cores.
+    """
+    for count in threads:
+        first_cores(count)  # or it would be refused after all else was measured
+    products, levels = matrix_products(dtypes), bandwidths(1)
+    ceilings = {}
+    for count in sorted(threads, reverse=True):
+        if count == 1:
+            ceilings[1] = _ceilings(products, levels)
+            continue
+        together = bandwidths(count, levels)
+        levels = with_its_part(count, levels, together)
+        ceilings[count] = _ceilings(joint_products(count, products), together)
+    return Limits(cache_sizes(), {count: ceilings[count] for count in threads})
+
+
+def measure_again(limits: Limits) -> Limits:
+    """The limits, with products measured once more, a second or two for each number of threads; the higher rate counts.
+
+    Args:
+        limits: of this machine.
+
+    Raises:
+        InvalidCall: this process may not run on so many cores.
+    """
+    products = matrix_products(sorted({dtype for found in limits.ceilings.values() for dtype in found.products}), 1)
+    made = {}
+    for threads, found in limits.ceilings.items():
+        rates = products if threads == 1 else joint_products(threads, products)
+        made[threads] = _ceilings(
+            rates, found.bandwidth_means or {at: {"": one} for at, one in found.bandwidths.items()}
+        )
+    return limits.highest(Limits(limits.caches, made))
+
+
+Means = Mapping[str, Mapping[str, float]]
+
+
+def _higher(means: Means, best: Mapping[str, float], others: Means, best_other: Mapping[str, float]) -> Means:
+    """By name the higher rate of each means; what was found by means that are not told counts too."""
+    made: dict[str, Mapping[str, float]] = {}
+    for name in best:
+        one, other = means.get(name, {"": best[name]}), others.get(name, {"": best_other.get(name, 0.0)})
+        made[name] = {by: max(one.get(by, 0.0), other.get(by, 0.0)) for by in {**one, **other}}
+    return made
+
+
+def _ceilings(products: Means, levels: Means) -> Ceilings:
+    """The best of all means."""
+    return Ceilings(
+        {dtype: max(means.values()) for dtype, means in products.items()},
+        products,
+        {level: max(means.values()) for level, means in levels.items()},
+        levels,
+    )

@@ -1,0 +1,156 @@
+"""The machine that figures were taken on: what it is, and what it is doing.
+
+`describe` are facts that do not change while it runs, so that two descriptions can be held against each other;
+`activity` is what else it does at the moment.
+"""
+
+import os
+import platform
+import re
+import sys
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from multirnn_bench.alone import VARIABLES, allowed_cores
+
+__all__ = ["activity", "blas_libraries", "cache_sizes", "cpu_features", "describe", "quota", "steal"]
+
+TELLING = (
+    *("sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512dq", "avx512bw", "avx512vl", "avx512_bf16"),
+    *(
+        "avx512_fp16",
+        "avx_vnni",
+        "avx512_vnni",
+        "amx_tile",
+        "amx_bf16",
+        "amx_int8",
+        "asimd",
+        "sve",
+        "sve2",
+        "hypervisor",
+    ),
+)
+"""The processor features that matter to a recurrent layer, of x86 and of ARM."""
+
+ASSUMED_CACHES = {"L1": 32 * 2**10, "L2": 2**20, "L3": 32 * 2**20}  # where the system does not tell
+
+PACKAGES = ("multirnn", "numpy", "torch", "tensorflow", "keras", "jax", "jaxlib", "flax", "onnxruntime", "onnx")
+
+SETTINGS = (*VARIABLES, "OPENBLAS_CORETYPE", "MKL_ENABLE_INSTRUCTIONS", "XLA_FLAGS", "OMP_PROC_BIND", "KMP_BLOCKTIME")
+
+
+def describe() -> dict[str, Any]:
+    """The machine, in values that JSON has; equal whenever it is asked, in a process with the same environment.
+
+    Returns:
+        processor, cores, allowed_cores, quota, features, caches, memory_bytes, kernel, python, versions of the packages
+        that are installed, variables that set threads and kernels, and the BLAS of NumPy with its kernels. The last is
+        of this process, in which NumPy is loaded, and is None without threadpoolctl (the extra `bench`).
+    """
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "allowed_cores": list(allowed_cores()),
+        "quota": quota(),
+        "features": [name for name in TELLING if name in cpu_features()],
+        "caches": cache_sizes(),
+        "memory_bytes": _memory(),
+        "kernel": f"{platform.system()} {platform.release()}",
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "versions": _versions(),
+        "variables": {name: os.environ[name] for name in SETTINGS if name in os.environ},
+        "blas": blas_libraries(),
+    }
+
+
+def activity() -> dict[str, float | None]:
+    """How busy the machine is: load averages over 1 and 5 minutes, and the steal time since it was started, in seconds."""
+    one, five, _ = os.getloadavg() if hasattr(os, "getloadavg") else (None, None, None)
+    return {"load_1": one, "load_5": five, "steal_s": steal()}
+
+
+def steal() -> float | None:
+    """Seconds, of all cores together, that the host gave to others while this guest had work; None if not told.
+
+    It only grows: what was stolen meanwhile is the difference of two calls. Source: proc_stat(5).
+    """
+    fields = _text("/proc/stat").partition("\n")[0].split()
+    return int(fields[8]) / os.sysconf("SC_CLK_TCK") if len(fields) > 8 and fields[0] == "cpu" else None
+
+
+def quota() -> float | None:
+    """How many cores' worth of time the control group allows; None without a limit. Source: cgroups(7), cpu.max."""
+    limit, _, period = _text("/sys/fs/cgroup/cpu.max").strip().partition(" ")
+    if limit.isdigit() and period.isdigit():
+        return int(limit) / int(period)
+    first = _text("/sys/fs/cgroup/cpu/cpu.cfs_quota_us").strip()
+    period = _text("/sys/fs/cgroup/cpu/cpu.cfs_period_us").strip()
+    return int(first) / int(period) if first.isdigit() and period.isdigit() else None
+
+
+@cache
+def cpu_features() -> frozenset[str]:
+    """The instruction sets of the processor, by the names of /proc/cpuinfo; none where there is no such file."""
+    found = re.search(r"^(?:flags|Features)\s*:(.*)$", _text("/proc/cpuinfo"), re.MULTILINE)
+    return frozenset(found[1].split()) if found else frozenset()
+
+
+@cache
+def cache_sizes() -> dict[str, int]:
+    """Bytes of L1 (data), L2 and L3 of the first core; what is usual where the system does not tell."""
+    found = {}
+    for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        kind, level, size = (_text(index / name).strip() for name in ("type", "level", "size"))
+        if kind != "Instruction" and size.endswith("K"):
+            found[f"L{level}"] = int(size.removesuffix("K")) * 2**10
+    return found if {"L1", "L2"} <= set(found) else dict(ASSUMED_CACHES)
+
+
+def blas_libraries() -> list[dict[str, Any]] | None:
+    """The BLAS and OpenMP libraries in this process, NumPy's among them: name, version, kernels, threads.
+
+    None without threadpoolctl.
+    """
+    import numpy as np  # noqa: F401  # its BLAS has to be there to be seen
+
+    try:
+        from threadpoolctl import threadpool_info
+    except ModuleNotFoundError as error:
+        if error.name != "threadpoolctl":
+            raise
+        return None
+    kept = {"internal_api": "name", "version": "version", "architecture": "kernels", "num_threads": "threads"}
+    return [{name: one.get(key) for key, name in kept.items()} for one in threadpool_info()]
+
+
+def _processor() -> str:
+    found = re.search(r"^model name\s*:\s*(.*)$", _text("/proc/cpuinfo"), re.MULTILINE)
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def _memory() -> int | None:
+    names: Mapping[str, int] = getattr(os, "sysconf_names", {})
+    if {"SC_PHYS_PAGES", "SC_PAGE_SIZE"} <= set(names):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": sys.version.split()[0]}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _text(path: Path | str) -> str:
+    """The text of a file; empty where there is none, or none that may be read."""
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""

@@ -1,0 +1,86 @@
+"""Our own contenders: each backend in each of its implementations.
+
+A backend that is `Timed` is timed on inputs in its framework's own type, any other from NumPy to NumPy.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from multirnn.backend import Backend
+from multirnn.implementation import FROZEN, implementations, realise
+from multirnn.layer import Layer
+from multirnn.protocol import Prepared, Timed, Work
+from multirnn.registry import backend as load_backend
+
+__all__ = ["NoImplementation", "Ours"]
+
+
+class NoImplementation(Exception):
+    """The backend has no such implementation."""
+
+
+class Ours:
+    """A backend in one implementation, as a `Contender`.
+
+    Args:
+        backend: its name, or a Backend object.
+        implementation: "native", or another that the backend has.
+        name: of the contender.
+
+    Raises:
+        NoImplementation: the backend has none of this name.
+        UnknownBackend, MissingFramework: see `multirnn.backend`.
+    """
+
+    kind = "ours"
+
+    def __init__(self, backend: str | Backend, implementation: str, name: str) -> None:
+        self.backend = load_backend(backend)
+        self.implementation, self.name = implementation, name
+        self.implementations = implementations(self.backend)
+        if implementation not in self.implementations:
+            raise NoImplementation(name)
+
+    def versions(self) -> Mapping[str, str]:
+        """The versions of what the backend runs on."""
+        return self.backend.versions()
+
+    def refuses(self, work: Work) -> str | None:
+        """The backend's own reason, or that of the mode."""
+        if reason := self.backend.refuses(work.weights.spec):
+            return reason
+        if work.mode in ("gradients", "training"):
+            if not self.backend.differentiable:
+                return "it is for inference only"
+            if self.implementation == FROZEN:
+                return "its weights are constants; forward and backward, 'fast' is the same"
+        if work.mode == "training" and not isinstance(self.backend, Timed):
+            return "a training step updates the framework's own weights, and the backend has no `prepare` to reach them"
+        return None
+
+    def prepare(self, work: Work, threads: int) -> Prepared:
+        """Build the layer, and prepare it as the backend says."""
+        layer = realise(self.backend, work.weights, implementation=self.implementation)
+        if isinstance(self.backend, Timed):
+            return self.backend.prepare(layer, work, threads)
+        return through_numpy(layer, work)
+
+
+def through_numpy(layer: Layer, work: Work) -> Prepared:
+    """The work by the layer, from NumPy to NumPy."""
+    x, lengths, cotangent = work.x, work.lengths, work.cotangent
+    if work.mode == "gradients":
+        assert cotangent is not None
+
+        def pull_back() -> Any:
+            return layer.vjp(x, lengths=lengths, cotangent=cotangent)
+
+        return Prepared(pull_back, pull_back, pull_back, "the layer, from NumPy to NumPy")
+    if work.mode == "streaming":
+        stream, first = layer.stream(), layer.stream()
+        return Prepared(lambda: stream(x), lambda: first(x), None, "a stream of the layer, from NumPy to NumPy")
+
+    def run() -> Any:
+        return layer(x, lengths=lengths)
+
+    return Prepared(run, run, run, "the layer, from NumPy to NumPy")

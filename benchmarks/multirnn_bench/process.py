@@ -1,0 +1,371 @@
+"""A contender's process as the one who times sees it: started, asked, and given up when it dies or does not answer."""
+
+import json
+import os
+import secrets
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Self
+
+from multirnn.errors import InvalidCall
+from multirnn_bench import keeper
+from multirnn_bench.alone import allowed_cores, thread_variables
+from multirnn_bench.contenders import Source
+from multirnn_bench.said import Said
+
+__all__ = ["RESTS", "Lost", "Process"]
+
+RESTS = sys.platform == "linux"
+"""Whether a process is stopped while it is not asked, so that its threads do not spin on the cores of another. Elsewhere one
+that is stopped would outlive whoever started it.
+"""
+
+BOOT = """
+import os, sys
+if hasattr(os, "sched_setaffinity"):
+    os.sched_setaffinity(0, {cores})
+if os.read({messages}, 1):  # the keeper knows of this process; or nobody is left
+    from multirnn.protocoler import main
+    main()
+"""
+"""The cores are bound before anything is imported: pools of threads count them when they are made."""
+
+WAKING = 0.001 if RESTS else 0.0
+"""Seconds from when its threads go on until it is asked: threads that wake up at once may be queued on one core, beside an
+idle one, for all of a block. Of blocks on two threads 6 of 100 were, and 1 or 2 of 100 after 1 ms or 3.
+"""
+
+ENDING = 2.0  # seconds that a process may take to end after it has closed its pipe, and to be gone after it was killed
+LOOK = 0.5  # seconds after which it is looked whether a process lives that says nothing
+LONGEST_ANSWER = 2**20  # bytes; a few thousand are usual
+
+ANSWERS: Mapping[str, Mapping[str, Sequence[str]]] = {
+    "start": {
+        "started": ("import_s", "versions", "flags", "features", "implementations"),
+        "absent": (),
+        "missing": ("reason",),
+    },
+    "prepare": {
+        "ready": ("boundary", "error_eps", "allowed_eps", "first_call_s"),
+        **dict.fromkeys(("wrong", "refused", "failed"), ("reason",)),
+    },
+    "estimate": {"estimated": ("seconds",), "failed": ("reason",)},
+    "time": {"timed": ("seconds",), "failed": ("reason",)},
+    "finish": {"finished": ("peak_memory_bytes", "added_memory_bytes"), "failed": ("reason",)},
+}
+"""The statuses that answer each message, and what has to be in such an answer."""
+
+LONGEST = 300  # letters of a reason
+SHOWN = 60  # letters of what is no answer
+
+
+class Lost(Exception):
+    """The process is no more.
+
+    Attributes:
+        status: "killed", "failed" or "slow".
+        reason: in a sentence.
+    """
+
+    def __init__(self, status: str, reason: str) -> None:
+        super().__init__(reason)
+        self.status, self.reason = status, reason
+
+
+class Process:
+    """The process of a contender; a context manager that ends it.
+
+    Args:
+        source: the contender.
+        threads: which the process may use; it is bound to as many cores.
+        place: among the cores, of the first of them; see `bind`.
+
+    Attributes:
+        asked: when it was started or sent a message last, by `time.monotonic`.
+
+    Raises:
+        InvalidCall: there are not so many cores.
+        Lost: the system starts no more processes.
+    """
+
+    def __init__(self, source: Source, threads: int, place: int = 0) -> None:
+        if len(allowed_cores()) < threads:
+            raise InvalidCall(
+                f"{threads} threads need as many cores, and this process may run on {len(allowed_cores())}"
+            )
+        cores = _cores(threads, place)
+        self.source, self.threads = source, threads
+        self._said, self._buffer, self._ended = Said(), b"", False
+        self._asked_to, self._number = "start", 0
+        self._reading, answers = os.pipe()
+        messages, self._writing = os.pipe()
+        arguments = [str(messages), str(answers), json.dumps(source.to_dict()), str(threads)]
+        command: Sequence[str] = [sys.executable, "-c", BOOT.format(cores=cores, messages=messages), *arguments]
+        mark = secrets.token_hex(8)
+        try:
+            self._process = subprocess.Popen(  # ourselves
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=self._said.writing,
+                stderr=self._said.writing,
+                pass_fds=(messages, answers),
+                env={**os.environ, **thread_variables(threads), **source.environment, keeper.MARK: mark},
+                start_new_session=True,  # Ctrl-C is for whoever times; and what it starts itself is ended with it
+            )
+        except OSError as error:
+            os.close(self._reading)
+            os.close(self._writing)
+            raise Lost("failed", f"no process can be started: {error.strerror}") from None
+        finally:
+            for descriptor in (messages, answers, self._said.writing):
+                os.close(descriptor)
+        self._family = self._process.pid, mark
+        KEEPER.keep(*self._family)
+        os.write(self._writing, b"\n")
+        self.asked = time.monotonic()
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can be asked; what has been found to have ended is not."""
+        return not self._ended and self._process.returncode is None
+
+    @property
+    def over(self) -> bool:
+        """Whether it has ended, so that nothing more will come; helpers of it may hold its pipe open."""
+        return self._process.poll() is not None
+
+    def fileno(self) -> int:
+        """What can be read when there is an answer, for `select`."""
+        return self._reading
+
+    def bind(self, place: int = 0) -> None:
+        """Bind it, and what it has started, to as many cores as it has threads.
+
+        Its pools of threads keep the size that they were made with.
+
+        Args:
+            place: among the cores, of the first of them. All are timed on the same cores, those of place 0; while nobody
+                is, one may get ready on others.
+        """
+        if hasattr(os, "sched_setaffinity"):
+            for process in keeper.family(*self._family) if RESTS else [self._process.pid]:
+                for thread in _threads(process):
+                    with suppress(ProcessLookupError):  # it has ended
+                        os.sched_setaffinity(thread, _cores(self.threads, place))
+
+    def thread_ids(self) -> list[int]:
+        """Of all threads that it has itself, on Linux; none when it has ended."""
+        return _threads(self._process.pid)
+
+    def ask(self, message: Mapping[str, Any], cap: float) -> dict[str, Any]:
+        """The answer to a message.
+
+        Args:
+            message: see `multirnn.protocoler.serve`.
+            cap: seconds that it may take.
+
+        Raises:
+            Lost: there will be none; the process has ended.
+        """
+        self.send(message)
+        return self.answer(cap)
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        """Send a message, to which `answer` is the answer.
+
+        Raises:
+            Lost: there will be none; the process has ended.
+        """
+        if self._ended:
+            raise Lost("failed", "it was ended before")
+        if self._buffer or select.select([self._reading], [], [], 0)[0]:
+            if not self._buffer:
+                self._receive()
+            raise self._nonsense("it answered when nobody had asked")
+        self._signal(signal.SIGCONT)
+        time.sleep(WAKING)
+        self._asked_to, self._number = message["do"], self._number + 1
+        try:
+            os.write(self._writing, json.dumps({**message, "number": self._number}).encode() + b"\n")
+        except BrokenPipeError:
+            raise self._lost() from None
+        self.asked = time.monotonic()
+
+    def answer(self, cap: float) -> dict[str, Any]:
+        """The answer to what was sent; the first tells that it has started, what it runs on, and how long its imports took.
+
+        Args:
+            cap: seconds that it may take, from when it was asked.
+
+        Raises:
+            Lost: there will be none; the process has ended.
+        """
+        until = self.asked + cap
+        while b"\n" not in self._buffer:
+            over, left = self.over, until - time.monotonic()
+            ready, _, _ = select.select([self._reading], [], [], 0.0 if over else min(max(0.0, left), LOOK))
+            if ready:
+                self._receive()
+            elif over:
+                raise self._lost()
+            if left <= 0 and b"\n" not in self._buffer:
+                self.end()
+                raise Lost("slow", f"no answer within {cap:.3g} s")
+        self._signal(signal.SIGSTOP)
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return self._checked(line)
+
+    def _receive(self) -> None:
+        """Read what there is into the buffer.
+
+        Raises:
+            Lost: the pipe is closed, or it is too much for an answer.
+        """
+        chunk = os.read(self._reading, 2**16)
+        if not chunk:
+            raise self._lost()
+        self._buffer += chunk
+        if len(self._buffer) > LONGEST_ANSWER:
+            raise self._nonsense(f"it answered with more than {LONGEST_ANSWER} bytes")
+
+    def _checked(self, line: bytes) -> dict[str, Any]:
+        """The answer in a line.
+
+        Raises:
+            Lost: it is none to what was asked.
+        """
+        answer: Any = None
+        with suppress(ValueError, RecursionError):
+            answer = json.loads(line)
+        status = answer.get("status") if isinstance(answer, dict) else None
+        fields = ANSWERS[self._asked_to].get(status) if isinstance(status, str) else None
+        if fields is None or not set(fields) <= set(answer) or answer.get("number") != self._number:
+            raise self._nonsense(f"what it wrote is no answer: {line[:SHOWN].decode(errors='replace')!r}")
+        return {name: value for name, value in answer.items() if name != "number"}
+
+    def _signal(self, number: int) -> None:
+        """Stop it and what it has started, or let them go on."""
+        if RESTS:
+            with suppress(ProcessLookupError):  # it has ended, which the next answer tells
+                os.killpg(self._process.pid, number)
+
+    def end(self) -> None:
+        """Kill the process and all that it has started; once is enough, and twice does no harm."""
+        if self._ended:
+            return
+        self._ended = True
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._wait()
+        KEEPER.end(*self._family)
+        os.close(self._reading)
+        os.close(self._writing)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.end()
+
+    def _wait(self) -> int | None:
+        """Its status; None if it does not end."""
+        try:
+            return self._process.wait(ENDING)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def _lost(self) -> Lost:
+        """Why it ended by itself, or was ended since it does not answer any more; with the last line that it printed."""
+        status = self._wait()
+        self.end()
+        if status is None:
+            return Lost("failed", self._with_last_line("closed its pipe and did not end, so it was killed"))
+        if status < 0:
+            return Lost("killed", self._with_last_line(f"killed by signal {-status}"))
+        return Lost("failed", self._with_last_line(f"ended with status {status}"))
+
+    def _nonsense(self, what: str) -> Lost:
+        """It writes to the pipe of the answers what is none, so that none can be trusted any more."""
+        self.end()
+        return Lost("failed", f"{what}; it was killed")
+
+    def _with_last_line(self, what: str) -> str:
+        last = self._said.last_line()
+        return f"{what}: {last[:LONGEST]}" if last else what
+
+
+class _Keeper:
+    """The process of `multirnn_bench.keeper`, which is there while a contender is; on Linux alone, as those that rest."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._kept: dict[int, str] = {}
+
+    def keep(self, leader: int, mark: str) -> None:
+        """Have a contender killed with all that it has started, when this process is gone."""
+        self._kept[leader] = mark
+        self._tell(f"{leader} {mark}\n")
+
+    def end(self, leader: int, mark: str) -> None:
+        """Kill a contender with all that it has started."""
+        if RESTS:
+            keeper.end([(leader, mark)])
+        self._kept.pop(leader, None)
+        self._tell(f"-{leader}\n")
+        if not self._kept:
+            self._end()
+
+    def _tell(self, line: str) -> None:
+        if not RESTS:
+            return
+        if self._process is None and self._kept:
+            self._start()
+        elif self._process is not None:
+            assert self._process.stdin is not None
+            try:
+                self._process.stdin.write(line.encode())
+            except BrokenPipeError:  # somebody has killed it
+                self._start()
+
+    def _start(self) -> None:
+        self._end()
+        self._process = subprocess.Popen(  # ourselves
+            [sys.executable, "-I", "-S", keeper.__file__],
+            bufsize=0,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # what ends this process leaves that one
+        )
+        assert self._process.stdin is not None
+        self._process.stdin.write("".join(f"{leader} {mark}\n" for leader, mark in self._kept.items()).encode())
+
+    def _end(self) -> None:
+        if self._process is not None:
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+            try:
+                self._process.wait(ENDING)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            self._process = None
+
+
+KEEPER = _Keeper()
+
+
+def _cores(threads: int, place: int) -> set[int]:
+    allowed = allowed_cores()
+    return {allowed[(place + number) % len(allowed)] for number in range(threads)}
+
+
+def _threads(process: int) -> list[int]:
+    with suppress(FileNotFoundError):
+        return [int(name) for name in os.listdir(f"/proc/{process}/task")]
+    return []

@@ -1,0 +1,244 @@
+"""Interleaved rounds: in each, every contender is timed once, in a shuffled order, so that drift hits all alike.
+
+How long a block of calls lasts and how many rounds there are is planned from the time that there is. What is far behind
+the fastest is timed less often. A block during which the host took too much of the cores is run again at the end of its
+round, when that may be over; which of its tries counts is decided by what was taken, never by their times.
+"""
+
+import math
+import random
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+from multirnn_bench.host import TAKEN, Host, Taken
+from multirnn_bench.process import RESTS, Lost, Process
+
+__all__ = ["ALLOWANCE", "Call", "Entrant", "Plan", "interleave", "plan", "plans", "unstable"]
+
+ROUNDS = (5, 11)
+LONGER = 3  # rounds of a long call, unless there is time for more; each lasts more than ten blocks
+LONG = 0.1  # seconds of a call
+FAR = 2.0  # times the fastest, from which on nobody asks how far to the percent
+FEWER = {ROUNDS[0]: 3, LONGER: 2}  # rounds of what is so far behind, unless there is time for more
+BLOCK = (0.02, 0.05)  # seconds; of 20 ms the median is of several calls, of 50 it differs by 1 %
+TOO_SHORT = 0.005  # seconds of a block
+BOUNDARIES = 3
+SETTLING = 0.005 if RESTS else 0.06
+"""Seconds of calls before a block, in which caches and the clock of the core settle; and the threads of whoever ran before,
+unless they are stopped: those of ONNX Runtime spin for 2^20 pauses, up to 58 ms.
+"""
+WATCHING = 0.004  # seconds beside a block in which its process wakes up and the host is watched
+ALLOWANCE = 5.0  # seconds of one contender on one problem, where nothing limits the run
+AGAIN = 0.5  # as many blocks as this part of a contender's rounds may be run again
+PLANNED = 0.85  # of the time there is, on rounds; the rest is for what is run again
+SPREAD = 0.1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one contender is timed on one problem: how many rounds it is in, and calls in each of its blocks."""
+
+    rounds: int
+    repetitions: int
+
+
+def plan(seconds: float, allowance: float = ALLOWANCE, *, boundary: bool = False, fewest: int = ROUNDS[0]) -> Plan:
+    """The plan for a contender.
+
+    Args:
+        seconds: of one call of it, about.
+        allowance: how many it may take in all; the fewest rounds are run even so.
+        boundary: whether the call from NumPy to NumPy is timed too, in the first `BOUNDARIES` rounds.
+        fewest: rounds.
+    """
+    more = BOUNDARIES if boundary else 0
+    shortest, longest = BLOCK
+    block = min(max(allowance / (7 + more) - SETTLING, shortest), longest)
+    repetitions = max(1, round(block / seconds))
+    fit = int(allowance / (WATCHING + SETTLING + repetitions * seconds)) - more
+    return Plan(min(max(fit, fewest), ROUNDS[1]), repetitions)
+
+
+class Call(NamedTuple):
+    """What a plan depends on.
+
+    Attributes:
+        seconds: of one call, about.
+        boundary: whether the call from NumPy to NumPy is timed too.
+        threads: of the process.
+    """
+
+    seconds: float
+    boundary: bool = False
+    threads: int = 1
+
+
+def plans(calls: Sequence[Call], budget: float) -> list[Plan]:
+    """The plans of all that are timed together: what a short call leaves of its share is for the longer ones.
+
+    What takes more than `FAR` times as long as the fastest with as many threads has what all others leave.
+
+    Args:
+        calls: one a contender.
+        budget: seconds of all rounds of all of them, and of what of them is run again. The fewest rounds are run even
+            so: five, of long calls three, and one or two less of what is far behind.
+    """
+    budget = min(PLANNED * budget, ALLOWANCE * len(calls))
+    fastest = {call.threads: call.seconds for call in sorted(calls, reverse=True)}
+    far = [call.seconds > FAR * fastest[call.threads] for call in calls]
+    fewest = [LONGER if call.seconds > LONG else ROUNDS[0] for call in calls]
+    fewest = [FEWER[rounds] if behind else rounds for rounds, behind in zip(fewest, far, strict=True)]
+    made = [plan(call.seconds, 0.0, boundary=call.boundary, fewest=n) for call, n in zip(calls, fewest, strict=True)]
+    left = sorted(range(len(calls)), key=lambda place: (far[place], calls[place]))
+    while left:
+        alike = [place for place in left if far[place] == far[left[0]]]
+        kept = sum(_cost(made[place], calls[place]) for place in left[len(alike) :])  # of those far behind
+        call, allowance = calls[left[0]], max(budget - kept, 0.0) / len(alike)
+        made[left[0]] = plan(call.seconds, allowance, boundary=call.boundary, fewest=fewest[left[0]])
+        budget -= _cost(made[left[0]], call)
+        del left[0]
+    return made
+
+
+def _cost(planned: Plan, call: Call) -> float:
+    """The seconds that a plan takes."""
+    return (planned.rounds + BOUNDARIES * call.boundary) * (WATCHING + SETTLING + planned.repetitions * call.seconds)
+
+
+UNPLANNED = Plan(0, 1)
+
+
+@dataclass
+class Entrant:
+    """A contender that has been verified on a problem, and what it is found to take.
+
+    Attributes:
+        process: where it waits.
+        plan: how it is timed; unless given, by what its first call takes.
+        threads: of the process.
+        boundary: whether the call from NumPy to NumPy is timed too.
+        cap: seconds that one answer may take.
+        rounds: seconds of a call, one a round that it was in.
+        numbers: of those rounds.
+        taken: what the host took of its cores during each of those blocks.
+        again: how many blocks were run again.
+        boundaries: seconds of a call from NumPy to NumPy, of the first rounds.
+        lost: why there are no more.
+    """
+
+    process: Process
+    plan: Plan = UNPLANNED
+    threads: int = 1
+    boundary: bool = False
+    cap: float = 60.0
+    rounds: list[float] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
+    taken: list[Taken] = field(default_factory=list)
+    again: int = 0
+    boundaries: list[float] = field(default_factory=list)
+    lost: Lost | None = None
+
+    def takes_part(self, number: int, of: int, after: int = 0) -> bool:
+        """Whether it is in this round: in the first so many, and its others are spread evenly over those that follow."""
+        number, of, own = number - after, of - after, self.plan.rounds - after
+        return number < 0 or (number + 1) * own // of > number * own // of
+
+    def run(self) -> float | None:
+        """Time one block, and one from NumPy to NumPy the first times.
+
+        Returns:
+            seconds of a call; None if the contender is lost.
+        """
+        common = {"do": "time", "repetitions": self.plan.repetitions, "settle": SETTLING}
+        try:
+            answer = self.process.ask({**common, "what": "call"}, self.cap)
+            if self.boundary and len(self.boundaries) < BOUNDARIES and answer["status"] == "timed":
+                through = self.process.ask({**common, "what": "boundary"}, self.cap)
+                if through["status"] != "timed":
+                    answer = through
+                else:
+                    self.boundaries.append(through["seconds"])
+        except Lost as lost:
+            self.lost = lost
+            return None
+        if answer["status"] != "timed":
+            self.lost = Lost(answer["status"], answer["reason"])
+            return None
+        seconds: float = answer["seconds"]
+        if seconds * self.plan.repetitions < TOO_SHORT:  # it was estimated while something disturbed it
+            self.plan = replace(self.plan, repetitions=math.ceil(BLOCK[0] / seconds))
+        return seconds
+
+    def count(self, number: int, seconds: float, taken: Taken) -> None:
+        """Keep what a block of this round gave, unless less was taken in one of the same round before."""
+        if self.numbers[-1:] != [number]:
+            self.numbers.append(number)
+            self.rounds.append(seconds)
+            self.taken.append(taken)
+        elif taken.most < self.taken[-1].most:
+            self.rounds[-1], self.taken[-1] = seconds, taken
+
+
+def interleave(
+    entrants: Sequence[Entrant],
+    seed: int = 0,
+    host: Host | None = None,
+    until: float = math.inf,
+) -> None:
+    """Run all rounds; fills the entrants.
+
+    Args:
+        entrants: who takes part, all planned or none; one that is lost is left out from then on.
+        seed: of the order in each round.
+        host: tells what it takes meanwhile; unless given, what it says of itself.
+        until: by `time.monotonic`; what is not planned has until then, and after it no more than what plans leave of the
+            time is spent on running blocks again.
+    """
+    host = host or Host()
+    rng = random.Random(seed)  # an order, no secret
+    unplanned = int(
+        any(entrant.plan is UNPLANNED for entrant in entrants)
+    )  # the rounds that are run before there are plans
+    total = unplanned or _longest(entrants)
+    number = 0
+    begun, repeated = time.monotonic(), 0.0
+    while number < total:
+        order = [one for one in entrants if one.lost is None and one.takes_part(number, total, unplanned)]
+        rng.shuffle(order)
+        queue = deque(order)
+        while queue:
+            entrant = queue.popleft()
+            start, watched = time.monotonic(), host.watch(entrant.threads)
+            seconds = entrant.run()
+            if seconds is None:
+                continue
+            taken, now = watched(), time.monotonic()
+            entrant.count(number, seconds, taken)
+            in_time = now < until or repeated + now - start < (1 - PLANNED) * (now - begun)
+            if taken.most > TAKEN and in_time and entrant.again < AGAIN * max(entrant.plan.rounds, 1):
+                entrant.again += 1
+                repeated += now - start
+                queue.append(entrant)
+        number += 1
+        if number == unplanned:
+            _plan_by_the_first(entrants, until - time.monotonic())
+            total = _longest(entrants)
+
+
+def _plan_by_the_first(entrants: Sequence[Entrant], budget: float) -> None:
+    left = [entrant for entrant in entrants if entrant.lost is None]
+    calls = [Call(entrant.rounds[0], entrant.boundary, entrant.threads) for entrant in left]
+    for entrant, planned in zip(left, plans(calls, budget), strict=True):
+        entrant.plan = planned
+
+
+def _longest(entrants: Sequence[Entrant]) -> int:
+    return max((entrant.plan.rounds for entrant in entrants), default=0)
+
+
+def unstable(low: float, median: float, high: float) -> bool:
+    """Whether the middle half of the rounds is spread over more than a tenth of their median."""
+    return (high - low) / median > SPREAD

@@ -1,0 +1,437 @@
+"""A run: every problem of a table, in every mode, by every contender with each number of threads.
+
+The processes of all contenders stay alive from problem to problem; one that dies is started again for the next. While
+nothing is timed, as many contenders as there are cores get ready at once; then all are timed in turns. What is measured
+together is written together when its rounds are over, and anything else that becomes of a contender at once.
+"""
+
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import fmean
+from types import MappingProxyType
+from typing import Any
+
+from multirnn.implementation import NATIVE
+from multirnn_bench import inputs, verify
+from multirnn_bench.alone import GaugeError
+from multirnn_bench.contenders import Source
+from multirnn_bench.host import TAKEN, UNTAKEN, Host, Pace
+from multirnn_bench.limits import Limits, bytes_moved, flops
+from multirnn_bench.machine import steal
+from multirnn_bench.problems import Problem, Table
+from multirnn_bench.process import Lost
+from multirnn_bench.results import DONE, NotSaved, Writer, key, taken
+from multirnn_bench.rounds import Call, Entrant, interleave, plans, unstable
+from multirnn_bench.seats import START_CAP, Seat, at_once
+from multirnn_bench.statistics import quartiles
+
+__all__ = ["Progress", "Run", "settings"]
+
+MEASURED_AGAIN = 120.0  # seconds; it takes 2 or 3, for one and two threads
+USABLE_MEMORY = 0.6  # of what is free; the rest is for what a framework needs beside
+ESTIMATES = 2  # tries at most, while the host gives too much of the cores to others
+TRIED = 9  # calls at best that the cap has to leave room for: three to get ready, of a contender three times as slow
+LONG = 0.02  # seconds that a call needs at best: the first round tells how long it takes, and no estimate before it
+CONVERTED = 0.01  # seconds that a call needs at best, from which on no call from NumPy to NumPy is told from it
+WEIGHT = 18  # a call that needs a second at best is 18 times in a run's time what a problem of short calls is
+OVERHEAD = 3  # arrays that a contender holds for one that a problem has: NumPy's, its own, its output
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is: of how many rows so many are there, and what is being done."""
+
+    done: int
+    total: int
+    doing: str
+
+
+Tell = Callable[[Progress], None]
+
+
+def settings(table: Table, threads: Sequence[int], seed: int) -> dict[str, Any]:
+    """What makes two runs of one table the same run."""
+    return {
+        "problems": [[entry.problem.name, *entry.modes] for entry in table.entries],
+        "threads": list(threads),
+        "seed": seed,
+    }
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A problem in a mode, and what every contender is told of it."""
+
+    problem: Problem
+    mode: str
+    folder: Path
+
+    @property
+    def title(self) -> str:
+        return f"{self.problem.name} {self.mode}"
+
+    def message(self, boundary: bool) -> dict[str, Any]:
+        """What prepares a contender; with a call from NumPy to NumPy, if it is timed too."""
+        folders = {"inputs": str(self.folder / "inputs"), "reference": str(self.folder / "reference")}
+        what = {"problem": self.problem.to_dict(), "mode": self.mode, "boundary": boundary}
+        return {"do": "prepare", **what, **folders}
+
+
+class Run:
+    """A run over a table; a context manager that ends all processes.
+
+    Args:
+        table: what is timed.
+        sources: the contenders.
+        threads: the settings.
+        writer: where rows go; what it holds already is not run again.
+        limits: of this machine.
+        seed: of weights, inputs, cotangents and the order in the rounds.
+        measure: measures the limits once more, of which the higher count, every `MEASURED_AGAIN` seconds and at the end;
+            unless given, those that are given stand.
+        again: problems that were timed while the host took more than this share of the cores are timed again, by all
+            contenders; of both times the one counts in which it took less.
+        tell: is told how far the run is.
+
+    Attributes:
+        missing: of contenders whose framework is not installed, the reason by name.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        sources: Sequence[Source],
+        threads: Sequence[int],
+        writer: Writer,
+        limits: Limits,
+        *,
+        seed: int = 0,
+        measure: Callable[[Limits], Limits] | None = None,
+        again: float = math.inf,
+        tell: Tell = lambda progress: None,
+    ) -> None:
+        self.table, self.writer, self.limits, self.seed, self._tell = table, writer, limits, seed, tell
+        self._measure, self._measured = measure, time.monotonic()
+        self.missing: dict[str, str] = {}
+        self._pace = Pace()
+        self._host = Host(self._pace)
+        self._fewest = min(threads)
+        self._seats = [Seat(source, n) for source in sources for n in threads]
+        self._tasks = [(entry.problem, mode) for entry in table.entries for mode in entry.modes]
+        done = [row for row in writer.rows if row["status"] in DONE]
+        self._before = {where: share for where, share in taken(done).items() if share > again}
+        self._done = {
+            key(row)
+            for row in done
+            if row["status"] != "timed" or (row["problem"]["name"], row["mode"]) not in self._before
+        }
+        for row in writer.rows:
+            if row["status"] == "slow":
+                self._remember_slow(row["contender"]["name"], row["mode"], Problem.from_dict(row["problem"]))
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for seat in self._seats:
+            seat.end()
+        self._pace.end()
+
+    def __call__(self) -> None:
+        """Start the contenders and run every problem that is not done.
+
+        Raises:
+            NotSaved: a row, or what a contender is given, cannot be written.
+        """
+        begun = time.monotonic()
+        self._start()
+        weights = [1 + WEIGHT * self._limit(problem, mode) for problem, mode in self._tasks]
+        left = [weight if self._todo(*task) else 0.0 for task, weight in zip(self._tasks, weights, strict=True)]
+        # A run that is resumed has of the time the part that is left.
+        budget = math.inf if self.table.seconds is None else self.table.seconds * sum(left) / sum(weights)
+        for place, (problem, mode) in enumerate(self._tasks):
+            if not (todo := self._todo(problem, mode)):
+                continue
+            share = (begun + budget - time.monotonic()) * left[place] / sum(left[place:])
+            for heat in _heats(todo, problem, mode):
+                try:
+                    folder = tempfile.TemporaryDirectory(prefix="multirnn-bench-")
+                except OSError as error:
+                    raise self._no_room(error) from None
+                with folder:
+                    self._race(_Task(problem, mode, Path(folder.name)), heat, share * len(heat) / len(todo))
+            if time.monotonic() - self._measured > MEASURED_AGAIN:
+                self._measure_again()
+        if any(left):
+            self._measure_again()
+
+    def _measure_again(self) -> None:
+        """Measure the limits while all contenders are stopped, and write down what is higher than before."""
+        if self._measure is None:
+            return
+        self._say("measuring again what this machine can do")
+        with suppress(GaugeError):  # those that are there stand
+            found = self._measure(self.limits)
+            if found != self.limits:
+                self.limits = found
+                self.writer.write_limits(found)
+        self._measured = time.monotonic()
+
+    def _todo(self, problem: Problem, mode: str) -> list[Seat]:
+        """Who has no row of it yet."""
+        return [seat for seat in self._seats if (problem.name, mode, seat.threads, seat.source.name) not in self._done]
+
+    # --- Starting ----------------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        """Start every process once, so that what is not there is left out of the count."""
+        absent: set[str] = set()
+        implementations: dict[str, Sequence[str]] = {}  # of a backend, as the first of its contenders that is up tells
+
+        def launch(seat: Seat, place: int) -> bool:
+            source = seat.source
+            if source.implementation not in implementations.get(source.where, [source.implementation]):
+                absent.add(source.name)
+                return False
+            self._say(f"loading {source.name}")
+            seat.launch(place)
+            return True
+
+        first = sorted(self._seats, key=lambda seat: seat.source.implementation not in ("", NATIVE))
+        for seat in at_once(first, launch, START_CAP):
+            with suppress(Lost):  # it becomes a row of every problem
+                seat.start()
+            if seat.hello.get("status") == "absent":
+                absent.add(seat.source.name)
+            if seat.hello.get("status") == "missing":
+                self.missing[seat.source.name] = seat.hello["reason"]
+            if seat.hello.get("implementations"):
+                implementations[seat.source.where] = seat.hello["implementations"]
+        for seat in self._seats:
+            if seat.source.name in absent | set(self.missing):
+                seat.end()
+        self._seats = [seat for seat in self._seats if seat.source.name not in absent | set(self.missing)]
+
+    def _limit(self, problem: Problem, mode: str) -> float:
+        """Seconds that a call needs at best, with the fewest threads."""
+        return self.limits.seconds(problem, mode, self._fewest)
+
+    def _remember_slow(self, name: str, mode: str, problem: Problem) -> None:
+        for seat in self._seats:
+            if seat.source.name == name:
+                seat.slow.append((mode, problem))
+
+    # --- One problem -------------------------------------------------------------------------------------------------
+
+    def _race(self, task: _Task, seats: Sequence[Seat], share: float) -> None:
+        """Prepare and verify each, then time all of them in turns."""
+        start, limit = time.monotonic(), self._limit(task.problem, task.mode)
+        if TRIED * limit > self.table.cap:
+            reason = f"a call needs {limit:.3g} s at best, too much where all is given up after {self.table.cap:.3g} s"
+            for seat in seats:
+                self._write(task, seat, {"status": "slow", "reason": reason})
+            return
+        work = inputs.draw(task.problem, task.mode, self.seed)
+        needed, free = verify.memory_of_reference(work), _free_memory()
+        if needed > USABLE_MEMORY * free:
+            reason = f"the float64 reference needs {needed / 1e9:.1f} GB, and {free / 1e9:.1f} are free"
+            for seat in seats:
+                self._write(task, seat, {"status": "refused", "reason": reason})
+            return
+        self._say(f"{task.title}: reference")
+        try:
+            inputs.save(work, task.folder / "inputs")
+            inputs.save_arrays(verify.expected(work), task.folder / "reference")
+        except OSError as error:
+            raise self._no_room(error) from None
+        del work
+        ready = self._prepared(task, seats, limit)
+        if limit < LONG:
+            ready = [(seat, answer) for seat, answer in ready if self._estimated(task, seat, answer)]
+        if not ready:
+            return
+        entrants = [
+            Entrant(seat.start(), threads=seat.threads, boundary=answer["boundary"] == "other", cap=self.table.cap)
+            for seat, answer in ready
+        ]
+        until = start + share
+        if limit < LONG:
+            calls = [Call(a["seconds"], one.boundary, one.threads) for one, (_, a) in zip(entrants, ready, strict=True)]
+            for entrant, planned in zip(entrants, plans(calls, until - time.monotonic()), strict=True):
+                entrant.plan = planned
+        self._say(f"{task.title}: rounds")
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        interleave(entrants, self.seed, self._host, until)
+        rows = [
+            (seat, answer | {"measured_at": at} | self._timed(task, seat, entrant, answer))
+            for (seat, answer), entrant in zip(ready, entrants, strict=True)
+        ]
+        before = self._before.get((task.problem.name, task.mode), math.inf)
+        if fmean(taken.most for entrant in entrants for taken in entrant.taken or [UNTAKEN]) < before:
+            for seat, found in rows:
+                self._write(task, seat, found)
+
+    def _no_room(self, error: OSError) -> NotSaved:
+        """What a contender is given cannot be written."""
+        why = f"inputs cannot be written to {tempfile.gettempdir()}: {error.strerror or error}"
+        return NotSaved(self.writer.what_is_saved(why))
+
+    def _prepared(self, task: _Task, seats: Sequence[Seat], limit: float) -> list[tuple[Seat, dict[str, Any]]]:
+        """Those that are ready and right, on the cores where they are timed, and their answers; of others the row is written."""
+
+        def ask(seat: Seat, place: int) -> bool:
+            if smaller := seat.slower_before(task.problem, task.mode):
+                reason = f"not tried, since {smaller} was too much for it"
+                self._write(task, seat, {"status": "slow", "reason": reason})
+                return False
+            self._say(f"{task.title}: {seat.source.name}")
+            boundary = task.mode in self.table.boundary and seat.threads == self._seats[0].threads and limit < CONVERTED
+            try:
+                process = seat.start()
+                process.bind(place)
+                process.send(task.message(boundary))
+            except Lost as lost:
+                self._write(task, seat, self._gone(task, seat, lost))
+                return False
+            return True
+
+        answers = {id(seat): self._answer(task, seat, "ready") for seat in at_once(seats, ask, self.table.cap)}
+        ready = [(seat, answer) for seat in seats if (answer := answers.get(id(seat)))]
+        for seat, _ in ready:
+            seat.start().bind()
+        return ready
+
+    def _estimated(self, task: _Task, seat: Seat, answer: dict[str, Any]) -> bool:
+        """Put into the answer how long a call takes now that nobody else computes; whether it could be told."""
+        assert seat.process is not None
+        for _ in range(ESTIMATES):
+            watched = self._host.watch(seat.threads)
+            try:
+                seat.process.send({"do": "estimate"})
+            except Lost as lost:
+                self._write(task, seat, answer | self._gone(task, seat, lost))
+                return False
+            estimated = self._answer(task, seat, "estimated", answer)
+            if not estimated:
+                return False
+            answer["seconds"] = min(answer.get("seconds", math.inf), estimated["seconds"])
+            if watched().most <= TAKEN:
+                break
+        return True
+
+    def _answer(
+        self, task: _Task, seat: Seat, status: str, before: Mapping[str, Any] = MappingProxyType({})
+    ) -> dict[str, Any]:
+        """The answer to what was sent; empty if it has not this status, and then the row is written."""
+        assert seat.process is not None
+        try:
+            answer = seat.process.answer(self.table.cap)
+        except Lost as lost:
+            answer = self._gone(task, seat, lost)
+        if answer["status"] == status:
+            return answer
+        self._write(task, seat, {**before, **answer})
+        return {}
+
+    def _timed(self, task: _Task, seat: Seat, entrant: Entrant, answer: dict[str, Any]) -> dict[str, Any]:
+        """What the rounds and the end of a contender's turn tell."""
+        memory: dict[str, Any] = {}
+        lost = entrant.lost
+        if lost is None:
+            try:
+                memory = entrant.process.ask({"do": "finish"}, self.table.cap)
+                if memory["status"] != "finished":
+                    lost = Lost(memory["status"], memory["reason"])
+            except Lost as late:
+                lost = late
+        if lost is not None:
+            return self._gone(task, seat, lost)
+        low, median, high = quartiles(entrant.rounds)
+        limit = self.limits.seconds(task.problem, task.mode, seat.threads)
+        boundary = quartiles(entrant.boundaries)[1] if entrant.boundaries else None
+        return {
+            "status": "timed",
+            "reason": "",
+            "rounds": entrant.rounds,
+            "round_numbers": entrant.numbers,
+            "repetitions": entrant.plan.repetitions,
+            "steal": None if steal() is None else fmean(one.stolen for one in entrant.taken),
+            "taken": fmean(one.most for one in entrant.taken),
+            "blocks_again": entrant.again,
+            "median": median,
+            "low": low,
+            "high": high,
+            "stable": not unstable(low, median, high),
+            "boundary_median": median if answer["boundary"] == "same" else boundary,
+            "peak_memory_bytes": memory["peak_memory_bytes"],
+            "added_memory_bytes": memory["added_memory_bytes"],
+            "limit_s": limit,
+            "share": limit / median,
+        }
+
+    def _gone(self, task: _Task, seat: Seat, lost: Lost) -> dict[str, Any]:
+        """What a row says of a contender whose process is no more, or which has failed in its rounds."""
+        if seat.process is not None and not seat.process.alive:
+            seat.end()
+        if lost.status == "slow":
+            self._remember_slow(seat.source.name, task.mode, task.problem)
+        return {"status": lost.status, "reason": lost.reason}
+
+    def _write(self, task: _Task, seat: Seat, found: dict[str, Any]) -> None:
+        problem, source = task.problem, seat.source
+        contender = {
+            "name": source.name,
+            "kind": source.kind,
+            "implementation": source.implementation,
+            "versions": seat.hello.get("versions", {}),
+            "flags": seat.hello.get("flags", {}),
+            "features": seat.hello.get("features", []),
+            "plan": found.get("plan", ""),
+            "blas": found.get("blas"),
+        }
+        row = {name: found.get(name) for name in MEASURED}
+        row = {
+            "problem": problem.to_dict(),
+            "mode": task.mode,
+            "threads": seat.threads,
+            "contender": contender,
+            **row,
+            "parameters": problem.spec.parameter_count,
+            "flops": flops(problem, task.mode),
+            "bytes": bytes_moved(problem, task.mode),
+            "import_s": seat.hello.get("import_s"),
+        }
+        self.writer.write(row)
+        self._done.add(key(row))
+
+    def _say(self, doing: str) -> None:
+        self._tell(Progress(len(self._done), len(self._tasks) * len(self._seats), doing))
+
+
+MEASURED = (
+    *("status", "reason", "error_eps", "allowed_eps", "prepare_s", "first_call_s", "rounds", "round_numbers"),
+    *("repetitions", "median", "low", "high", "stable", "boundary_median", "peak_memory_bytes", "added_memory_bytes"),
+    *("steal", "taken", "blocks_again", "measured_at", "limit_s", "share"),
+)
+
+
+def _heats(seats: Sequence[Seat], problem: Problem, mode: str) -> Iterator[Sequence[Seat]]:
+    """The contenders in groups of which all fit into memory with the problem, one group as a rule."""
+    fit = max(1, int(USABLE_MEMORY * _free_memory() / (OVERHEAD * bytes_moved(problem, mode))))
+    for first in range(0, len(seats), fit):
+        yield seats[first : first + fit]
+
+
+def _free_memory() -> float:
+    """Bytes that processes may still take; infinite if not told."""
+    with suppress(OSError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024.0
+    return math.inf

@@ -1,0 +1,330 @@
+"""From times to claims: quartiles, bootstrap intervals of ratios, and what changed between two files of results.
+
+A ratio without its interval is no claim: where the interval holds 1, the two are called the same. The intervals are of
+the percentile bootstrap (Efron & Tibshirani 1993, chapter 13), seeded, so that one file always gives one answer.
+"""
+
+from __future__ import annotations  # or naming np.random.Generator loads numpy.random
+
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from multirnn.errors import InvalidCall
+from multirnn.weights import Array
+from multirnn_bench.quantities import count
+
+__all__ = [
+    "Change",
+    "ComparedResults",
+    "Interval",
+    "compare_results",
+    "geometric_mean",
+    "independent_ratio",
+    "paired_ratio",
+    "quartiles",
+]
+
+CONFIDENCE = 0.95
+RESAMPLES = 2000  # the ends of an interval then move by less than a tenth of its width from seed to seed
+THRESHOLD = 1.05
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A value, and the ends between which it lies with a confidence of 95 %."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def holds_one(self) -> bool:
+        """Whether, as a ratio, it says nothing: both sides may be the same."""
+        return self.low <= 1 <= self.high
+
+
+def quartiles(times: ArrayLike) -> tuple[float, float, float]:
+    """The lower quartile, the median and the upper quartile, linearly interpolated.
+
+    Args:
+        times: at least one.
+    """
+    low, median, high = np.quantile(_positive(times), (0.25, 0.5, 0.75))
+    return float(low), float(median), float(high)
+
+
+def paired_ratio(times: ArrayLike, others: ArrayLike, *, seed: int = 0) -> Interval:
+    """How many times as long the others took: the median over rounds of `others / times`.
+
+    For contenders of one run. Both times of a round were taken close together, so what slows the machine for a while
+    hits both and leaves their ratio.
+
+    Args:
+        times: `(rounds,)`, seconds.
+        others: `(rounds,)`, of the same rounds.
+        seed: of the bootstrap.
+
+    Raises:
+        InvalidCall: not the same number of rounds, or a time that is not a positive number.
+    """
+    times, others = _positive(times), _positive(others)
+    if times.shape != others.shape:
+        raise InvalidCall(f"paired times are of the same rounds, not of {len(times)} and {len(others)}")
+    ratios = others / times
+    return _interval(float(np.median(ratios)), np.median(_resampled(ratios, np.random.default_rng(seed)), axis=1))
+
+
+def independent_ratio(times: ArrayLike, others: ArrayLike, *, seed: int = 0) -> Interval:
+    """How many times as long the others took: the ratio of the medians of two runs that share no rounds.
+
+    Args:
+        times: `(rounds,)`, seconds.
+        others: `(other rounds,)`.
+        seed: of the bootstrap, which draws from each side by itself.
+
+    Raises:
+        InvalidCall: a time is not a positive number.
+    """
+    times, others = _positive(times), _positive(others)
+    generator = np.random.default_rng(seed)
+    below, above = (np.median(_resampled(side, generator), axis=1) for side in (times, others))
+    return _interval(float(np.median(others) / np.median(times)), above / below)
+
+
+def geometric_mean(ratios: ArrayLike, *, seed: int = 0) -> Interval:
+    """The geometric mean of ratios, with an interval over which problems happened to be in the table.
+
+    Args:
+        ratios: `(problems,)`.
+        seed: of the bootstrap.
+
+    Raises:
+        InvalidCall: there is none, or one is not a positive number.
+    """
+    logarithms = np.log(_positive(ratios))
+    means = np.mean(_resampled(logarithms, np.random.default_rng(seed)), axis=1)
+    return _interval(float(np.exp(np.mean(logarithms))), np.exp(means))
+
+
+def _positive(times: ArrayLike) -> Array:
+    array = np.asarray(times, np.float64)
+    if array.ndim != 1 or not array.size or not np.all(np.isfinite(array)) or not np.all(array > 0):
+        raise InvalidCall("times and ratios are a list of at least one finite number above zero")
+    return array
+
+
+def _resampled(values: Array, generator: np.random.Generator) -> Array:
+    """`(RESAMPLES, len(values))`, drawn with replacement."""
+    return values[generator.integers(0, len(values), (RESAMPLES, len(values)))]
+
+
+def _interval(value: float, resamples: Array) -> Interval:
+    low, high = np.quantile(resamples, ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2))
+    return Interval(value, float(low), float(high))
+
+
+# --- Two files of results --------------------------------------------------------------------------------------------
+
+
+def _key(row: Row) -> tuple[Hashable, ...]:
+    """What makes a row of one file the counterpart of one of another: problem, mode, threads and contender.
+
+    The problem is all of its fields, so that a name that came to stand for another shape pairs nothing.
+    """
+    problem = tuple(sorted((name, str(value)) for name, value in row["problem"].items()))
+    contender = row["contender"]
+    return problem, row["mode"], row["threads"], contender["name"], contender.get("implementation")
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One row in two files.
+
+    Attributes:
+        a: the row of the first file.
+        b: its counterpart in the second.
+        ratio: how many times as long it takes in b; None where it was not timed in both.
+        regressed: b is certainly slower, and by more than the threshold; or it was timed in a, and is not in b.
+        improved: the other way round.
+    """
+
+    a: Row
+    b: Row
+    ratio: Interval | None
+    regressed: bool
+    improved: bool
+
+    @property
+    def title(self) -> str:
+        """Which row, in words."""
+        return _title(self.a)
+
+    @property
+    def says(self) -> str:
+        """What became of it, in words."""
+        if self.ratio is None:
+            was, now = (_status(row) for row in (self.a, self.b))
+            return f"{was}, as before" if was == now else f"was {was}, is {now}"
+        interval = f"{self.ratio.low:.2f} to {self.ratio.high:.2f}"
+        if self.ratio.holds_one:
+            return f"no difference (time × {interval})"
+        word = "slower" if self.ratio.value > 1 else "faster"
+        by = max(self.ratio.value, 1 / self.ratio.value)
+        within = "" if self.regressed or self.improved else ", within the threshold"
+        return f"{by:.2f} times {word}{within} (time × {interval})"
+
+
+def _title(row: Row) -> str:
+    return f"{row['contender']['name']}, {row['problem']['name']}, {row['mode']}, {count(row['threads'], 'thread')}"
+
+
+def _status(row: Row) -> str:
+    return f"{row['status']} ({row['reason']})" if row.get("reason") else str(row["status"])
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedResults:
+    """What changed from one file of results to another.
+
+    Attributes:
+        changes: of the rows that are in both, in the order of the first.
+        only_a: rows that the second file lacks.
+        only_b: rows that the first file lacks.
+        warnings: why the two may not be comparable.
+        mean: geometric mean over the rows timed in both of the time in b over that in a; None where there is none.
+        threshold: what a row may become slower by.
+    """
+
+    changes: tuple[Change, ...]
+    only_a: tuple[Row, ...]
+    only_b: tuple[Row, ...]
+    warnings: tuple[str, ...]
+    mean: Interval | None
+    threshold: float
+
+    @property
+    def regressed(self) -> bool:
+        """Whether any row is slower beyond the threshold, or is not timed any more."""
+        return any(change.regressed for change in self.changes)
+
+    def __str__(self) -> str:
+        """In words: warnings, what became slower and faster, what is in one file only, and the whole."""
+        worse = [change for change in self.changes if change.regressed]
+        better = [change for change in self.changes if change.improved]
+        rest = len(self.changes) - len(worse) - len(better)
+        groups = {
+            "Warnings": self.warnings,
+            "Slower, or not timed any more": [f"{change.title}: {change.says}" for change in worse],
+            "Faster, or timed now": [f"{change.title}: {change.says}" for change in better],
+            "Only in the first": [_title(row) for row in self.only_a],
+            "Only in the second": [_title(row) for row in self.only_b],
+        }
+        parts = ["\n".join([name, *(f"  {line}" for line in lines)]) for name, lines in groups.items() if lines]
+        whole = f"{len(worse)} slower, {len(better)} faster, {rest} with no difference beyond the threshold of {self.threshold:g}."
+        if self.mean is not None:
+            same = " (no difference)" if self.mean.holds_one else ""
+            interval = f"{self.mean.low:.2f} to {self.mean.high:.2f}"
+            whole += (
+                f"\nGeometric mean of the time in the second over the first: {self.mean.value:.2f}, {interval}{same}."
+            )
+        return "\n\n".join([*parts, whole])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, in values that JSON has."""
+        return {
+            "regressed": self.regressed,
+            "threshold": self.threshold,
+            "warnings": list(self.warnings),
+            "mean": None if self.mean is None else _interval_values(self.mean),
+            "changes": [_change_values(change) for change in self.changes],
+            "only_a": [_name_values(row) for row in self.only_a],
+            "only_b": [_name_values(row) for row in self.only_b],
+        }
+
+
+def _interval_values(interval: Interval) -> dict[str, float]:
+    return {"value": interval.value, "low": interval.low, "high": interval.high}
+
+
+def _name_values(row: Row) -> dict[str, Any]:
+    named = {"problem": row["problem"]["name"], "mode": row["mode"], "threads": row["threads"]}
+    return {**named, "contender": row["contender"]["name"], "status": row["status"]}
+
+
+def _change_values(change: Change) -> dict[str, Any]:
+    return {
+        **_name_values(change.a),
+        "status": [change.a["status"], change.b["status"]],
+        "ratio": None if change.ratio is None else _interval_values(change.ratio),
+        "regressed": change.regressed,
+        "improved": change.improved,
+        "says": change.says,
+    }
+
+
+def compare_results(a: Any, b: Any, *, threshold: float = THRESHOLD) -> ComparedResults:
+    """Hold a later file of results against an earlier one, row by row.
+
+    A row has regressed when it takes more than `threshold` times as long and the interval of that ratio lies above 1,
+    or when it is not timed any more. Two runs share no rounds, so the interval is of independent medians; it cannot
+    know what changed on the machine between the two, which is what the threshold is for.
+
+    Args:
+        a: the earlier results: `header`, and `rows` as they stand in the file.
+        b: the later ones.
+        threshold: what the time may grow by, as a factor; at least 1.
+
+    Raises:
+        InvalidCall: the threshold is below 1.
+    """
+    if not threshold >= 1:
+        raise InvalidCall(f"threshold is a factor of at least 1, such as {THRESHOLD}, not {threshold!r}")
+    rows_a, rows_b = ({_key(row): row for row in results.rows} for results in (a, b))
+    changes = tuple(_change(row, rows_b[name], threshold) for name, row in rows_a.items() if name in rows_b)
+    ratios = [change.ratio.value for change in changes if change.ratio is not None]
+    return ComparedResults(
+        changes=changes,
+        only_a=tuple(row for name, row in rows_a.items() if name not in rows_b),
+        only_b=tuple(row for name, row in rows_b.items() if name not in rows_a),
+        warnings=tuple(_warnings(a, b, changes)),
+        mean=geometric_mean(ratios) if ratios else None,
+        threshold=threshold,
+    )
+
+
+def _change(a: Row, b: Row, threshold: float) -> Change:
+    timed_a, timed_b = (row["status"] == "timed" for row in (a, b))
+    if not (timed_a and timed_b):
+        return Change(a, b, None, regressed=timed_a and not timed_b, improved=timed_b and not timed_a)
+    ratio = independent_ratio(a["rounds"], b["rounds"])
+    certain = not ratio.holds_one
+    return Change(
+        a, b, ratio, regressed=certain and ratio.value > threshold, improved=certain and ratio.value < 1 / threshold
+    )
+
+
+SAME_MACHINE = {"processor": "processor", "cores": "number of cores", "memory_bytes": "memory", "kernel": "kernel"}
+
+
+def _warnings(a: Any, b: Any, changes: Sequence[Change]) -> Iterator[str]:
+    here, there = a.header.get("machine", {}), b.header.get("machine", {})
+    for name, title in SAME_MACHINE.items():
+        if here.get(name) != there.get(name):
+            yield f"another {title}: {here.get(name)} in the first, {there.get(name)} in the second"
+    versions = [
+        (change.a["contender"].get("versions") or {}, change.b["contender"].get("versions") or {}) for change in changes
+    ]
+    for package in dict.fromkeys(name for one, _ in versions for name in one):
+        pairs = {(one.get(package), other.get(package)) for one, other in versions if package in one}
+        for was, now in sorted((str(was), str(now)) for was, now in pairs if was != now):
+            yield f"another {package}: {was} in the first, {now} in the second"
+    if shaky := [
+        change.title for change in changes if change.ratio and not (change.a["stable"] and change.b["stable"])
+    ]:
+        yield f"{len(shaky)} of {len(changes)} rows were unstable in one of the two, such as {shaky[0]}"

@@ -1,0 +1,116 @@
+"""Verify, then time: what a contender answers is held against the NumPy backend in float64 first.
+
+Each array of an answer is compared by its normwise difference, in units of eps of the dtype, and the worst one counts;
+above `allowed` the contender computes something else, and no time of it is shown.
+
+Of a training step the update is compared and not the weight, which would hide a wrong gradient behind its own size. The
+weight was rounded when the update was added to it, so half an eps of it is let pass beside.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from multirnn.compare import difference, tolerance
+from multirnn.errors import InvalidCall
+from multirnn.layer import Gradients, Output, State
+from multirnn.protocol import SGD_RATE, Work
+from multirnn.registry import build
+from multirnn.spec import RecurrentSpec
+from multirnn.weights import Array
+
+__all__ = ["allowed", "answer", "error", "expected", "memory_of_reference"]
+
+
+def allowed(spec: RecurrentSpec) -> float:
+    """The largest error that counts as rounding, in eps of the spec's dtype."""
+    return tolerance(spec.dtype) / float(np.finfo(spec.dtype).eps)
+
+
+def expected(work: Work) -> dict[str, Array]:
+    """What the answer should be, in float64, by the names that `answer` gives."""
+    layer = build(work.weights.astype("float64"), "numpy")
+    x = work.x.astype(np.float64)
+    if work.mode in ("inference", "streaming"):
+        return answer(work, layer(x, lengths=work.lengths))
+    if work.mode == "gradients":
+        assert work.cotangent is not None
+        sequence, state = work.cotangent
+        wide = State(*(part.astype(np.float64) for part in state if part is not None))
+        pulled = layer.vjp(x, lengths=work.lengths, cotangent=Output(sequence.astype(np.float64), wide))
+        return answer(work, pulled)
+    assert work.target is not None
+    output = layer(x, lengths=work.lengths)
+    cotangent = (output.sequence - work.target) * (2 / output.sequence.size)
+    none = State(*(np.zeros_like(part) for part in output.state if part is not None))
+    gradients = layer.vjp(x, lengths=work.lengths, cotangent=Output(cotangent, none)).weights
+    return {name: -SGD_RATE * gradient for name, gradient in gradients.items()}
+
+
+def memory_of_reference(work: Work) -> int:
+    """About how many bytes `expected` needs: the sequences of every layer in float64, and what a backward pass keeps."""
+    spec = work.weights.spec
+    batch, time, features = work.x.shape
+    outputs = batch * time * spec.output_size * spec.num_layers
+    kept = 2 if work.mode in ("inference", "streaming") else 4 + 3 * len(spec.form.gates)
+    return int(8 * (kept * (outputs + batch * time * features) + 3 * spec.parameter_count))
+
+
+def answer(work: Work, result: Any) -> dict[str, Any]:
+    """The arrays of a result by name: sequence and states, gradients, or weights.
+
+    Raises:
+        InvalidCall: the result is not of the type that the mode asks for.
+    """
+    if isinstance(result, Output) and work.mode in ("inference", "streaming"):
+        states = zip(("final h", "final c"), result.state, strict=False)
+        return {"sequence": result.sequence} | {name: part for name, part in states if part is not None}
+    if isinstance(result, Gradients) and work.mode == "gradients":
+        return dict(result.weights) | {"x": result.x}
+    if isinstance(result, Mapping) and work.mode == "training":
+        return dict(result)
+    kind = {"gradients": "Gradients", "training": "a mapping of arrays"}.get(work.mode, "an Output")
+    raise InvalidCall(f"the result of {work.mode!r} is {kind}, not {type(result).__name__}")
+
+
+def error(work: Work, found: Mapping[str, Any], reference: Mapping[str, Array]) -> tuple[float, str]:
+    """How far an answer is from the reference.
+
+    Args:
+        work: what was asked.
+        found: the answer by name.
+        reference: what `expected` says.
+
+    Returns:
+        the error of the worst array in eps, infinite where it cannot be compared; and where it is, or why it cannot.
+    """
+    dtype = np.dtype(work.weights.spec.dtype)
+    eps = float(np.finfo(dtype).eps)
+    worst, where = 0.0, ""
+    for name in {**reference, **found}:
+        if name not in found or name not in reference:
+            return (
+                np.inf,
+                f"{name} is missing" if name in reference else f"there is a {name}, which the spec does not have",
+            )
+        actual = np.asarray(found[name])
+        if actual.shape != reference[name].shape or actual.dtype != dtype:
+            return np.inf, f"{name} is {actual.dtype} {actual.shape}, not {dtype} {reference[name].shape}"
+        if work.mode == "training":
+            distance = _update_error(actual, work.weights.arrays[name], reference[name], eps)
+        else:
+            distance = difference(actual, reference[name]).eps
+        if distance > worst:
+            worst, where = distance, name
+    return worst, where
+
+
+def _update_error(after: Array, before: Array, update: Array, eps: float) -> float:
+    """The error of a step in eps of its largest update, beside the rounding of the weights that it was added to."""
+    distance = float(np.max(np.abs(after.astype(np.float64) - before - update)))
+    if not np.isfinite(distance):
+        return np.inf
+    rounding = eps / 2 * float(np.max(np.abs(after)))
+    scale = float(np.max(np.abs(update)))
+    return max(distance - rounding, 0.0) / (scale * eps) if scale else float(np.inf if distance > rounding else 0.0)

@@ -1,0 +1,302 @@
+"""The process of one contender, with so many threads: it prepares, verifies and times when it is told to.
+
+It is started by `multirnn_bench.process`, bound to its cores and with its variables set before anything is imported. It
+reads and writes JSON lines on two descriptors of their own, so that what a framework prints disturbs nothing. Whatever a
+contender raises is answered as "failed", and the process goes on.
+"""
+
+import ctypes
+import gc
+import itertools
+import json
+import math
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from multirnn.errors import MissingFramework
+from multirnn.protocol import Prepared
+from multirnn_bench import inputs, verify
+from multirnn_bench.contenders import Contender, load
+from multirnn_bench.machine import blas_libraries, describe
+from multirnn_bench.ours import NoImplementation
+from multirnn_bench.problems import Problem
+
+__all__ = ["block", "main", "serve", "warm"]
+
+LONGEST = 300  # letters of a line of a reason
+ESTIMATE = 0.005  # seconds of calls from which the time of one is estimated
+QUIET = 0.02  # seconds of all estimates of a contender, of which the least counts
+PARTS = 9  # of a block; the clock costs 0.1 µs a part
+LONG = 0.02  # seconds of a call beside which it does not matter that it finds its caches cold
+WARMING_CALLS = 4  # at most
+WARMING = 1.0  # seconds of them, after which no other begins
+PAGE_FAULT = 1e-5  # seconds, where the host has to find the page too
+NEXT_TO_NOTHING = 0.01  # of a call
+
+
+def main() -> None:
+    """Serve the contender that the arguments name, until whoever started this process has gone."""
+    _end_with_parent()
+    reading, writing = int(sys.argv[1]), int(sys.argv[2])
+    for descriptor in (reading, writing):
+        os.set_inheritable(descriptor, False)  # a process that a framework starts must not keep the pipe open
+    source, threads = json.loads(sys.argv[3]), int(sys.argv[4])
+    with os.fdopen(reading) as messages, os.fdopen(writing, "w") as answers:
+
+        def say(answer: Mapping[str, Any]) -> None:
+            answers.write(json.dumps({"number": 0, **answer}) + "\n")
+            answers.flush()
+
+        start = time.perf_counter()
+        try:
+            contender = load(source)
+            versions = dict(contender.versions())
+            for package in versions:
+                if find_spec(package):  # a framework that a peer imports only later
+                    import_module(package)
+        except NoImplementation:
+            say({"status": "absent"})
+            return
+        except (MissingFramework, ModuleNotFoundError) as error:
+            say({"status": "missing", "reason": str(error)})
+            return
+        seconds = time.perf_counter() - start
+        gc.collect()
+        gc.freeze()  # what a framework has imported: looking through PyTorch's would take 0.1 s each time
+        machine = describe()
+        told = {
+            "versions": versions,
+            "flags": machine["variables"] | source["environment"],
+            "features": machine["features"],
+            "implementations": list(getattr(contender, "implementations", ())),
+        }
+        say({"status": "started", "import_s": seconds, **told})
+        for answer in serve(contender, threads, (json.loads(line) for line in messages)):
+            say(answer)
+
+
+def _end_with_parent() -> None:
+    """On Linux, where it is stopped while it is not asked and would not see that nobody is left to ask."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def serve(contender: Contender, threads: int, messages: Iterator[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """An answer to each message.
+
+    The messages: {"do": "prepare", "problem", "mode", "inputs", "reference", "boundary"}, where inputs and reference are
+    folders of arrays, and boundary tells whether the call from NumPy to NumPy will be timed too;
+    {"do": "estimate"}, how long a call takes; {"do": "time", "what": "call" or "boundary", "repetitions", "settle"};
+    {"do": "finish"}. Each has a "number" too, and its answer has the same.
+    """
+    seat = _Seat(contender, threads)
+    for message in messages:
+        do: Callable[..., dict[str, Any]] = getattr(seat, message["do"])
+        try:
+            answer = do(**{name: value for name, value in message.items() if name not in ("do", "number")})
+        except Exception as error:  # noqa: BLE001  # foreign code: what it raises is the answer
+            seat.prepared = None
+            answer = {"status": "failed", "reason": _reason(error)}
+        yield answer | {"number": message["number"]}
+
+
+class _Seat:
+    """A contender and what it has prepared."""
+
+    def __init__(self, contender: Contender, threads: int) -> None:
+        self.contender, self.threads = contender, threads
+        self.prepared: Prepared | None = None
+        self.memory: int | None = None
+        self.seconds = 0.0  # of a call, about
+        self.settled = False
+
+    def prepare(
+        self, problem: Mapping[str, Any], mode: str, inputs: str, reference: str, boundary: bool
+    ) -> dict[str, Any]:
+        """Get ready for a problem, and hold the first answer against the reference."""
+        self.prepared = None
+        gc.collect()
+        _release_memory()
+        self.memory = _memory("VmRSS")
+        answer = self._verified(Problem.from_dict(problem), mode, Path(inputs), Path(reference))
+        if answer["status"] != "ready" or self.prepared is None:
+            self.prepared = None
+            return answer
+        if not boundary:
+            self.prepared.boundary = None
+        _release_memory()
+        _forget_peak()
+        answer |= {"boundary": self._boundary(), "blas": blas_libraries()}
+        seconds = warm(self.prepared.call)
+        # It may be traced here only: what was verified may be another function.
+        answer["first_call_s"] = max(answer["first_call_s"], seconds[0])
+        self.seconds = seconds[-1]
+        if not self.settled:
+            gc.freeze()  # what a framework imports only when it is used
+            self.settled = True
+        return answer
+
+    def _verified(self, problem: Problem, mode: str, given: Path, reference: Path) -> dict[str, Any]:
+        work = inputs.load(problem, mode, given)
+        if reason := self.contender.refuses(work):
+            return {"status": "refused", "reason": reason}
+        start = time.perf_counter()
+        prepared = self.contender.prepare(work, self.threads)
+        ready = time.perf_counter()
+        result = prepared.result()
+        first = time.perf_counter()
+        found, where = verify.error(work, verify.answer(work, result), inputs.load_arrays(reference))
+        allowed = verify.allowed(problem.spec)
+        wrong = not found <= allowed
+        self.prepared = prepared  # all of it: a closure of `result` may hold the buffers that `call` writes to
+        return {
+            "status": "wrong" if wrong else "ready",
+            "reason": _wrong(found, allowed, where) if wrong else "",
+            "error_eps": found if found < float("inf") else None,
+            "allowed_eps": allowed,
+            "plan": prepared.plan,
+            "prepare_s": ready - start,
+            "first_call_s": first - ready,
+        }
+
+    def _boundary(self) -> str | None:
+        """Whether the call from NumPy to NumPy is another than the one that is timed; then it is traced here."""
+        assert self.prepared is not None
+        boundary = self.prepared.boundary
+        if boundary is None or boundary is self.prepared.call:
+            return None if boundary is None else "same"
+        boundary()
+        return "other"
+
+    def estimate(self) -> dict[str, Any]:
+        """The seconds of a call, now that nobody else computes."""
+        assert self.prepared is not None
+        call, start = self.prepared.call, time.perf_counter()
+        seconds, repetitions = math.inf, 1
+        while True:
+            seconds = min(seconds, block(call, repetitions))
+            if seconds * repetitions < ESTIMATE:
+                repetitions *= 2
+            elif time.perf_counter() - start > QUIET:
+                break
+        self.seconds = seconds
+        return {"status": "estimated", "seconds": seconds}
+
+    def time(self, what: str, repetitions: int, settle: float) -> dict[str, Any]:
+        """The seconds of one call, from a block of so many."""
+        assert self.prepared is not None
+        call = self.prepared.call if what == "call" else self.prepared.boundary
+        assert call is not None
+        if self.seconds > LONG:
+            time.sleep(settle)
+        else:
+            _settle(call, settle)
+        return {"status": "timed", "seconds": block(call, repetitions)}
+
+    def finish(self) -> dict[str, Any]:
+        """The memory that the problem took; and let go of it."""
+        peak = _memory("VmHWM")
+        self.prepared = None
+        added = None if peak is None or self.memory is None else max(peak - self.memory, 0)
+        return {"status": "finished", "peak_memory_bytes": peak, "added_memory_bytes": added}
+
+
+def _reason(error: Exception) -> str:
+    """The error in a line: of a message of many, the first and the last, in which TensorFlow has the cause."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    shown = lines if len(lines) == 1 else [lines[0], "…", lines[-1]]
+    return f"{type(error).__name__}: {' '.join(line[:LONGEST] for line in shown)}"
+
+
+def _wrong(found: float, allowed: float, where: str) -> str:
+    if found == float("inf"):
+        return where
+    return f"{where} is {found:.3g} eps from the float64 reference, where {allowed:.3g} are allowed"
+
+
+# --- Time ------------------------------------------------------------------------------------------------------------
+
+
+def block(call: Callable[[], Any], repetitions: int) -> float:
+    """The seconds of a call, the median over the parts of a block: of a mean, one call that was disturbed is a part.
+
+    As in `timeit`, no garbage is collected meanwhile.
+    """
+    parts = min(repetitions, PARTS)
+    seconds = []
+    gc.disable()
+    try:
+        for part in range(parts):
+            calls = (repetitions + part) // parts
+            start = time.perf_counter()
+            for _ in itertools.repeat(None, calls):
+                call()
+            seconds.append((time.perf_counter() - start) / calls)
+    finally:
+        gc.enable()
+    return median(seconds)
+
+
+def warm(call: Callable[[], Any]) -> list[float]:
+    """Call until a call takes next to no fresh memory from the system, `WARMING_CALLS` times at most; the seconds of each.
+
+    The first calls do, until the allocator knows their sizes. Each page of it is a fault: a second call of `torch.nn.RNN`
+    at (32,30,1024,1024) had 13,052 and took 1.9 times as long as the fourth, which had none.
+    """
+    seconds: list[float] = []
+    while len(seconds) < WARMING_CALLS and sum(seconds) < WARMING:
+        faults = _faults()
+        seconds.append(block(call, 1))
+        if (_faults() - faults) * PAGE_FAULT < NEXT_TO_NOTHING * seconds[-1]:
+            break
+    return seconds
+
+
+def _settle(call: Callable[[], Any], seconds: float) -> None:
+    """Call, untimed, until so many seconds are over."""
+    start = time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        call()
+
+
+# --- Memory ----------------------------------------------------------------------------------------------------------
+
+
+def _memory(name: str) -> int | None:
+    """Bytes of this process by a name in /proc/self/status; None where there is none."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(name + ":")), None)
+
+
+def _faults() -> int:
+    """How many pages this process was given so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
+def _forget_peak() -> None:
+    """Let the peak begin again from what is held now; where this is not allowed it stays that of the whole process."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # proc_pid_clear_refs(5)
+
+
+def _release_memory() -> None:
+    """Give what is free back to the system, so that the next problem does not find it."""
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
+
+
+if __name__ == "__main__":
+    main()
