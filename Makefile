@@ -37,7 +37,7 @@ bench: install
 	$(BIN)/python benchmarks/diagnosis.py
 	$(BIN)/python benchmarks/foundation.py
 	$(BIN)/python benchmarks/fast.py
-	$(BIN)/multirnn bench standard --peers benchmarks/peers --out benchmarks/results/standard.jsonl
+	$(BIN)/multirnn bench standard --out benchmarks/results/standard.jsonl
 	$(BIN)/python benchmarks/goals.py benchmarks/results/standard.jsonl --write
 
 # Writes the generated parts of README.md again; `make test` fails while they differ.

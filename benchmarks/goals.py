@@ -1,6 +1,6 @@
 """What is promised of speed over the standard table, read off a file of its results.
 
-    multirnn bench standard --peers benchmarks/peers --out benchmarks/results/standard.jsonl
+    multirnn bench standard --out benchmarks/results/standard.jsonl
     python benchmarks/goals.py benchmarks/results/standard.jsonl                        print; 0 when every goal is held, else 1
     python benchmarks/goals.py benchmarks/results/standard.jsonl --write "AMD Zen 4"    and write it to results/goals; named
                                                                                         by the processor unless it is named

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_line import FRAMEWORKS, GRU, LSTM, SMALL, run, run_apart, start
+from command_line import FRAMEWORKS, GRU, LSTM, SMALL, run, run_apart, start, without
 
 import multirnn as mr
 
@@ -91,6 +91,16 @@ def test_interrupted(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (130, "", "interrupted\n")
+
+
+@pytest.mark.parametrize("command", ["bench", "doctor"])
+def test_without_the_benchmark_its_commands_say_so(command: str) -> None:
+    status, out, err = run_apart(command, "--help", prelude=without("multirnn_bench"))
+    assert (status, out) == (3, "")
+    assert err.startswith(f"Error: 'multirnn {command}' needs the package 'multirnn_bench', which is not installed")
+    status, out, err = run_apart("--help", prelude=without("multirnn_bench"))
+    assert (status, err) == (0, "")
+    assert f"  {command} " in out
 
 
 # --- Used wrongly ----------------------------------------------------------------------------------------------------

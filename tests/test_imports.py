@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -29,6 +29,7 @@ ORDER = (  # each may import from what stands before it
         "names",
         "conventions",
         "layer",
+        "protocol",
         "boundary",
         "backend",
     ),
@@ -48,20 +49,20 @@ ORDER = (  # each may import from what stands before it
         "diagnosis",
         "parity",
     ),
-    *("public", "support", "testing", "pytest_plugin", "plot", "series", "samples", "bench", "doctor", "cli"),
+    *("public", "support", "testing", "pytest_plugin", "plot", "series", "samples", "cli"),
 )
 ALLOWED = {  # beside the standard library and itself
-    "multirnn": {"numpy", "rich", "click", "matplotlib", "hypothesis", "pytest", "threadpoolctl", "hatchling"},
+    "multirnn": {"numpy", "rich", "click", "matplotlib", "hypothesis", "pytest"},
     "multirnn_numpy": {"numpy", "multirnn"},
     "multirnn_torch": {"numpy", "multirnn", "torch"},
     "multirnn_keras": {"numpy", "multirnn", "keras", "tensorflow", "jax", "torch"},
     "multirnn_jax": {"numpy", "multirnn", "jax"},
     "multirnn_onnxruntime": {"numpy", "multirnn", "onnx", "onnxruntime"},
+    "multirnn_bench": {"numpy", "multirnn", "rich", "click", "threadpoolctl"},
 }
+FOLDERS = {package: "backends" if "_" in package else "" for package in ALLOWED} | {"multirnn_bench": "benchmarks"}
 SOURCES = [
-    (package, path)
-    for package in ALLOWED
-    for path in sorted((ROOT / ("backends" if "_" in package else "") / package).rglob("*.py"))
+    (package, path) for package, folder in FOLDERS.items() for path in sorted((ROOT / folder / package).rglob("*.py"))
 ]
 
 
@@ -71,7 +72,7 @@ def imports(path: Path) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path} imports relatively"
+            assert node.level == 0 or path.parent.name == "peers", f"{path} imports relatively"
             yield str(node.module)
 
 
@@ -82,6 +83,54 @@ def test_a_package_names_no_framework_but_its_own(package: str) -> None:
     for path in files:
         foreign = {name.partition(".")[0] for name in imports(path)} - sys.stdlib_module_names - {package}
         assert foreign <= ALLOWED[package], path
+
+
+KNOWN = {  # backends → multirnn ← benchmarks, peers and scripts included
+    "multirnn": {"multirnn"},
+    **{f"backends/{name}": {"multirnn", name} for name, folder in FOLDERS.items() if folder == "backends"},
+    "benchmarks": {"multirnn", "multirnn_bench"},
+}
+
+
+@pytest.mark.parametrize("room", KNOWN)
+def test_backends_and_benchmarks_know_multirnn_and_nothing_knows_them(room: str) -> None:
+    files = sorted((ROOT / room).rglob("*.py"))
+    assert files
+    for path in files:
+        ours = {name.partition(".")[0] for name in imports(path)} & set(FOLDERS)
+        assert ours <= KNOWN[room], path
+
+
+def test_only_the_command_line_names_the_benchmark() -> None:
+    """It finds the two commands by the name of their package."""
+    named = [path for path in (ROOT / "multirnn").rglob("*.py") if "multirnn_bench" in path.read_text()]
+    assert named == [ROOT / "multirnn" / "cli" / "__init__.py"]
+
+
+@pytest.mark.parametrize("package", FOLDERS)
+def test_no_module_imports_itself_by_way_of_others(package: str) -> None:
+    """Not even inside a function."""
+    folder = ROOT / FOLDERS[package]
+    files = {
+        ".".join(path.relative_to(folder).with_suffix("").parts).removesuffix(".__init__"): path
+        for one, path in SOURCES
+        if one == package
+    }
+    left = {name: set(needed(path, files)) - {name} for name, path in files.items()}
+    while done := [name for name, needs in left.items() if not needs & set(left)]:
+        for name in done:
+            del left[name]
+    assert not left, f"in a cycle, or above one: {left}"
+
+
+def needed(path: Path, modules: Container[str]) -> Iterator[str]:
+    """Those of some modules that a file imports, by their own names where it takes them out of a package."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (name if name in modules else str(node.module) for name in names)
 
 
 def test_the_description_is_built_from_below() -> None:

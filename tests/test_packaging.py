@@ -16,7 +16,13 @@ import pytest
 import multirnn as mr
 
 ROOT = Path(mr.__file__).parent.parent
-PACKAGES = ("multirnn", "multirnn_jax", "multirnn_keras", "multirnn_numpy", "multirnn_onnxruntime", "multirnn_torch")
+BACKENDS = ("multirnn_jax", "multirnn_keras", "multirnn_numpy", "multirnn_onnxruntime", "multirnn_torch")
+PACKAGES = {  # where the source of what the wheel has is, by its place in the wheel
+    "multirnn": "multirnn",
+    **{name: f"backends/{name}" for name in BACKENDS},
+    "multirnn_bench": "benchmarks/multirnn_bench",
+    "multirnn_bench/peers": "benchmarks/peers",
+}
 
 
 class Built(NamedTuple):
@@ -46,29 +52,28 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     return Built(in_wheel, in_sdist, metadata, entry_points)
 
 
-def sources(package: str) -> set[str]:
-    """What of a package has to be shipped, by its place in the wheel."""
-    folder = ROOT / ("multirnn" if package == "multirnn" else f"backends/{package}")
+def sources(place: str) -> set[str]:
+    """What has to be shipped at a place in the wheel."""
+    folder = ROOT / PACKAGES[place]
     return {
-        f"{package}/{path.relative_to(folder)}"
-        for path in folder.rglob("*")
-        if path.is_file() and path.suffix != ".pyc"
+        f"{place}/{path.relative_to(folder)}" for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc"
     }
 
 
-def test_the_wheel_has_the_six_packages_and_nothing_else(built: Built) -> None:
+def test_the_wheel_has_the_seven_packages_and_the_peers_and_nothing_else(built: Built) -> None:
     assert built.wheel == set().union(*map(sources, PACKAGES))
 
 
 def test_each_package_is_typed_and_the_sample_is_there(built: Built) -> None:
-    assert {f"{package}/py.typed" for package in PACKAGES} <= built.wheel
+    assert {f"{package}/py.typed" for package in ("multirnn", *BACKENDS, "multirnn_bench")} <= built.wheel
     assert "multirnn/samples/seattle-weather.csv" in built.wheel
-    assert {f"multirnn/bench/{name}" for name in ("deepbench-rnn.csv", "report.css", "report.js")} <= built.wheel
+    assert {f"multirnn_bench/{name}" for name in ("deepbench-rnn.csv", "report.css", "report.js")} <= built.wheel
     assert "multirnn/kernel/source/recurrence.c" in built.wheel
 
 
 def test_the_sdist_has_what_builds_and_tests_it(built: Built) -> None:
     assert {"pyproject.toml", "README.md", "LICENSE", "backends/README.md", "tests/test_packaging.py"} <= built.sdist
+    assert {"hatch_build.py", "benchmarks/peers/torch_eager.py"} <= built.sdist
     assert {"tests/third_party/pyproject.toml", "backends/multirnn_numpy/__init__.py"} <= built.sdist
     rooms = {"multirnn", "backends", "tests", "benchmarks", "examples"}
     assert {name.partition("/")[0] for name in built.sdist if "/" in name} <= rooms
@@ -76,7 +81,7 @@ def test_the_sdist_has_what_builds_and_tests_it(built: Built) -> None:
 
 
 def test_the_entry_points(built: Built) -> None:
-    ours = {name.removeprefix("multirnn_"): f"{name}:BACKEND" for name in PACKAGES[1:]}
+    ours = {name.removeprefix("multirnn_"): f"{name}:BACKEND" for name in BACKENDS}
     assert {group: dict(built.entry_points[group]) for group in built.entry_points.sections()} == {
         "console_scripts": {"multirnn": "multirnn.cli:main"},
         "pytest11": {"multirnn": "multirnn.pytest_plugin"},

@@ -3,16 +3,15 @@
 import re
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
-from multirnn_bench.contenders import Contender, find, load
+from multirnn_bench.contenders import PEERS, Contender, find, load
 from multirnn_bench.inputs import draw
 from multirnn_bench.problems import Problem
 from multirnn_bench.verify import allowed, answer, error, expected
 
-PEERS = Path(__file__).parent.parent / "benchmarks" / "peers"
+assert PEERS is not None
 SOURCES = {source.name: source for source in find(backends=[], peers=[PEERS])}
 
 STACK = {"num_layers": 2, "bidirectional": True}

@@ -93,7 +93,7 @@ def _started(
     gauge: str, arguments: Sequence[Any], cores: Sequence[int], environment: Mapping[str, str]
 ) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "multirnn_bench.gauges", json.dumps([gauge, arguments, list(cores)])]
-    return subprocess.Popen(  # this interpreter, on a module of ours
+    return subprocess.Popen(  # noqa: S603  # this interpreter, on a module of ours
         command,
         text=True,
         env={**os.environ, **environment},

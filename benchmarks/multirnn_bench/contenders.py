@@ -24,7 +24,7 @@ __all__ = ["IMPLEMENTATIONS", "PEERS", "Contender", "Source", "find", "load"]
 
 IMPLEMENTATIONS = (NATIVE, FAST, FROZEN)
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 PEERS = next((folder for folder in (HERE / "peers", HERE.with_name("peers")) if folder.is_dir()), None)
 """The peers that ship: inside the package in a wheel, beside it in a checkout."""
 

@@ -202,9 +202,9 @@ def main(text: str) -> None:
         os.sched_setaffinity(0, cores)
     import numpy as np  # noqa: F401
 
-    print("ready", flush=True)
+    print("ready", flush=True)  # noqa: T201
     sys.stdin.readline()
-    print(json.dumps(globals()[gauge](*arguments)))
+    print(json.dumps(globals()[gauge](*arguments)))  # noqa: T201
 
 
 if __name__ == "__main__":

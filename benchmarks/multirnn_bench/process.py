@@ -108,7 +108,7 @@ class Process:
         command: Sequence[str] = [sys.executable, "-c", BOOT.format(cores=cores, messages=messages), *arguments]
         mark = secrets.token_hex(8)
         try:
-            self._process = subprocess.Popen(  # ourselves
+            self._process = subprocess.Popen(  # noqa: S603  # ourselves
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=self._said.writing,
@@ -334,7 +334,7 @@ class _Keeper:
 
     def _start(self) -> None:
         self._end()
-        self._process = subprocess.Popen(  # ourselves
+        self._process = subprocess.Popen(  # noqa: S603  # ourselves
             [sys.executable, "-I", "-S", keeper.__file__],
             bufsize=0,
             stdin=subprocess.PIPE,

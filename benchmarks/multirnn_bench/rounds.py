@@ -198,7 +198,7 @@ def interleave(
             time is spent on running blocks again.
     """
     host = host or Host()
-    rng = random.Random(seed)  # an order, no secret
+    rng = random.Random(seed)  # noqa: S311  # an order, no secret
     unplanned = int(
         any(entrant.plan is UNPLANNED for entrant in entrants)
     )  # the rounds that are run before there are plans

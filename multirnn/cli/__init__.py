@@ -14,6 +14,7 @@ import os
 import sys
 import traceback
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import click
@@ -34,6 +35,7 @@ COMMANDS = {
     "bench": "Time every backend, verified first and side by side.",
     "doctor": "Say what is slowing this machine, and what to do.",
 }
+PACKAGES = {"bench": "multirnn_bench", "doctor": "multirnn_bench"}  # found by name: multirnn imports no benchmark
 
 
 class Failure(click.ClickException):
@@ -56,10 +58,20 @@ class Commands(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command of this name, imported now."""
+        """The command of this name, imported now.
+
+        Raises:
+            MissingFramework: the command is in a package that is not installed.
+        """
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = import_module(f"multirnn.cli.{cmd_name}").command
+        package = PACKAGES.get(cmd_name, "multirnn")
+        if find_spec(package) is None:
+            raise MissingFramework(
+                f"'multirnn {cmd_name}' needs the package {package!r}, which is not installed: install multirnn again, "
+                "its wheel has it"
+            )
+        command: click.Command = import_module(f"{package}.cli.{cmd_name}").command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -1,7 +1,7 @@
 """`source/*.c` compiled into one library, once for every instruction set and dtype.
 
-`hook.py` runs it when multirnn is installed; `python -m multirnn.kernel.build` builds in place. It needs nothing of multirnn,
-which is not installed yet.
+`hatch_build.py` runs it when multirnn is installed; `python -m multirnn.kernel.build` builds in place. It needs nothing of
+multirnn, which is not installed yet.
 """
 
 import hashlib

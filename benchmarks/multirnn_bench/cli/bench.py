@@ -21,7 +21,7 @@ from multirnn_bench import results
 from multirnn_bench.alone import allowed_cores
 from multirnn_bench.cli.bar import bar
 from multirnn_bench.cli.rows import report as shown
-from multirnn_bench.contenders import find
+from multirnn_bench.contenders import PEERS, find
 from multirnn_bench.problems import TABLES, Entry, Problem, Table, read_table, title_of
 from multirnn_bench.run import Progress, Run, settings
 
@@ -48,7 +48,7 @@ class Bench(click.Group):
     \b
     Examples:
       multirnn bench smoke
-      multirnn bench standard --peers benchmarks/peers --out a.jsonl
+      multirnn bench standard --out a.jsonl
       multirnn bench --cell gru --hidden 256 --batch 32 --time 100
       multirnn bench compare a.jsonl b.jsonl
       multirnn bench report a.jsonl --html a.html
@@ -151,7 +151,7 @@ STACK = ("num_layers", "bidirectional", "bias", "reset_after", "activation", "re
     type=click.Path(path_type=Path),
     multiple=True,
     metavar="FOLDER",
-    help="Contenders beside ours: Python files with CONTENDERS; may be repeated.",
+    help="More peers: Python files with CONTENDERS; may be repeated. Without --backend those that ship run too.",
 )
 @click.option(
     "--contender", "contenders", multiple=True, metavar="NAME", help="Only this one; * and ? match; repeatable."
@@ -215,7 +215,7 @@ def run(
         chosen = replace(chosen, cap=cap)
     cores = len(allowed_cores())
     threads = threads or tuple(n for n in chosen.threads if n <= cores)
-    sources = find(options.chosen(names), peers, contenders)
+    sources = find(options.chosen(names), _peers(names, peers), contenders)
     out = out or Path(f"multirnn-{Path(chosen.name).stem}-{time.strftime('%Y%m%d-%H%M%S')}.jsonl")
     with results.Writer(out, resume=resume) as writer, bar() as tell:
         header, limits = _header(chosen, threads, seed, writer.found, tell)
@@ -238,6 +238,13 @@ def run(
     else:
         show(*shown(found, out, running.missing))
     ctx.exit(status)
+
+
+def _peers(names: tuple[str, ...], given: tuple[Path, ...]) -> tuple[Path, ...]:
+    """The peers that were given, after those that ship unless backends were named."""
+    if names or PEERS is None or PEERS in [folder.resolve() for folder in given]:
+        return given
+    return PEERS, *given
 
 
 def _table(ctx: click.Context, name: str | None, cell: str | None, given: dict[str, Any]) -> Table:

@@ -1,4 +1,4 @@
-"""What Hatchling runs when multirnn is built or installed: the C compiler, where there is one."""
+"""What Hatchling does besides, when it builds or installs multirnn: compile the recurrence, and add the peers to the wheel."""
 
 import runpy
 import sysconfig
@@ -7,16 +7,16 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-__all__ = ["CompileHook"]
 
-
-class CompileHook(BuildHookInterface[Any]):
-    """Compiles the library into the wheel, or in place for an editable install; without it the wheel is pure."""
+class BuildHook(BuildHookInterface[Any]):
+    """Builds the compiled recurrence where there is a C compiler, in place for an editable install."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Build, and say in the wheel's tag that it holds machine code, though none of one Python alone."""
+        """Add the peers and the library; with the library the wheel's tag names a platform, though no one Python."""
         if self.target_name != "wheel":
             return
+        if version != "editable":  # which has the peers beside multirnn_bench, where it looks next
+            build_data["force_include"]["benchmarks/peers"] = "multirnn_bench/peers"
         build = runpy.run_path(str(Path(self.root, "multirnn", "kernel", "build.py")))
         if (reason := build["build"]()) is not None:
             self.app.display_warning(f"multirnn is installed without its compiled recurrence: {reason}")
