@@ -30,7 +30,7 @@ import os, sys
 if hasattr(os, "sched_setaffinity"):
     os.sched_setaffinity(0, {cores})
 if os.read({messages}, 1):  # the keeper knows of this process; or nobody is left
-    from multirnn.protocoler import main
+    from multirnn_bench.worker import main
     main()
 """
 """The cores are bound before anything is imported: pools of threads count them when they are made."""
@@ -166,7 +166,7 @@ class Process:
         """The answer to a message.
 
         Args:
-            message: see `multirnn.protocoler.serve`.
+            message: see `multirnn_bench.worker.serve`.
             cap: seconds that it may take.
 
         Raises:
