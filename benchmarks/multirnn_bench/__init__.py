@@ -1,10 +1,9 @@
 """Benchmarks: the same function on every backend and on its peers, verified first and timed side by side.
 
-What is timed, and by whom
+What is timed; a computation and what answers it are `Work` and `Prepared` of `multirnn.protocol`
     problems     tables of shapes
-    work         what a contender is told to compute, and what it answers with
     inputs       weights and arrays drawn once for a problem
-    contenders   every backend and implementation, and files of peers
+    contenders   every backend and implementation, and files of peers: those in `peers/` ship
     ours         a backend in one of its implementations as a contender
 
 How
@@ -23,4 +22,8 @@ What came out
     statistics   quartiles, paired ratios, intervals, and two files compared
     standing     who is fastest, by how much, and what was not timed
     report       Markdown and one HTML page: `charts`, `markup`, `quantities`
+
+On the command line
+    cli          `multirnn bench` and `multirnn doctor`, which `multirnn.cli` finds by the name of this package
+    doctor       what is slowing this machine
 """
