@@ -56,7 +56,7 @@ class Prepared:
             returns.
         result: the result in NumPy, as `Work` says; called once, before `call`.
         boundary: the same call from NumPy to NumPy through the layer; None where there is none.
-        plan: what runs, in words.
+        plan: what runs, in words; a layer that has a `plan` of its own is asked instead.
     """
 
     call: Callable[[], Any]

@@ -9,7 +9,6 @@ import numpy as np
 
 from multirnn import Gradients, Output, State
 from multirnn.protocol import SGD_RATE, Prepared, Work
-from multirnn_jax.fast import FastJaxLayer
 from multirnn_jax.layer import JaxLayer
 from multirnn_jax.weights import width
 
@@ -27,10 +26,6 @@ def prepare(layer: JaxLayer, work: Work, threads: int) -> Prepared:
     with width(layer.spec):
         prepared = MODES[work.mode](layer, work)
     prepared.plan = "a jitted scan"
-    if isinstance(layer, FastJaxLayer):
-        batch, time, _ = work.x.shape
-        gradients = work.mode in ("gradients", "training")
-        prepared.plan = layer.plan(batch, time, lengths=work.lengths is not None, gradients=gradients).sentence
     return prepared
 
 

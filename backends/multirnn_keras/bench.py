@@ -36,10 +36,6 @@ def prepare(layer: KerasLayer, work: Work, threads: int) -> Prepared:
         torch.set_num_threads(threads)
     prepared = MODES[work.mode](layer, work)
     prepared.plan = {"tensorflow": "a tf.function", "jax": "jitted", "torch": "as it stands"}[ENGINE]
-    if isinstance(layer, FastKerasLayer):
-        batch, time, _ = work.x.shape
-        gradients = work.mode in ("gradients", "training")
-        prepared.plan = layer.plan(batch, time, lengths=work.lengths is not None, gradients=gradients).sentence
     return prepared
 
 

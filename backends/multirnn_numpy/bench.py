@@ -21,7 +21,7 @@ __all__ = ["prepare"]
 
 
 def prepare(layer: NumpyLayer, work: Work, threads: int) -> Prepared:
-    """Make a layer ready for a work; see `multirnn.protocol.Contender.prepare`.
+    """See `multirnn.protocol.Timed`.
 
     How many threads NumPy's own products take is decided when NumPy is loaded, by the environment.
     """
@@ -29,10 +29,6 @@ def prepare(layer: NumpyLayer, work: Work, threads: int) -> Prepared:
         layer.threads = threads
     prepared = _MODES[work.mode](layer, work)
     prepared.plan = "the loops in NumPy"
-    if isinstance(layer, FastNumpyLayer):
-        batch, time, _ = work.x.shape
-        gradients = work.mode in ("gradients", "training")
-        prepared.plan = layer.plan(batch, time, lengths=work.lengths is not None, gradients=gradients).sentence
     return prepared
 
 

@@ -14,7 +14,6 @@ from multirnn import Gradients, Output, State
 from multirnn.protocol import SGD_RATE, Prepared, Work
 from multirnn.weights import Array
 from multirnn_torch.arrays import arrays, tensors
-from multirnn_torch.fast import FastTorchLayer
 from multirnn_torch.layer import TorchLayer
 from multirnn_torch.weights import canonical, named_weights
 
@@ -24,19 +23,14 @@ CPU = torch.device("cpu")
 
 
 def prepare(layer: TorchLayer, work: Work, threads: int) -> Prepared:
-    """Make a layer ready for a work; see `multirnn.protocol.Contender.prepare`.
+    """See `multirnn.protocol.Timed`.
 
     Rows of unequal length, none of them 0, are packed before the clock starts, as PyTorch's own layers take them, and
     their results stay packed.
     """
     torch.set_num_threads(threads)
     prepared = _MODES[work.mode](layer, work)
-    if isinstance(layer, FastTorchLayer):
-        batch, time, _ = work.x.shape
-        gradients = work.mode in ("gradients", "training")
-        prepared.plan = layer.plan(batch, time, lengths=work.lengths is not None, gradients=gradients).sentence
-    else:
-        prepared.plan = f"torch.nn.{type(layer.native).__name__}"
+    prepared.plan = f"torch.nn.{type(layer.native).__name__}"
     return prepared
 
 

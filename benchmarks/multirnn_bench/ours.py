@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from multirnn.backend import Backend
-from multirnn.implementation import FROZEN, implementations, realise
+from multirnn.implementation import FROZEN, Planned, implementations, realise
 from multirnn.layer import Layer
 from multirnn.protocol import Prepared, Timed, Work
 from multirnn.registry import backend as load_backend
@@ -62,8 +62,14 @@ class Ours:
         """Build the layer, and prepare it as the backend says."""
         layer = realise(self.backend, work.weights, implementation=self.implementation)
         if isinstance(self.backend, Timed):
-            return self.backend.prepare(layer, work, threads)
-        return through_numpy(layer, work)
+            prepared = self.backend.prepare(layer, work, threads)
+        else:
+            prepared = through_numpy(layer, work)
+        if isinstance(layer, Planned):
+            batch, time, _ = work.x.shape
+            gradients = work.mode in ("gradients", "training")
+            prepared.plan = layer.plan(batch, time, lengths=work.lengths is not None, gradients=gradients).sentence
+        return prepared
 
 
 def through_numpy(layer: Layer, work: Work) -> Prepared:
