@@ -6,12 +6,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from multirnn_bench import host as hosts
-from multirnn_bench import rounds
-from multirnn_bench.host import Host, Taken
+from multirnn_bench import interference, rounds
+from multirnn_bench.interference import Interference, Taken
 from multirnn_bench.process import Lost
 
-SILENT = Host(stolen=lambda: None)
+SILENT = Interference(stolen=lambda: None)
 
 
 class Sitting:
@@ -67,7 +66,7 @@ class Thief:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *stolen: float) -> None:
         self.stolen, self.total, self.clock, self.blocks = stolen, 0.0, 0.0, 0
-        for module in (rounds, hosts):
+        for module in (rounds, interference):
             monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: self.clock))
 
     def __call__(self) -> float:
@@ -82,7 +81,7 @@ class Thief:
 
     def run(self, count: int, rounds_each: int, **options: Any) -> list[rounds.Entrant]:
         taking_part = [rounds.Entrant(self, rounds.Plan(rounds_each, 1)) for _ in range(count)]  # type: ignore[arg-type]
-        rounds.interleave(taking_part, host=Host(stolen=self), **options)
+        rounds.interleave(taking_part, host=Interference(stolen=self), **options)
         return taking_part
 
 
@@ -107,7 +106,7 @@ def test_who_is_disturbed_has_another_turn_when_all_others_had_theirs() -> None:
     asked: list[str] = []
     taking_part = entrants([3] * 4, asked)
     clock = iter([0.0] * 11 + [0.5] * 1000)  # before and after each block: during the second of the second round
-    rounds.interleave(taking_part, host=Host(stolen=lambda: next(clock)))
+    rounds.interleave(taking_part, host=Interference(stolen=lambda: next(clock)))
     assert [len(asked), asked[8]] == [13, asked[5]]
     assert [entrant.again for entrant in taking_part] == [int(name == asked[5]) for name in "0123"]
     assert all(entrant.numbers == [0, 1, 2] for entrant in taking_part)
@@ -125,7 +124,7 @@ def test_who_was_slowed_before_or_after_a_block_has_another_turn(slow: int) -> N
     taking_part = entrants([3] * 4, asked)
     # Before and after each block: at the fifth, the first of its round.
     paces = iter([1.2] * slow + [2.0] + [1.2] * 1000)
-    rounds.interleave(taking_part, host=Host(lambda cores: next(paces), stolen=lambda: None))
+    rounds.interleave(taking_part, host=Interference(lambda cores: next(paces), stolen=lambda: None))
     assert [len(asked), asked[8]] == [13, asked[4]]
     assert [entrant.again for entrant in taking_part] == [int(name == asked[4]) for name in "0123"]
     assert all(entrant.taken == [Taken(0, 0)] * 3 for entrant in taking_part)
@@ -134,7 +133,7 @@ def test_who_was_slowed_before_or_after_a_block_has_another_turn(slow: int) -> N
 def test_where_every_block_is_slowed_the_one_counts_that_was_slowed_least() -> None:
     paces = iter([2.0, 1.0, 1.25, 1.6, 4.0, 1.0, 2.0, 1.0])
     (entrant,) = entrants([2], [])
-    rounds.interleave([entrant], host=Host(lambda cores: next(paces), stolen=lambda: None))
+    rounds.interleave([entrant], host=Interference(lambda cores: next(paces), stolen=lambda: None))
     assert [taken.slowed for taken in entrant.taken] == pytest.approx([0.375, 0.75])
     assert entrant.again == 1
 
@@ -157,16 +156,22 @@ def test_a_plan_fits_into_the_time_there_is() -> None:
 
 
 def test_what_short_calls_leave_of_their_share_is_for_long_ones() -> None:
-    calls = [rounds.Call(0.2), rounds.Call(0.15, True), rounds.Call(0.11)]
+    calls = [rounds.Estimate(0.2), rounds.Estimate(0.15, True), rounds.Estimate(0.11)]
     assert [one.rounds for one in rounds.plans(calls, 4.5 / rounds.PLANNED)] == [7, 7, 11]
     assert [one.rounds for one in rounds.plans(calls, float("inf"))] == [11, 11, 11]
     # Late, a long call is timed less often, and a short one never less than five times.
     assert [one.rounds for one in rounds.plans(calls, 0.0)] == [3, 3, 3]
-    assert [one.rounds for one in rounds.plans([rounds.Call(1e-4), rounds.Call(1.1e-4)], 0.0)] == [5, 5]
+    assert [one.rounds for one in rounds.plans([rounds.Estimate(1e-4), rounds.Estimate(1.1e-4)], 0.0)] == [5, 5]
 
 
 def test_what_is_far_behind_is_timed_less_often_where_time_is_short() -> None:
-    calls = [rounds.Call(1.0), rounds.Call(1e-3), rounds.Call(1.9e-3), rounds.Call(2.1e-3), rounds.Call(4e-3, False, 2)]
+    calls = [
+        rounds.Estimate(1.0),
+        rounds.Estimate(1e-3),
+        rounds.Estimate(1.9e-3),
+        rounds.Estimate(2.1e-3),
+        rounds.Estimate(4e-3, False, 2),
+    ]
     assert [one.rounds for one in rounds.plans(calls, 0.0)] == [
         2,
         5,
@@ -176,7 +181,7 @@ def test_what_is_far_behind_is_timed_less_often_where_time_is_short() -> None:
     ]  # the last is the only one with two threads
     assert [one.rounds for one in rounds.plans(calls, float("inf"))][1:] == [11, 11, 11, 11]
     # What there is beside goes to the others first.
-    calls = [rounds.Call(0.2), rounds.Call(0.3), rounds.Call(0.5)]
+    calls = [rounds.Estimate(0.2), rounds.Estimate(0.3), rounds.Estimate(0.5)]
     assert [one.rounds for one in rounds.plans(calls, 5.1 / rounds.PLANNED)] == [9, 7, 2]
     assert [one.rounds for one in rounds.plans(calls, 9.0 / rounds.PLANNED)] == [11, 11, 6]
 

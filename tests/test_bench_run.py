@@ -16,11 +16,11 @@ from multirnn_bench import limits, run, seats
 from multirnn_bench.contenders import find
 from multirnn_bench.limits import Limits
 from multirnn_bench.machine import describe
-from multirnn_bench.problems import Entry, Problem, Table
+from multirnn_bench.problems import Case, Problem, Table
 from multirnn_bench.results import NotSaved, Writer, read
 from multirnn_bench.run import Progress, Run, settings
 
-PAIR = (Entry(Problem("two", "gru", 2, 7, 5, 4), ("inference",)), Entry(SMALL, ("inference",)))
+PAIR = (Case(Problem("two", "gru", 2, 7, 5, 4), ("inference",)), Case(SMALL, ("inference",)))
 
 
 def run_table(
@@ -65,7 +65,7 @@ def test_whatever_becomes_of_a_contender_the_others_go_on(tmp_path: Path) -> Non
 
 
 def test_a_row_describes_itself(tmp_path: Path) -> None:
-    table = Table("own", (Entry(SMALL, ("inference",)),), (1,), seconds=0)
+    table = Table("own", (Case(SMALL, ("inference",)),), (1,), seconds=0)
     row = run_table(table, ("right",), tmp_path / "r.jsonl")[0]["small", "right"]
     assert row["problem"] == SMALL.to_dict()
     assert (row["mode"], row["threads"], row["contender"]["kind"]) == ("inference", 1, "peer")
@@ -129,7 +129,7 @@ def test_who_was_too_slow_is_not_tried_on_more_of_the_same(tmp_path: Path) -> No
     longer = Problem("longer", "gru", 3, 14, 5, 4)
     other = Problem("other", "lstm", 3, 14, 5, 4)
     modes = ("inference",)
-    table = Table("own", (Entry(SMALL, modes), Entry(longer, modes), Entry(other, modes)), (1,), seconds=0, cap=0.3)
+    table = Table("own", (Case(SMALL, modes), Case(longer, modes), Case(other, modes)), (1,), seconds=0, cap=0.3)
     rows, _ = run_table(table, ("hanging",), tmp_path / "r.jsonl")
     reasons = {problem: row["reason"] for (problem, _), row in rows.items()}
     assert {row["status"] for row in rows.values()} == {"slow"}
@@ -142,7 +142,7 @@ def test_who_was_too_slow_is_not_tried_on_more_of_the_same(tmp_path: Path) -> No
 
 def test_what_no_machine_like_this_can_do_in_time_is_not_tried(tmp_path: Path) -> None:
     large = Problem("large", "gru", 64, 1500, 2816, 2816)  # 92 s by `LIMITS`
-    table = Table("own", (Entry(large, ("inference",)), Entry(SMALL, ("inference",))), (1,), seconds=0, cap=3)
+    table = Table("own", (Case(large, ("inference",)), Case(SMALL, ("inference",))), (1,), seconds=0, cap=3)
     rows, _ = run_table(table, ("right",), tmp_path / "r.jsonl")
     assert rows["large", "right"]["status"] == "slow"
     assert re.search(r"a call needs [\d.]+ s at best, too much", rows["large", "right"]["reason"])
@@ -179,8 +179,8 @@ def test_what_was_disturbed_is_timed_again_and_the_calmer_rows_count(
         if row["status"] == "timed":
             row |= {"taken": 0.03 if row["problem"]["name"] == "two" else 0.01, "median": 77.0}
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    monkeypatch.setattr("multirnn_bench.host.stolen_share", lambda *told: now)
-    monkeypatch.setattr("multirnn_bench.host.slowed_share", lambda pace: 0.0)
+    monkeypatch.setattr("multirnn_bench.interference.stolen_share", lambda *told: now)
+    monkeypatch.setattr("multirnn_bench.interference.slowed_share", lambda pace: 0.0)
     rows, _ = run_table(table, ("refusing", "right"), path, resume=True, again=0.02)
     assert len(path.read_text().splitlines()) == len(lines) + calmer
     assert (rows["two", "right"]["median"] < 77) == calmer

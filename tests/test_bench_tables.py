@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from multirnn_bench.problems import TABLES, Entry, Problem, read_table
+from multirnn_bench.problems import TABLES, Case, Problem, read_table
 
 import multirnn as mr
 from multirnn.protocol import MODES
@@ -14,14 +14,14 @@ from multirnn.protocol import MODES
 @pytest.mark.parametrize("name", TABLES)
 def test_the_problems_of_a_table_have_names_of_their_own_and_survive_json(name: str) -> None:
     table = TABLES[name]()
-    assert len({entry.problem.name for entry in table.entries}) == len(table.entries)
-    for entry in table.entries:
-        assert Problem.from_dict(json.loads(json.dumps(entry.problem.to_dict()))) == entry.problem
-        assert set(entry.modes) <= set(MODES)
+    assert len({case.problem.name for case in table.cases}) == len(table.cases)
+    for case in table.cases:
+        assert Problem.from_dict(json.loads(json.dumps(case.problem.to_dict()))) == case.problem
+        assert set(case.modes) <= set(MODES)
 
 
 def test_deepbench_is_complete_and_times_the_recurrence_alone() -> None:
-    problems = [entry.problem for entry in TABLES["deepbench"]().entries]
+    problems = [case.problem for case in TABLES["deepbench"]().cases]
     counts = Counter((problem.name.split("-")[0], problem.cell) for problem in problems)
     # baidu-research/DeepBench, code/kernels/rnn_problems.h: 53 of training, 69 + 3 of inference
     assert counts == {
@@ -37,30 +37,30 @@ def test_deepbench_is_complete_and_times_the_recurrence_alone() -> None:
 
 
 def test_standard_has_the_shapes_that_are_published_and_every_mode() -> None:
-    entries = {entry.problem.name: entry for entry in TABLES["standard"]().entries}
+    cases = {case.problem.name: case for case in TABLES["standard"]().cases}
     for name in ("rnn-t672-b1-i32-h32", "lstm-t25-b4-i512-h512", "gru-t375-b1-i1024-h1024", "rnn-t30-b128-i128-h128"):
-        assert name in entries
-    assert {mode for entry in entries.values() for mode in entry.modes} == set(MODES)
-    assert entries["ragged-lstm-t100-b32-i256-h256"].problem.lengths == (10, 100)
-    assert entries["stacked-gru-t100-b16-i128-h128"].problem.spec.output_size == 256
+        assert name in cases
+    assert {mode for case in cases.values() for mode in case.modes} == set(MODES)
+    assert cases["ragged-lstm-t100-b32-i256-h256"].problem.lengths == (10, 100)
+    assert cases["stacked-gru-t100-b16-i128-h128"].problem.spec.output_size == 256
 
 
 def test_parts_of_a_table_are_the_table() -> None:
     table = TABLES["deepbench"]()
     parts = [table.only(part=(number, 10)) for number in range(1, 11)]
-    assert sorted(entry.problem.name for part in parts for entry in part.entries) == sorted(
-        entry.problem.name for entry in table.entries
+    assert sorted(case.problem.name for part in parts for case in part.cases) == sorted(
+        case.problem.name for case in table.cases
     )
-    assert {len(part.entries) for part in parts} == {12, 13}
+    assert {len(part.cases) for part in parts} == {12, 13}
 
 
 def test_a_table_is_cut_by_name_and_by_mode() -> None:
     table = TABLES["smoke"]()
-    assert [entry.problem.cell for entry in table.only(names=["lstm-*"]).entries] == ["lstm"]
+    assert [case.problem.cell for case in table.only(names=["lstm-*"]).cases] == ["lstm"]
     streamed = table.only(modes=["streaming"])
-    assert all(entry.modes == ("streaming",) for entry in streamed.entries)
+    assert all(case.modes == ("streaming",) for case in streamed.cases)
     # Whose backward direction begins at the end cannot be streamed.
-    assert {entry.problem.name for entry in table.entries} - {entry.problem.name for entry in streamed.entries} == {
+    assert {case.problem.name for case in table.cases} - {case.problem.name for case in streamed.cases} == {
         "stacked-rnn-t100-b16-i128-h128"
     }
     with pytest.raises(mr.InvalidCall, match="no problem 'lsmt'"):
@@ -79,9 +79,9 @@ simple_rnn, 1, 5, 6, 2, , true,
 def test_a_table_of_ones_own(tmp_path: Path) -> None:
     path = tmp_path / "own.csv"
     path.write_text("\ufeff" + CSV, encoding="utf-8")
-    first, second = read_table(path).entries
-    assert first == Entry(Problem("gru-t7-b3-i4-h4", "gru", 3, 7, 4, 4, lengths=(2, 7)), ("inference", "gradients"))
-    assert second == Entry(Problem("rnn-t5-b1-i2-h6", "simple_rnn", 1, 5, 2, 6, bidirectional=True), ("inference",))
+    first, second = read_table(path).cases
+    assert first == Case(Problem("gru-t7-b3-i4-h4", "gru", 3, 7, 4, 4, lengths=(2, 7)), ("inference", "gradients"))
+    assert second == Case(Problem("rnn-t5-b1-i2-h6", "simple_rnn", 1, 5, 2, 6, bidirectional=True), ("inference",))
 
 
 @pytest.mark.parametrize(

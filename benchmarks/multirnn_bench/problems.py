@@ -24,7 +24,7 @@ from multirnn.errors import InvalidCall, InvalidData, InvalidSpec
 from multirnn.protocol import MODES
 from multirnn.spec import RecurrentSpec
 
-__all__ = ["TABLES", "Entry", "Problem", "Table", "read_table", "title_of"]
+__all__ = ["TABLES", "Case", "Problem", "Table", "read_table", "title_of"]
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Entry:
+class Case:
     """A problem, and in which modes it is timed."""
 
     problem: Problem
@@ -116,7 +116,7 @@ class Table:
 
     Attributes:
         name: of the table, or of the file that it was read from.
-        entries: in the order in which they run.
+        cases: in the order in which they run.
         threads: the settings unless others are asked for.
         seconds: what a run may take; rounds and blocks are cut to fit. None: as long as it takes.
         cap: seconds after which a contender that gave no answer is given up.
@@ -125,7 +125,7 @@ class Table:
     """
 
     name: str
-    entries: tuple[Entry, ...]
+    cases: tuple[Case, ...]
     threads: tuple[int, ...] = (1, 2)
     seconds: float | None = None
     cap: float = 120.0
@@ -144,24 +144,22 @@ class Table:
         Raises:
             InvalidCall: nothing is left; the sentence names what there is.
         """
-        entries = self.entries
+        cases = self.cases
         if names:
             for name in names:
-                if not any(fnmatchcase(entry.problem.name, name) for entry in entries):
+                if not any(fnmatchcase(case.problem.name, name) for case in cases):
                     raise InvalidCall(f"table {self.name!r} has no problem {name!r}; `multirnn bench list` shows them")
-            entries = tuple(e for e in entries if any(fnmatchcase(e.problem.name, name) for name in names))
+            cases = tuple(e for e in cases if any(fnmatchcase(e.problem.name, name) for name in names))
         if part:
             number, count = part
-            entries = tuple(entry for place, entry in enumerate(entries) if place % count == number - 1)
+            cases = tuple(case for place, case in enumerate(cases) if place % count == number - 1)
         if modes:
-            entries = tuple(Entry(entry.problem, tuple(modes)) for entry in entries)
-        entries = tuple(
-            Entry(entry.problem, tuple(m for m in entry.modes if _has(entry.problem, m))) for entry in entries
-        )
-        entries = tuple(entry for entry in entries if entry.modes)
-        if not entries:
+            cases = tuple(Case(case.problem, tuple(modes)) for case in cases)
+        cases = tuple(Case(case.problem, tuple(m for m in case.modes if _has(case.problem, m))) for case in cases)
+        cases = tuple(case for case in cases if case.modes)
+        if not cases:
             raise InvalidCall(f"nothing of table {self.name!r} is left to run; ask for fewer parts or another mode")
-        return replace(self, entries=entries)
+        return replace(self, cases=cases)
 
 
 def _has(problem: Problem, mode: str) -> bool:
@@ -200,12 +198,12 @@ def _smoke() -> Table:
     return Table(
         "smoke",
         (
-            Entry(_shape("simple_rnn", 96, 1, 64, 64), MODES),
-            Entry(_shape("simple_rnn", 100, 8, 256, 256), inference),
-            Entry(_shape("simple_rnn", 30, 32, 512, 512), inference),
-            Entry(_shape("lstm", 25, 4, 512, 512), inference),
-            Entry(_shape("gru", 50, 16, 256, 256), inference),
-            Entry(_both_ways("simple_rnn"), inference),
+            Case(_shape("simple_rnn", 96, 1, 64, 64), MODES),
+            Case(_shape("simple_rnn", 100, 8, 256, 256), inference),
+            Case(_shape("simple_rnn", 30, 32, 512, 512), inference),
+            Case(_shape("lstm", 25, 4, 512, 512), inference),
+            Case(_shape("gru", 50, 16, 256, 256), inference),
+            Case(_both_ways("simple_rnn"), inference),
         ),
         threads=(1,),
         seconds=35,
@@ -257,13 +255,13 @@ TRAINED = (
 
 def _standard() -> Table:
     """The public grid."""
-    entries = [
-        Entry(_shape(*shape), ("inference", "training") if shape in TRAINED else ("inference",)) for shape in STANDARD
+    cases = [
+        Case(_shape(*shape), ("inference", "training") if shape in TRAINED else ("inference",)) for shape in STANDARD
     ]
-    entries += [Entry(_both_ways(cell), ("inference",)) for cell in SHORT]
-    entries += [Entry(_ragged("lstm"), ("inference",)), Entry(_ragged("gru"), ("inference", "gradients"))]
-    entries += [Entry(_shape(cell, 1, 1, 256, 256), ("streaming",)) for cell in SHORT]
-    return Table("standard", tuple(entries), seconds=16 * 60, cap=45, boundary=("inference", "streaming"))
+    cases += [Case(_both_ways(cell), ("inference",)) for cell in SHORT]
+    cases += [Case(_ragged("lstm"), ("inference",)), Case(_ragged("gru"), ("inference", "gradients"))]
+    cases += [Case(_shape(cell, 1, 1, 256, 256), ("streaming",)) for cell in SHORT]
+    return Table("standard", tuple(cases), seconds=16 * 60, cap=45, boundary=("inference", "streaming"))
 
 
 def _deepbench() -> Table:
@@ -272,7 +270,7 @@ def _deepbench() -> Table:
     DeepBench times the recurrence alone, its simple RNN has the activation ReLU, and its backward pass is the gradient of
     weights and input, without an update: baidu-research/DeepBench, code/nvidia/rnn_bench.cu.
     """
-    entries = []
+    cases = []
     with as_file(files("multirnn_bench") / "deepbench-rnn.csv") as path, path.open(newline="") as file:
         for row in csv.DictReader(file):
             cell, time, batch, hidden = row["cell"], int(row["time"]), int(row["batch"]), int(row["hidden_size"])
@@ -287,8 +285,8 @@ def _deepbench() -> Table:
                 recurrent_only=True,
             )
             modes = ("inference", "gradients") if row["set"] == "training" else ("inference",)
-            entries.append(Entry(problem, modes))
-    return Table("deepbench", tuple(entries), cap=120)
+            cases.append(Case(problem, modes))
+    return Table("deepbench", tuple(cases), cap=120)
 
 
 TABLES: Mapping[str, Callable[[], Table]] = MappingProxyType(
@@ -323,30 +321,30 @@ def read_table(path: Path | str) -> Table:
     if unknown := [name for name in columns if name not in allowed]:
         raise InvalidData(f"{path}: no column {', '.join(map(repr, unknown))} is known; there are {', '.join(allowed)}")
     reader.fieldnames = columns
-    entries: list[Entry] = []
+    cases: list[Case] = []
     complaints = []
     for row in reader:
         try:
-            entry = _entry(row)
-            if any(entry.problem.name == other.problem.name for other in entries):
-                raise InvalidSpec(f"a problem named {entry.problem.name!r} stands above already; give it another name")
+            case = _case(row)
+            if any(case.problem.name == other.problem.name for other in cases):
+                raise InvalidSpec(f"a problem named {case.problem.name!r} stands above already; give it another name")
         except InvalidSpec as error:
             complaints.append(f"line {reader.line_num}: {error}")
         else:
-            entries.append(entry)
+            cases.append(case)
     if complaints:
         more = f"\nand {len(complaints) - SHOWN} more" if len(complaints) > SHOWN else ""
         raise InvalidData("\n".join(f"{path}, {complaint}" for complaint in complaints[:SHOWN]) + more)
-    if not entries:
+    if not cases:
         raise InvalidData(f"{path} holds a header and no problems below it")
-    return Table(path.name, tuple(entries))
+    return Table(path.name, tuple(cases))
 
 
 def _list(names: list[str]) -> str:
     return f"{', '.join(names)} {'is' if len(names) == 1 else 'are'}"
 
 
-def _entry(row: Mapping[Any, Any]) -> Entry:
+def _case(row: Mapping[Any, Any]) -> Case:
     """The problem in a row.
 
     Raises:
@@ -369,7 +367,7 @@ def _entry(row: Mapping[Any, Any]) -> Entry:
     problem = Problem(**values)
     if refused := [mode for mode in modes if not _has(problem, mode)]:
         raise InvalidSpec(f"a bidirectional stack has no mode {refused[0]!r}: its backward direction begins at the end")
-    return Entry(problem, modes)
+    return Case(problem, modes)
 
 
 def _integer(name: str, value: str) -> int:

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from multirnn_bench.host import TAKEN, Host, Taken
+from multirnn_bench.interference import TAKEN, Interference, Taken
 from multirnn_bench.process import RESTS, Lost, Process
 
-__all__ = ["ALLOWANCE", "Call", "Entrant", "Plan", "interleave", "plan", "plans", "unstable"]
+__all__ = ["ALLOWANCE", "Entrant", "Estimate", "Plan", "interleave", "plan", "plans", "unstable"]
 
 ROUNDS = (5, 11)
 LONGER = 3  # rounds of a long call, unless there is time for more; each lasts more than ten blocks
@@ -62,7 +62,7 @@ def plan(seconds: float, allowance: float = ALLOWANCE, *, boundary: bool = False
     return Plan(min(max(fit, fewest), ROUNDS[1]), repetitions)
 
 
-class Call(NamedTuple):
+class Estimate(NamedTuple):
     """What a plan depends on.
 
     Attributes:
@@ -76,7 +76,7 @@ class Call(NamedTuple):
     threads: int = 1
 
 
-def plans(calls: Sequence[Call], budget: float) -> list[Plan]:
+def plans(calls: Sequence[Estimate], budget: float) -> list[Plan]:
     """The plans of all that are timed together: what a short call leaves of its share is for the longer ones.
 
     What takes more than `FAR` times as long as the fastest with as many threads has what all others leave.
@@ -103,7 +103,7 @@ def plans(calls: Sequence[Call], budget: float) -> list[Plan]:
     return made
 
 
-def _cost(planned: Plan, call: Call) -> float:
+def _cost(planned: Plan, call: Estimate) -> float:
     """The seconds that a plan takes."""
     return (planned.rounds + BOUNDARIES * call.boundary) * (WATCHING + SETTLING + planned.repetitions * call.seconds)
 
@@ -185,7 +185,7 @@ class Entrant:
 def interleave(
     entrants: Sequence[Entrant],
     seed: int = 0,
-    host: Host | None = None,
+    host: Interference | None = None,
     until: float = math.inf,
 ) -> None:
     """Run all rounds; fills the entrants.
@@ -197,7 +197,7 @@ def interleave(
         until: by `time.monotonic`; what is not planned has until then, and after it no more than what plans leave of the
             time is spent on running blocks again.
     """
-    host = host or Host()
+    host = host or Interference()
     rng = random.Random(seed)  # noqa: S311  # an order, no secret
     unplanned = int(
         any(entrant.plan is UNPLANNED for entrant in entrants)
@@ -230,7 +230,7 @@ def interleave(
 
 def _plan_by_the_first(entrants: Sequence[Entrant], budget: float) -> None:
     left = [entrant for entrant in entrants if entrant.lost is None]
-    calls = [Call(entrant.rounds[0], entrant.boundary, entrant.threads) for entrant in left]
+    calls = [Estimate(entrant.rounds[0], entrant.boundary, entrant.threads) for entrant in left]
     for entrant, planned in zip(left, plans(calls, budget), strict=True):
         entrant.plan = planned
 

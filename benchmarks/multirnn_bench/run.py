@@ -21,13 +21,13 @@ from multirnn.implementation import NATIVE
 from multirnn_bench import inputs, verify
 from multirnn_bench.alone import GaugeError
 from multirnn_bench.contenders import Source
-from multirnn_bench.host import TAKEN, UNTAKEN, Host, Pace
+from multirnn_bench.interference import TAKEN, UNTAKEN, Interference, Pace
 from multirnn_bench.limits import Limits, bytes_moved, flops
 from multirnn_bench.machine import steal
 from multirnn_bench.problems import Problem, Table
 from multirnn_bench.process import Lost
 from multirnn_bench.results import DONE, NotSaved, Writer, key, taken
-from multirnn_bench.rounds import Call, Entrant, interleave, plans, unstable
+from multirnn_bench.rounds import Entrant, Estimate, interleave, plans, unstable
 from multirnn_bench.seats import START_CAP, Seat, at_once
 from multirnn_bench.statistics import quartiles
 
@@ -58,7 +58,7 @@ Tell = Callable[[Progress], None]
 def settings(table: Table, threads: Sequence[int], seed: int) -> dict[str, Any]:
     """What makes two runs of one table the same run."""
     return {
-        "problems": [[entry.problem.name, *entry.modes] for entry in table.entries],
+        "problems": [[case.problem.name, *case.modes] for case in table.cases],
         "threads": list(threads),
         "seed": seed,
     }
@@ -120,10 +120,10 @@ class Run:
         self._measure, self._measured = measure, time.monotonic()
         self.missing: dict[str, str] = {}
         self._pace = Pace()
-        self._host = Host(self._pace)
+        self._host = Interference(self._pace)
         self._fewest = min(threads)
         self._seats = [Seat(source, n) for source in sources for n in threads]
-        self._tasks = [(entry.problem, mode) for entry in table.entries for mode in entry.modes]
+        self._tasks = [(case.problem, mode) for case in table.cases for mode in case.modes]
         done = [row for row in writer.rows if row["status"] in DONE]
         self._before = {where: share for where, share in taken(done).items() if share > again}
         self._done = {
@@ -262,7 +262,9 @@ class Run:
         ]
         until = start + share
         if limit < LONG:
-            calls = [Call(a["seconds"], one.boundary, one.threads) for one, (_, a) in zip(entrants, ready, strict=True)]
+            calls = [
+                Estimate(a["seconds"], one.boundary, one.threads) for one, (_, a) in zip(entrants, ready, strict=True)
+            ]
             for entrant, planned in zip(entrants, plans(calls, until - time.monotonic()), strict=True):
                 entrant.plan = planned
         self._say(f"{task.title}: rounds")

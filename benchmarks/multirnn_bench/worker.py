@@ -99,7 +99,7 @@ def serve(contender: Contender, threads: int, messages: Iterator[Mapping[str, An
     {"do": "estimate"}, how long a call takes; {"do": "time", "what": "call" or "boundary", "repetitions", "settle"};
     {"do": "finish"}. Each has a "number" too, and its answer has the same.
     """
-    seat = _Seat(contender, threads)
+    seat = _Session(contender, threads)
     for message in messages:
         do: Callable[..., dict[str, Any]] = getattr(seat, message["do"])
         try:
@@ -110,7 +110,7 @@ def serve(contender: Contender, threads: int, messages: Iterator[Mapping[str, An
         yield answer | {"number": message["number"]}
 
 
-class _Seat:
+class _Session:
     """A contender and what it has prepared."""
 
     def __init__(self, contender: Contender, threads: int) -> None:

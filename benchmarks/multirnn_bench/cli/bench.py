@@ -22,7 +22,7 @@ from multirnn_bench.alone import allowed_cores
 from multirnn_bench.cli.bar import bar
 from multirnn_bench.cli.rows import report as shown
 from multirnn_bench.contenders import PEERS, find
-from multirnn_bench.problems import TABLES, Entry, Problem, Table, read_table, title_of
+from multirnn_bench.problems import TABLES, Case, Problem, Table, read_table, title_of
 from multirnn_bench.run import Progress, Run, settings
 
 if TYPE_CHECKING:
@@ -267,7 +267,7 @@ def _table(ctx: click.Context, name: str | None, cell: str | None, given: dict[s
     shape = (steps, batch, given["input_size"] or hidden, hidden)
     stack = {field: given[field] for field in STACK}
     problem = Problem(title_of(cell, *shape), cell, batch, steps, shape[2], hidden, lengths=given["lengths"], **stack)
-    return Table("own", (Entry(problem, ("inference",)),))
+    return Table("own", (Case(problem, ("inference",)),))
 
 
 def _option(field: str) -> str:
@@ -286,7 +286,7 @@ def _header(
         limits = Limits.from_dict(resumed.header["limits"])
     else:
         tell(Progress(0, 1, "measuring what this machine can do"))
-        limits = measure(*threads, dtypes=sorted({entry.problem.dtype for entry in chosen.entries}))
+        limits = measure(*threads, dtypes=sorted({case.problem.dtype for case in chosen.cases}))
     header = {
         "table": chosen.name,
         "machine": describe(),
@@ -331,18 +331,18 @@ def list_problems(name: str | None, as_json: bool) -> None:
         raise click.UsageError(f"no table {unknown[0]!r}: there are {', '.join(TABLES)}, or the name of a .csv file.")
     found = [TABLES[one]() if one in TABLES else read_table(one) for one in names]
     if as_json:
-        entries = {
-            one.name: [{"problem": e.problem.to_dict(), "modes": list(e.modes)} for e in one.entries] for one in found
+        cases = {
+            one.name: [{"problem": e.problem.to_dict(), "modes": list(e.modes)} for e in one.cases] for one in found
         }
-        show_json(entries)
+        show_json(cases)
         return
     for one in found:
         columns = ("batch", "time", "input", "hidden")
         made = table("problem", "cell", *columns, "modes", right=columns)
-        for entry in one.entries:
-            problem = entry.problem
+        for case in one.cases:
+            problem = case.problem
             sizes = (problem.batch, problem.time, problem.input_size, problem.hidden_size)
-            made.add_row(problem.name, problem.cell, *map(str, sizes), " ".join(entry.modes))
+            made.add_row(problem.name, problem.cell, *map(str, sizes), " ".join(case.modes))
         show(heading(one.name), "", made, "")
 
 

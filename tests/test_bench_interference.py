@@ -6,26 +6,26 @@ from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
 import pytest
-from multirnn_bench import host
+from multirnn_bench import interference
 from multirnn_bench.alone import allowed_cores
-from multirnn_bench.host import FIRST, TAKEN, Host, Pace, Taken
+from multirnn_bench.interference import FIRST, TAKEN, Interference, Pace, Taken
 
 
 def test_a_tick_is_much_of_a_short_block_and_little_of_a_long_one() -> None:
-    assert host.stolen_share(1.0, 1.01, 0.05, 2) == pytest.approx(0.1)
-    assert host.stolen_share(1.0, 1.01, 0.2, 2) > TAKEN > host.stolen_share(1.0, 1.01, 0.3, 2)
-    assert host.stolen_share(None, None, 0.05, 2) == 0
+    assert interference.stolen_share(1.0, 1.01, 0.05, 2) == pytest.approx(0.1)
+    assert interference.stolen_share(1.0, 1.01, 0.2, 2) > TAKEN > interference.stolen_share(1.0, 1.01, 0.3, 2)
+    assert interference.stolen_share(None, None, 0.05, 2) == 0
 
 
 def test_what_computations_differ_by_themselves_is_not_taken() -> None:
-    assert host.slowed_share(0.9) == host.slowed_share(1.25) == 0
-    assert host.slowed_share(2.0) == 0.5
+    assert interference.slowed_share(0.9) == interference.slowed_share(1.25) == 0
+    assert interference.slowed_share(2.0) == 0.5
 
 
 def test_the_larger_of_what_was_told_and_what_was_seen_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, stolen, paces = iter([0.0, 4.0] * 2), iter([5.0, 5.0, 5.0, 8.0]), iter([1.0, 2.0, 2.0, 1.1])
-    monkeypatch.setattr(host, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    watching = Host(lambda cores: next(paces), lambda: next(stolen))
+    monkeypatch.setattr(interference, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    watching = Interference(lambda cores: next(paces), lambda: next(stolen))
     assert (slowed := watching.watch(1)()) == Taken(stolen=0, slowed=0.5)
     assert (robbed := watching.watch(1)()) == Taken(stolen=0.75, slowed=0.5)
     assert (slowed.most, robbed.most) == (0.5, 0.75)
@@ -48,7 +48,7 @@ def seconds(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         core = next(cores)
         return lambda: taken[core]
 
-    monkeypatch.setattr(host, "_computation", computation)
+    monkeypatch.setattr(interference, "_computation", computation)
     return taken
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from multirnn_bench.alone import allowed_cores
 from multirnn_bench.machine import steal
 
-__all__ = ["TAKEN", "UNTAKEN", "Host", "Pace", "Taken"]
+__all__ = ["TAKEN", "UNTAKEN", "Interference", "Pace", "Taken"]
 
 TAKEN = 0.02
 """Of the cores, from which on a block is disturbed. Stolen time is told in hundredths of a second, more of a short block."""
@@ -102,7 +102,7 @@ class Taken(NamedTuple):
 UNTAKEN = Taken(0.0, 0.0)
 
 
-class Host:
+class Interference:
     """Watches what the host takes.
 
     Args:
