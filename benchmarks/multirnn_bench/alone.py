@@ -1,7 +1,7 @@
-"""Measurements in processes of their own: bound to cores, with thread settings that were there before anything loaded.
+"""Measurements in fresh processes, bound to cores and with thread settings in place before anything is imported.
 
-What a BLAS and a pool of threads do is decided when they are loaded, by the environment and by the cores that they may
-use; so a gauge, a function of `multirnn_bench.gauges`, runs in a fresh interpreter.
+A BLAS and a thread pool read the environment and count their cores when they are loaded; so a gauge, a function of
+`multirnn_bench.gauges`, runs in an interpreter of its own.
 """
 
 import json
@@ -17,18 +17,18 @@ from multirnn.errors import InvalidCall
 
 __all__ = ["VARIABLES", "GaugeError", "allowed_cores", "measure_alone", "measure_together", "thread_variables"]
 
-CAP = 120.0  # seconds until a gauge is given up; each is asked for less than one, and TensorFlow takes 30 to load
-LONGEST = 60  # letters of an answer that is none
+CAP = 120.0  # seconds until a gauge is given up; each measures for less than one, and TensorFlow loads for 30
+LONGEST = 60  # characters shown of an invalid answer
 
 VARIABLES = (
     *("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"),
     *("NUMEXPR_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"),
 )
-"""What sizes the pools of BLAS libraries, OpenMP and TensorFlow."""
+"""The variables that size the thread pools of BLAS libraries, OpenMP and TensorFlow."""
 
 
 def thread_variables(threads: int) -> dict[str, str]:
-    """The environment in which every pool has so many threads."""
+    """The environment that gives every pool this number of threads."""
     return dict.fromkeys(VARIABLES, str(threads))
 
 
@@ -40,13 +40,13 @@ def allowed_cores() -> tuple[int, ...]:
 
 
 def measure_alone(gauge: str, *arguments: Any, cores: Sequence[int] = (), environment: Mapping[str, str] = {}) -> Any:
-    """What a gauge finds in a process of its own.
+    """The result of a gauge in a process of its own.
 
     Args:
         gauge: a function of `multirnn_bench.gauges`.
-        arguments: of the function, in values that JSON has.
-        cores: that the process is bound to; none: those of this process.
-        environment: what is set beside this process' own variables.
+        arguments: of the function, as JSON values.
+        cores: to bind the process to; empty: those of this process.
+        environment: variables set beside those of this process.
 
     Raises:
         GaugeError: the process ended with an error.
@@ -57,12 +57,12 @@ def measure_alone(gauge: str, *arguments: Any, cores: Sequence[int] = (), enviro
 def measure_together(
     gauge: str, *arguments: Any, cores: Sequence[Sequence[int]], environment: Mapping[str, str] = {}
 ) -> list[Any]:
-    """What a gauge finds in several processes that begin at one moment; see `measure_alone`.
+    """The results of a gauge in several processes that start measuring together; see `measure_alone`.
 
     Args:
         gauge: a function of `multirnn_bench.gauges`.
-        arguments: of the function, in values that JSON has.
-        cores: an entry a process, the cores that it is bound to.
+        arguments: of the function, as JSON values.
+        cores: for each process, the cores that it is bound to.
         environment: of all.
 
     Raises:
@@ -86,7 +86,7 @@ def measure_together(
 
 
 class GaugeError(InvalidCall):
-    """A measurement could not be made; the last line of what it said."""
+    """A measurement failed; the message is its last line of output."""
 
 
 def _started(
@@ -119,7 +119,7 @@ def _finished(gauge: str, process: "subprocess.Popen[str]") -> Any:
     if process.returncode or not out.strip():
         last = (error.strip().splitlines() or [f"it ended with status {process.returncode}"])[-1]
         raise GaugeError(f"the gauge {gauge!r} failed: {last}")
-    answer = out.strip().splitlines()[-1]  # before it stands what a framework may have printed
+    answer = out.strip().splitlines()[-1]  # a framework may have printed lines before it
     try:
         return json.loads(answer)
     except ValueError:

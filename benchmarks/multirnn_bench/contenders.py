@@ -66,8 +66,8 @@ class Source:
         name: of the contender.
         kind: "ours" or "peer".
         where: the name of the backend, or the path of the file.
-        implementation: of ours; empty of a peer.
-        environment: variables that are set before its process starts.
+        implementation: of a backend; empty for a peer.
+        environment: variables set before its process starts.
     """
 
     name: str
@@ -89,10 +89,10 @@ def find(
     Args:
         backends: names; all that are installed if None.
         peers: files, or folders of them.
-        contenders: only those of these names, in which `*` and `?` stand for other letters; all unless given.
+        contenders: name patterns with `*` and `?`; all contenders unless given.
 
     Raises:
-        InvalidCall: two of one name, or no contender has a name that is asked for.
+        InvalidCall: two contenders share a name, or a pattern matches none.
         InvalidData: a file of peers cannot be loaded, or has no `CONTENDERS`.
     """
     sources = [
@@ -154,7 +154,7 @@ ASKED = ("name", "kind", "versions", "refuses", "prepare")
 
 
 def _module(file: Path) -> ModuleType:
-    """The file, as a module of a package that is its folder: what lies beside it is there for `from ._name import`."""
+    """The file as a module of a package that is its folder, so that `from ._name import` works."""
     package = f"multirnn_peers_{crc32(bytes(file.parent)):x}"
     if package not in sys.modules:
         sys.modules[package] = folder = ModuleType(package)
@@ -162,5 +162,5 @@ def _module(file: Path) -> ModuleType:
     invalidate_caches()
     try:
         return import_module(f"{package}.{file.stem}")
-    except Exception as error:  # whatever somebody else's file raises
+    except Exception as error:  # foreign code: its error becomes a sentence
         raise InvalidData(f"{file} cannot be loaded: {type(error).__name__}: {error}") from error

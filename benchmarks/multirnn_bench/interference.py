@@ -1,8 +1,8 @@
-"""What the host takes of the cores of a guest: the time that it tells, and the pace that it does not.
+"""Interference by the hypervisor: reported steal time, and unreported slowdown.
 
-A core of a guest may be a thread of a core whose other thread computes for somebody else, or for this guest. No time is
-stolen then, and all takes up to 1.9 times as long, for a tenth of a second or for minutes. It is seen in a computation
-that never changes, timed before and after what it is asked of, on the same cores at once.
+A guest's core may be one hardware thread of a core whose other thread works for another guest, or for this one. No time
+is stolen then, yet everything takes up to 1.9 times as long, for a tenth of a second or for minutes. A fixed computation,
+timed on the same cores before and after each block, shows it.
 """
 
 import os
@@ -18,19 +18,19 @@ from multirnn_bench.machine import steal
 __all__ = ["TAKEN", "UNTAKEN", "Interference", "Pace", "Taken"]
 
 TAKEN = 0.02
-"""Of the cores, from which on a block is disturbed. Stolen time is told in hundredths of a second, more of a short block."""
+"""Share of the cores above which a block counts as disturbed. Steal time comes in units of 10 ms, much of a short block."""
 
-FIRST = 20  # computations, before it is told what is usual
+FIRST = 20  # computations before the usual time is known
 NUMBERS = 2048  # of each of two vectors: both in L1
 PRODUCTS = 4096  # of these vectors in a computation: 0.35 ms on Zen 4; fewer are over before another core has begun
-TRIES = 2  # of which the shorter counts: an interrupt is no pace
-SLOWER = 1.3  # times the usual: so long take 5 in 1000 by themselves, and nearly all of two on cores that are one
+TRIES = 2  # the shorter counts: an interrupt is no slowdown
+SLOWER = 1.3  # times the usual: 5 in 1000 alone take longer, and nearly all of two that share one physical core
 
 
 class Pace:
-    """How many times as long as usual a computation takes, on as many cores at once as one asks for.
+    """Slowdown: how many times as long as usual a fixed computation takes, on a number of cores at once.
 
-    The usual is the lower quartile of all that were timed until then.
+    The usual time is the lower quartile of all times so far.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class Pace:
         self._seconds: dict[int, list[float]] = {}  # by how many cores; sorted
 
     def __call__(self, cores: int) -> float:
-        """Of so many cores, the first of those that this process may run on; of the slowest of them."""
+        """The slowdown of the slowest of the first `cores` that this process may run on."""
         known = self._seconds.setdefault(cores, [])
         while len(known) < FIRST:
             insort(known, self._slowest(cores))
@@ -47,7 +47,7 @@ class Pace:
         return seconds / known[len(known) // 4]
 
     def end(self) -> None:
-        """End its threads; once is enough, and twice does no harm."""
+        """End its threads; idempotent."""
         for thread, _ in self._cores:
             thread.shutdown()
 
@@ -65,7 +65,7 @@ def _bind(core: int) -> None:
 
 
 def _computation() -> Callable[[], float]:
-    """The computation, which tells its seconds: products of two vectors, a loop in NumPy's C that no other thread waits for."""
+    """A function that computes products of two vectors, one loop in NumPy's C, and returns its seconds."""
     import numpy as np
 
     vector = np.broadcast_to(np.ones(NUMBERS, "float32"), (PRODUCTS, NUMBERS))
@@ -83,11 +83,11 @@ def _computation() -> Callable[[], float]:
 
 
 class Taken(NamedTuple):
-    """Which part of the cores the host took meanwhile.
+    """The share of the cores lost to the hypervisor during a block.
 
     Attributes:
-        stolen: by the time that it told; 0 if it tells none.
-        slowed: by what a computation took, before it or after it.
+        stolen: by reported steal time; 0 where none is reported.
+        slowed: by the slowdown of a fixed computation before or after the block.
     """
 
     stolen: float
@@ -95,7 +95,7 @@ class Taken(NamedTuple):
 
     @property
     def most(self) -> float:
-        """The larger of both, since each hides a part of the other."""
+        """The larger share, since each hides part of the other."""
         return max(self)
 
 
@@ -103,11 +103,11 @@ UNTAKEN = Taken(0.0, 0.0)
 
 
 class Interference:
-    """Watches what the host takes.
+    """Measures interference during a block.
 
     Args:
-        pace: how many times as long as usual a computation takes on so many cores.
-        stolen: seconds that the host has given to others until now; None if not told.
+        pace: the slowdown on a number of cores; see `Pace`.
+        stolen: seconds stolen so far; None where the system does not report it.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class Interference:
         self._pace, self._stolen = pace, stolen
 
     def watch(self, cores: int) -> Callable[[], Taken]:
-        """Begin to watch so many cores; what it returns tells what was taken until it is called."""
+        """Start measuring on a number of cores; call the result at the end of the block."""
         pace, stolen, start = self._pace(cores), self._stolen(), time.monotonic()
 
         def taken() -> Taken:
@@ -130,17 +130,17 @@ class Interference:
 
 
 def stolen_share(before: float | None, after: float | None, seconds: float, cores: int) -> float:
-    """Which part of the time of its cores the host gave to others; 0 if not told.
+    """The stolen share of the cores' time; 0 where steal time is not reported.
 
     Args:
-        before: seconds that the host had given to others when it began.
-        after: the same when it ended.
-        seconds: between them.
-        cores: how many it had; what is stolen of those that idle is not counted.
+        before: seconds stolen before the block.
+        after: seconds stolen after it.
+        seconds: length of the block.
+        cores: busy cores; idle ones have nothing to steal.
     """
     return ((after or 0.0) - (before or 0.0)) / (seconds * cores) if seconds else 0.0
 
 
 def slowed_share(pace: float) -> float:
-    """Which part of the work that is usual was not done: none, if it is no more than computations differ by themselves."""
+    """The share of the usual work that was not done; 0 within the ordinary spread of the computation."""
     return 1 - 1 / pace if pace > SLOWER else 0.0

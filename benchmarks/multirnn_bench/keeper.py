@@ -1,11 +1,10 @@
-"""What a contender has started, and the process that ends all of it when a benchmark is gone.
+"""The processes of a contender, and the process that kills them all when the benchmark has died.
 
-Contenders are stopped while others are timed. Where the benchmark itself is killed they, and whatever they have started,
-would stay stopped for ever, and nobody would know why memory is short. So a benchmark has one more process, this file run
-by itself: it waits until its standard input is closed, which no way to die can prevent, and then kills every contender
-that it was told of.
+Contenders are stopped while others are timed. If the benchmark itself is killed, they and their children would stay
+stopped for ever, holding memory. So a benchmark has one more process, this file run as a script: it waits until its
+standard input is closed, which happens however the benchmark dies, and then kills every contender it was told of.
 
-It stands by itself and imports the standard library alone: it lives as long as a benchmark, and is small. Linux only.
+It imports the standard library alone, to stay small. Linux only.
 """
 
 import os
@@ -17,17 +16,17 @@ from collections.abc import Iterable
 __all__ = ["MARK", "end", "family"]
 
 MARK = "MULTIRNN_BENCH_CONTENDER"
-"""The variable by which a contender's helpers are known, also those that left its group and its session."""
+"""The environment variable that marks a contender's children, even those that left its process group and session."""
 
-GRACE = 0.05  # seconds after which what was being started while others were killed is looked for
-LOOKS = 100  # at most; a process that cannot be killed is in the hands of the system
+GRACE = 0.05  # seconds before looking for processes that started meanwhile
+LOOKS = 100  # at most: some processes cannot be killed
 
 
 def family(leader: int, mark: str) -> list[int]:
-    """The processes of a contender that live: of its group, of its session, and all that inherited its mark.
+    """The living processes of a contender: of its group, of its session, and all that inherited its mark.
 
     Args:
-        leader: the process that the contender began with.
+        leader: the contender's first process.
         mark: the value of `MARK` in its environment.
     """
     variable = f"{MARK}={mark}".encode()
@@ -36,7 +35,7 @@ def family(leader: int, mark: str) -> list[int]:
 
 def _is_of(process: int, leader: int, variable: bytes) -> bool:
     try:
-        with open(f"/proc/{process}/stat", "rb") as file:  # pathlib takes longer to import than all else
+        with open(f"/proc/{process}/stat", "rb") as file:  # pathlib costs more to import than all the rest
             state, _, group, session = file.read().rpartition(b")")[2].split()[:4]
         if state in (b"Z", b"X"):
             return False
@@ -44,12 +43,12 @@ def _is_of(process: int, leader: int, variable: bytes) -> bool:
             return True
         with open(f"/proc/{process}/environ", "rb") as file:
             return variable in file.read().split(b"\0")
-    except (FileNotFoundError, ProcessLookupError, PermissionError):  # it has ended, or is somebody else's
+    except (FileNotFoundError, ProcessLookupError, PermissionError):  # ended, or another user's
         return False
 
 
 def end(contenders: Iterable[tuple[int, str]]) -> None:
-    """Kill all processes of these contenders, stopped or not, and what they start meanwhile.
+    """Kill all processes of these contenders, stopped or not, and those they start meanwhile.
 
     Args:
         contenders: leader and mark of each.
@@ -60,7 +59,7 @@ def end(contenders: Iterable[tuple[int, str]]) -> None:
         for process in found:
             try:
                 os.kill(process, signal.SIGKILL)
-            except (ProcessLookupError, PermissionError):  # it has ended, or has become somebody else's
+            except (ProcessLookupError, PermissionError):  # ended, or another user's by now
                 continue
         if not found:
             return
@@ -68,7 +67,7 @@ def end(contenders: Iterable[tuple[int, str]]) -> None:
 
 
 def main() -> None:
-    """Read `leader mark` of each that is started and `-leader` of each that is ended; kill the others at the end."""
+    """Read `leader mark` for each that starts and `-leader` for each that ends; kill the rest at end of file."""
     kept: dict[int, str] = {}
     for line in sys.stdin:
         leader, _, mark = line.strip().partition(" ")

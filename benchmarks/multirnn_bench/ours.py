@@ -1,4 +1,4 @@
-"""Our own contenders: each backend in each of its implementations.
+"""Our contenders: each backend in each of its implementations.
 
 A backend that is `Timed` is timed on inputs in its framework's own type, any other from NumPy to NumPy.
 """
@@ -46,7 +46,7 @@ class Ours:
         return self.backend.versions()
 
     def refuses(self, work: Work) -> str | None:
-        """The backend's own reason, or that of the mode."""
+        """The backend's reason, or why it has no such mode."""
         if reason := self.backend.refuses(work.weights.spec):
             return reason
         if work.mode in ("gradients", "training"):
@@ -73,7 +73,7 @@ class Ours:
 
 
 def through_numpy(layer: Layer, work: Work) -> Prepared:
-    """The work by the layer, from NumPy to NumPy."""
+    """The work done by the layer, from NumPy to NumPy."""
     x, lengths, cotangent = work.x, work.lengths, work.cotangent
     if work.mode == "gradients":
         assert cotangent is not None

@@ -1,4 +1,4 @@
-"""A contender's process as the one who times sees it: started, asked, and given up when it dies or does not answer."""
+"""A contender's process seen from the harness: started, asked, and given up when it dies or does not answer."""
 
 import json
 import os
@@ -21,28 +21,28 @@ from multirnn_bench.said import Said
 __all__ = ["RESTS", "Lost", "Process"]
 
 RESTS = sys.platform == "linux"
-"""Whether a process is stopped while it is not asked, so that its threads do not spin on the cores of another. Elsewhere one
-that is stopped would outlive whoever started it.
+"""Whether an idle contender is stopped, so that its threads do not spin on another's cores. Outside Linux a stopped process
+would outlive its parent.
 """
 
 BOOT = """
 import os, sys
 if hasattr(os, "sched_setaffinity"):
     os.sched_setaffinity(0, {cores})
-if os.read({messages}, 1):  # the keeper knows of this process; or nobody is left
+if os.read({messages}, 1):  # the keeper knows this process; else the parent died
     from multirnn_bench.worker import main
     main()
 """
-"""The cores are bound before anything is imported: pools of threads count them when they are made."""
+"""Cores are bound before anything is imported: thread pools count them when they are created."""
 
 WAKING = 0.001 if RESTS else 0.0
-"""Seconds from when its threads go on until it is asked: threads that wake up at once may be queued on one core, beside an
-idle one, for all of a block. Of blocks on two threads 6 of 100 were, and 1 or 2 of 100 after 1 ms or 3.
+"""Seconds between waking a process and asking it: threads that wake together may be queued on one core, beside an idle one,
+for a whole block. That happened to 6 of 100 blocks on two threads, and to 1 or 2 of 100 after 1 or 3 ms.
 """
 
-ENDING = 2.0  # seconds that a process may take to end after it has closed its pipe, and to be gone after it was killed
-LOOK = 0.5  # seconds after which it is looked whether a process lives that says nothing
-LONGEST_ANSWER = 2**20  # bytes; a few thousand are usual
+ENDING = 2.0  # seconds to end after closing the pipe, and to disappear after being killed
+LOOK = 0.5  # seconds between checks that a silent process is alive
+LONGEST_ANSWER = 2**20  # bytes; usual are a few thousand
 
 ANSWERS: Mapping[str, Mapping[str, Sequence[str]]] = {
     "start": {
@@ -58,14 +58,14 @@ ANSWERS: Mapping[str, Mapping[str, Sequence[str]]] = {
     "time": {"timed": ("seconds",), "failed": ("reason",)},
     "finish": {"finished": ("peak_memory_bytes", "added_memory_bytes"), "failed": ("reason",)},
 }
-"""The statuses that answer each message, and what has to be in such an answer."""
+"""By message, the statuses of its answers and the fields each must have."""
 
-LONGEST = 300  # letters of a reason
-SHOWN = 60  # letters of what is no answer
+LONGEST = 300  # characters of a reason
+SHOWN = 60  # characters of an invalid answer
 
 
 class Lost(Exception):
-    """The process is no more.
+    """The process has ended or was given up.
 
     Attributes:
         status: "killed", "failed" or "slow".
@@ -82,14 +82,14 @@ class Process:
 
     Args:
         source: the contender.
-        threads: which the process may use; it is bound to as many cores.
-        place: among the cores, of the first of them; see `bind`.
+        threads: of the process, which is bound to as many cores.
+        place: index of its first core; see `bind`.
 
     Attributes:
-        asked: when it was started or sent a message last, by `time.monotonic`.
+        asked: when it was started or last sent a message, by `time.monotonic`.
 
     Raises:
-        InvalidCall: there are not so many cores.
+        InvalidCall: there are fewer cores than threads.
         Lost: the system starts no more processes.
     """
 
@@ -115,7 +115,7 @@ class Process:
                 stderr=self._said.writing,
                 pass_fds=(messages, answers),
                 env={**os.environ, **thread_variables(threads), **source.environment, keeper.MARK: mark},
-                start_new_session=True,  # Ctrl-C is for whoever times; and what it starts itself is ended with it
+                start_new_session=True,  # Ctrl-C reaches the harness alone, and children end with the contender
             )
         except OSError as error:
             os.close(self._reading)
@@ -131,26 +131,26 @@ class Process:
 
     @property
     def alive(self) -> bool:
-        """Whether it can be asked; what has been found to have ended is not."""
+        """Whether it can be asked; False once it is known to have ended."""
         return not self._ended and self._process.returncode is None
 
     @property
     def over(self) -> bool:
-        """Whether it has ended, so that nothing more will come; helpers of it may hold its pipe open."""
+        """Whether it has ended; its children may still hold its pipe open."""
         return self._process.poll() is not None
 
     def fileno(self) -> int:
-        """What can be read when there is an answer, for `select`."""
+        """The descriptor that is readable when there is an answer, for `select`."""
         return self._reading
 
     def bind(self, place: int = 0) -> None:
-        """Bind it, and what it has started, to as many cores as it has threads.
+        """Bind it, and its children, to as many cores as it has threads.
 
-        Its pools of threads keep the size that they were made with.
+        Its thread pools keep their size.
 
         Args:
-            place: among the cores, of the first of them. All are timed on the same cores, those of place 0; while nobody
-                is, one may get ready on others.
+            place: index of its first core. All contenders are timed on the same cores, from index 0; while none is timed,
+                they may prepare on others.
         """
         if hasattr(os, "sched_setaffinity"):
             for process in keeper.family(*self._family) if RESTS else [self._process.pid]:
@@ -159,7 +159,7 @@ class Process:
                         os.sched_setaffinity(thread, _cores(self.threads, place))
 
     def thread_ids(self) -> list[int]:
-        """Of all threads that it has itself, on Linux; none when it has ended."""
+        """Its own threads, on Linux; empty when it has ended."""
         return _threads(self._process.pid)
 
     def ask(self, message: Mapping[str, Any], cap: float) -> dict[str, Any]:
@@ -197,10 +197,10 @@ class Process:
         self.asked = time.monotonic()
 
     def answer(self, cap: float) -> dict[str, Any]:
-        """The answer to what was sent; the first tells that it has started, what it runs on, and how long its imports took.
+        """The answer to the last message; the first answer reports the start: versions, and seconds of imports.
 
         Args:
-            cap: seconds that it may take, from when it was asked.
+            cap: seconds that it may take, counted from the message.
 
         Raises:
             Lost: there will be none; the process has ended.
@@ -221,10 +221,10 @@ class Process:
         return self._checked(line)
 
     def _receive(self) -> None:
-        """Read what there is into the buffer.
+        """Read available bytes into the buffer.
 
         Raises:
-            Lost: the pipe is closed, or it is too much for an answer.
+            Lost: the pipe is closed, or the answer is too long.
         """
         chunk = os.read(self._reading, 2**16)
         if not chunk:
@@ -234,10 +234,10 @@ class Process:
             raise self._nonsense(f"it answered with more than {LONGEST_ANSWER} bytes")
 
     def _checked(self, line: bytes) -> dict[str, Any]:
-        """The answer in a line.
+        """The parsed answer.
 
         Raises:
-            Lost: it is none to what was asked.
+            Lost: it does not answer the last message.
         """
         answer: Any = None
         with suppress(ValueError, RecursionError):
@@ -249,13 +249,13 @@ class Process:
         return {name: value for name, value in answer.items() if name != "number"}
 
     def _signal(self, number: int) -> None:
-        """Stop it and what it has started, or let them go on."""
+        """Stop or continue it and its children."""
         if RESTS:
             with suppress(ProcessLookupError):  # it has ended, which the next answer tells
                 os.killpg(self._process.pid, number)
 
     def end(self) -> None:
-        """Kill the process and all that it has started; once is enough, and twice does no harm."""
+        """Kill the process and its children; idempotent."""
         if self._ended:
             return
         self._ended = True
@@ -273,14 +273,14 @@ class Process:
         self.end()
 
     def _wait(self) -> int | None:
-        """Its status; None if it does not end."""
+        """Its exit status; None if it does not end."""
         try:
             return self._process.wait(ENDING)
         except subprocess.TimeoutExpired:
             return None
 
     def _lost(self) -> Lost:
-        """Why it ended by itself, or was ended since it does not answer any more; with the last line that it printed."""
+        """Why it ended, with the last line that it printed."""
         status = self._wait()
         self.end()
         if status is None:
@@ -290,7 +290,7 @@ class Process:
         return Lost("failed", self._with_last_line(f"ended with status {status}"))
 
     def _nonsense(self, what: str) -> Lost:
-        """It writes to the pipe of the answers what is none, so that none can be trusted any more."""
+        """Kill it: it wrote an invalid answer, so no other can be trusted."""
         self.end()
         return Lost("failed", f"{what}; it was killed")
 
@@ -300,19 +300,19 @@ class Process:
 
 
 class _Keeper:
-    """The process of `multirnn_bench.keeper`, which is there while a contender is; on Linux alone, as those that rest."""
+    """The process of `multirnn_bench.keeper`, alive while a contender is; Linux only, where contenders are stopped."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._kept: dict[int, str] = {}
 
     def keep(self, leader: int, mark: str) -> None:
-        """Have a contender killed with all that it has started, when this process is gone."""
+        """Have a contender and its children killed when this process ends."""
         self._kept[leader] = mark
         self._tell(f"{leader} {mark}\n")
 
     def end(self, leader: int, mark: str) -> None:
-        """Kill a contender with all that it has started."""
+        """Kill a contender and its children."""
         if RESTS:
             keeper.end([(leader, mark)])
         self._kept.pop(leader, None)
@@ -329,7 +329,7 @@ class _Keeper:
             assert self._process.stdin is not None
             try:
                 self._process.stdin.write(line.encode())
-            except BrokenPipeError:  # somebody has killed it
+            except BrokenPipeError:  # it was killed
                 self._start()
 
     def _start(self) -> None:
@@ -340,7 +340,7 @@ class _Keeper:
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            start_new_session=True,  # what ends this process leaves that one
+            start_new_session=True,  # survives what ends this process
         )
         assert self._process.stdin is not None
         self._process.stdin.write("".join(f"{leader} {mark}\n" for leader, mark in self._kept.items()).encode())

@@ -1,8 +1,8 @@
-"""Interleaved rounds: in each, every contender is timed once, in a shuffled order, so that drift hits all alike.
+"""Interleaved rounds: each times every contender once, in a shuffled order, so that drift hits all alike.
 
-How long a block of calls lasts and how many rounds there are is planned from the time that there is. What is far behind
-the fastest is timed less often. A block during which the host took too much of the cores is run again at the end of its
-round, when that may be over; which of its tries counts is decided by what was taken, never by their times.
+The length of a block of calls and the number of rounds are planned from the available time. Contenders far behind the
+fastest are timed less often. A disturbed block is repeated at the end of its round; the try with less interference counts,
+whatever its time.
 """
 
 import math
@@ -19,27 +19,27 @@ from multirnn_bench.process import RESTS, Lost, Process
 __all__ = ["ALLOWANCE", "Entrant", "Estimate", "Plan", "interleave", "plan", "plans", "unstable"]
 
 ROUNDS = (5, 11)
-LONGER = 3  # rounds of a long call, unless there is time for more; each lasts more than ten blocks
+LONGER = 3  # rounds of a long call, unless there is time for more; each outlasts ten blocks
 LONG = 0.1  # seconds of a call
-FAR = 2.0  # times the fastest, from which on nobody asks how far to the percent
-FEWER = {ROUNDS[0]: 3, LONGER: 2}  # rounds of what is so far behind, unless there is time for more
-BLOCK = (0.02, 0.05)  # seconds; of 20 ms the median is of several calls, of 50 it differs by 1 %
+FAR = 2.0  # times the fastest, beyond which a percent does not matter
+FEWER = {ROUNDS[0]: 3, LONGER: 2}  # rounds of contenders that far behind, unless there is time for more
+BLOCK = (0.02, 0.05)  # seconds; 20 ms hold several calls, and medians of 50 ms differ by 1 %
 TOO_SHORT = 0.005  # seconds of a block
 BOUNDARIES = 3
 SETTLING = 0.005 if RESTS else 0.06
-"""Seconds of calls before a block, in which caches and the clock of the core settle; and the threads of whoever ran before,
-unless they are stopped: those of ONNX Runtime spin for 2^20 pauses, up to 58 ms.
+"""Seconds of calls before a block, for caches and the core's clock to settle, and for the spinning threads of the previous
+contender to sleep, unless they are stopped: ONNX Runtime's spin for 2^20 pauses, up to 58 ms.
 """
-WATCHING = 0.004  # seconds beside a block in which its process wakes up and the host is watched
-ALLOWANCE = 5.0  # seconds of one contender on one problem, where nothing limits the run
-AGAIN = 0.5  # as many blocks as this part of a contender's rounds may be run again
-PLANNED = 0.85  # of the time there is, on rounds; the rest is for what is run again
+WATCHING = 0.004  # seconds around a block, to wake the process and measure interference
+ALLOWANCE = 5.0  # seconds of one contender on one problem, in a run without a time limit
+AGAIN = 0.5  # blocks that may be repeated, as a share of a contender's rounds
+PLANNED = 0.85  # of the available time, for rounds; the rest is for repeated blocks
 SPREAD = 0.1
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How one contender is timed on one problem: how many rounds it is in, and calls in each of its blocks."""
+    """How one contender is timed on one problem: its rounds, and the calls in each block."""
 
     rounds: int
     repetitions: int
@@ -49,8 +49,8 @@ def plan(seconds: float, allowance: float = ALLOWANCE, *, boundary: bool = False
     """The plan for a contender.
 
     Args:
-        seconds: of one call of it, about.
-        allowance: how many it may take in all; the fewest rounds are run even so.
+        seconds: estimate of one call.
+        allowance: seconds for all rounds; the fewest rounds run in any case.
         boundary: whether the call from NumPy to NumPy is timed too, in the first `BOUNDARIES` rounds.
         fewest: rounds.
     """
@@ -63,10 +63,10 @@ def plan(seconds: float, allowance: float = ALLOWANCE, *, boundary: bool = False
 
 
 class Estimate(NamedTuple):
-    """What a plan depends on.
+    """The input of a plan.
 
     Attributes:
-        seconds: of one call, about.
+        seconds: estimate of one call.
         boundary: whether the call from NumPy to NumPy is timed too.
         threads: of the process.
     """
@@ -77,14 +77,14 @@ class Estimate(NamedTuple):
 
 
 def plans(calls: Sequence[Estimate], budget: float) -> list[Plan]:
-    """The plans of all that are timed together: what a short call leaves of its share is for the longer ones.
+    """Plans for contenders timed together: the time that a short call leaves of its share goes to the longer ones.
 
-    What takes more than `FAR` times as long as the fastest with as many threads has what all others leave.
+    A contender more than `FAR` times as slow as the fastest with as many threads gets what all others leave.
 
     Args:
         calls: one a contender.
-        budget: seconds of all rounds of all of them, and of what of them is run again. The fewest rounds are run even
-            so: five, of long calls three, and one or two less of what is far behind.
+        budget: seconds for all rounds of all contenders, repeated blocks included. The fewest rounds run in any case:
+            five, three of long calls, and one or two fewer of contenders far behind.
     """
     budget = min(PLANNED * budget, ALLOWANCE * len(calls))
     fastest = {call.threads: call.seconds for call in sorted(calls, reverse=True)}
@@ -113,20 +113,20 @@ UNPLANNED = Plan(0, 1)
 
 @dataclass
 class Entrant:
-    """A contender that has been verified on a problem, and what it is found to take.
+    """A verified contender and its times on one problem.
 
     Attributes:
-        process: where it waits.
-        plan: how it is timed; unless given, by what its first call takes.
+        process: the contender's.
+        plan: how it is timed; unless given, planned after its first call.
         threads: of the process.
         boundary: whether the call from NumPy to NumPy is timed too.
         cap: seconds that one answer may take.
-        rounds: seconds of a call, one a round that it was in.
+        rounds: seconds of a call, one for each round that it took part in.
         numbers: of those rounds.
-        taken: what the host took of its cores during each of those blocks.
-        again: how many blocks were run again.
-        boundaries: seconds of a call from NumPy to NumPy, of the first rounds.
-        lost: why there are no more.
+        taken: interference during each of those blocks.
+        again: repeated blocks.
+        boundaries: seconds of a call from NumPy to NumPy, in the first rounds.
+        lost: why it has no more rounds.
     """
 
     process: Process
@@ -142,7 +142,7 @@ class Entrant:
     lost: Lost | None = None
 
     def takes_part(self, number: int, of: int, after: int = 0) -> bool:
-        """Whether it is in this round: in the first so many, and its others are spread evenly over those that follow."""
+        """Whether it takes part in this round: in the first `after` always, then in rounds spread evenly."""
         number, of, own = number - after, of - after, self.plan.rounds - after
         return number < 0 or (number + 1) * own // of > number * own // of
 
@@ -168,12 +168,12 @@ class Entrant:
             self.lost = Lost(answer["status"], answer["reason"])
             return None
         seconds: float = answer["seconds"]
-        if seconds * self.plan.repetitions < TOO_SHORT:  # it was estimated while something disturbed it
+        if seconds * self.plan.repetitions < TOO_SHORT:  # the estimate was disturbed
             self.plan = replace(self.plan, repetitions=math.ceil(BLOCK[0] / seconds))
         return seconds
 
     def count(self, number: int, seconds: float, taken: Taken) -> None:
-        """Keep what a block of this round gave, unless less was taken in one of the same round before."""
+        """Keep the time of a block, unless an earlier one of the same round had less interference."""
         if self.numbers[-1:] != [number]:
             self.numbers.append(number)
             self.rounds.append(seconds)
@@ -191,11 +191,11 @@ def interleave(
     """Run all rounds; fills the entrants.
 
     Args:
-        entrants: who takes part, all planned or none; one that is lost is left out from then on.
+        entrants: all planned or none; a lost one takes no further part.
         seed: of the order in each round.
-        host: tells what it takes meanwhile; unless given, what it says of itself.
-        until: by `time.monotonic`; what is not planned has until then, and after it no more than what plans leave of the
-            time is spent on running blocks again.
+        host: measures interference; unless given, by reported steal time alone.
+        until: deadline by `time.monotonic` for entrants without a plan; after it, blocks are repeated only within the
+            share of time that plans leave free.
     """
     host = host or Interference()
     rng = random.Random(seed)  # noqa: S311  # an order, no secret

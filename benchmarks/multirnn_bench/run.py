@@ -1,8 +1,8 @@
 """A run: every problem of a table, in every mode, by every contender with each number of threads.
 
-The processes of all contenders stay alive from problem to problem; one that dies is started again for the next. While
-nothing is timed, as many contenders as there are cores get ready at once; then all are timed in turns. What is measured
-together is written together when its rounds are over, and anything else that becomes of a contender at once.
+The processes of all contenders stay alive from problem to problem; one that dies is restarted for the next. While nothing
+is timed, contenders prepare in parallel, one a core; then they are timed in turns. Rows of one problem are written together
+when its rounds are over; refusals and failures are written at once.
 """
 
 import math
@@ -33,19 +33,19 @@ from multirnn_bench.statistics import quartiles
 
 __all__ = ["Progress", "Run", "settings"]
 
-MEASURED_AGAIN = 120.0  # seconds; it takes 2 or 3, for one and two threads
-USABLE_MEMORY = 0.6  # of what is free; the rest is for what a framework needs beside
-ESTIMATES = 2  # tries at most, while the host gives too much of the cores to others
-TRIED = 9  # calls at best that the cap has to leave room for: three to get ready, of a contender three times as slow
-LONG = 0.02  # seconds that a call needs at best: the first round tells how long it takes, and no estimate before it
-CONVERTED = 0.01  # seconds that a call needs at best, from which on no call from NumPy to NumPy is told from it
-WEIGHT = 18  # a call that needs a second at best is 18 times in a run's time what a problem of short calls is
-OVERHEAD = 3  # arrays that a contender holds for one that a problem has: NumPy's, its own, its output
+MEASURED_AGAIN = 120.0  # seconds between measurements of the limits; one takes 2 or 3 s
+USABLE_MEMORY = 0.6  # of the free memory; the frameworks themselves need the rest
+ESTIMATES = 2  # tries at most, while the hypervisor interferes
+TRIED = 9  # calls at the limit that must fit under the cap: three to prepare, by a contender three times as slow
+LONG = 0.02  # seconds at the limit from which the first round itself is the estimate
+CONVERTED = 0.01  # seconds at the limit from which conversion from and to NumPy is too small to see
+WEIGHT = 18  # a call of 1 s at the limit gets 18 times the time of a problem of short calls
+OVERHEAD = 3  # arrays that a contender holds for each of the problem: NumPy's, its own, its output
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is: of how many rows so many are there, and what is being done."""
+    """Progress: rows done, total, current task."""
 
     done: int
     total: int
@@ -56,7 +56,7 @@ Tell = Callable[[Progress], None]
 
 
 def settings(table: Table, threads: Sequence[int], seed: int) -> dict[str, Any]:
-    """What makes two runs of one table the same run."""
+    """The settings that a resumed run must share."""
     return {
         "problems": [[case.problem.name, *case.modes] for case in table.cases],
         "threads": list(threads),
@@ -66,7 +66,7 @@ def settings(table: Table, threads: Sequence[int], seed: int) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Task:
-    """A problem in a mode, and what every contender is told of it."""
+    """A problem in one mode, and the message that prepares a contender for it."""
 
     problem: Problem
     mode: str
@@ -77,7 +77,7 @@ class _Task:
         return f"{self.problem.name} {self.mode}"
 
     def message(self, boundary: bool) -> dict[str, Any]:
-        """What prepares a contender; with a call from NumPy to NumPy, if it is timed too."""
+        """The message that prepares a contender; `boundary`: whether the call from NumPy to NumPy is timed too."""
         folders = {"inputs": str(self.folder / "inputs"), "reference": str(self.folder / "reference")}
         what = {"problem": self.problem.to_dict(), "mode": self.mode, "boundary": boundary}
         return {"do": "prepare", **what, **folders}
@@ -89,18 +89,18 @@ class Run:
     Args:
         table: what is timed.
         sources: the contenders.
-        threads: the settings.
-        writer: where rows go; what it holds already is not run again.
+        threads: numbers of threads, each a row of its own.
+        writer: where rows go; rows that it has already are not run again.
         limits: of this machine.
         seed: of weights, inputs, cotangents and the order in the rounds.
-        measure: measures the limits once more, of which the higher count, every `MEASURED_AGAIN` seconds and at the end;
-            unless given, those that are given stand.
-        again: problems that were timed while the host took more than this share of the cores are timed again, by all
-            contenders; of both times the one counts in which it took less.
-        tell: is told how far the run is.
+        measure: measures the limits again, every `MEASURED_AGAIN` seconds and at the end; the higher ones count. None:
+            the given limits stand.
+        again: problems timed under more interference than this share of the cores are timed again, by all contenders;
+            the calmer of both times counts.
+        tell: called with the progress.
 
     Attributes:
-        missing: of contenders whose framework is not installed, the reason by name.
+        missing: contenders whose framework is not installed: name to reason.
     """
 
     def __init__(
@@ -144,16 +144,16 @@ class Run:
         self._pace.end()
 
     def __call__(self) -> None:
-        """Start the contenders and run every problem that is not done.
+        """Start the contenders and run every problem that is not done yet.
 
         Raises:
-            NotSaved: a row, or what a contender is given, cannot be written.
+            NotSaved: a row, or the inputs, cannot be written.
         """
         begun = time.monotonic()
         self._start()
         weights = [1 + WEIGHT * self._limit(problem, mode) for problem, mode in self._tasks]
         left = [weight if self._todo(*task) else 0.0 for task, weight in zip(self._tasks, weights, strict=True)]
-        # A run that is resumed has of the time the part that is left.
+        # A resumed run gets the remaining part of the time.
         budget = math.inf if self.table.seconds is None else self.table.seconds * sum(left) / sum(weights)
         for place, (problem, mode) in enumerate(self._tasks):
             if not (todo := self._todo(problem, mode)):
@@ -172,11 +172,11 @@ class Run:
             self._measure_again()
 
     def _measure_again(self) -> None:
-        """Measure the limits while all contenders are stopped, and write down what is higher than before."""
+        """Measure the limits while all contenders are stopped, and write those that are higher than before."""
         if self._measure is None:
             return
         self._say("measuring again what this machine can do")
-        with suppress(GaugeError):  # those that are there stand
+        with suppress(GaugeError):  # the present limits stand
             found = self._measure(self.limits)
             if found != self.limits:
                 self.limits = found
@@ -184,13 +184,13 @@ class Run:
         self._measured = time.monotonic()
 
     def _todo(self, problem: Problem, mode: str) -> list[Seat]:
-        """Who has no row of it yet."""
+        """The seats without a row of this problem."""
         return [seat for seat in self._seats if (problem.name, mode, seat.threads, seat.source.name) not in self._done]
 
     # --- Starting ----------------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        """Start every process once, so that what is not there is left out of the count."""
+        """Start every process once, to leave out contenders that are missing."""
         absent: set[str] = set()
         implementations: dict[str, Sequence[str]] = {}  # of a backend, as the first of its contenders that is up tells
 
@@ -205,7 +205,7 @@ class Run:
 
         first = sorted(self._seats, key=lambda seat: seat.source.implementation not in ("", NATIVE))
         for seat in at_once(first, launch, START_CAP):
-            with suppress(Lost):  # it becomes a row of every problem
+            with suppress(Lost):  # becomes a row of every problem
                 seat.start()
             if seat.hello.get("status") == "absent":
                 absent.add(seat.source.name)
@@ -219,7 +219,7 @@ class Run:
         self._seats = [seat for seat in self._seats if seat.source.name not in absent | set(self.missing)]
 
     def _limit(self, problem: Problem, mode: str) -> float:
-        """Seconds that a call needs at best, with the fewest threads."""
+        """The least seconds of a call, with the fewest threads."""
         return self.limits.seconds(problem, mode, self._fewest)
 
     def _remember_slow(self, name: str, mode: str, problem: Problem) -> None:
@@ -280,12 +280,12 @@ class Run:
                 self._write(task, seat, found)
 
     def _no_room(self, error: OSError) -> NotSaved:
-        """What a contender is given cannot be written."""
+        """The error for inputs that cannot be written."""
         why = f"inputs cannot be written to {tempfile.gettempdir()}: {error.strerror or error}"
         return NotSaved(self.writer.what_is_saved(why))
 
     def _prepared(self, task: _Task, seats: Sequence[Seat], limit: float) -> list[tuple[Seat, dict[str, Any]]]:
-        """Those that are ready and right, on the cores where they are timed, and their answers; of others the row is written."""
+        """The verified contenders, bound to the timing cores, with their answers; the rows of the others are written."""
 
         def ask(seat: Seat, place: int) -> bool:
             if smaller := seat.slower_before(task.problem, task.mode):
@@ -310,7 +310,7 @@ class Run:
         return ready
 
     def _estimated(self, task: _Task, seat: Seat, answer: dict[str, Any]) -> bool:
-        """Put into the answer how long a call takes now that nobody else computes; whether it could be told."""
+        """Add the seconds of a call to the answer, measured while nothing else runs; False if the contender was lost."""
         assert seat.process is not None
         for _ in range(ESTIMATES):
             watched = self._host.watch(seat.threads)
@@ -330,7 +330,7 @@ class Run:
     def _answer(
         self, task: _Task, seat: Seat, status: str, before: Mapping[str, Any] = MappingProxyType({})
     ) -> dict[str, Any]:
-        """The answer to what was sent; empty if it has not this status, and then the row is written."""
+        """The answer to the last message; if its status is another, the row is written and the result is empty."""
         assert seat.process is not None
         try:
             answer = seat.process.answer(self.table.cap)
@@ -342,7 +342,7 @@ class Run:
         return {}
 
     def _timed(self, task: _Task, seat: Seat, entrant: Entrant, answer: dict[str, Any]) -> dict[str, Any]:
-        """What the rounds and the end of a contender's turn tell."""
+        """The measured fields of a row, from the rounds and the final answer of the contender."""
         memory: dict[str, Any] = {}
         lost = entrant.lost
         if lost is None:
@@ -378,7 +378,7 @@ class Run:
         }
 
     def _gone(self, task: _Task, seat: Seat, lost: Lost) -> dict[str, Any]:
-        """What a row says of a contender whose process is no more, or which has failed in its rounds."""
+        """Status and reason of a contender that was lost."""
         if seat.process is not None and not seat.process.alive:
             seat.end()
         if lost.status == "slow":
@@ -424,14 +424,14 @@ MEASURED = (
 
 
 def _heats(seats: Sequence[Seat], problem: Problem, mode: str) -> Iterator[Sequence[Seat]]:
-    """The contenders in groups of which all fit into memory with the problem, one group as a rule."""
+    """The contenders in groups that fit into memory together; usually one group."""
     fit = max(1, int(USABLE_MEMORY * _free_memory() / (OVERHEAD * bytes_moved(problem, mode))))
     for first in range(0, len(seats), fit):
         yield seats[first : first + fit]
 
 
 def _free_memory() -> float:
-    """Bytes that processes may still take; infinite if not told."""
+    """Bytes of available memory; infinite where the system does not report it."""
     with suppress(OSError):
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):

@@ -1,4 +1,4 @@
-"""Contenders with a number of threads, whose processes are started when they are needed, and as many at once as cores allow."""
+"""Contenders with a number of threads; their processes start on demand and prepare in parallel, one a core."""
 
 import select
 import time
@@ -15,7 +15,7 @@ from multirnn_bench.process import LOOK, Lost, Process
 
 __all__ = ["START_CAP", "Seat", "at_once"]
 
-START_CAP = 120.0  # seconds that imports may take; TensorFlow's take 5, from a cold disk 30
+START_CAP = 120.0  # seconds for imports; TensorFlow's take 5, from a cold disk 30
 
 
 @dataclass
@@ -27,11 +27,11 @@ class Seat:
     process: Process | None = None
     up: bool = False
     hello: dict[str, Any] = field(default_factory=dict)
-    lost: Lost | None = None  # at the start: it is not tried again
+    lost: Lost | None = None  # while starting: not tried again
     slow: list[tuple[str, Problem]] = field(default_factory=list)
 
     def launch(self, place: int = 0) -> None:
-        """Begin to start the process unless it runs; `start` waits until it is up."""
+        """Start the process unless it runs; `start` waits until it is up."""
         if self.lost is None and self.process is None:
             try:
                 self.process, self.up = Process(self.source, self.threads, place), False
@@ -42,7 +42,7 @@ class Seat:
         """The process, started unless it runs.
 
         Raises:
-            Lost: it did not come up, now or before.
+            Lost: it does not start, now or earlier.
         """
         self.launch()
         if self.lost is not None:
@@ -58,13 +58,13 @@ class Seat:
         return self.process
 
     def end(self) -> None:
-        """End the process; it is started again when it is needed."""
+        """End the process; it starts again on demand."""
         if self.process is not None:
             self.process.end()
             self.process = None
 
     def slower_before(self, problem: Problem, mode: str) -> str:
-        """A smaller problem for which it was too slow; empty if there is none."""
+        """The name of a smaller problem that was too slow; empty if there is none."""
         for before, smaller in self.slow:
             alike = before == mode and smaller.cell == problem.cell
             if alike and smaller.time <= problem.time and flops(smaller, mode) <= flops(problem, mode):
@@ -73,11 +73,11 @@ class Seat:
 
 
 def at_once(seats: Iterable[Seat], begin: Callable[[Seat, int], bool], cap: float) -> Iterator[Seat]:
-    """Have seats compute, as many at once as there are cores, and give each when it has answered or its time is over.
+    """Run seats in parallel, one a core; yields each when it has answered or its time is over.
 
     Args:
-        seats: in the order in which they begin.
-        begin: tells a seat to compute, on cores from this place on; False if there is nothing to wait for.
+        seats: in the order in which they start.
+        begin: starts a seat on the cores from an index on; False if there is no answer to wait for.
         cap: seconds that an answer may take.
     """
     waiting, places = deque(seats), list(range(len(allowed_cores())))

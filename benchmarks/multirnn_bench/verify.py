@@ -1,10 +1,10 @@
-"""Verify, then time: what a contender answers is held against the NumPy backend in float64 first.
+"""Verify, then time: every answer is compared with the NumPy backend in float64 first.
 
-Each array of an answer is compared by its normwise difference, in units of eps of the dtype, and the worst one counts;
-above `allowed` the contender computes something else, and no time of it is shown.
+Each array is compared by its normwise difference, in eps of the dtype, and the worst one counts. Above `allowed` the
+contender computes another function, and no time of it is shown.
 
-Of a training step the update is compared and not the weight, which would hide a wrong gradient behind its own size. The
-weight was rounded when the update was added to it, so half an eps of it is let pass beside.
+In a training step the update is compared, not the weight, whose size would hide a wrong gradient. Adding the update rounded
+the weight, so half an eps of the weight is allowed besides.
 """
 
 from collections.abc import Mapping

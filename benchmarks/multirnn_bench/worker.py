@@ -1,8 +1,8 @@
-"""The process of one contender, with so many threads: it prepares, verifies and times when it is told to.
+"""The process of one contender with a number of threads: prepares, verifies and times on request.
 
-It is started by `multirnn_bench.process`, bound to its cores and with its variables set before anything is imported. It
-reads and writes JSON lines on two descriptors of their own, so that what a framework prints disturbs nothing. Whatever a
-contender raises is answered as "failed", and the process goes on.
+`multirnn_bench.process` starts it, bound to its cores and with its variables set before anything is imported. It reads
+and writes JSON lines on two descriptors of its own, so that output of a framework does no harm. An exception of the
+contender is answered as "failed", and the process goes on.
 """
 
 import ctypes
@@ -33,19 +33,19 @@ from multirnn_bench.problems import Problem
 
 __all__ = ["block", "main", "serve", "warm"]
 
-LONGEST = 300  # letters of a line of a reason
+LONGEST = 300  # characters of a line of a reason
 ESTIMATE = 0.005  # seconds of calls from which the time of one is estimated
-QUIET = 0.02  # seconds of all estimates of a contender, of which the least counts
+QUIET = 0.02  # seconds of all estimates of a contender; the least counts
 PARTS = 9  # of a block; the clock costs 0.1 µs a part
-LONG = 0.02  # seconds of a call beside which it does not matter that it finds its caches cold
+LONG = 0.02  # seconds of a call for which cold caches do not matter
 WARMING_CALLS = 4  # at most
-WARMING = 1.0  # seconds of them, after which no other begins
+WARMING = 1.0  # seconds, after which no further one begins
 PAGE_FAULT = 1e-5  # seconds, where the host has to find the page too
 NEXT_TO_NOTHING = 0.01  # of a call
 
 
 def main() -> None:
-    """Serve the contender that the arguments name, until whoever started this process has gone."""
+    """Serve the contender that the arguments name, until the parent process ends."""
     _end_with_parent()
     reading, writing = int(sys.argv[1]), int(sys.argv[2])
     for descriptor in (reading, writing):
@@ -62,7 +62,7 @@ def main() -> None:
             contender = load(source)
             versions = dict(contender.versions())
             for package in versions:
-                if find_spec(package):  # a framework that a peer imports only later
+                if find_spec(package):  # a framework that a peer imports late
                     import_module(package)
         except NoImplementation:
             say({"status": "absent"})
@@ -72,7 +72,7 @@ def main() -> None:
             return
         seconds = time.perf_counter() - start
         gc.collect()
-        gc.freeze()  # what a framework has imported: looking through PyTorch's would take 0.1 s each time
+        gc.freeze()  # the imported framework: collecting PyTorch's objects takes 0.1 s each time
         machine = describe()
         told = {
             "versions": versions,
@@ -86,7 +86,7 @@ def main() -> None:
 
 
 def _end_with_parent() -> None:
-    """On Linux, where it is stopped while it is not asked and would not see that nobody is left to ask."""
+    """End with the parent, on Linux: a stopped process would not notice that its pipe was closed."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
@@ -94,24 +94,24 @@ def _end_with_parent() -> None:
 def serve(contender: Contender, threads: int, messages: Iterator[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
     """An answer to each message.
 
-    The messages: {"do": "prepare", "problem", "mode", "inputs", "reference", "boundary"}, where inputs and reference are
-    folders of arrays, and boundary tells whether the call from NumPy to NumPy will be timed too;
-    {"do": "estimate"}, how long a call takes; {"do": "time", "what": "call" or "boundary", "repetitions", "settle"};
-    {"do": "finish"}. Each has a "number" too, and its answer has the same.
+    Messages: {"do": "prepare", "problem", "mode", "inputs", "reference", "boundary"}, where inputs and reference are
+    folders of arrays, and boundary says whether the call from NumPy to NumPy is timed too; {"do": "estimate"}, the seconds
+    of a call; {"do": "time", "what": "call" or "boundary", "repetitions", "settle"}; {"do": "finish"}. Each has a
+    "number", which its answer repeats.
     """
     seat = _Session(contender, threads)
     for message in messages:
         do: Callable[..., dict[str, Any]] = getattr(seat, message["do"])
         try:
             answer = do(**{name: value for name, value in message.items() if name not in ("do", "number")})
-        except Exception as error:  # noqa: BLE001  # foreign code: what it raises is the answer
+        except Exception as error:  # noqa: BLE001  # foreign code: its error is the answer
             seat.prepared = None
             answer = {"status": "failed", "reason": _reason(error)}
         yield answer | {"number": message["number"]}
 
 
 class _Session:
-    """A contender and what it has prepared."""
+    """A contender and its prepared problem."""
 
     def __init__(self, contender: Contender, threads: int) -> None:
         self.contender, self.threads = contender, threads
@@ -123,7 +123,7 @@ class _Session:
     def prepare(
         self, problem: Mapping[str, Any], mode: str, inputs: str, reference: str, boundary: bool
     ) -> dict[str, Any]:
-        """Get ready for a problem, and hold the first answer against the reference."""
+        """Prepare a problem, and verify the first answer against the reference."""
         self.prepared = None
         gc.collect()
         _release_memory()
@@ -138,11 +138,11 @@ class _Session:
         _forget_peak()
         answer |= {"boundary": self._boundary(), "blas": blas_libraries()}
         seconds = warm(self.prepared.call)
-        # It may be traced here only: what was verified may be another function.
+        # Tracing may happen only now: the verified call may be another function.
         answer["first_call_s"] = max(answer["first_call_s"], seconds[0])
         self.seconds = seconds[-1]
         if not self.settled:
-            gc.freeze()  # what a framework imports only when it is used
+            gc.freeze()  # modules that a framework imports on first use
             self.settled = True
         return answer
 
@@ -170,7 +170,7 @@ class _Session:
         }
 
     def _boundary(self) -> str | None:
-        """Whether the call from NumPy to NumPy is another than the one that is timed; then it is traced here."""
+        """None: no call from NumPy to NumPy; "same": it is the timed call; "other": it is another, traced here."""
         assert self.prepared is not None
         boundary = self.prepared.boundary
         if boundary is None or boundary is self.prepared.call:
@@ -179,7 +179,7 @@ class _Session:
         return "other"
 
     def estimate(self) -> dict[str, Any]:
-        """The seconds of a call, now that nobody else computes."""
+        """The seconds of a call, while nothing else runs."""
         assert self.prepared is not None
         call, start = self.prepared.call, time.perf_counter()
         seconds, repetitions = math.inf, 1
@@ -193,7 +193,7 @@ class _Session:
         return {"status": "estimated", "seconds": seconds}
 
     def time(self, what: str, repetitions: int, settle: float) -> dict[str, Any]:
-        """The seconds of one call, from a block of so many."""
+        """The seconds of one call, from a block of calls."""
         assert self.prepared is not None
         call = self.prepared.call if what == "call" else self.prepared.boundary
         assert call is not None
@@ -204,7 +204,7 @@ class _Session:
         return {"status": "timed", "seconds": block(call, repetitions)}
 
     def finish(self) -> dict[str, Any]:
-        """The memory that the problem took; and let go of it."""
+        """The memory that the problem took; releases it."""
         peak = _memory("VmHWM")
         self.prepared = None
         added = None if peak is None or self.memory is None else max(peak - self.memory, 0)
@@ -212,7 +212,7 @@ class _Session:
 
 
 def _reason(error: Exception) -> str:
-    """The error in a line: of a message of many, the first and the last, in which TensorFlow has the cause."""
+    """The error in one line: the first and the last of its message; TensorFlow names the cause in the last."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
     shown = lines if len(lines) == 1 else [lines[0], "…", lines[-1]]
     return f"{type(error).__name__}: {' '.join(line[:LONGEST] for line in shown)}"
@@ -228,9 +228,9 @@ def _wrong(found: float, allowed: float, where: str) -> str:
 
 
 def block(call: Callable[[], Any], repetitions: int) -> float:
-    """The seconds of a call, the median over the parts of a block: of a mean, one call that was disturbed is a part.
+    """The seconds of a call, the median over the parts of a block, which one disturbed call cannot move.
 
-    As in `timeit`, no garbage is collected meanwhile.
+    As in `timeit`, garbage collection is off.
     """
     parts = min(repetitions, PARTS)
     seconds = []
@@ -248,9 +248,9 @@ def block(call: Callable[[], Any], repetitions: int) -> float:
 
 
 def warm(call: Callable[[], Any]) -> list[float]:
-    """Call until a call takes next to no fresh memory from the system, `WARMING_CALLS` times at most; the seconds of each.
+    """Call until a call takes almost no new memory from the system, at most `WARMING_CALLS` times; the seconds of each.
 
-    The first calls do, until the allocator knows their sizes. Each page of it is a fault: a second call of `torch.nn.RNN`
+    The first calls do, until the allocator knows their sizes, and each new page is a fault: a second call of `torch.nn.RNN`
     at (32,30,1024,1024) had 13,052 and took 1.9 times as long as the fourth, which had none.
     """
     seconds: list[float] = []
@@ -263,7 +263,7 @@ def warm(call: Callable[[], Any]) -> list[float]:
 
 
 def _settle(call: Callable[[], Any], seconds: float) -> None:
-    """Call, untimed, until so many seconds are over."""
+    """Call, untimed, for a number of seconds."""
     start = time.perf_counter()
     while time.perf_counter() - start < seconds:
         call()
@@ -273,7 +273,7 @@ def _settle(call: Callable[[], Any], seconds: float) -> None:
 
 
 def _memory(name: str) -> int | None:
-    """Bytes of this process by a name in /proc/self/status; None where there is none."""
+    """Bytes of a field of /proc/self/status; None where there is no such file."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
@@ -282,18 +282,18 @@ def _memory(name: str) -> int | None:
 
 
 def _faults() -> int:
-    """How many pages this process was given so far."""
+    """Page faults of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
 def _forget_peak() -> None:
-    """Let the peak begin again from what is held now; where this is not allowed it stays that of the whole process."""
+    """Reset the peak to the present use; without permission it remains the peak of the whole process."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # proc_pid_clear_refs(5)
 
 
 def _release_memory() -> None:
-    """Give what is free back to the system, so that the next problem does not find it."""
+    """Return free memory to the system, so that the next problem does not start with it."""
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
         trim(0)
 

@@ -1,4 +1,4 @@
-"""How far a benchmark is: a bar with the time left on stderr; where that is no terminal, a line a problem."""
+"""Progress of a benchmark on stderr: a bar with the remaining time; off a terminal, a line a problem."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ def bar() -> Iterator[Callable[[Progress], None]]:
     """The bar.
 
     Yields:
-        A function that takes how far the run is now.
+        A function that shows the progress.
     """
     if not sys.stderr.isatty():
         said: set[str] = set()

@@ -1,6 +1,6 @@
-"""`multirnn bench`: how fast is each backend, and how far from what this machine can do? Verified first, then timed.
+"""`multirnn bench`: how fast each backend is, and how close to what this machine can do; verified first, then timed.
 
-A group of commands, of which `run` may be left out: `multirnn bench smoke`.
+A group of commands; `run` may be left out: `multirnn bench smoke`.
 """
 
 import signal
@@ -32,10 +32,10 @@ __all__ = ["command"]
 
 
 class Bench(click.Group):
-    """The commands, with `run` where none is named."""
+    """The commands; `run` unless another is named."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Put `run` in front of what names no command."""
+        """Insert `run` before arguments that name no command."""
         if not args or (args[0] not in self.commands and args[0] not in ctx.help_option_names):
             args = ["run", *args]
         return super().parse_args(ctx, args)
@@ -140,10 +140,10 @@ STACK = ("num_layers", "bidirectional", "bias", "reset_after", "activation", "re
     "modes",
     type=click.Choice(MODES),
     multiple=True,
-    help="Run each problem in this mode; may be repeated.  [default: as the table says]",
+    help="Run each problem in this mode; may be repeated.  [default: the table's]",
 )
 @click.option(
-    "--threads", metavar="N,…", callback=_threads, help="Each a row of its own.  [default: as the table says]"
+    "--threads", metavar="N,…", callback=_threads, help="Numbers of threads, each a row of its own.  [default: the table's]"
 )
 @options.backends
 @click.option(
@@ -159,19 +159,19 @@ STACK = ("num_layers", "bidirectional", "bias", "reset_after", "activation", "re
 @click.option(
     "--out", type=click.Path(path_type=Path), metavar="FILE", help="Where rows go.  [default: named by the time]"
 )
-@click.option("--resume", is_flag=True, help="Go on with the file of --out: only what it lacks is run.")
+@click.option("--resume", is_flag=True, help="Continue the file of --out: only missing rows are run.")
 @click.option(
     "--disturbed",
     type=click.FloatRange(0, 1),
     metavar="SHARE",
-    help="With --resume: run again what was timed while the host took more than this share of the cores; "
-    "of both times the calmer one counts.",
+    help="With --resume: run problems again that lost more than this share of the cores to the hypervisor; "
+    "the calmer time counts.",
 )
-@click.option("--minutes", type=click.FloatRange(min=0), help="Cut rounds to fit.  [default: as the table says]")
+@click.option("--minutes", type=click.FloatRange(min=0), help="Cut rounds to fit.  [default: the table's]")
 @click.option(
-    "--cap", type=click.FloatRange(min=0, min_open=True), help="Seconds until one that does not answer is given up."
+    "--cap", type=click.FloatRange(min=0, min_open=True), help="Seconds until a contender without an answer is given up."
 )
-@click.option("--seed", type=click.IntRange(min=0), metavar="N", default=0, show_default=True, help="Of all numbers.")
+@click.option("--seed", type=click.IntRange(min=0), metavar="N", default=0, show_default=True, help="Seed of weights, inputs and order.")
 @options.json_output
 @options.debug
 @click.pass_context
@@ -196,10 +196,10 @@ def run(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Run a table of problems, by every backend and with one process a contender.
+    """Run a table of problems on every backend and peer, each contender in its own process.
 
-    Each answer is held against the float64 reference first; what is wrong is shown as wrong, without a time. Then all
-    that are right are timed in turns, in a shuffled order. Rows are written as they come: Ctrl-C loses none.
+    Each answer is compared with the float64 reference first; a wrong one is shown as wrong, without a time. The right ones
+    are timed in turns, in a shuffled order. Rows are written as they come: Ctrl-C loses none.
     """
     from multirnn_bench.limits import measure_again
 
@@ -224,7 +224,7 @@ def run(
             chosen, sources, threads, writer, limits, seed=seed, measure=measure_again, again=again, tell=tell
         ) as running:
             try:
-                # Asked to end, it ends its contenders too: one that compiles would go on for minutes.
+                # SIGTERM ends the contenders too: one that compiles would go on for minutes.
                 signal.signal(signal.SIGTERM, signal.default_int_handler)
                 running()
             except KeyboardInterrupt:
@@ -248,7 +248,7 @@ def _peers(names: tuple[str, ...], given: tuple[Path, ...]) -> tuple[Path, ...]:
 
 
 def _table(ctx: click.Context, name: str | None, cell: str | None, given: dict[str, Any]) -> Table:
-    """The table that was named, or the one problem that was described."""
+    """The named table, or the problem that the options describe."""
     default = click.core.ParameterSource.DEFAULT
     described = [field for field in (*OWN, *STACK) if ctx.get_parameter_source(field) is not default]
     if cell is None:
@@ -278,7 +278,7 @@ def _option(field: str) -> str:
 def _header(
     chosen: Table, threads: Sequence[int], seed: int, resumed: results.Results | None, tell: Callable[[Progress], None]
 ) -> tuple[dict[str, Any], "Limits"]:
-    """The first line of the file, with limits that are measured now, or those that a resumed file has."""
+    """The header of the file, and the limits: measured now, or those of a resumed file."""
     from multirnn_bench.limits import Limits, measure
     from multirnn_bench.machine import activity, describe
 
@@ -298,7 +298,7 @@ def _header(
 
 
 def _status(rows: Sequence[dict[str, Any]], names: tuple[str, ...], missing: Sequence[str]) -> int:
-    """The exit status; what was asked for by name and did not run, since it is missing for a reason, is said on stderr."""
+    """The exit status; backends that were named and did not run are reported on stderr."""
     for reason in dict.fromkeys(missing if names else ()):
         click.echo(f"Error: {reason}", err=True)
     statuses = {row["status"] for row in rows}
@@ -317,7 +317,7 @@ def _refuses_all(name: str, rows: Sequence[dict[str, Any]]) -> bool:
     return bool(own) and all(row["status"] == "refused" for row in own)
 
 
-# --- What is done with results ---------------------------------------------------------------------------------------
+# --- Results ---------------------------------------------------------------------------------------
 
 
 @command.command("list")
@@ -354,13 +354,13 @@ def list_problems(name: str | None, as_json: bool) -> None:
     type=click.FloatRange(min=1),
     default=1.05,
     show_default=True,
-    help="What a time may grow by, as a factor, before it counts as slower.",
+    help="Factor by which a time may grow before it counts as slower.",
 )
 @options.json_output
 @options.debug
 @click.pass_context
 def compare(ctx: click.Context, /, a: Path, b: Path, threshold: float, as_json: bool) -> None:
-    """Say what became faster or slower from results A to results B; exit 1 if anything became slower."""
+    """Compare results A with results B; exit 1 if anything became slower."""
     from multirnn_bench.statistics import compare_results
 
     found = compare_results(results.read(a), results.read(b), threshold=threshold)

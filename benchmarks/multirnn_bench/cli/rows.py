@@ -1,4 +1,4 @@
-"""What a benchmark has found, on a terminal: a line a row, or the fastest of many, and why there are rows without a time."""
+"""Results on a terminal: a line a row, or the fastest of many, and why some rows have no time."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,16 +12,16 @@ from multirnn_bench.results import Results
 
 __all__ = ["report"]
 
-FEW = 48  # rows that are shown one by one
+FEW = 48  # rows shown one by one
 
 
 def report(found: Results, out: Path, missing: Mapping[str, str]) -> Iterator[Content]:
-    """What is shown.
+    """The tables and sentences to print.
 
     Args:
-        found: what the file holds.
-        out: the file.
-        missing: of contenders whose framework is not installed, the reason by name.
+        found: the results.
+        out: their file.
+        missing: contenders whose framework is not installed: name to reason.
     """
     rows = found.rows
     yield heading(f"{found.header['table']}: {found.header['machine'].get('processor') or 'an unknown processor'}")
@@ -44,7 +44,7 @@ STYLES = {"wrong": "bold red", "failed": "red", "killed": "red", "slow": "yellow
 
 
 def _not_timed(rows: Sequence[dict[str, Any]]) -> Iterator[Styled]:
-    """Why there are rows without a time: a line a contender and reason, the bad ones first."""
+    """Why rows have no time: a line for each contender and reason, the worst first."""
     alike: dict[tuple[str, str, str], list[str]] = {}
     for row in rows:
         if row["status"] != "timed":
@@ -63,7 +63,7 @@ def _where(row: dict[str, Any]) -> str:
 
 
 def _groups(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """The rows by problem, mode and threads; in each the timed ones first, and the fastest of them first."""
+    """The rows by problem, mode and threads; in each group the fastest first, then those without a time."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault(_where(row), []).append(row)
@@ -73,7 +73,7 @@ def _groups(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
 
 
 def _each(rows: Sequence[dict[str, Any]]) -> Table:
-    """A line a row, under a line for their problem, mode and number of threads; what there is no room for is in the file."""
+    """A line a row, under a line for problem, mode and threads; narrow terminals drop columns, which the file has."""
     numbers = ("time", "times", "of limit", "eps")
     more = (
         Column("quartiles", True, spare=True),
@@ -104,7 +104,7 @@ def _each(rows: Sequence[dict[str, Any]]) -> Table:
 
 
 def _fastest(rows: Sequence[dict[str, Any]]) -> Table:
-    """A line a problem, mode and number of threads: the fastest of ours, the fastest peer, and their ratio."""
+    """A line for each problem, mode and number of threads: the fastest of ours, the fastest peer, their ratio."""
     made = table(
         "problem", "fastest of ours", "time", "of limit", "fastest peer", "its time", "ratio",
         right=("time", "of limit", "its time", "ratio"),
