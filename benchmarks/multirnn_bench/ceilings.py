@@ -1,11 +1,11 @@
 """The ceilings of this machine by measurement: the rate of a matrix product, the bandwidth of each level of memory.
 
 A ceiling that is too low makes every share too high, so each is measured by several means and the best is taken: with
-the tile of the compiled recurrence, with the BLAS as it is installed, with its kernels of another instruction set where the
-processor has one that the BLAS may not have noticed, and with all cores in one product or each core in its own, where no
-core waits for another. A host is faster at one time than at another, so products are measured several times in a run. What no two
-cores share is taken as many times as there are cores; of what they do share, one core by itself reads no less than its
-part. Memory is read by NumPy and, where it is there, by the compiled recurrence.
+the tile of the compiled recurrence, with the BLAS as it is installed, with its kernels of another instruction set where
+the processor has one that the BLAS may not have noticed, and with all cores in one product or each core in its own,
+where no core waits for another. A host is faster at one time than at another, so products are measured several times in
+a run. What no two cores share is taken as many times as there are cores; of what they do share, one core by itself
+reads no less than its part. Memory is read by NumPy and, where it is there, by the compiled recurrence.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

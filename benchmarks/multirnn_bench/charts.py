@@ -21,7 +21,7 @@ __all__ = ["MARKS", "Palette", "duels", "errors", "heat", "shares", "times", "wh
 Row = Mapping[str, Any]
 
 FAMILIES = ("numpy", "torch", "keras", "jax", "onnx", "flax")
-"""What a contender's name is searched for; each has a colour of its own, `--f0` and on, and whatever else shares one."""
+"""Names searched for in a contender's; each has a colour of its own, `--f0` and on, and all others share one."""
 
 MARKS = tag(
     "svg",
@@ -94,7 +94,7 @@ class Palette:
 
 
 def shares(view: View, palette: Palette, ids: Mapping[int, int]) -> Markup:
-    """How much of the machine's limit each contender reaches, a line a problem, from 0 to 100 %, or to what is beyond it.
+    """The share of the machine's limit that each contender reaches, a line a problem, from 0 to at least 100 %.
 
     Args:
         view: what is shown.
@@ -165,7 +165,7 @@ def duels(view: View, palette: Palette, ids: Mapping[int, int]) -> Markup:
 
 
 def errors(view: View, palette: Palette, ids: Mapping[int, int]) -> Markup:
-    """The error of every result that was verified, a line a contender, in eps; to the right of the bound it is wrong."""
+    """The error of every verified result in eps, a line a contender; to the right of the bound it is wrong."""
     known = [row for row in view.rows if row.get("error_eps") is not None]
     if not known:
         return _nothing("no errors were recorded")
@@ -264,7 +264,7 @@ def _heat_cell(view: View, row: Row | None, ids: Mapping[int, int], classes: str
 
 
 def where_time_goes(view: View, palette: Palette, calls: int = 100) -> Markup:
-    """What a user waits for: import, preparation, the first call, and many more; medians over problems, a line a contender."""
+    """The waits of a user: import, preparation, first call, many calls; medians over problems, a line a contender."""
     parts: dict[str, list[float]] = {}
     for name in palette.numbers:
         own = [row for row in view.rows if row["status"] == "timed" and label(row) == name]

@@ -1,7 +1,7 @@
-"""What is slowing this machine for a recurrent layer: each claim measured on the spot, in processes of their own.
+"""What slows recurrent layers on this machine, each claim measured on the spot.
 
-A check answers with a `Finding`: what was measured, what it means, and what to do. The frameworks that are installed are
-loaded in those processes and never in this one.
+A check returns a `Finding`: the measurement, its meaning, and what to do. Installed frameworks are loaded in processes
+of their own, never in this one.
 """
 
 import os
@@ -20,7 +20,7 @@ from multirnn_bench.quantities import factor, operations, seconds
 __all__ = ["CHECKS", "Finding", "examine"]
 
 CLEARLY = 1.15
-"""What a measured ratio has to exceed to be called slow: two identical measurements on a shared machine differ by less."""
+"""A ratio above this counts as slow; two identical measurements on a shared machine differ by less."""
 
 SIZE = 1024  # of square matrices: 2 GFLOP, some 20 ms
 PERIOD = 0.3
@@ -28,16 +28,16 @@ PERIOD = 0.3
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What a check found.
+    """The result of a check.
 
     Attributes:
-        check: what was looked at.
-        status: "slow", and there is something to mend; "note", slow in a case that may never happen, on any machine; "fine";
-            or "unknown", it could not be looked at.
-        says: what was found, with its figures.
-        remedy: what to do about it; empty where there is nothing to do.
-        ratio: how many times as long it takes as it would; None where nothing was compared.
-        measured: the figures, by what they are of.
+        check: its name.
+        status: "slow": there is something to fix; "note": slow on any machine, in a case that may never happen; "fine";
+            "unknown": it could not be measured.
+        says: the finding, with its figures.
+        remedy: what to do; empty where there is nothing to do.
+        ratio: present time over achievable time; None where nothing was compared.
+        measured: the figures, by name.
     """
 
     check: str
@@ -48,7 +48,7 @@ class Finding:
     measured: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, in values that JSON has."""
+        """All fields, as JSON values."""
         return asdict(self)
 
 
@@ -56,7 +56,7 @@ def examine(say: Callable[[str], None] = lambda text: None) -> tuple[Finding, ..
     """Run every check, half a minute or so; nothing else should run meanwhile.
 
     Args:
-        say: told what is being looked at.
+        say: called with the name of each check as it starts.
     """
     findings = []
     for name, check in CHECKS.items():
@@ -71,7 +71,7 @@ def examine(say: Callable[[str], None] = lambda text: None) -> tuple[Finding, ..
 def _judged(
     check: str, ratio: float, fine: str, slow: str, remedy: str, measured: Mapping[str, Any], status: str = "slow"
 ) -> Finding:
-    """The finding that a ratio of times stands for."""
+    """The finding for a ratio of times."""
     if ratio <= CLEARLY:
         return Finding(check, "fine", fine, ratio=ratio, measured=measured)
     return Finding(check, status, slow, remedy, ratio, measured)
@@ -81,7 +81,7 @@ def _judged(
 
 
 def _other_work(check: str) -> Finding:
-    """Whether whoever always has work also gets the processor, on each core that may be used."""
+    """Whether a busy process gets each allowed core to itself."""
     ratios = {core: measure_alone("waiting", PERIOD, cores=[core]) for core in allowed_cores()}
     worst = max(ratios.values())
     lost = 100 * (1 - 1 / worst)
@@ -97,7 +97,7 @@ def _other_work(check: str) -> Finding:
 
 
 def _threads_and_cores(check: str) -> Finding:
-    """Whether pools are larger than what this process may use."""
+    """Whether thread pools are larger than the cores that this process may use."""
     cores = len(allowed_cores())
     usable = max(1, min(cores, int(quota() or cores)))
     asked = {name: int(os.environ[name]) for name in VARIABLES if os.environ.get(name, "").isdigit()}
@@ -122,7 +122,7 @@ def _threads_and_cores(check: str) -> Finding:
 
 
 def _denormal_numbers(check: str) -> Finding:
-    """What numbers between 0 and 1.2e-38 cost."""
+    """The cost of denormal numbers, between 0 and 1.2e-38."""
     found = measure_alone("denormals", PERIOD)
     ratio = found["denormal"] / found["normal"]
     return _judged(
@@ -141,7 +141,7 @@ def _denormal_numbers(check: str) -> Finding:
 
 
 def _python_build(check: str) -> Finding:
-    """Whether the interpreter was built to be fast, and runs without what is there to find faults."""
+    """Whether Python is an optimised build, and runs without debugging variables."""
     now = measure_alone("python_loop", 200_000)
     plain = measure_alone("python_loop", 200_000, environment=dict.fromkeys(SLOWING, ""))
     measured = {"seconds a step": now, "seconds a step without the variables": plain}
@@ -172,11 +172,11 @@ def _python_build(check: str) -> Finding:
 
 
 SLOWING = ("PYTHONDEVMODE", "PYTHONMALLOC", "PYTHONTRACEMALLOC", "PYTHONFAULTHANDLER", "PYTHONPROFILEIMPORTTIME")
-"""What an interpreter reads when it starts, and is slowed by."""
+"""Variables that slow an interpreter from its start."""
 
 
 def _compiled_loop(check: str) -> Finding:
-    """Whether the compiled recurrence is there, and what it saves."""
+    """Whether the compiled recurrence is built, and what it saves."""
     from multirnn.kernel import missing
 
     native = measure_alone("numpy_layer", "native", PERIOD)
@@ -198,13 +198,13 @@ def _compiled_loop(check: str) -> Finding:
 
 
 def _blas_kernels(check: str) -> Finding:
-    """Whether NumPy's OpenBLAS runs the kernels of the best instruction set that the processor has."""
+    """Whether NumPy's OpenBLAS uses the kernels of the processor's best instruction set."""
     best = next(((feature, kernels) for feature, kernels in CORE_TYPES.items() if feature in cpu_features()), None)
     if best is None:
         return Finding(check, "unknown", "the processor tells of no instruction set that OpenBLAS could miss")
     feature, kernels = best
     rates: dict[str, float] = {"now": 0.0, kernels: 0.0}
-    for _ in range(2):  # in turns, so that what slows the machine for a while hits both
+    for _ in range(2):  # in turns, so that a slow spell of the machine hits both
         for name in rates:
             variables = {} if name == "now" else {"OPENBLAS_CORETYPE": kernels}
             rate = measure_alone("product", "float32", SIZE, PERIOD, cores=allowed_cores()[:1], environment=variables)
@@ -222,7 +222,7 @@ def _blas_kernels(check: str) -> Finding:
 
 
 def _frameworks(check: str) -> Finding:
-    """Whether a framework that is installed makes much slower products than the best one."""
+    """Whether the matrix products of an installed framework are much slower than the best."""
     cores = allowed_cores()
     rates = {"numpy": measure_alone("product", "float32", SIZE, PERIOD, cores=cores)}
     broken = {}
@@ -248,7 +248,7 @@ def _frameworks(check: str) -> Finding:
 
 
 MUCH = 1.8
-"""Libraries that both use all instructions differ by up to 1.5 on matrices of this size."""
+"""Libraries that both use every instruction set differ by up to 1.5 on matrices of this size."""
 
 
 # --- PyTorch ---------------------------------------------------------------------------------------------------------
@@ -283,7 +283,7 @@ TORCH_NAMES = {"avx512f": "avx512", "avx2": "avx2"}
 
 
 def _fighting_pools(check: str) -> Finding:
-    """What it costs to alternate between NumPy's BLAS and PyTorch, whose threads wait by spinning."""
+    """The cost of alternating between NumPy's BLAS and PyTorch, whose threads spin while they wait."""
     if not find_spec("torch"):
         return Finding(check, "unknown", "PyTorch is not installed, the one whose pool would stand beside NumPy's")
     if len(allowed_cores()) == 1:
@@ -302,7 +302,7 @@ def _fighting_pools(check: str) -> Finding:
         f"{small}, but {seconds(now['in turn'])} in turn: the threads of one spin on the cores that the other needs",
         f"nothing, unless one process alternates between the two: then {what}.",
         {"now": now, "OMP_WAIT_POLICY=PASSIVE": passive},
-        status="note",  # so it is wherever both have two threads; only a program that mixes them is slower for it
+        status="note",  # true wherever both have two threads; only programs that mix them are slower
     )
 
 
@@ -317,4 +317,4 @@ CHECKS: Mapping[str, Callable[[str], Finding]] = {
     "thread pools side by side": _fighting_pools,
     "denormal numbers": _denormal_numbers,
 }
-"""Every check by its name; it is given the name and answers with a `Finding`."""
+"""The checks by name; each is called with its name."""

@@ -1,7 +1,7 @@
-"""The fields that a line of a file of results has to have, since whoever reads it depends on them.
+"""The fields that a line of results must have.
 
-A file may have been edited, cut, or written by another program: the first field that is not there, or is something else, is
-told in words. Fields beyond these are kept as they are.
+A file may have been edited, cut, or written by another program: the first missing or invalid field is named in a
+sentence. Other fields are kept.
 """
 
 import math
@@ -15,10 +15,10 @@ from multirnn_bench.limits import Limits
 __all__ = ["STATUSES", "fault_of_header", "fault_of_row"]
 
 STATUSES = ("timed", "wrong", "refused", "failed", "killed", "slow")
-"""What became of a contender on a problem; only "timed" has times."""
+"""The outcome of a contender on a problem; only "timed" has times."""
 
 Kind = tuple[str, Callable[[Any], bool]]
-"""What a value has to be: in words, and as a test."""
+"""What a value must be, in words and as a test."""
 
 
 def _is_number(value: Any) -> bool:
@@ -66,21 +66,21 @@ NEEDED: Mapping[str, Kind] = {
     "contender.name": TEXT,
     "status": (f"one of {', '.join(STATUSES)}", lambda value: value in STATUSES),
 }
-"""Of every row: what a row is of, and what became of it."""
+"""Required in every row: its identity and outcome."""
 
 SHOWN: Mapping[str, Kind] = {
     "problem.cell": TEXT,
     **dict.fromkeys(("problem.batch", "problem.time", "problem.input_size", "problem.hidden_size"), COUNT),
     "contender.kind": ("'ours' or 'peer'", lambda value: value in ("ours", "peer")),
 }
-"""Of every row: what tables and charts sort by."""
+"""Required in every row: what tables and charts sort by."""
 
 TIMED: Mapping[str, Kind] = {
     **dict.fromkeys(("median", "low", "high"), TIME),
     "rounds": TIMES,
     "stable": ("true or false", lambda value: isinstance(value, bool)),
 }
-"""Of a row that was timed."""
+"""Required in a timed row."""
 
 KNOWN: Mapping[str, Kind] = {
     "reason": WORDS,
@@ -91,13 +91,13 @@ KNOWN: Mapping[str, Kind] = {
     **dict.fromkeys(("error_eps", "allowed_eps", "import_s", "prepare_s", "first_call_s"), _or_null(NUMBER)),
     **dict.fromkeys(("peak_memory_bytes", "added_memory_bytes", "steal", "taken", "repetitions"), _or_null(NUMBER)),
 }
-"""What may be left out."""
+"""Optional."""
 
 HEADER: Mapping[str, Kind] = {"table": TEXT, "machine": OBJECT, "limits": OBJECT, "settings": OBJECT}
 
 
 def fault_of_row(row: Mapping[str, Any]) -> str:
-    """What is wrong with a row, in words; empty if nothing is."""
+    """The first fault of a row, in words; empty if there is none."""
     if fault := _first_fault(row, {**NEEDED, **SHOWN}) or _first_fault(row, KNOWN, optional=True):
         return fault
     if row["status"] != "timed":
@@ -110,7 +110,7 @@ def fault_of_row(row: Mapping[str, Any]) -> str:
 
 
 def fault_of_header(header: Mapping[str, Any]) -> str:
-    """What is wrong with a header, in words; empty if nothing is."""
+    """The first fault of a header, in words; empty if there is none."""
     if fault := _first_fault(header, HEADER):
         return fault
     if header["limits"]:

@@ -89,7 +89,7 @@ def recurrence(size: int, seconds: float) -> float | None:
 
 
 def framework_product(package: str, size: int, seconds: float) -> float:
-    """The same in a framework, on tensors that it has already; whoever misses a GPU may say so, and says it to nobody."""
+    """The same in a framework, on its own tensors; its warnings about a missing GPU are discarded."""
     import numpy as np
 
     os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "3", "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
@@ -148,7 +148,7 @@ def python_loop(steps: int) -> float:
 
 
 def waiting(seconds: float) -> float:
-    """Seconds of the clock for each second of computing, of a process that always has work: 1 where nobody interferes."""
+    """Wall seconds per second of computing, of a process that always has work: 1 without interference."""
     start, used = time.perf_counter(), time.process_time()
     while time.perf_counter() - start < seconds:
         pass

@@ -1,8 +1,8 @@
 """Interference by the hypervisor: reported steal time, and unreported slowdown.
 
 A guest's core may be one hardware thread of a core whose other thread works for another guest, or for this one. No time
-is stolen then, yet everything takes up to 1.9 times as long, for a tenth of a second or for minutes. A fixed computation,
-timed on the same cores before and after each block, shows it.
+is stolen then, yet everything takes up to 1.9 times as long, for a tenth of a second or for minutes. A fixed
+computation, timed on the same cores before and after each block, shows it.
 """
 
 import os
@@ -18,7 +18,7 @@ from multirnn_bench.machine import steal
 __all__ = ["TAKEN", "UNTAKEN", "Interference", "Pace", "Taken"]
 
 TAKEN = 0.02
-"""Share of the cores above which a block counts as disturbed. Steal time comes in units of 10 ms, much of a short block."""
+"""Share of the cores above which a block counts as disturbed. Steal time is counted in 10 ms, much of a short block."""
 
 FIRST = 20  # computations before the usual time is known
 NUMBERS = 2048  # of each of two vectors: both in L1

@@ -1,23 +1,24 @@
-"""What a machine can do at most, and how long a problem therefore takes at least.
+"""The ceilings of a machine, and the least time that a problem therefore takes.
 
-The work of a problem is counted by formulas; the ceilings that divide it are measured: the rate of a matrix product and
-the bandwidth of every level of memory. Their quotient is the limit that every time is given as a share of.
+The work of a problem is counted by formulas; the ceilings are measured: the rate of a matrix product and the bandwidth
+of each level of memory. Work over ceiling is the limit, and every time is reported as a share of it.
 
 The model is the roofline of Williams, Waterman & Patterson (2009), applied to the two parts of a recurrent layer. With
-D directions, G gates, N = sum(lengths) steps of the batch, T steps of time, s bytes a number and P the rate of products,
-each layer takes at least
+D directions, G gates, N = sum(lengths) steps of the batch, T steps of time, s bytes a number and P the rate of
+products, each layer takes at least
 
     input projection    max(2 D N G H I / P,  s D G H I / BW)             one product, all steps at once
     recurrence          max(max(2 D N G H² / P,  T s D G H² / BW) + activations,  T LATENCY)
     activations         D N H a / P                                        a: `ACTIVATION` for each tanh and sigmoid
 
-and the whole call at least as long as its sequences take to move. The backward pass has the recurrence once more, with
-transposed weights, and a product each for the gradients of both weights and of the input.
+and the whole call takes at least as long as moving its sequences. The backward pass has the recurrence once more, with
+transposed weights, and one product each for the gradients of both weights and of the input.
 
-BW is the bandwidth of memory, where each byte is read from the nearest level that can keep it: of what is read once a call,
-beside all parameters; of the recurrent weights of a direction, read at every step, beside themselves, and with several
-threads each core's part of them. Weights somewhat larger than a level, read there and back, find in it what it keeps: a GRU
-of 1536 units, 28 MB beside an L3 of 32, took 0.7 of the time that memory alone would take, and 0.6 on two cores.
+BW is the bandwidth of memory, each byte read from the nearest level that can keep it. Data read once a call competes
+for a level with all parameters; the recurrent weights of a direction, read at every step, compete with themselves
+alone, and with several threads each core keeps its part. Weights slightly larger than a level still find a part of
+themselves in it: a GRU of 1536 units, 28 MB beside an L3 of 32, took 0.7 of the time from memory alone, and 0.6 on two
+cores.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,21 +34,21 @@ from multirnn_bench.problems import Problem
 __all__ = ["Ceilings", "Limits", "bytes_moved", "flops", "measure", "measure_again", "minimum_memory"]
 
 ACTIVATION = 48
-"""What a tanh or sigmoid costs, in floating-point operations at the rate of products.
+"""The cost of a tanh or sigmoid, in floating-point operations at the rate of products.
 
-A clamped rational approximation takes 24 vector operations, 0.75 cycles a number with AVX-512, where products make 64
-operations a cycle. Wider or narrower vectors change both alike.
+A clamped rational approximation takes 24 vector operations, 0.75 cycles a number with AVX-512, where products do 64
+operations a cycle. The width of vectors changes both alike.
 """
 
 LATENCY = 30e-9
-"""Seconds that no step is shorter than: a chain of multiply-adds, its reduction, a tanh and a store that is read again."""
+"""The least seconds of a step: a chain of multiply-adds, its reduction, a tanh, and a store that is read again."""
 
 USABLE = 0.8
-"""The part of a cache that weights can have for themselves; the rest is for inputs and states."""
+"""The share of a cache for weights; the rest holds inputs and states."""
 
 BYTES = {"float32": 4, "float64": 8}
 
-SMOOTH = ("sigmoid", "tanh", "softsign", "elu")  # the others are a maximum or nothing
+SMOOTH = ("sigmoid", "tanh", "softsign", "elu")  # the others are a maximum or the identity
 
 
 # --- The work in a problem -------------------------------------------------------------------------------------------
@@ -56,10 +57,10 @@ SMOOTH = ("sigmoid", "tanh", "softsign", "elu")  # the others are a maximum or n
 def flops(problem: Problem, mode: str) -> int:
     """Multiplications and additions in the matrix products of one call.
 
-    Forward, each layer and direction has 2 N G H (I + H), where N is the number of steps in all rows of the batch: batch
-    * time, or what lengths drawn evenly from their range come to. A backward pass is twice that: the gradient of the
-    weights and that of what they multiply. Training needs no gradient of `x`, and updates each parameter by a product
-    and a sum. Streaming is one step. Sources: the products of the cells' equations; backpropagation through time.
+    Forward, each layer and direction has 2 N G H (I + H), where N is the number of steps in all rows of the batch:
+    batch * time, or the mean of the range of lengths. A backward pass has twice that: the gradients of the weights and
+    of what they multiply. Training needs no gradient of `x`, and updates each parameter by a product and a sum.
+    Streaming is one step. Sources: the products of the cells' equations; backpropagation through time.
 
     Args:
         problem: a stack and the shape of its input.
@@ -78,12 +79,12 @@ def flops(problem: Problem, mode: str) -> int:
 
 
 def bytes_moved(problem: Problem, mode: str) -> int:
-    """The bytes that one call cannot avoid to read or write, each array once, from whatever memory holds it.
+    """The bytes that one call must read or write, each array once, from whatever memory holds it.
 
-    Forward: parameters, input, and the output of each layer, which the next one reads; the projected input is counted
-    nowhere, for it can be made in blocks that stay in a cache. Gradients add what the backward pass needs and the output
-    does not tell, written and read (`STASH` arrays a step: the gates, and the cell state of the LSTM or the recurrent
-    candidate of the GRU), the outputs and the input read again, the cotangents, and the gradients.
+    Forward: parameters, input, and the output of each layer, which the next one reads; not the projected input, which
+    can be computed in blocks that stay in a cache. Gradients add what the backward pass needs besides the output,
+    written and read (`STASH` arrays a step: the gates, and the cell state of the LSTM or the recurrent candidate of the
+    GRU), the outputs and the input read again, the cotangents, and the gradients.
 
     Args:
         problem: a stack and the shape of its input.
@@ -96,7 +97,7 @@ def bytes_moved(problem: Problem, mode: str) -> int:
     if mode in ("inference", "streaming"):
         return round(size * forward)
     stash = 2 * STASH[spec.cell] * spec.num_layers * spec.output_size
-    cotangents = spec.output_size + 2 * inner  # of the last output, read; of the ones between the layers, both
+    cotangents = spec.output_size + 2 * inner  # the last output's are read; those between layers are written and read
     backward = 2 * spec.parameter_count + steps * (stash + spec.input_size + inner + spec.output_size + cotangents)
     if mode == "gradients":
         return round(size * (forward + backward + steps * spec.input_size))
@@ -104,13 +105,13 @@ def bytes_moved(problem: Problem, mode: str) -> int:
 
 
 STASH = {"simple_rnn": 0, "gru": 4, "lstm": 5}
-"""Numbers a unit and step that the backward pass needs beside the output: r, z, n, U_n h + d_n; i, f, g, o, c."""
+"""Numbers per unit and step that the backward pass needs besides the output: r, z, n, U_n h + d_n; i, f, g, o, c."""
 
 
 def minimum_memory(problem: Problem) -> int:
     """The bytes that inference holds at once: parameters, input and output, and one more sequence between two layers.
 
-    Full rows, whatever the lengths: the arrays have a place for every step.
+    Full rows, whatever the lengths: the arrays hold padding too.
     """
     spec = problem.spec
     between = spec.output_size if spec.num_layers > 1 else 0
@@ -129,7 +130,7 @@ def _products(spec: RecurrentSpec) -> list[tuple[int, int, int]]:
 
 
 def _steps(problem: Problem, mode: str) -> float:
-    """The steps in all rows of the batch: lengths are drawn evenly from their range, so the mean is its middle."""
+    """The steps in all rows of the batch; lengths are uniform over their range, so the mean is its middle."""
     if mode == "streaming":
         return problem.batch
     mean = problem.time if problem.lengths is None else sum(problem.lengths) / 2
@@ -150,13 +151,13 @@ def _activations(spec: RecurrentSpec) -> int:
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What so many threads reach together.
+    """The ceilings of a number of threads together.
 
     Attributes:
         products: the best rate of a matrix product by dtype, floating-point operations a second.
-        product_means: by dtype, every means that was tried and its rate.
+        product_means: by dtype, every method tried and its rate.
         bandwidths: bytes a second read from each level, "L1", "L2", "L3" and "memory".
-        bandwidth_means: by level, every means that was tried and its rate.
+        bandwidth_means: by level, every method tried and its rate.
     """
 
     products: Mapping[str, float]
@@ -167,7 +168,7 @@ class Ceilings:
 
 @dataclass(frozen=True)
 class Limits:
-    """The ceilings of this machine, by the number of threads that they were measured with.
+    """The ceilings of this machine, by number of threads.
 
     Attributes:
         caches: bytes of each level; L1 and L2 are a core's own, L3 is shared.
@@ -214,10 +215,10 @@ class Limits:
         return max(total, moved * self._seconds_a_byte(min(moved, minimum_memory(problem)), threads))
 
     def highest(self, other: "Limits") -> "Limits":
-        """The higher of both ceilings, for every number of threads that this one has.
+        """The higher of both ceilings, for every number of threads of this one.
 
         Args:
-            other: was measured on the same machine at another time.
+            other: measured on the same machine at another time.
         """
         made = {}
         for threads, found in self.ceilings.items():
@@ -229,7 +230,7 @@ class Limits:
         return Limits(self.caches, made)
 
     def share(self, problem: Problem, mode: str, threads: int, seconds: float) -> float:
-        """How much of the limit a measured time reaches: 1 is as fast as this machine can."""
+        """The share of the limit that a measured time reaches: 1 is as fast as this machine can."""
         return self.seconds(problem, mode, threads) / seconds
 
     def to_dict(self) -> dict[str, Any]:
@@ -242,7 +243,7 @@ class Limits:
         """The limits that `to_dict` wrote.
 
         Raises:
-            InvalidData: it did not write these.
+            InvalidData: the values are not those of limits.
         """
         try:
             ceilings = {int(threads): Ceilings(**found) for threads, found in values["ceilings"].items()}
@@ -255,7 +256,7 @@ class Limits:
         return cls(caches, ceilings)
 
     def _seconds_a_byte(self, total: int, threads: int) -> float:
-        """In the mean over so many, each in the nearest level that can keep it; L1 and L2 of every core its own part."""
+        """The mean over `total` bytes, each from the nearest level that can keep it; each core has its own L1 and L2."""
         bandwidths = self.ceilings[threads].bandwidths
         seconds, kept = 0.0, 0.0
         for level, size in self.caches.items():
@@ -268,18 +269,18 @@ class Limits:
 def measure(*threads: int, dtypes: Sequence[str] = tuple(BYTES)) -> Limits:
     """Measure the ceilings of this machine, some seconds for each number of threads.
 
-    Nothing else should run meanwhile. Each measurement is made in processes of their own, bound to so many cores, and by
-    several means, of which the best counts: a ceiling that is too low makes everything look good.
+    Nothing else should run meanwhile. Each measurement runs in processes of its own, bound to cores, by several
+    methods, of which the best counts: a ceiling that is too low makes everything look good.
 
     Args:
         threads: how many; may be several numbers, `measure(1, 2)`.
-        dtypes: of the products; no limit of another is told then.
+        dtypes: of the products; other dtypes then have no limit.
 
     Raises:
         InvalidCall: this process may not run on so many cores.
     """
     for count in threads:
-        first_cores(count)  # or it would be refused after all else was measured
+        first_cores(count)  # refuse before anything is measured
     products, levels = matrix_products(dtypes), bandwidths(1)
     ceilings = {}
     for count in sorted(threads, reverse=True):
@@ -293,7 +294,7 @@ def measure(*threads: int, dtypes: Sequence[str] = tuple(BYTES)) -> Limits:
 
 
 def measure_again(limits: Limits) -> Limits:
-    """The limits, with products measured once more, a second or two for each number of threads; the higher rate counts.
+    """The limits with products measured again, a second or two for each number of threads; the higher rate counts.
 
     Args:
         limits: of this machine.
@@ -315,7 +316,7 @@ Means = Mapping[str, Mapping[str, float]]
 
 
 def _higher(means: Means, best: Mapping[str, float], others: Means, best_other: Mapping[str, float]) -> Means:
-    """By name the higher rate of each means; what was found by means that are not told counts too."""
+    """By name, the higher rate of each method; a rate without a method counts too."""
     made: dict[str, Mapping[str, float]] = {}
     for name in best:
         one, other = means.get(name, {"": best[name]}), others.get(name, {"": best_other.get(name, 0.0)})
@@ -324,7 +325,7 @@ def _higher(means: Means, best: Mapping[str, float], others: Means, best_other: 
 
 
 def _ceilings(products: Means, levels: Means) -> Ceilings:
-    """The best of all means."""
+    """The best of all methods."""
     return Ceilings(
         {dtype: max(means.values()) for dtype, means in products.items()},
         products,

@@ -1,7 +1,6 @@
-"""The machine that figures were taken on: what it is, and what it is doing.
+"""The machine of a measurement.
 
-`describe` are facts that do not change while it runs, so that two descriptions can be held against each other;
-`activity` is what else it does at the moment.
+`describe` has the facts that do not change, which two runs can compare; `activity` its present load.
 """
 
 import os
@@ -33,9 +32,9 @@ TELLING = (
         "hypervisor",
     ),
 )
-"""The processor features that matter to a recurrent layer, of x86 and of ARM."""
+"""The processor features that matter to a recurrent layer, on x86 and ARM."""
 
-ASSUMED_CACHES = {"L1": 32 * 2**10, "L2": 2**20, "L3": 32 * 2**20}  # where the system does not tell
+ASSUMED_CACHES = {"L1": 32 * 2**10, "L2": 2**20, "L3": 32 * 2**20}  # where the system does not report them
 
 PACKAGES = ("multirnn", "numpy", "torch", "tensorflow", "keras", "jax", "jaxlib", "flax", "onnxruntime", "onnx")
 
@@ -43,7 +42,7 @@ SETTINGS = (*VARIABLES, "OPENBLAS_CORETYPE", "MKL_ENABLE_INSTRUCTIONS", "XLA_FLA
 
 
 def describe() -> dict[str, Any]:
-    """The machine, in values that JSON has; equal whenever it is asked, in a process with the same environment.
+    """The machine, as JSON values; the same in every process with the same environment.
 
     Returns:
         processor, cores, allowed_cores, quota, features, caches, memory_bytes, kernel, python, versions of the packages
@@ -67,22 +66,19 @@ def describe() -> dict[str, Any]:
 
 
 def activity() -> dict[str, float | None]:
-    """How busy the machine is: load averages over 1 and 5 minutes, and the steal time since it was started, in seconds."""
+    """Load averages over 1 and 5 minutes, and the seconds stolen since boot."""
     one, five, _ = os.getloadavg() if hasattr(os, "getloadavg") else (None, None, None)
     return {"load_1": one, "load_5": five, "steal_s": steal()}
 
 
 def steal() -> float | None:
-    """Seconds, of all cores together, that the host gave to others while this guest had work; None if not told.
-
-    It only grows: what was stolen meanwhile is the difference of two calls. Source: proc_stat(5).
-    """
+    """Seconds stolen by the hypervisor since boot, over all cores; None if not reported. Source: proc_stat(5)."""
     fields = _text("/proc/stat").partition("\n")[0].split()
     return int(fields[8]) / os.sysconf("SC_CLK_TCK") if len(fields) > 8 and fields[0] == "cpu" else None
 
 
 def quota() -> float | None:
-    """How many cores' worth of time the control group allows; None without a limit. Source: cgroups(7), cpu.max."""
+    """The cores' worth of time that the control group allows; None without a limit. Source: cgroups(7), cpu.max."""
     limit, _, period = _text("/sys/fs/cgroup/cpu.max").strip().partition(" ")
     if limit.isdigit() and period.isdigit():
         return int(limit) / int(period)
@@ -93,14 +89,14 @@ def quota() -> float | None:
 
 @cache
 def cpu_features() -> frozenset[str]:
-    """The instruction sets of the processor, by the names of /proc/cpuinfo; none where there is no such file."""
+    """The instruction sets of the processor, as named in /proc/cpuinfo; empty without that file."""
     found = re.search(r"^(?:flags|Features)\s*:(.*)$", _text("/proc/cpuinfo"), re.MULTILINE)
     return frozenset(found[1].split()) if found else frozenset()
 
 
 @cache
 def cache_sizes() -> dict[str, int]:
-    """Bytes of L1 (data), L2 and L3 of the first core; what is usual where the system does not tell."""
+    """Bytes of L1 (data), L2 and L3 of the first core; usual sizes where the system reports none."""
     found = {}
     for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
         kind, level, size = (_text(index / name).strip() for name in ("type", "level", "size"))
@@ -114,7 +110,7 @@ def blas_libraries() -> list[dict[str, Any]] | None:
 
     None without threadpoolctl.
     """
-    import numpy as np  # noqa: F401  # its BLAS has to be there to be seen
+    import numpy as np  # noqa: F401  # loads its BLAS
 
     try:
         from threadpoolctl import threadpool_info
@@ -149,7 +145,7 @@ def _versions() -> dict[str, str]:
 
 
 def _text(path: Path | str) -> str:
-    """The text of a file; empty where there is none, or none that may be read."""
+    """The text of a file; empty if it is missing or unreadable."""
     try:
         return Path(path).read_text()
     except OSError:

@@ -1,7 +1,7 @@
-"""What is timed: a `Problem` is a stack and the shape of its input; a `Table` is problems and the modes of each.
+"""The problems: a `Problem` is a stack and the shape of its input; a `Table` is problems and the modes of each.
 
-Three tables have names, and `read_table` reads a user's own from CSV. A header names the columns; `cell`, `batch`,
-`time` and `hidden_size` have to be there, any other field of `Problem` may be, and `modes`, separated by spaces:
+Three tables have names, and `read_table` reads a user's own from CSV. The header must have the columns `cell`, `batch`,
+`time` and `hidden_size`, and may have any other field of `Problem`, and `modes`, separated by spaces:
 
     cell,batch,time,hidden_size,modes
     gru,32,100,256,inference training
@@ -29,7 +29,7 @@ __all__ = ["TABLES", "Case", "Problem", "Table", "read_table", "title_of"]
 
 @dataclass(frozen=True)
 class Problem:
-    """A recurrent stack and the shape of what it is run over; the fields of a row of the results.
+    """A recurrent stack and the shape of its input; the fields of a row of results.
 
     Attributes:
         name: unique in its table.
@@ -104,7 +104,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Case:
-    """A problem, and in which modes it is timed."""
+    """A problem and the modes in which it is timed."""
 
     problem: Problem
     modes: tuple[str, ...]
@@ -250,7 +250,7 @@ TRAINED = (
     ("lstm", 150, 16, 256, 256),
     ("gru", 50, 16, 256, 256),
 )
-"""The shapes of `STANDARD` that are trained too: a training step costs three times an inference, and tracing it more."""
+"""The shapes of `STANDARD` that are trained too: a training step costs three inferences, and tracing it more."""
 
 
 def _standard() -> Table:
@@ -267,8 +267,8 @@ def _standard() -> Table:
 def _deepbench() -> Table:
     """All recurrent problems of Baidu DeepBench; those of its training set with their gradients.
 
-    DeepBench times the recurrence alone, its simple RNN has the activation ReLU, and its backward pass is the gradient of
-    weights and input, without an update: baidu-research/DeepBench, code/nvidia/rnn_bench.cu.
+    DeepBench times the recurrence alone, its simple RNN has the activation ReLU, and its backward pass is the gradient
+    of weights and input, without an update: baidu-research/DeepBench, code/nvidia/rnn_bench.cu.
     """
     cases = []
     with as_file(files("multirnn_bench") / "deepbench-rnn.csv") as path, path.open(newline="") as file:
@@ -304,7 +304,8 @@ def read_table(path: Path | str) -> Table:
     """The table in a CSV file.
 
     Raises:
-        InvalidData: it cannot be read, a column is missing or unknown, or rows are bad; a sentence a row, with its line.
+        InvalidData: it cannot be read, a column is missing or unknown, or rows are bad: a sentence a row, with its
+            line.
     """
     path = Path(path)
     try:

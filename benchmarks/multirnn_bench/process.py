@@ -21,8 +21,8 @@ from multirnn_bench.said import Said
 __all__ = ["RESTS", "Lost", "Process"]
 
 RESTS = sys.platform == "linux"
-"""Whether an idle contender is stopped, so that its threads do not spin on another's cores. Outside Linux a stopped process
-would outlive its parent.
+"""Whether an idle contender is stopped, so that its threads do not spin on another's cores. Outside Linux a stopped
+process would outlive its parent.
 """
 
 BOOT = """
@@ -36,8 +36,8 @@ if os.read({messages}, 1):  # the keeper knows this process; else the parent die
 """Cores are bound before anything is imported: thread pools count them when they are created."""
 
 WAKING = 0.001 if RESTS else 0.0
-"""Seconds between waking a process and asking it: threads that wake together may be queued on one core, beside an idle one,
-for a whole block. That happened to 6 of 100 blocks on two threads, and to 1 or 2 of 100 after 1 or 3 ms.
+"""Seconds between waking a process and asking it: threads that wake together may be queued on one core, beside an idle
+one, for a whole block. That happened to 6 of 100 blocks on two threads, and to 1 or 2 of 100 after 1 or 3 ms.
 """
 
 ENDING = 2.0  # seconds to end after closing the pipe, and to disappear after being killed
@@ -149,8 +149,8 @@ class Process:
         Its thread pools keep their size.
 
         Args:
-            place: index of its first core. All contenders are timed on the same cores, from index 0; while none is timed,
-                they may prepare on others.
+            place: index of its first core. All contenders are timed on the same cores, from index 0; while none is
+                timed, they may prepare on others.
         """
         if hasattr(os, "sched_setaffinity"):
             for process in keeper.family(*self._family) if RESTS else [self._process.pid]:

@@ -1,8 +1,8 @@
-"""The file of results: JSON lines, a header and then a row a measurement, each safe on the disk before the next begins.
+"""The file of results: JSON lines, a header and then a row a measurement, each on the disk before the next begins.
 
-Between rows there may be limits that were measured again. What is read back is held against the highest of all.
+Limits that were measured again may stand between rows; on reading, the highest count for every row.
 
-A run may end at any moment: what is read back is every line that was finished. `resume` goes on where the file ends.
+A run may end at any moment: every finished line is read back, and `resume` continues where the file ends.
 """
 
 import json
@@ -31,29 +31,29 @@ __all__ = ["DONE", "VERSION", "NotSaved", "Results", "Writer", "key", "read", "t
 
 VERSION = 2
 READ = (1, 2)
-"""Versions that are read: in the first there are no limits beyond those of the header."""
+"""Readable versions: the first has no limits besides those of the header."""
 
 DONE = ("timed", "wrong", "refused", "slow")
-"""What `--resume` does not try again, unless `--disturbed` says so."""
+"""Statuses that `--resume` does not try again, except with `--disturbed`."""
 
 NOT_THE_SAME = {
     "table": "its table is not the same",
     "machine": "its machine is not the same",
     "settings": "its settings are not the same",
 }
-"""What has to be the same to go on with a file, and the words if it is not."""
+"""Fields of the header that a resumed run must share, and the sentence if it does not."""
 
 Key = tuple[str, str, int, str]
 
 
 @dataclass(frozen=True)
 class Results:
-    """What a file of results holds.
+    """The content of a file of results.
 
     Attributes:
-        header: the table, the machine, its limits, the settings; of limits that were measured several times the highest.
-        rows: in the order in which they were written; of two of one `key`, the later.
-        again: how many of them are such a later one.
+        header: the table, the machine, its limits, the settings; of limits measured several times, the highest.
+        rows: in the order of the file; of two with one `key`, the later.
+        again: the number of such later ones.
     """
 
     header: dict[str, Any]
@@ -62,15 +62,15 @@ class Results:
 
 
 def key(row: Mapping[str, Any]) -> Key:
-    """What there is one row of: problem, mode, threads, contender."""
+    """The identity of a row: problem, mode, threads, contender."""
     return row["problem"]["name"], row["mode"], row["threads"], row["contender"]["name"]
 
 
 def read(path: Path | str) -> Results:
-    """Read a file of results; a last line that was never finished is left out.
+    """Read a file of results, without an unfinished last line.
 
     Raises:
-        InvalidData: there is no such file, or it is no file of results; names the line.
+        InvalidData: there is no such file, or it is not a file of results; names the line.
     """
     lines = list(_lines(Path(path)))
     header = lines[0] if lines else {}
@@ -90,7 +90,7 @@ def read(path: Path | str) -> Results:
                 continue
             if fault := "its kind is another" if line.get("kind") != "row" else fault_of_row(line):
                 raise InvalidData(f"not a row of results: {fault}")
-            if rows.pop(key(line), None):  # so that the later one stands where it was written
+            if rows.pop(key(line), None):  # so that the later one stands in its own place
                 again.add(key(line))
             rows[key(line)] = number, line
     if fault := fault_of_header(header):
@@ -106,7 +106,7 @@ def read(path: Path | str) -> Results:
 
 @contextmanager
 def _told(path: Path | str, number: int) -> Iterator[None]:
-    """The line is told in what is raised."""
+    """Adds the line to an error."""
     try:
         yield
     except (InvalidData, InvalidCall, InvalidSpec) as error:
@@ -114,17 +114,17 @@ def _told(path: Path | str, number: int) -> Iterator[None]:
 
 
 def _hold_against(limits: Limits, row: dict[str, Any]) -> None:
-    """The limit and the share of a row by the highest ceilings of a run, which may have been found after it was timed."""
+    """The row with its limit and share by the highest ceilings of the run, which may be newer than the row."""
     if row["status"] == "timed" and row.get("limit_s") is not None:
         row["limit_s"] = limits.seconds(Problem.from_dict(row["problem"]), row["mode"], row["threads"])
         row["share"] = row["limit_s"] / row["median"]
 
 
 def taken(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], float]:
-    """Which part of the cores the host took in the rows of a problem and a mode, in the mean; of those where it is known."""
+    """By problem and mode, the mean interference over the rows that know it."""
     shares = defaultdict[tuple[str, str], list[float]](list)
     for row in rows:
-        if (share := row.get("taken", row.get("steal"))) is not None:  # older files have only what the host told
+        if (share := row.get("taken", row.get("steal"))) is not None:  # older files have the reported steal time alone
             shares[row["problem"]["name"], row["mode"]].append(share)
     return {where: fmean(values) for where, values in shares.items()}
 
@@ -145,7 +145,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _finished(text: bytes) -> int:
-    """How many bytes are finished lines."""
+    """The number of bytes in finished lines."""
     return text.rfind(b"\n") + 1
 
 
@@ -154,25 +154,25 @@ def _refuse_constant(name: str) -> None:
 
 
 class NotSaved(InvalidData):
-    """A row could not be written: the disk is full, or the file may not grow. What was written before is whole."""
+    """A row could not be written: the disk is full, or the file may not grow. Earlier rows are whole."""
 
 
 class Writer:
-    """Appends rows to a file of results; a context manager that closes it, and the only one that writes to it meanwhile.
+    """Appends rows to a file of results; a context manager that locks the file and closes it.
 
-    A file that is begun and left without a header is removed.
+    A new file that never got a header is removed.
 
     Args:
         path: of the file.
-        resume: whether to go on with a file that is there; without it there must be none.
+        resume: whether to continue an existing file; without it there must be none.
 
     Attributes:
-        found: what the file holds already; None if it is to be begun.
-        rows: what it holds, with what was written since.
+        found: the content of an existing file; None for a new one.
+        rows: all rows, those written since included.
 
     Raises:
-        InvalidCall: there is a file that is not to be resumed, or somebody else is writing to it, or it cannot be written to.
-        InvalidData: it is no file of results.
+        InvalidCall: the file exists and `resume` is False, another run is writing to it, or it cannot be written to.
+        InvalidData: it is not a file of results.
     """
 
     def __init__(self, path: Path, *, resume: bool = False) -> None:
@@ -182,7 +182,7 @@ class Writer:
         self._file = _locked(path)
         try:
             text = path.read_bytes()
-            if text and not resume:  # somebody was faster
+            if text and not resume:  # another run was faster
                 raise InvalidCall(f"{path} exists; --resume goes on with it, or name another file with --out")
             self._size = _finished(text)
             self.found = read(path) if self._size else None
@@ -198,7 +198,7 @@ class Writer:
 
     @classmethod
     def resume(cls, path: Path, header: Mapping[str, Any]) -> Self:
-        """Go on with a file, or begin it where there is none or an interrupted run left it without a header; see `begin`."""
+        """Continue a file, or begin it if it is missing or has no header yet; see `begin`."""
         return cls(path, resume=True)._begun(header)
 
     def _begun(self, header: Mapping[str, Any]) -> Self:
@@ -210,10 +210,10 @@ class Writer:
         return self
 
     def begin(self, header: Mapping[str, Any]) -> None:
-        """Write the header, or see that the run is the one that the file is of.
+        """Write the header, or check that a resumed file belongs to this run.
 
         Raises:
-            InvalidCall: it was written on another machine, with other versions, or of another table.
+            InvalidCall: the file is of another machine, other versions, or another table.
             NotSaved: it cannot be written.
         """
         if self.found is None:
@@ -228,7 +228,7 @@ class Writer:
                 )
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Append a row; on the disk when this returns.
+        """Append a row; it is on the disk when this returns.
 
         Raises:
             NotSaved: it cannot be written.
@@ -237,7 +237,7 @@ class Writer:
         self.rows.append({"kind": "row", **row})
 
     def write_limits(self, limits: Limits) -> None:
-        """Append limits that were measured again; of all that a file has the highest ceilings count, for every row.
+        """Append limits that were measured again; the highest ceilings of a file count for every row.
 
         Raises:
             NotSaved: they cannot be written.
@@ -245,7 +245,7 @@ class Writer:
         self._append({"kind": "limits", **limits.to_dict()})
 
     def _append(self, value: Mapping[str, Any]) -> None:
-        """Write a line after those that are finished, or leave no part of it."""
+        """Append a whole line, or nothing."""
         line = json.dumps(value, ensure_ascii=False, allow_nan=False).encode() + b"\n"
         try:
             self._file.truncate(self._size)
@@ -261,10 +261,10 @@ class Writer:
         self._size += len(line)
 
     def what_is_saved(self, why: str) -> str:
-        """The sentences that end a run early.
+        """The message of a run that ends early.
 
         Args:
-            why: it ends.
+            why: the reason.
         """
         if not self._size:
             return f"{why}; nothing is saved"
@@ -273,7 +273,7 @@ class Writer:
 
     @property
     def saved(self) -> int:
-        """How many rows the file holds; who interrupts may do so between a row and its count."""
+        """The number of rows in the file, counted there: an interrupt may come between a row and its count."""
         return len(read(self.path).rows)
 
     def __enter__(self) -> Self:
@@ -285,14 +285,14 @@ class Writer:
         if not self._size:
             with suppress(OSError):
                 self.path.unlink()
-        self._file.close()  # and lets go of the lock
+        self._file.close()  # releases the lock too
 
 
 def _locked(path: Path) -> FileIO:
-    """The file, made if it is not there, which no other run writes to until it is closed; on Windows any may.
+    """The file, created if missing, and locked against other runs until it is closed; not on Windows.
 
     Raises:
-        InvalidCall: another does, or it cannot be opened.
+        InvalidCall: another run has the lock, or the file cannot be opened.
     """
     while True:
         try:
@@ -307,7 +307,7 @@ def _locked(path: Path) -> FileIO:
                 fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _is_still(path, file):
                 return file
-            file.close()  # the run that had the lock has removed it
+            file.close()  # the run with the lock has removed it
         except BlockingIOError:
             file.close()
             raise InvalidCall(
@@ -331,7 +331,7 @@ def _is_still(path: Path, file: FileIO) -> bool:
 
 
 def _first_difference(found: Any, wanted: Any, where: str = "") -> str:
-    """The first place where two values of JSON differ, in words; empty where they are equal."""
+    """The first difference between two JSON values, in words; empty if they are equal."""
     if isinstance(found, dict) and isinstance(wanted, dict):
         for name in {**found, **wanted}:
             if different := _first_difference(found.get(name), wanted.get(name), f"{where}.{name}" if where else name):

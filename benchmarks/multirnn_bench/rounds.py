@@ -1,8 +1,8 @@
 """Interleaved rounds: each times every contender once, in a shuffled order, so that drift hits all alike.
 
 The length of a block of calls and the number of rounds are planned from the available time. Contenders far behind the
-fastest are timed less often. A disturbed block is repeated at the end of its round; the try with less interference counts,
-whatever its time.
+fastest are timed less often. A disturbed block is repeated at the end of its round; the try with less interference
+counts, whatever its time.
 """
 
 import math
@@ -27,8 +27,8 @@ BLOCK = (0.02, 0.05)  # seconds; 20 ms hold several calls, and medians of 50 ms 
 TOO_SHORT = 0.005  # seconds of a block
 BOUNDARIES = 3
 SETTLING = 0.005 if RESTS else 0.06
-"""Seconds of calls before a block, for caches and the core's clock to settle, and for the spinning threads of the previous
-contender to sleep, unless they are stopped: ONNX Runtime's spin for 2^20 pauses, up to 58 ms.
+"""Seconds of calls before a block, for caches and the core's clock to settle, and for the spinning threads of the
+previous contender to sleep, unless they are stopped: ONNX Runtime's spin for 2^20 pauses, up to 58 ms.
 """
 WATCHING = 0.004  # seconds around a block, to wake the process and measure interference
 ALLOWANCE = 5.0  # seconds of one contender on one problem, in a run without a time limit

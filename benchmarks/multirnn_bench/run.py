@@ -1,8 +1,8 @@
 """A run: every problem of a table, in every mode, by every contender with each number of threads.
 
-The processes of all contenders stay alive from problem to problem; one that dies is restarted for the next. While nothing
-is timed, contenders prepare in parallel, one a core; then they are timed in turns. Rows of one problem are written together
-when its rounds are over; refusals and failures are written at once.
+The processes of all contenders stay alive from problem to problem; one that dies is restarted for the next. While
+nothing is timed, contenders prepare in parallel, one a core; then they are timed in turns. Rows of one problem are
+written together when its rounds are over; refusals and failures are written at once.
 """
 
 import math
@@ -285,7 +285,7 @@ class Run:
         return NotSaved(self.writer.what_is_saved(why))
 
     def _prepared(self, task: _Task, seats: Sequence[Seat], limit: float) -> list[tuple[Seat, dict[str, Any]]]:
-        """The verified contenders, bound to the timing cores, with their answers; the rows of the others are written."""
+        """The verified contenders, bound to the timing cores, with their answers; writes rows of the others."""
 
         def ask(seat: Seat, place: int) -> bool:
             if smaller := seat.slower_before(task.problem, task.mode):
@@ -310,7 +310,7 @@ class Run:
         return ready
 
     def _estimated(self, task: _Task, seat: Seat, answer: dict[str, Any]) -> bool:
-        """Add the seconds of a call to the answer, measured while nothing else runs; False if the contender was lost."""
+        """Add the seconds of a call to the answer, while nothing else runs; False if the contender was lost."""
         assert seat.process is not None
         for _ in range(ESTIMATES):
             watched = self._host.watch(seat.threads)

@@ -1,7 +1,7 @@
-"""What the rows of a file of results say together: who is fastest, by how much, and what was not timed.
+"""The ranking: who is fastest, by how much, and what was not timed.
 
-A `View` is one mode with one number of threads, the rows among which times may be compared. Only rows that were verified
-and timed take part; the others are counted and keep their reasons.
+A `View` is one mode with one number of threads: the rows whose times may be compared. Only verified and timed rows take
+part; the others are counted and keep their reasons.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,7 +30,7 @@ class Duel:
     Attributes:
         problem: its name.
         ours: the row of the fastest of our realisations.
-        peer: that of the fastest peer.
+        peer: the row of the fastest peer.
         ratio: how many times as long the peer takes.
     """
 
@@ -48,10 +48,10 @@ class Standing:
         name: of the contender.
         kind: "ours" or "peer".
         rows: all of its rows.
-        timed: those that were timed.
-        wins: on how many problems it is the fastest.
-        behind: geometric mean of its time over the best time of each problem; None where nothing was timed.
-        share: the median of its shares of the limit; None where nothing was timed.
+        timed: its timed rows.
+        wins: the number of problems on which it is the fastest.
+        behind: geometric mean of its time over the best time of each problem; None without a timed row.
+        share: the median of its shares of the limit; None without a timed row.
         error: the largest error of its timed rows, in eps.
     """
 
@@ -88,17 +88,17 @@ class View:
 
     @cached_property
     def best(self) -> Mapping[str, Row]:
-        """The fastest row of each problem that was timed by anybody."""
+        """The fastest row of each problem with a timed row."""
         timed = {problem: _timed(rows.values()) for problem, rows in self.problems.items()}
         return {problem: min(rows, key=_median) for problem, rows in timed.items() if rows}
 
     def behind(self, row: Row) -> float:
-        """How many times as long a timed row takes as the fastest of its problem."""
+        """The time of a row over the fastest time of its problem."""
         return _median(row) / _median(self.best[row["problem"]["name"]])
 
     @cached_property
     def duels(self) -> tuple[Duel, ...]:
-        """The best of ours against the best peer, on each problem that both sides have timed."""
+        """The best of ours against the best peer, on each problem timed by both sides."""
         return tuple(self._duels())
 
     def _duels(self) -> Iterator[Duel]:
@@ -135,7 +135,7 @@ class View:
 
 
 def views(rows: Sequence[Row]) -> tuple[View, ...]:
-    """The views that the rows make up: modes in their own order, then by threads."""
+    """The rows as views, by mode and then by threads."""
     found: dict[tuple[str, int], list[Row]] = {}
     for row in rows:
         found.setdefault((row["mode"], row["threads"]), []).append(row)
@@ -145,7 +145,7 @@ def views(rows: Sequence[Row]) -> tuple[View, ...]:
 
 
 def duel_mean(duels: Sequence[Duel]) -> Interval | None:
-    """How many times as long the best peer takes, in the geometric mean over problems; None where there is no duel."""
+    """The geometric mean over problems of the best peer's time over ours; None without a duel."""
     return geometric_mean([duel.ratio.value for duel in duels]) if duels else None
 
 
@@ -159,7 +159,7 @@ def reasons(rows: Sequence[Row]) -> Mapping[tuple[str, str, str], tuple[Row, ...
 
 
 def _ratio(row: Row, other: Row) -> Interval:
-    """How many times as long the other takes, by the rounds that both have; of medians where those are fewer than three."""
+    """The time of the other over that of the row, by shared rounds; by medians if fewer than three are shared."""
     times, others = (
         dict(zip(one.get("round_numbers") or range(len(one["rounds"])), one["rounds"], strict=True))
         for one in (row, other)

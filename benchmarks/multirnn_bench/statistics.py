@@ -1,7 +1,7 @@
 """From times to claims: quartiles, bootstrap intervals of ratios, and what changed between two files of results.
 
-A ratio without its interval is no claim: where the interval holds 1, the two are called the same. The intervals are of
-the percentile bootstrap (Efron & Tibshirani 1993, chapter 13), seeded, so that one file always gives one answer.
+A ratio without its interval is no claim: if the interval holds 1, the two count as the same. Intervals are by the
+percentile bootstrap (Efron & Tibshirani 1993, chapter 13), seeded, so that one file always gives one answer.
 """
 
 from __future__ import annotations  # or naming np.random.Generator loads numpy.random
@@ -37,7 +37,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A value, and the ends between which it lies with a confidence of 95 %."""
+    """A value and its 95 % confidence interval."""
 
     value: float
     low: float
@@ -45,7 +45,7 @@ class Interval:
 
     @property
     def holds_one(self) -> bool:
-        """Whether, as a ratio, it says nothing: both sides may be the same."""
+        """Whether, as a ratio, it allows that both sides are the same."""
         return self.low <= 1 <= self.high
 
 
@@ -62,8 +62,8 @@ def quartiles(times: ArrayLike) -> tuple[float, float, float]:
 def paired_ratio(times: ArrayLike, others: ArrayLike, *, seed: int = 0) -> Interval:
     """How many times as long the others took: the median over rounds of `others / times`.
 
-    For contenders of one run. Both times of a round were taken close together, so what slows the machine for a while
-    hits both and leaves their ratio.
+    For contenders of one run. Both times of a round were taken close together, so a slow spell of the machine hits both
+    and leaves their ratio.
 
     Args:
         times: `(rounds,)`, seconds.
@@ -98,14 +98,14 @@ def independent_ratio(times: ArrayLike, others: ArrayLike, *, seed: int = 0) -> 
 
 
 def geometric_mean(ratios: ArrayLike, *, seed: int = 0) -> Interval:
-    """The geometric mean of ratios, with an interval over which problems happened to be in the table.
+    """The geometric mean of ratios, with an interval over the choice of problems.
 
     Args:
         ratios: `(problems,)`.
         seed: of the bootstrap.
 
     Raises:
-        InvalidCall: there is none, or one is not a positive number.
+        InvalidCall: there is no ratio, or one is not a positive number.
     """
     logarithms = np.log(_positive(ratios))
     means = np.mean(_resampled(logarithms, np.random.default_rng(seed)), axis=1)
@@ -133,9 +133,9 @@ def _interval(value: float, resamples: Array) -> Interval:
 
 
 def _key(row: Row) -> tuple[Hashable, ...]:
-    """What makes a row of one file the counterpart of one of another: problem, mode, threads and contender.
+    """The identity of a row across files: problem, mode, threads and contender.
 
-    The problem is all of its fields, so that a name that came to stand for another shape pairs nothing.
+    The problem counts with all its fields, so that a name reused for another shape pairs nothing.
     """
     problem = tuple(sorted((name, str(value)) for name, value in row["problem"].items()))
     contender = row["contender"]
@@ -149,9 +149,9 @@ class Change:
     Attributes:
         a: the row of the first file.
         b: its counterpart in the second.
-        ratio: how many times as long it takes in b; None where it was not timed in both.
-        regressed: b is certainly slower, and by more than the threshold; or it was timed in a, and is not in b.
-        improved: the other way round.
+        ratio: time in b over time in a; None unless it was timed in both.
+        regressed: b is slower by more than the threshold, with confidence; or it was timed in a alone.
+        improved: the reverse.
     """
 
     a: Row
@@ -162,12 +162,12 @@ class Change:
 
     @property
     def title(self) -> str:
-        """Which row, in words."""
+        """The row in words."""
         return _title(self.a)
 
     @property
     def says(self) -> str:
-        """What became of it, in words."""
+        """The change in words."""
         if self.ratio is None:
             was, now = (_status(row) for row in (self.a, self.b))
             return f"{was}, as before" if was == now else f"was {was}, is {now}"
@@ -190,15 +190,15 @@ def _status(row: Row) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ComparedResults:
-    """What changed from one file of results to another.
+    """The changes from one file of results to another.
 
     Attributes:
-        changes: of the rows that are in both, in the order of the first.
+        changes: of rows in both files, in the order of the first.
         only_a: rows that the second file lacks.
         only_b: rows that the first file lacks.
         warnings: why the two may not be comparable.
-        mean: geometric mean over the rows timed in both of the time in b over that in a; None where there is none.
-        threshold: what a row may become slower by.
+        mean: geometric mean of time in b over time in a, over rows timed in both; None without any.
+        threshold: factor by which a row may become slower.
     """
 
     changes: tuple[Change, ...]
@@ -210,11 +210,11 @@ class ComparedResults:
 
     @property
     def regressed(self) -> bool:
-        """Whether any row is slower beyond the threshold, or is not timed any more."""
+        """Whether any row is slower beyond the threshold, or no longer timed."""
         return any(change.regressed for change in self.changes)
 
     def __str__(self) -> str:
-        """In words: warnings, what became slower and faster, what is in one file only, and the whole."""
+        """In words: warnings, slower and faster rows, rows of one file alone, and the mean."""
         worse = [change for change in self.changes if change.regressed]
         better = [change for change in self.changes if change.improved]
         rest = len(self.changes) - len(worse) - len(better)
@@ -269,16 +269,16 @@ def _change_values(change: Change) -> dict[str, Any]:
 
 
 def compare_results(a: Any, b: Any, *, threshold: float = THRESHOLD) -> ComparedResults:
-    """Hold a later file of results against an earlier one, row by row.
+    """Compare a later file of results with an earlier one, row by row.
 
     A row has regressed when it takes more than `threshold` times as long and the interval of that ratio lies above 1,
-    or when it is not timed any more. Two runs share no rounds, so the interval is of independent medians; it cannot
-    know what changed on the machine between the two, which is what the threshold is for.
+    or when it is no longer timed. Two runs share no rounds, so the interval is of independent medians; changes of the
+    machine between the runs are not in it, hence the threshold.
 
     Args:
         a: the earlier results: `header`, and `rows` as they stand in the file.
         b: the later ones.
-        threshold: what the time may grow by, as a factor; at least 1.
+        threshold: factor by which a time may grow; at least 1.
 
     Raises:
         InvalidCall: the threshold is below 1.

@@ -3,8 +3,8 @@
 Each array is compared by its normwise difference, in eps of the dtype, and the worst one counts. Above `allowed` the
 contender computes another function, and no time of it is shown.
 
-In a training step the update is compared, not the weight, whose size would hide a wrong gradient. Adding the update rounded
-the weight, so half an eps of the weight is allowed besides.
+In a training step the update is compared, not the weight, whose size would hide a wrong gradient. Adding the update
+rounded the weight, so half an eps of the weight is allowed besides.
 """
 
 from collections.abc import Mapping
@@ -49,7 +49,7 @@ def expected(work: Work) -> dict[str, Array]:
 
 
 def memory_of_reference(work: Work) -> int:
-    """About how many bytes `expected` needs: the sequences of every layer in float64, and what a backward pass keeps."""
+    """About the bytes that `expected` needs: every layer's sequences in float64, and what a backward pass keeps."""
     spec = work.weights.spec
     batch, time, features = work.x.shape
     outputs = batch * time * spec.output_size * spec.num_layers

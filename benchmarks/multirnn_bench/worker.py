@@ -95,9 +95,9 @@ def serve(contender: Contender, threads: int, messages: Iterator[Mapping[str, An
     """An answer to each message.
 
     Messages: {"do": "prepare", "problem", "mode", "inputs", "reference", "boundary"}, where inputs and reference are
-    folders of arrays, and boundary says whether the call from NumPy to NumPy is timed too; {"do": "estimate"}, the seconds
-    of a call; {"do": "time", "what": "call" or "boundary", "repetitions", "settle"}; {"do": "finish"}. Each has a
-    "number", which its answer repeats.
+    folders of arrays, and boundary says whether the call from NumPy to NumPy is timed too; {"do": "estimate"}, the
+    seconds of a call; {"do": "time", "what": "call" or "boundary", "repetitions", "settle"}; {"do": "finish"}. Each has
+    a "number", which its answer repeats.
     """
     seat = _Session(contender, threads)
     for message in messages:
@@ -250,8 +250,8 @@ def block(call: Callable[[], Any], repetitions: int) -> float:
 def warm(call: Callable[[], Any]) -> list[float]:
     """Call until a call takes almost no new memory from the system, at most `WARMING_CALLS` times; the seconds of each.
 
-    The first calls do, until the allocator knows their sizes, and each new page is a fault: a second call of `torch.nn.RNN`
-    at (32,30,1024,1024) had 13,052 and took 1.9 times as long as the fourth, which had none.
+    The first calls do, until the allocator knows their sizes, and each new page is a fault: a second call of
+    `torch.nn.RNN` at (32,30,1024,1024) had 13,052 and took 1.9 times as long as the fourth, which had none.
     """
     seconds: list[float] = []
     while len(seconds) < WARMING_CALLS and sum(seconds) < WARMING:

@@ -1,1 +1,1 @@
-"""The commands `multirnn bench` and `multirnn doctor`, a file each; `multirnn.cli` imports them when they are asked for."""
+"""The commands `multirnn bench` and `multirnn doctor`, a file each; `multirnn.cli` imports them on demand."""

@@ -171,7 +171,14 @@ STACK = ("num_layers", "bidirectional", "bias", "reset_after", "activation", "re
 @click.option(
     "--cap", type=click.FloatRange(min=0, min_open=True), help="Seconds until a contender without an answer is given up."
 )
-@click.option("--seed", type=click.IntRange(min=0), metavar="N", default=0, show_default=True, help="Seed of weights, inputs and order.")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    metavar="N",
+    default=0,
+    show_default=True,
+    help="Of weights, inputs and the order.",
+)
 @options.json_output
 @options.debug
 @click.pass_context
@@ -198,8 +205,8 @@ def run(
 ) -> None:
     """Run a table of problems on every backend and peer, each contender in its own process.
 
-    Each answer is compared with the float64 reference first; a wrong one is shown as wrong, without a time. The right ones
-    are timed in turns, in a shuffled order. Rows are written as they come: Ctrl-C loses none.
+    Each answer is compared with the float64 reference first; a wrong one is shown as wrong, without a time. The right
+    ones are timed in turns, in a shuffled order. Rows are written as they come: Ctrl-C loses none.
     """
     from multirnn_bench.limits import measure_again
 
