@@ -16,8 +16,9 @@ from multirnn_bench import charts, quantities
 from multirnn_bench.charts import FAMILIES, LETTERS, MARKS, Palette
 from multirnn_bench.fields import STATUSES
 from multirnn_bench.markup import EMPTY, Markup, tag
+from multirnn_bench.page import html
 from multirnn_bench.problems import Problem
-from multirnn_bench.report import html, markdown
+from multirnn_bench.report import markdown
 from multirnn_bench.results import Results, read
 from multirnn_bench.standing import views
 from multirnn_bench.statistics import quartiles

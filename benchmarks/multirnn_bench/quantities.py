@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-__all__ = ["NONE", "bytes_", "count", "factor", "operations", "seconds", "shape", "share"]
+__all__ = ["NONE", "bytes_", "count", "factor", "few", "operations", "seconds", "shape", "share"]
 
 NONE = "–"
 """What is not known."""
@@ -31,6 +31,11 @@ def bytes_(value: float | None, per: str = "") -> str:
 def count(number: int, thing: str) -> str:
     """How many of a thing: 1 thread, 3,200 rows."""
     return f"{number:,} {thing}{'s' * (number != 1)}"
+
+
+def few(names: Sequence[str], most: int = 4) -> str:
+    """The names, or the first of them and the number of the others."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def factor(value: float) -> str:

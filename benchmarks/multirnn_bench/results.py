@@ -60,6 +60,11 @@ class Results:
     rows: list[dict[str, Any]]
     again: int = 0
 
+    @property
+    def processor(self) -> str:
+        """The processor in words."""
+        return str(self.header.get("machine", {}).get("processor") or "an unknown processor")
+
 
 def key(row: Mapping[str, Any]) -> Key:
     """The identity of a row: problem, mode, threads, contender."""

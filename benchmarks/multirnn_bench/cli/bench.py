@@ -143,7 +143,10 @@ STACK = ("num_layers", "bidirectional", "bias", "reset_after", "activation", "re
     help="Run each problem in this mode; may be repeated.  [default: the table's]",
 )
 @click.option(
-    "--threads", metavar="N,…", callback=_threads, help="Numbers of threads, each a row of its own.  [default: the table's]"
+    "--threads",
+    metavar="N,…",
+    callback=_threads,
+    help="Numbers of threads, each a row of its own.  [default: the table's]",
 )
 @options.backends
 @click.option(
@@ -169,7 +172,9 @@ STACK = ("num_layers", "bidirectional", "bias", "reset_after", "activation", "re
 )
 @click.option("--minutes", type=click.FloatRange(min=0), help="Cut rounds to fit.  [default: the table's]")
 @click.option(
-    "--cap", type=click.FloatRange(min=0, min_open=True), help="Seconds until a contender without an answer is given up."
+    "--cap",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Seconds until a contender without an answer is given up.",
 )
 @click.option(
     "--seed",
@@ -387,12 +392,13 @@ def compare(ctx: click.Context, /, a: Path, b: Path, threshold: float, as_json: 
 @options.debug
 def report(file: Path, page: Path | None, markdown: Path | None) -> None:
     """Make a report of results: a page with charts, or tables in Markdown, on stdout unless a file is named."""
-    from multirnn_bench import report as reports
+    from multirnn_bench.page import html
+    from multirnn_bench.report import markdown as tables
 
     found = results.read(file)
     if page is None and markdown is None:
-        click.echo(reports.markdown(found))
-    for path, text in ((page, reports.html), (markdown, reports.markdown)):
+        click.echo(tables(found))
+    for path, text in ((page, html), (markdown, tables)):
         if path is not None:
             try:
                 path.write_text(text(found), encoding="utf-8")

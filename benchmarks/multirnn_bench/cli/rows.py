@@ -24,7 +24,7 @@ def report(found: Results, out: Path, missing: Mapping[str, str]) -> Iterator[Co
         missing: contenders whose framework is not installed: name to reason.
     """
     rows = found.rows
-    yield heading(f"{found.header['table']}: {found.header['machine'].get('processor') or 'an unknown processor'}")
+    yield heading(f"{found.header['table']}: {found.processor}")
     yield ""
     yield _each(rows) if len(rows) <= FEW else _fastest(rows)
     yield ""
