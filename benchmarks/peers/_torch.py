@@ -1,11 +1,23 @@
-"""What contenders on the layers of `torch.nn` share: what those refuse, and a module with the weights of a work."""
+"""Shared by the peers of PyTorch: a module with the weights of a work, what `torch.nn` has no layer for, and the forward pass."""
 
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from typing import Any
 
 import multirnn as mr
-from multirnn.protocol import Work
+from multirnn.protocol import Prepared, Work
 
 LAYERS = {"simple_rnn": "RNN", "lstm": "LSTM", "gru": "GRU"}
+
+
+class TorchPeer:
+    """A peer that runs on PyTorch alone."""
+
+    kind = "peer"
+
+    def versions(self) -> Mapping[str, str]:
+        """The version of PyTorch."""
+        return {"torch": version("torch")}
 
 
 def refuses(spec: mr.RecurrentSpec) -> str | None:
@@ -37,6 +49,30 @@ def module(work: Work, *, batch_first: bool) -> Any:
     for name, parameter in made.named_parameters():
         parameter.requires_grad_(spec.bias == "double" or not name.startswith("bias_hh"))
     return made
+
+
+def forward(
+    work: Work, run: Callable[[Any], tuple[Any, Any]], state: Any, output: Callable[[Any], mr.Output]
+) -> Prepared:
+    """Inference from a state, or streaming, which carries it from call to call.
+
+    Args:
+        work: in the mode "inference" or "streaming".
+        run: from a state to the sequence and the final state.
+        state: the initial one.
+        output: the result of `run` in NumPy.
+    """
+    import torch
+
+    def call() -> Any:
+        nonlocal state
+        with torch.inference_mode():
+            found = run(state)
+        if work.mode == "streaming":
+            state = found[1]
+        return found
+
+    return Prepared(call, lambda: output(call()))
 
 
 def parts(state: Any) -> tuple[Any, ...]:

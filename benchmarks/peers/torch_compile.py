@@ -1,26 +1,19 @@
 """PyTorch's layers under `torch.compile`, which takes all but an LSTM apart step by step once it may (`allow_rnn`)."""
 
-from collections.abc import Mapping
-from importlib.metadata import version
 from typing import Any
 
 import multirnn as mr
 from multirnn.protocol import Prepared, Work
 
-from ._torch import module, parts, refuses
+from ._torch import TorchPeer, forward, module, parts, refuses
 
 LONGEST = 25  # steps of an unrolled loop: 10 of a simple RNN take Inductor and the C++ compiler 20 s, 30 take 45
 
 
-class TorchCompile:
+class TorchCompile(TorchPeer):
     """A module of `torch.nn`, batch first, compiled by Inductor."""
 
     name = "torch.compile"
-    kind = "peer"
-
-    def versions(self) -> Mapping[str, str]:
-        """The version of PyTorch."""
-        return {"torch": version("torch")}
 
     def refuses(self, work: Work) -> str | None:
         """What PyTorch has no layer for, and what would be compiled for minutes."""
@@ -46,20 +39,13 @@ class TorchCompile:
         compiled = torch.compile(module(work, batch_first=True))
         x = torch.tensor(work.x)
         zero = torch.zeros(spec.num_layers * len(spec.directions), len(x), spec.hidden_size, dtype=x.dtype)
-        carried: list[Any] = [(zero, zero) if spec.cell == "lstm" else zero]
+        state = (zero, zero) if spec.cell == "lstm" else zero
 
-        def call() -> Any:
-            with torch.inference_mode():
-                found = compiled(x, carried[0])
-            if work.mode == "streaming":
-                carried[0] = found[1]
-            return found
+        def output(found: Any) -> mr.Output:
+            sequence, end = found
+            return mr.Output(sequence.numpy(), mr.State(*(part.numpy() for part in parts(end))))
 
-        def result() -> mr.Output:
-            sequence, state = call()
-            return mr.Output(sequence.numpy(), mr.State(*(part.numpy() for part in parts(state))))
-
-        return Prepared(call, result)
+        return forward(work, lambda state: compiled(x, state), state, output)
 
 
 CONTENDERS = (TorchCompile(),)

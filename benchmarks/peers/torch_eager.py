@@ -3,25 +3,19 @@
 Batch first takes the same time: 1.001 of it in the geometric mean of 80 rows of the standard table.
 """
 
-from collections.abc import Callable, Mapping
-from importlib.metadata import version
+from collections.abc import Mapping
 from typing import Any
 
 import multirnn as mr
 from multirnn.protocol import SGD_RATE, Prepared, Work
 
-from ._torch import module, parts, refuses
+from ._torch import TorchPeer, forward, module, parts, refuses
 
 
-class TorchEager:
+class TorchEager(TorchPeer):
     """A module of `torch.nn` with its own autograd and optimiser."""
 
     name = "torch.nn"
-    kind = "peer"
-
-    def versions(self) -> Mapping[str, str]:
-        """The version of PyTorch."""
-        return {"torch": version("torch")}
 
     def refuses(self, work: Work) -> str | None:
         """What PyTorch has no layer for."""
@@ -65,17 +59,8 @@ class TorchEager:
         x = placed(work.x)
         trained = {name: weight for name, weight in layer.named_parameters() if weight.requires_grad}
 
-        if work.mode == "inference":
-            return _forward(torch, lambda: run(x), output)
-        if work.mode == "streaming":
-            carried: list[Any] = [None]
-
-            def step() -> Any:
-                found = run(x, carried[0])
-                carried[0] = found[1]
-                return found
-
-            return _forward(torch, step, output)
+        if work.mode in ("inference", "streaming"):
+            return forward(work, lambda state: run(x, state), None, output)
         if work.mode == "gradients":
             assert work.cotangent is not None
             sequence, state = work.cotangent
@@ -105,14 +90,6 @@ class TorchEager:
             return canonical(trained)
 
         return Prepared(train, trained_once)
-
-
-def _forward(torch: Any, run: Callable[[], Any], output: Callable[[Any], mr.Output]) -> Prepared:
-    def call() -> Any:
-        with torch.inference_mode():
-            return run()
-
-    return Prepared(call, lambda: output(call()))
 
 
 CONTENDERS = (TorchEager(),)

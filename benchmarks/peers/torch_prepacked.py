@@ -1,24 +1,19 @@
 """PyTorch's LSTM at its best known: oneDNN's layer by private operators, with weights that are packed once."""
 
-from collections.abc import Mapping
-from importlib.metadata import version
 from typing import Any
 
 import multirnn as mr
 from multirnn.protocol import Prepared, Work
 
+from ._torch import TorchPeer, forward
+
 LSTM_MODE = 2  # of at::native::mkldnn_rnn_layer: rnn_relu, rnn_tanh, lstm, gru
 
 
-class TorchPrepacked:
+class TorchPrepacked(TorchPeer):
     """`aten::mkldnn_rnn_layer` on weights reordered by `mkldnn::_reorder_mkldnn_rnn_layer_weight`."""
 
     name = "torch LSTM, prepacked"
-    kind = "peer"
-
-    def versions(self) -> Mapping[str, str]:
-        """The version of PyTorch."""
-        return {"torch": version("torch")}
 
     def refuses(self, work: Work) -> str | None:
         """All but the inference of an LSTM over full rows."""
@@ -50,35 +45,28 @@ class TorchPrepacked:
                 p["weight_ih"], p["weight_hh"], spec.hidden_size, backward, True, False, sizes
             )
             packed.append((*matrices, p["bias_ih"], p["bias_hh"], backward))
-        carried = [[(zero, zero)] * len(packed)]
 
-        def run() -> Any:
+        def run(state: Any) -> Any:
             y, ends = x, []
             for _layer in range(spec.num_layers):
                 outputs = []
                 for _ in spec.directions:
                     *arrays, backward = packed[len(ends)]
-                    h, c = carried[0][len(ends)]
+                    h, c = state[len(ends)]
                     sequence, h, c, _ = torch.ops.aten.mkldnn_rnn_layer(
                         y, *arrays, h, c, backward, [], LSTM_MODE, spec.hidden_size, 1, True, False, False, False
                     )
                     outputs.append(sequence)
                     ends.append((h.reshape(zero.shape), c.reshape(zero.shape)))
                 y = torch.cat(outputs, dim=-1) if spec.bidirectional else outputs[0]
-            if work.mode == "streaming":
-                carried[0] = ends
             return y, ends
 
-        def call() -> Any:
-            with torch.inference_mode():
-                return run()
-
-        def result() -> mr.Output:
-            y, ends = call()
+        def output(found: Any) -> mr.Output:
+            y, ends = found
             h, c = (torch.stack(parts).numpy() for parts in zip(*ends, strict=True))
             return mr.Output(y.numpy().swapaxes(0, 1), mr.State(h, c))
 
-        return Prepared(call, result)
+        return forward(work, run, [(zero, zero)] * len(packed), output)
 
 
 def _missing() -> str | None:
