@@ -12,6 +12,7 @@ import pytest
 from bench_examples import LIMITS, PEERS
 from click.testing import CliRunner, Result
 from multirnn_bench import limits
+from multirnn_bench.contenders import PEERS as SHIPPED
 from multirnn_bench.limits import Limits
 from multirnn_bench.results import read
 
@@ -64,6 +65,19 @@ def test_a_peer_that_is_not_installed_is_no_missing_backend(bench: Callable[...,
     found = bench(*OWN, "--backend", "numpy", *with_peers("right", "missing"))
     assert found.exit_code == 0, found.output
     assert "left out: missing: No module named 'a_framework_that_nobody_has'" in found.stdout
+
+
+def test_the_peers_that_ship_run_unless_backends_are_named(bench: Callable[..., Result]) -> None:
+    assert SHIPPED is not None
+    for given in ((), ("--peers", SHIPPED)):  # naming them makes none twice
+        found = bench(*OWN, *given, "--contender", "NumPy loop", "--json")
+        assert found.exit_code == 0, found.output
+        (row,) = json.loads(found.stdout)["rows"]
+        assert (row["contender"]["name"], row["contender"]["kind"]) == ("NumPy loop", "peer")
+        Path(json.loads(found.stdout)["file"]).unlink()
+    found = bench(*OWN, "--backend", "numpy", "--contender", "NumPy loop")
+    assert found.exit_code == 2
+    assert "no contender is named 'NumPy loop'; there are numpy, numpy fast, numpy frozen\n" in found.stderr
 
 
 def test_what_cannot_be_written_is_told_before_anything_is_measured(
