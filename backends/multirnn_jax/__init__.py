@@ -49,7 +49,7 @@ class JaxBackend:
         return training.train(layer, batch, optimiser, steps)
 
     def prepare(self, layer: JaxLayer, work: "Work", threads: int) -> "Prepared":
-        """Make a layer ready for a benchmark; see `bench.prepare`."""
+        """See `multirnn.protocol.Timed`."""
         from multirnn_jax import bench  # here, since only benchmarks need it
 
         return bench.prepare(layer, work, threads)

@@ -1,4 +1,4 @@
-"""What is timed of a layer of JAX: its jitted `apply`, on arrays that are placed already; see `multirnn.protocol`."""
+"""Timing of JAX layers: the jitted `apply` on arrays already placed; see `multirnn.protocol`."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,15 +16,9 @@ __all__ = ["prepare"]
 
 
 def prepare(layer: JaxLayer, work: Work, threads: int) -> Prepared:
-    """The work on a layer, native or fast.
-
-    Args:
-        layer: built with the weights of the work, which a training step changes.
-        work: what is computed.
-        threads: not used: XLA has as many as the process has cores.
-    """
+    """See `multirnn.protocol.Timed`; `threads` is unused, since XLA takes as many as the process has cores."""
     with width(layer.spec):
-        prepared = MODES[work.mode](layer, work)
+        prepared = PREPARERS[work.mode](layer, work)
     prepared.plan = "a jitted scan"
     return prepared
 
@@ -109,7 +103,7 @@ def _streaming(layer: JaxLayer, work: Work) -> Prepared:
     return Prepared(call, lambda: _numpy(call()), lambda: stream(work.x))
 
 
-MODES: Mapping[str, Callable[[JaxLayer, Work], Prepared]] = {
+PREPARERS: Mapping[str, Callable[[JaxLayer, Work], Prepared]] = {
     "inference": _inference,
     "gradients": _gradients,
     "training": _training,

@@ -71,7 +71,7 @@ class KerasBackend:
         return training.train(layer, batch, optimiser, steps)
 
     def prepare(self, layer: KerasLayer, work: "Work", threads: int) -> "Prepared":
-        """Make a layer ready for a benchmark; see `bench.prepare`."""
+        """See `multirnn.protocol.Timed`."""
         from multirnn_keras import bench  # here, since only benchmarks need it
 
         return bench.prepare(layer, work, threads)

@@ -1,6 +1,6 @@
-"""What is timed of a layer of Keras: the function of its whole stack, compiled as its engine compiles, on tensors.
+"""Timing of Keras layers: the function of the whole stack on tensors, compiled by the engine; see `multirnn.protocol`.
 
-On TensorFlow that is a `tf.function`, on JAX `jax.jit`; on PyTorch there is nothing to compile. See `multirnn.protocol`.
+A `tf.function` on TensorFlow, `jax.jit` on JAX; uncompiled on PyTorch.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,18 +23,12 @@ Tensors = Sequence[Any]
 
 
 def prepare(layer: KerasLayer, work: Work, threads: int) -> Prepared:
-    """The work on a layer, native or fast.
-
-    Args:
-        layer: built with the weights of the work, which a training step changes.
-        work: what is computed.
-        threads: for PyTorch; the other engines have those that their process was given.
-    """
+    """See `multirnn.protocol.Timed`; `threads` is for PyTorch, the other engines take those of the process."""
     if ENGINE == "torch":
         import torch
 
         torch.set_num_threads(threads)
-    prepared = MODES[work.mode](layer, work)
+    prepared = PREPARERS[work.mode](layer, work)
     prepared.plan = {"tensorflow": "a tf.function", "jax": "jitted", "torch": "as it stands"}[ENGINE]
     return prepared
 
@@ -108,7 +102,7 @@ def _training(layer: KerasLayer, work: Work) -> Prepared:
     return Prepared(call, result)
 
 
-MODES: Mapping[str, Callable[[KerasLayer, Work], Prepared]] = {
+PREPARERS: Mapping[str, Callable[[KerasLayer, Work], Prepared]] = {
     "inference": _inference,
     "gradients": _gradients,
     "training": _training,

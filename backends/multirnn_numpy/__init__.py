@@ -40,7 +40,7 @@ class NumpyBackend:
         return fast.build(weights, device, frozen=implementation == "frozen")
 
     def prepare(self, layer: NumpyLayer, work: "Work", threads: int) -> "Prepared":
-        """Make a layer ready to be timed; see `bench.prepare`."""
+        """See `multirnn.protocol.Timed`."""
         from multirnn_numpy.bench import prepare
 
         return prepare(layer, work, threads)

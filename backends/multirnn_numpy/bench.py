@@ -1,8 +1,7 @@
-"""NumPy's layers, native and fast, in a benchmark.
+"""Timing of NumPy layers, native and fast; see `multirnn.protocol`.
 
-The raw call of an inference is what the layer runs, on arrays that are as it takes them: `Stack.forward` on arrays with
-time first, or the compiled recurrence with addresses that are bound and outputs that are there. All else is called with
-arrays as users call it.
+Inference times what the layer runs, on arrays in its own layout: `Stack.forward` on arrays with time first, or the
+compiled recurrence with bound addresses and allocated outputs. The other modes are called as users call them.
 """
 
 from collections.abc import Callable
@@ -21,13 +20,10 @@ __all__ = ["prepare"]
 
 
 def prepare(layer: NumpyLayer, work: Work, threads: int) -> Prepared:
-    """See `multirnn.protocol.Timed`.
-
-    How many threads NumPy's own products take is decided when NumPy is loaded, by the environment.
-    """
+    """See `multirnn.protocol.Timed`; NumPy's own products take the threads that the environment set when it was loaded."""
     if isinstance(layer, FastNumpyLayer):
         layer.threads = threads
-    prepared = _MODES[work.mode](layer, work)
+    prepared = PREPARERS[work.mode](layer, work)
     prepared.plan = "the loops in NumPy"
     return prepared
 
@@ -102,7 +98,7 @@ def _checked(layer: NumpyLayer, work: Work) -> Inputs:
     return replace(inputs, x=work.x * inputs.valid[..., None])
 
 
-_MODES: dict[str, Callable[[NumpyLayer, Work], Prepared]] = {
+PREPARERS: dict[str, Callable[[NumpyLayer, Work], Prepared]] = {
     "inference": _inference,
     "gradients": _gradients,
     "training": _training,

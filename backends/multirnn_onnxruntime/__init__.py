@@ -41,7 +41,7 @@ class OnnxRuntimeBackend:
         return adoption.adopt(native, spec, compiled=compiled)
 
     def prepare(self, layer: OnnxRuntimeLayer, work: Work, threads: int) -> Prepared:
-        """What `multirnn bench` times; see `bench.prepare`."""
+        """See `multirnn.protocol.Timed`."""
         return bench.prepare(layer, work, threads)
 
     def versions(self) -> Mapping[str, str]:

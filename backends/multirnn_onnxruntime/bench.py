@@ -1,4 +1,4 @@
-"""What is timed of a layer: the raw call is that of its session on arrays with time first, bound to it once, in and out."""
+"""Timing of ONNX Runtime layers: the session on arrays with time first, inputs and outputs bound once."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,9 +17,9 @@ __all__ = ["prepare"]
 
 
 def prepare(layer: OnnxRuntimeLayer, work: Work, threads: int) -> Prepared:
-    """The work, in the modes "inference" and "streaming", by a session of so many threads.
+    """See `multirnn.protocol.Timed`; the modes "inference" and "streaming".
 
-    In "streaming" there are two bindings, each of which starts from the state that the other has left.
+    "streaming" alternates between two bindings, each of which starts from the other's final state.
     """
     spec = layer.spec
     native = OnnxStack(layer.native.model, threads=threads)

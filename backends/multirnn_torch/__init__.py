@@ -50,7 +50,7 @@ class TorchBackend:
         return training.train(layer, batch, optimiser, steps)
 
     def prepare(self, layer: TorchLayer, work: "Work", threads: int) -> "Prepared":
-        """Make a layer ready for a benchmark; see `bench.prepare`."""
+        """See `multirnn.protocol.Timed`."""
         from multirnn_torch import bench  # here, since only benchmarks need it
 
         return bench.prepare(layer, work, threads)

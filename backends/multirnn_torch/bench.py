@@ -1,7 +1,4 @@
-"""PyTorch's layers, native and fast, in a benchmark: called with tensors, as PyTorch's users call them.
-
-The raw call of an inference is the module on a tensor, in inference mode.
-"""
+"""Timing of PyTorch layers, native and fast: the module on tensors, in inference mode where it applies."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,11 +22,10 @@ CPU = torch.device("cpu")
 def prepare(layer: TorchLayer, work: Work, threads: int) -> Prepared:
     """See `multirnn.protocol.Timed`.
 
-    Rows of unequal length, none of them 0, are packed before the clock starts, as PyTorch's own layers take them, and
-    their results stay packed.
+    Ragged rows are packed before the clock starts, as PyTorch's own layers take them, and results stay packed.
     """
     torch.set_num_threads(threads)
-    prepared = _MODES[work.mode](layer, work)
+    prepared = PREPARERS[work.mode](layer, work)
     prepared.plan = f"torch.nn.{type(layer.native).__name__}"
     return prepared
 
@@ -105,7 +101,7 @@ def _streaming(layer: TorchLayer, work: Work) -> Prepared:
     return Prepared(call, lambda: _output(call(), work), lambda: stream(work.x))
 
 
-_MODES: dict[str, Callable[[TorchLayer, Work], Prepared]] = {
+PREPARERS: dict[str, Callable[[TorchLayer, Work], Prepared]] = {
     "inference": _inference,
     "gradients": _gradients,
     "training": _training,
