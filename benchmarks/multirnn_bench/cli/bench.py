@@ -110,7 +110,7 @@ STACK = ("num_layers", "bidirectional", "bias", "reset_after", "activation", "re
     epilog="""
     \b
     Tables:
-      smoke      six shapes on one thread, under a minute
+      smoke      six shapes on one thread, in two minutes or less
       standard   33 shapes with one and two threads, under 20 minutes
       deepbench  the 125 recurrent problems of Baidu DeepBench; hours, so run it in parts
       FILE.csv   your own: a header with cell, batch, time, hidden_size, and what other
