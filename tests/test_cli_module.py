@@ -38,5 +38,7 @@ def test_the_exit_status_of_a_wrong_use(args: tuple[str, ...]) -> None:
 
 
 def test_its_import_runs_nothing() -> None:
-    done = subprocess.run([sys.executable, "-c", "import multirnn.__main__"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", "import multirnn.__main__"], capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -93,7 +93,10 @@ def observed() -> str:
 
 def wrong() -> str:
     kinds = {name.partition(":")[0] for name, _ in cases()}
-    cells = ", ".join(f"{len(mistakes_for(mr.RecurrentSpec(cell, 4, 4, 2, True)))} as {'an' if cell == 'lstm' else 'a'} {cell}" for cell in mr.CELLS)
+    cells = ", ".join(
+        f"{len(mistakes_for(mr.RecurrentSpec(cell, 4, 4, 2, True)))} as {'an' if cell == 'lstm' else 'a'} {cell}"
+        for cell in mr.CELLS
+    )
     return (
         f"Each of {len(MISTAKES)} known mistakes, from a gate order to a mask off by one, is made on every backend and caught "
         f"by one of {len(cases())} checks of {len(kinds)} kinds. Two layers in both directions can have {cells}."
