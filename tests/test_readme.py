@@ -284,6 +284,14 @@ def test_python_code_runs(document: str) -> None:
     code_run(document)
 
 
+def test_the_first_example_needs_numpy_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, Any] = {}
+    exec(compile(code_of("README.md")[0], "README.md", "exec"), names)
+    assert names["output"].sequence.shape == (2, 5, 16)
+    assert names["output"].state.h.shape == (2, 2, 8)
+    assert re.search("^numpy .* equal$", capsys.readouterr().out, re.MULTILINE)
+
+
 def test_all_documents_with_python_code_run() -> None:
     documents = [path.relative_to(ROOT).as_posix() for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]]
     assert sorted(document for document in documents if code_of(document)) == sorted(RUN)
