@@ -117,7 +117,6 @@ class Call:
             addresses(self.dlast),
             kernel.sequence(dx),
             addresses(dfirst),
-            self.lengths_address,
             stash,
             threads,
             choices=choices,

@@ -219,7 +219,10 @@ static void meet(problem *p, way way, real *element, double *plain_element, doub
 {
     if (way == FILL)
         *plain_element = *element = (real)(uniform() * scale);
-    else {
+    else if (!isfinite(*plain_element)) {
+        if (isnan(*plain_element) ? !isnan(*element) : *element != *plain_element)
+            p->off = INFINITY;
+    } else {
         double off = fabs((double)*element - *plain_element);
         p->off = isnan(off) ? INFINITY : fmax(p->off, off);
         p->largest = fmax(p->largest, fabs(*plain_element));
@@ -283,12 +286,16 @@ static void meet_weight(problem *p, way way, const weight *w, double *reference,
                      reference + (gate * p->spec.hidden_size + unit) * features + k, scale);
 }
 
+static int is_bounded(const problem *p)
+{
+    int recurrent = p->spec.recurrent_activation.name, own = p->spec.activation.name;
+    return (recurrent == SIGMOID || p->spec.cell == SIMPLE_RNN) && (own == TANH || own == SIGMOID);
+}
+
 static void meet_parameters(problem *p, way way, parameters *table, plain_parameters *reference)
 {
-    const activation *recurrent = &p->spec.recurrent_activation, *a = &p->spec.activation;
     long hidden = p->spec.hidden_size;
-    int bounded = (recurrent->name == SIGMOID || p->spec.cell == SIMPLE_RNN) && (a->name == TANH || a->name == SIGMOID);
-    double scale = (bounded ? 1.5 : 0.5) / sqrt((double)hidden);
+    double scale = (is_bounded(p) ? 1.5 : 0.5) / sqrt((double)hidden);
     for (long pass = 0; pass < p->plain.passes; pass++) {
         long features = plain_features(&p->plain, pass / p->spec.directions), gates = p->plain.gates;
         parameters *to = &table[pass];
@@ -337,6 +344,20 @@ static void meet_states(problem *p, way way, states *given, double *h, double *c
         meet_array(p, way, given->c, c, state_count(p), 1);
 }
 
+/* One number of x is not finite, as far as there is one. */
+static void draw_infinity(problem *p)
+{
+    static const double strange[] = {INFINITY, -INFINITY, NAN};
+    const call *c = &p->call;
+    long row = c->batch ? below(c->batch) : 0, feature = below(p->spec.input_size);
+    if (!c->batch || !c->time || !plain_length(&p->plain, row))
+        return;
+    long time = below(plain_length(&p->plain, row));
+    double *element = p->plain.x + (row * c->time + time) * p->spec.input_size + feature;
+    *element = strange[below(3)];
+    at(&c->x, row, time)[feature] = (real)*element;
+}
+
 static void draw_problem(problem *p)
 {
     draw_spec(p);
@@ -361,6 +382,8 @@ static void draw_problem(problem *p)
     c->x = draw_sequence(p, p->spec.input_size);
     c->y = draw_sequence(p, width);
     meet_sequence(p, FILL, &c->x, q->x, p->spec.input_size);
+    if (is_bounded(p) && one_in(10))
+        draw_infinity(p);
     if (one_in(2)) {
         c->first = draw_states(p);
         meet_states(p, FILL, &c->first, q->h0, q->c0);
@@ -459,6 +482,23 @@ static int ask_library(void)
     return !runs[0] || runs[3] || runs[2] > runs[1] || strcmp(multirnn_fingerprint(), FINGERPRINT) != 0;
 }
 
+/* What is kept between calls: the larger pieces, and never more than KEPT_BYTES. */
+static int fill_memory(void)
+{
+    void *pieces[2 * KEPT];
+    size_t all = 0;
+    multirnn_free_kept();
+    for (int round = 0; round < 2; round++) {
+        for (int i = 0; i < 2 * KEPT; i++)
+            pieces[i] = multirnn_borrow(KEPT_BYTES / 8 * (size_t)(i % 3 + 1));
+        for (int i = 0; i < 2 * KEPT; i++)
+            multirnn_give_back(pieces[i]);
+    }
+    for (int i = 0; i < KEPT; i++)
+        all += memory.kept[i].bytes;
+    return all > KEPT_BYTES || all < KEPT_BYTES / 2;
+}
+
 typedef struct {
     uint64_t first;
     long count;
@@ -516,7 +556,7 @@ int main(int count, char **arguments)
     }
     if (!callers)
         wrong += run_child(seed + 500000);
-    wrong += ask_library();
+    wrong += ask_library() + fill_memory();
     multirnn_free_kept();
     printf("%ld problems, %ld wrong; %d pieces were done for others, and %d phases missed\n", problems * (callers + 1), wrong,
            helped, skipped);

@@ -145,7 +145,7 @@ static void plain_step(plain *p, long pass, const double *x, double *h, double *
             rest[u] = c[u] = kept[H + u] * c_before[u] + kept[u] * kept[2 * H + u];
             h[u] = kept[3 * H + u] * plain_activation(p, a, c[u]);
         } else
-            h[u] = (1 - kept[H + u]) * kept[2 * H + u] + kept[H + u] * before[u];
+            h[u] = kept[2 * H + u] + kept[H + u] * (before[u] - kept[2 * H + u]); /* with infinities not (1 - z) n + z h */
     free(rh);
 }
 

@@ -128,8 +128,9 @@ def test_packed_rows_are_those_that_lie_apart(cell, reset_after, threads):
     last, dfirst = (State(*(None if part is None else spoilt(part) for part in call.first)) for _ in range(2))
     gradients = {name: spoilt(array) for name, array in call.arrays.items()}
     table, first = call.bound(call.arrays), addresses(call.first)
-    rest = call.lengths_address, stash, threads, starts.ctypes.data
-    call.stack.forward(table, batch, time, address(x), address(y), first, addresses(last), *rest)
+    rest = stash, threads, starts.ctypes.data
+    last_at = addresses(last)
+    call.stack.forward(table, batch, time, address(x), address(y), first, last_at, call.lengths_address, *rest)
     call.stack.backward(
         *(table, call.bound(gradients), batch, time, address(x), address(y), first, address(dy), addresses(call.dlast)),
         *(address(dx), addresses(dfirst), *rest),
@@ -171,7 +172,7 @@ def test_what_is_not_there():
     gradients = call.stack.bind({name: kernel.operand(dU)})
     nowhere = (0, 0, 0)
     call.stack.backward(
-        table, gradients, 3, 7, x, y_there, (0, 0), nowhere, addresses(call.dlast), nowhere, (0, 0), 0, stash
+        table, gradients, 3, 7, x, y_there, (0, 0), nowhere, addresses(call.dlast), nowhere, (0, 0), stash
     )
     close(dU, expected_gradients.weights[name], "float32")
 

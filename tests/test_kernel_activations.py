@@ -92,6 +92,25 @@ def test_sigmoid_falls_to_zero_without_a_step_up(instructions, dtype):
     np.testing.assert_array_equal(found[x < np.log(np.finfo(dtype).tiny) - 1], 0)
 
 
+@pytest.mark.parametrize("strange", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("hidden", [4, 16, 19])
+@pytest.mark.parametrize(("cell", "reset_after"), CELLS)
+@pytest.mark.parametrize("instructions", SETS)
+def test_gradients_are_not_finite_where_those_of_the_reference_are_not(
+    instructions, cell, reset_after, hidden, strange
+):
+    """Units that fill the last vector are multiplied by zero, which does not stop a NaN."""
+    call = Call(RecurrentSpec(cell, 5, hidden, reset_after=reset_after), 3, 6, instructions=instructions)
+    call.x[1, 2, 1] = strange
+    found, expected = call.backward(), call.expected_gradients()
+    for array, right in zip(
+        (found.x, *found.state.parts, *found.weights.values()),
+        (expected.x, *expected.state.parts, *expected.weights.values()),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(np.isfinite(array), np.isfinite(right))
+
+
 @pytest.mark.parametrize(("cell", "reset_after"), CELLS)
 def test_nan_of_a_valid_input_comes_out(cell, reset_after):
     call = Call(RecurrentSpec(cell, 5, 11, reset_after=reset_after), 3, 7)

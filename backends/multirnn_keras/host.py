@@ -104,7 +104,6 @@ class Host:
             _addresses(dlast),
             kernel.sequence(dx),
             _addresses(dfirst),
-            0 if ordered.lengths is None else address(ordered.lengths),
             address(stash),
             threads(),
         )

@@ -23,7 +23,7 @@ from multirnn.weights import Array
 from multirnn_keras.compiled import Mask, compiled
 from multirnn_keras.engine import ENGINE, ENGINES, device_named, float64_refused, on_device
 from multirnn_keras.structure import recurrent_layers
-from multirnn_keras.weights import from_variables, read, stack
+from multirnn_keras.weights import current, from_variables, stack
 
 __all__ = ["KerasLayer", "build", "engine_refuses", "mask_of", "parts_of", "refuses"]
 
@@ -110,12 +110,12 @@ class KerasLayer(BoundaryLayer):
         return sum(prod(variable.shape) for variable in self._native.trainable_weights)
 
     def weights(self) -> Weights:
-        """The parameters as they are now, copied, after the model has computed what they describe; see `read`.
+        """The parameters as they are now, copied; a model that was altered is called first, as by `read`.
 
         Raises:
             Unrepresentable: the model has been changed, and is no longer what was built.
         """
-        weights = read(self._native)
+        weights = current(self._native)
         if weights.spec != self.spec:
             raise Unrepresentable(f"the model of this layer was {self.spec!r}, and is now {weights.spec!r}")
         return weights

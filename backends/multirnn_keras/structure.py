@@ -1,12 +1,22 @@
 """The structure of a user's object: the recurrent layers that it is a stack of, and what of theirs it returns."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 
 from multirnn import Unrepresentable
 
-__all__ = ["CELLS", "directions_of", "is_both_ways", "recurrent_layers", "returned", "stacked", "variables_of"]
+__all__ = [
+    "CELLS",
+    "directions_of",
+    "is_as_made",
+    "is_both_ways",
+    "recurrent_layers",
+    "returned",
+    "stacked",
+    "variables_of",
+]
 
 CELLS: dict[Any, str] = {keras.layers.SimpleRNN: "simple_rnn", keras.layers.LSTM: "lstm", keras.layers.GRU: "gru"}
 """The classes that are read, and which cell they are; `multirnn_keras.fast` adds its own."""
@@ -21,6 +31,21 @@ def recurrent_layers(native: Any) -> list[tuple[Any, ...]]:
 def is_both_ways(layer: Any) -> bool:
     """Whether a layer is a `Bidirectional`."""
     return isinstance(layer, keras.layers.Bidirectional)
+
+
+def is_as_made(native: Any, layers: Sequence[Any]) -> bool:
+    """Whether a model, its layers and their cells run the methods of Keras' classes or of our own, and no replaced ones."""
+    directions = [direction for layer in layers for direction in directions_of(layer)]
+    parts = [native, *layers, *directions, *(direction.cell for direction in directions)]
+    return all(
+        type(part).__module__.partition(".")[0] in ("keras", "multirnn_keras") and not _replaced(part) for part in parts
+    )
+
+
+def _replaced(part: Any) -> set[str]:
+    """The methods that an object has of its own, but for the two that Keras wraps in every layer."""
+    own = {name for name, value in vars(part).items() if callable(value) and callable(getattr(type(part), name, None))}
+    return own - {"build", "quantize"}
 
 
 def variables_of(layer: Any) -> list[Any]:

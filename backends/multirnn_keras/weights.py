@@ -16,9 +16,9 @@ from multirnn_keras.activations import from_keras, to_keras
 from multirnn_keras.confirmation import confirm, title_of
 from multirnn_keras.engine import ENGINE, on_device
 from multirnn_keras.memory import in_memory
-from multirnn_keras.structure import CELLS, directions_of, is_both_ways, stacked, variables_of
+from multirnn_keras.structure import CELLS, directions_of, is_as_made, is_both_ways, stacked, variables_of
 
-__all__ = ["LAYERS", "array_of", "from_variables", "read", "stack"]
+__all__ = ["LAYERS", "array_of", "current", "from_variables", "read", "stack"]
 
 LAYERS: Mapping[str, Any] = {
     "simple_rnn": keras.layers.SimpleRNN,
@@ -91,10 +91,23 @@ def read(native: Any) -> Weights:
             say, or cannot be called.
     """
     with on_device(None):
-        return _read(native)
+        layers, weights = _described(native)
+        return confirm(native, layers, weights)
 
 
-def _read(native: Any) -> Weights:
+def current(native: Any) -> Weights:
+    """`read`, without the call where there is nothing to confirm: every method that it runs is Keras' or our own.
+
+    Raises:
+        Unrepresentable: as of `read`.
+    """
+    with on_device(None):
+        layers, weights = _described(native)
+        return weights if is_as_made(native, layers) else confirm(native, layers, weights)
+
+
+def _described(native: Any) -> tuple[list[Any], Weights]:
+    """The layers of a stack, and their weights, by their structure alone."""
     layers = stacked(native)
     directions = [direction for layer in layers for direction in directions_of(layer)]
     first, *others = map(_fields, directions)
@@ -118,8 +131,7 @@ def _read(native: Any) -> Weights:
             f"{title_of(native)} has a weight at two places, and a spec has each once: its gradients and its training "
             "would not be those of the stack. Give every layer and direction weights of its own"
         )
-    weights = from_variables([array_of(variable) for variable in variables], spec)
-    return confirm(native, layers, weights)
+    return layers, from_variables([array_of(variable) for variable in variables], spec)
 
 
 def _fields(layer: Any) -> dict[str, Any]:

@@ -91,7 +91,6 @@ class CompiledStack:
                 _state(cotangent.state),
                 _sequence(dx),
                 _state(dfirst),
-                _lengths(inputs),
                 stash,
                 threads,
             )

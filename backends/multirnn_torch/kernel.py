@@ -95,7 +95,6 @@ class KernelLoop:
             _addresses(dfinal),
             _sequence(dx),
             _addresses(dstate),
-            _address(call.lengths),
             stash.data_ptr(),
             torch.get_num_threads(),
             _address(call.starts),

@@ -207,14 +207,28 @@ class Stack:
             InvalidCall: a length is not from 0 to time.
             MemoryError: there is not enough memory for the packed weights.
         """
-        chosen, kept = _address_of(choices)
+        forced = _forced(choices)
         call = CALL.pack(
-            *(batch, time, *x, starts, *y, starts, *first, *last, lengths, stash, threads, packed, lent, chosen),
+            *(
+                batch,
+                time,
+                *x,
+                starts,
+                *y,
+                starts,
+                *first,
+                *last,
+                lengths,
+                stash,
+                threads,
+                packed,
+                lent,
+                _address_of(forced),
+            ),
             *(*NOWHERE, *NOWHERE, 0, 0),
         )
         if outcome := self._forward(self._spec, table, call):
             raise _error(outcome)
-        del kept
 
     def backward(
         self,
@@ -229,8 +243,7 @@ class Stack:
         dlast: States,
         dx: Sequence,
         dfirst: States,
-        lengths: int = 0,
-        stash: int = 0,
+        stash: int,
         threads: int = 1,
         starts: int = 0,
         lent: int = 0,
@@ -239,8 +252,8 @@ class Stack:
         """The gradients of what `forward` did.
 
         Args:
-            table, batch, time, x, first, lengths, starts: as in the call of `forward`, unchanged since; dy and dx are
-                packed as x and y are.
+            table, batch, time, x, first, starts: as in the call of `forward`, unchanged since; dy and dx are packed as x
+                and y are. The lengths are in the stash.
             gradients: a table of the gradients of the parameters, from `bind`; they are overwritten, not added to.
             y: the outputs that `forward` wrote, unchanged since.
             dy: the gradient of y, never read at padding; `(0, 0, 0)` is zero.
@@ -254,14 +267,13 @@ class Stack:
             InvalidCall: the stash is not the one that `forward` filled for this call.
             MemoryError: there is not enough memory for the gradients of all steps.
         """
-        chosen, kept = _address_of(choices)
+        forced = _forced(choices)
         call = CALL.pack(
-            *(batch, time, *x, starts, *y, starts, *first, *dlast, 0, stash, threads, 0, lent, chosen),
+            *(batch, time, *x, starts, *y, starts, *first, *dlast, 0, stash, threads, 0, lent, _address_of(forced)),
             *(*dy, starts, *dx, starts, *dfirst),
         )
         if outcome := self._backward(self._spec, table, call, gradients):
             raise _error(outcome)
-        del kept
 
 
 def pack_spec(spec: RecurrentSpec) -> bytes:
@@ -276,12 +288,13 @@ def pack_spec(spec: RecurrentSpec) -> bytes:
     return struct.pack("6qqddqdd", *numbers, *activations)
 
 
-def _address_of(choices: Choices | None) -> tuple[int, Any]:
-    """The address of the choices, and what keeps it valid."""
-    if choices is None:
-        return 0, None
-    kept = (ctypes.c_int64 * len(choices))(*choices)
-    return ctypes.addressof(kept), kept
+def _forced(choices: Choices | None) -> Any:
+    """The choices as C has them, to be kept until the call is over; None where there are none."""
+    return None if choices is None else (ctypes.c_int64 * len(choices))(*choices)
+
+
+def _address_of(forced: Any) -> int:
+    return 0 if forced is None else ctypes.addressof(forced)
 
 
 def _error(outcome: int) -> Exception:

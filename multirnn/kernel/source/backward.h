@@ -130,6 +130,14 @@ static void lay_out_backward(backward_run *run, arena *a)
     run->one = 1;
 }
 
+/* dz of some units, zero beyond the last one: from infinite inputs padding has NaN, which no zero weight would stop. */
+INLINE void store_padded(real *to, vector dz, long left)
+{
+    store(to, dz);
+    for (long lane = left; lane < LANES; lane++)
+        to[lane] = 0;
+}
+
 /* The rows of one step of the way back. */
 typedef struct {
     long rows, first, last; /* units: vectors from first to last */
@@ -147,7 +155,7 @@ static void simple_rnn_back(const backward_run *run, const back_step *s)
             real *dh = s->dh + r * k->state_size + unit;
             vector h = load_part(s->y[r] + unit, left);
             vector all = load(dh) + load_part(s->dy[r] + unit, left);
-            store(s->dz + r * run->dz_size + unit, all * slope(&k->spec->activation, h));
+            store_padded(s->dz + r * run->dz_size + unit, all * slope(&k->spec->activation, h), left);
             store(dh, (vector){0});
         }
 }
@@ -166,10 +174,10 @@ static void lstm_back(const backward_run *run, const back_step *s)
             vector a_c = activate(a, load(s->c + r * k->state_size + unit));
             vector all_h = load(dh) + load_part(s->dy[r] + unit, left);
             vector all_c = load(dc) + all_h * o * slope(a, a_c);
-            store(dz, all_c * g * slope(sigma, i));
-            store(dz + k->plane, all_c * load(s->prev_c + r * k->state_size + unit) * slope(sigma, f));
-            store(dz + 2 * k->plane, all_c * i * slope(a, g));
-            store(dz + 3 * k->plane, all_h * a_c * slope(sigma, o));
+            store_padded(dz, all_c * g * slope(sigma, i), left);
+            store_padded(dz + k->plane, all_c * load(s->prev_c + r * k->state_size + unit) * slope(sigma, f), left);
+            store_padded(dz + 2 * k->plane, all_c * i * slope(a, g), left);
+            store_padded(dz + 3 * k->plane, all_h * a_c * slope(sigma, o), left);
             store(dc, all_c * f);
             store(dh, (vector){0});
         }
@@ -187,10 +195,10 @@ static void gru_after_back(const backward_run *run, const back_step *s)
             vector n = load(gates), r = load(gates + LANES), z = load(gates + 2 * LANES), m = load(gates + 3 * LANES);
             vector all = load(dh) + load_part(s->dy[row] + unit, left);
             vector dn = all * ((real)1 - z) * slope(a, n);
-            store(dz, dn);
-            store(dz + k->plane, dn * m * slope(sigma, r));
-            store(dz + 2 * k->plane, all * (load_part(s->h[row] + unit, left) - n) * slope(sigma, z));
-            store(dz + 3 * k->plane, dn * r);
+            store_padded(dz, dn, left);
+            store_padded(dz + k->plane, dn * m * slope(sigma, r), left);
+            store_padded(dz + 2 * k->plane, all * (load_part(s->h[row] + unit, left) - n) * slope(sigma, z), left);
+            store_padded(dz + 3 * k->plane, dn * r, left);
             store(dh, all * z);
         }
 }
@@ -206,8 +214,8 @@ static void gru_before_back_candidate(const backward_run *run, const back_step *
             real *dz = s->dz + row * run->dz_size + unit, *dh = s->dh + row * k->state_size + unit;
             vector z = load(gates + 2 * unit + LANES), n = load(gates + 2 * k->plane + unit);
             vector all = load(dh) + load_part(s->dy[row] + unit, left);
-            store(dz + k->plane, all * (load_part(s->h[row] + unit, left) - n) * slope(sigma, z));
-            store(dz + 2 * k->plane, all * ((real)1 - z) * slope(a, n));
+            store_padded(dz + k->plane, all * (load_part(s->h[row] + unit, left) - n) * slope(sigma, z), left);
+            store_padded(dz + 2 * k->plane, all * ((real)1 - z) * slope(a, n), left);
             store(dh, all * z);
             store(s->drh + row * k->state_size + unit, (vector){0});
         }
@@ -219,11 +227,11 @@ static void gru_before_back_reset(const backward_run *run, const back_step *s)
     const activation *sigma = &k->spec->recurrent_activation;
     for (long row = 0; row < s->rows; row++)
         for (long v = s->first; v < s->last; v++) {
-            long unit = v * LANES;
-            vector r = load(s->z + row * k->row_size + 2 * unit), h = load_part(s->h[row] + unit, k->hidden - unit);
+            long unit = v * LANES, left = k->hidden - unit;
+            vector r = load(s->z + row * k->row_size + 2 * unit), h = load_part(s->h[row] + unit, left);
             vector drh = load(s->drh + row * k->state_size + unit);
             real *dh = s->dh + row * k->state_size + unit;
-            store(s->dz + row * run->dz_size + unit, drh * h * slope(sigma, r));
+            store_padded(s->dz + row * run->dz_size + unit, drh * h * slope(sigma, r), left);
             store(s->rh + row * k->state_size + unit, r * h);
             store(dh, load(dh) + drh * r);
         }

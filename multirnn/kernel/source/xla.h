@@ -194,7 +194,7 @@ static void *custom_call_of(const xla_frame *frame, int back)
         call.first = next_states(&arguments, custom);
     if (custom->has_lengths) {
         widen(next_array(&arguments), call.batch, lengths);
-        call.lengths = lengths;
+        call.lengths = lengths; /* backward goes by those in the stash */
     }
     next_parameters(&arguments, custom, tables);
     int outcome;
