@@ -1,6 +1,7 @@
 """What a backend offers: `Backend`. See `backends/README.md` for how to write one."""
 
 from collections.abc import Mapping
+from inspect import get_annotations
 from typing import Any, Protocol, runtime_checkable
 
 from multirnn.errors import Unsupported
@@ -8,7 +9,7 @@ from multirnn.layer import Layer
 from multirnn.spec import RecurrentSpec
 from multirnn.weights import Weights
 
-__all__ = ["Backend", "accept"]
+__all__ = ["Backend", "accept", "offers"]
 
 
 @runtime_checkable
@@ -55,6 +56,16 @@ class Backend(Protocol):
     def versions(self) -> Mapping[str, str]:
         """The versions of what it runs on, by package."""
         ...
+
+
+def offers(thing: object, protocol: type) -> bool:
+    """Whether an object has every attribute that a Protocol declares.
+
+    `isinstance` of a runtime-checkable Protocol asks the object on Python 3.11, but only its class from 3.12 on. Then an
+    attribute behind `__getattr__` does not count, and a property that raises stays unseen.
+    """
+    names = {*vars(protocol), *get_annotations(protocol)}
+    return all(hasattr(thing, name) for name in names if not name.startswith("_"))
 
 
 def accept(backend: Backend, spec: RecurrentSpec) -> None:

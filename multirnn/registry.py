@@ -16,7 +16,7 @@ from difflib import get_close_matches
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from multirnn.backend import Backend
+from multirnn.backend import Backend, offers
 from multirnn.errors import MissingFramework, UnknownBackend, Unrepresentable, an, kind_of
 from multirnn.implementation import NATIVE, realise
 from multirnn.layer import Layer
@@ -41,9 +41,9 @@ def backend(name: str | Backend) -> Backend:
         UnknownBackend: no installed distribution offers one of this name, or two do, or what it offers is none.
         MissingFramework: its framework is not installed. One that is installed but broken shows its own error.
     """
-    if isinstance(name, Backend):
-        return name
     if not isinstance(name, str):
+        if offers(name, Backend):
+            return name
         raise UnknownBackend(f"a backend is chosen by its name or is a Backend object; this is {kind_of(name)}")
     return _load(_find(_points("multirnn.backends"), name))
 
@@ -176,7 +176,7 @@ def _find(points: Sequence[EntryPoint], name: str) -> EntryPoint:
 
 def _load(point: EntryPoint) -> Backend:
     try:
-        loaded = point.load()
+        loaded: Backend = point.load()
     except ModuleNotFoundError as error:
         missing = error.name or ""
         if f"{point.module}.".startswith(f"{missing}."):
@@ -186,7 +186,7 @@ def _load(point: EntryPoint) -> Backend:
         raise MissingFramework(
             f"backend {point.name!r} needs {missing!r}, which is not installed: pip install {_requirement(point, missing)}"
         ) from error
-    if not isinstance(loaded, Backend):
+    if not offers(loaded, Backend):
         raise UnknownBackend(f"{_offer(point)}, which is {kind_of(loaded)} and not a multirnn Backend: {_REMEDY}")
     return loaded
 

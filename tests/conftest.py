@@ -1,4 +1,4 @@
-"""Fixtures of all tests, and the options that write what README.md shows."""
+"""Fixtures of all tests, and the options that write the generated parts of the documents."""
 
 import json
 import os
@@ -23,7 +23,7 @@ Observed = dict[str, dict[str, dict[str, object]]]
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("multirnn")
     group.addoption("--observed", type=Path, metavar="FILE", help="write the worst differences that test_agreement saw")
-    group.addoption("--write-readme", action="store_true", help="write the generated parts of README.md again")
+    group.addoption("--write-readme", action="store_true", help="write the generated parts of the documents again")
 
 
 @pytest.fixture(params=mr.backends())

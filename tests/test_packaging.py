@@ -1,5 +1,6 @@
 """What is shipped: the wheel, which is built from the sdist, and what is in both."""
 
+import re
 import subprocess
 import sys
 import tarfile
@@ -75,7 +76,8 @@ def test_the_sdist_has_what_builds_and_tests_it(built: Built) -> None:
     assert {"pyproject.toml", "README.md", "LICENSE", "backends/README.md", "tests/test_packaging.py"} <= built.sdist
     assert {"hatch_build.py", "benchmarks/peers/torch_eager.py"} <= built.sdist
     assert {"tests/third_party/pyproject.toml", "backends/multirnn_numpy/__init__.py"} <= built.sdist
-    rooms = {"multirnn", "backends", "tests", "benchmarks", "examples"}
+    assert {"CITATION.cff", "CONTRIBUTING.md", "SECURITY.md", "docs/conventions.md", "docs/errors.png"} <= built.sdist
+    rooms = {"multirnn", "backends", "tests", "benchmarks", "docs", "examples"}
     assert {name.partition("/")[0] for name in built.sdist if "/" in name} <= rooms
     assert not [name for name in built.sdist if "__pycache__" in name or name.endswith(".pyc")]
 
@@ -122,7 +124,26 @@ def test_the_metadata(built: Built) -> None:
     }
 
 
+def test_the_declared_pythons_are_the_tested_ones(built: Built) -> None:
+    prefix = "Programming Language :: Python :: 3."
+    classifiers = built.metadata.get_all("Classifier") or []
+    declared = {int(name.removeprefix(prefix)) for name in classifiers if re.fullmatch(rf"{prefix}\d+", name)}
+    on_others = re.search(r"^for version in (.+); do$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+    assert on_others is not None
+    assert declared == {11, *(int(version.removeprefix("3.")) for version in on_others[1].split())}
+    assert built.metadata["Requires-Python"] == f">=3.{min(declared)}"
+
+
 def test_the_version_is_said_once_and_again() -> None:
     from importlib.metadata import version
 
     assert version("multirnn") == mr.__version__
+    assert f"\nversion: {mr.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_the_citation_has_what_its_format_requires() -> None:
+    yaml = pytest.importorskip("yaml")
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
+    assert citation["license"] == "MIT"
+    assert citation["authors"][0]["name"] in (ROOT / "LICENSE").read_text()

@@ -1,4 +1,4 @@
-"""README.md cannot lie: its code runs, and its tables are those that are generated here.
+"""The documents cannot lie: their code runs, and their tables are generated here.
 
 `make readme` writes the generated parts again.
 """
@@ -22,7 +22,12 @@ from multirnn.support import AXES, FORMS, Row, ask, summarise
 from multirnn.testing import cases
 
 ROOT = Path(__file__).parent.parent
-README = ROOT / "README.md"
+RUN = ("README.md", "docs/conventions.md", "docs/backends.md", "docs/diagnosis.md", "docs/testing.md")
+"""The documents whose Python code runs, each from top to bottom in a namespace of its own."""
+GENERATED_IN = (*RUN, "benchmarks/RESULTS.md")
+"""The documents with generated parts."""
+LINKING = (*GENERATED_IN, "docs/command-line.md", "docs/benchmarks.md", "CONTRIBUTING.md", "SECURITY.md")
+LINKING += ("backends/README.md", "examples/README.md", "benchmarks/NOTES.md")
 NAMES = {"jax": "JAX", "keras": "Keras", "numpy": "NumPy", "torch": "PyTorch"}
 
 
@@ -88,32 +93,35 @@ def observed() -> str:
 
 def wrong() -> str:
     kinds = {name.partition(":")[0] for name, _ in cases()}
-    cells = ", ".join(f"{len(mistakes_for(mr.RecurrentSpec(cell, 4, 4, 2, True)))} of a {cell}" for cell in mr.CELLS)
+    cells = ", ".join(
+        f"{len(mistakes_for(mr.RecurrentSpec(cell, 4, 4, 2, True)))} as {'an' if cell == 'lstm' else 'a'} {cell}"
+        for cell in mr.CELLS
+    )
     return (
-        f"each of {len(MISTAKES)} known mistakes, from a gate order to a mask that is off by one ({cells} in two layers both "
-        f"ways), is made on every backend and caught by one of {len(cases())} checks of {len(kinds)} kinds."
+        f"Each of {len(MISTAKES)} known mistakes, from a gate order to a mask off by one, is made on every backend and caught "
+        f"by one of {len(cases())} checks of {len(kinds)} kinds. Two layers in both directions can have {cells}."
     )
 
 
 def mutation() -> str:
     """The beginning of what the example above it prints."""
-    names = code_run()
+    names = code_run("docs/testing.md")
     lines = str(names["mutation_score"](names["outputs_are_close"])).splitlines()
     shown = [*lines[: lines.index("", 2) + 2], "  …"]
     return "\n".join(["```text", *shown, "```"])
 
 
 def diagnosis() -> str:
-    return f"```text\n{code_run()['diagnosis']}\n```"
+    return f"```text\n{code_run('docs/diagnosis.md')['diagnosis']}\n```"
 
 
 def rates() -> str:
     found = json.loads((ROOT / "benchmarks/results/diagnosis.json").read_text())["by_planted_mistakes"]
     none, one, two = (found[planted] for planted in ("0", "1", "2"))
     return (
-        f"Over {one['pairs']} drawn pairs with one planted mistake the cause that is named is the right one in "
-        f"{one['right']}, over {two['pairs']} with two in {two['right']}; over {none['pairs']} equal pairs none is named "
-        f"in {none['right']} (`benchmarks/diagnosis.py`)."
+        f"`diagnose` names the right cause of {one['right']} of {one['pairs']} drawn pairs with one planted mistake, and of "
+        f"{two['right']} of {two['pairs']} pairs with two. It names none for {none['right']} of {none['pairs']} equal pairs "
+        "(`benchmarks/diagnosis.py`)."
     )
 
 
@@ -123,10 +131,10 @@ def plugin() -> str:
 
 
 def compare() -> str:
-    """Rows without numbers that a machine's arithmetic changes: they are in the section above."""
+    """What the code above it prints, without the errors, which a machine's arithmetic changes."""
     comparison = mr.compare(mr.RecurrentSpec("gru", 4, 8, bidirectional=True))
     rows = [[row.title, str(row.parameters), row.verdict] for row in comparison.rows]
-    return f"`{comparison.spec!r}`:\n\n" + table(["backend", "parameters", "verdict"], rows)
+    return table(["backend", "parameters", "verdict"], rows)
 
 
 def speed() -> str:
@@ -162,13 +170,37 @@ def goals() -> str:
     return "\n\n".join([judged, *map(disturbance, machines)])
 
 
+SHOWN = {
+    ("inference", "torch fast against torch.nn.RNN"): "PyTorch fast against `nn.RNN`",
+    ("inference", "torch fast against torch.nn.GRU"): "PyTorch fast against `nn.GRU`",
+    ("inference", "torch fast against torch.nn.LSTM"): "PyTorch fast against `nn.LSTM`",
+    ("training", "torch fast against torch.nn.RNN and GRU"): "PyTorch fast against `nn.RNN` and `nn.GRU`, training",
+    ("inference", "Keras fast against Keras' own layers"): "Keras fast against Keras' own layers",
+    ("inference", "JAX fast against flax.nnx.RNN"): "JAX fast against `flax.nnx.RNN`",
+    ("inference", "NumPy fast against the textbook loop"): "NumPy fast against the textbook loop",
+}
+"""The goals that README.md shows, by mode and name, and what it calls them."""
+
+
+def ratios() -> str:
+    """The means of some goals, one thread and two, a column for every kind of processor."""
+    machines = [json.loads(path.read_text()) for path in sorted((ROOT / "benchmarks/results/goals").iterdir())]
+
+    def means(found: dict[str, Any], mode: str, what: str) -> str:
+        by_threads = {r["threads"]: r["mean"] for r in found["goals"] if (r["mode"], r["what"]) == (mode, what)}
+        return " / ".join(f"{by_threads[threads]:.1f}" for threads in sorted(by_threads))
+
+    rows = [[title, *(means(found, *key) for found in machines)] for key, title in SHOWN.items()]
+    return table(["one thread / two threads", *(found["name"] for found in machines)], rows)
+
+
 def disturbance(found: dict[str, Any]) -> str:
     """What else ran beside a standard run."""
     share = f"{found['taken']['median']:.1%}, at most {found['taken']['most']:.0%}"
-    told = f"{found['name']}: the host took a part of the cores, in the median {share} while a row was timed"
+    told = f"{found['name']}: while a row was timed, the host took this share of the cores: in the median {share}."
     if again := found["rows"]["again"]:
-        told += f";\n{again} of {found['rows']['all']} rows were timed again, where it had taken more than 2 %"
-    return told + "."
+        told += f"\n{again} of {found['rows']['all']} rows, where it took more than 2 %, were timed again."
+    return told
 
 
 def fast() -> str:
@@ -184,12 +216,16 @@ def fast() -> str:
 
 
 @cache
-def code_run() -> dict[str, Any]:
-    """The names that the Python code of the README leaves behind, run from top to bottom."""
+def code_run(document: str) -> dict[str, Any]:
+    """The names that the Python code of a document leaves behind, run from top to bottom."""
     names: dict[str, Any] = {"MY_BACKEND": mr.backend("numpy")}
-    for block in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL):
-        exec(compile(block, "README.md", "exec"), names)
+    for block in code_of(document):
+        exec(compile(block, document, "exec"), names)
     return names
+
+
+def code_of(document: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
 
 
 GENERATED: dict[str, Callable[[], str]] = {
@@ -201,6 +237,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "rates": rates,
     "plugin": plugin,
     "compare": compare,
+    "ratios": ratios,
     "speed": speed,
     "goals": goals,
     "fast": fast,
@@ -212,35 +249,77 @@ def needs_all_backends() -> None:
         try:
             mr.backend(name)
         except mr.MissingFramework as error:
-            pytest.skip(f"README.md tells of all backends; {error}")
+            pytest.skip(f"the documents show all backends; {error}")
 
 
 @pytest.mark.parametrize("name", GENERATED)
 def test_generated_part_is_current(name: str, request: pytest.FixtureRequest) -> None:
     needs_all_backends()
-    text = README.read_text()
     pattern = re.compile(rf"(<!-- generated: {name} -->)(.*?)(<!-- end -->)", re.DOTALL)
     part = GENERATED[name]()
     part = part if "\n" not in part else f"\n{part}\n"
-    assert pattern.search(text), f"README.md has no part named {name}"
+    found = [(document, match) for document in GENERATED_IN if (match := pattern.search((ROOT / document).read_text()))]
+    assert len(found) == 1, f"the part {name} stands in {[document for document, _ in found] or 'no document'}"
+    ((document, match),) = found
     if request.config.getoption("--write-readme"):
-        README.write_text(pattern.sub(lambda match: match[1] + part + match[3], text))
-        return
-    found = pattern.search(text)
-    assert found is not None
-    assert found[2] == part, "README.md is not what is generated now: run `make readme`"
-
-
-def test_python_code_runs() -> None:
-    needs_all_backends()
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(blocks) >= 4
-    assert {"layer", "diagnosis", "outputs_are_close"} <= code_run().keys()
-
-
-def test_links_lead_somewhere() -> None:
-    for document in ("README.md", "CONTRIBUTING.md", "backends/README.md", "examples/README.md"):
         path = ROOT / document
-        for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
-            if "://" not in target:
-                assert (path.parent / target).exists(), f"{document} links to {target}"
+        path.write_text(pattern.sub(lambda match: match[1] + part + match[3], path.read_text()))
+        return
+    assert match[2] == part, f"{document} is not what is generated now: run `make readme`"
+
+
+def test_every_generated_part_has_a_generator() -> None:
+    marked = [
+        name
+        for document in GENERATED_IN
+        for name in re.findall(r"<!-- generated: (\w+) -->", (ROOT / document).read_text())
+    ]
+    assert sorted(marked) == sorted(GENERATED)
+
+
+@pytest.mark.parametrize("document", RUN)
+def test_python_code_runs(document: str) -> None:
+    needs_all_backends()
+    assert code_of(document)
+    code_run(document)
+
+
+def test_the_first_example_needs_numpy_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, Any] = {}
+    exec(compile(code_of("README.md")[0], "README.md", "exec"), names)
+    assert names["output"].sequence.shape == (2, 5, 16)
+    assert names["output"].state.h.shape == (2, 2, 8)
+    assert re.search("^numpy .* equal$", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_all_documents_with_python_code_run() -> None:
+    documents = [path.relative_to(ROOT).as_posix() for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]]
+    assert sorted(document for document in documents if code_of(document)) == sorted(RUN)
+
+
+def test_what_the_code_shows_is_there() -> None:
+    needs_all_backends()
+    assert {"output", "ported"} <= code_run("README.md").keys()
+    assert {"diagnosis"} <= code_run("docs/diagnosis.md").keys()
+    assert {"outputs_are_close", "test_padding_is_zero"} <= code_run("docs/testing.md").keys()
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 200
+
+
+@pytest.mark.parametrize("document", LINKING)
+def test_links_lead_somewhere(document: str) -> None:
+    path = ROOT / document
+    for target, _, anchor in re.findall(r"\]\(([^)#]+)(#([^)]+))?\)", path.read_text()):
+        if "://" in target:
+            continue
+        assert (path.parent / target).exists(), f"{document} links to {target}"
+        if anchor:
+            assert anchor in anchors(path.parent / target), f"{document} links to {target}#{anchor}"
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors of its headings, as GitHub forms them."""
+    headings = re.findall(r"^#+ (.+)$", path.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}

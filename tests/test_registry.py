@@ -7,6 +7,7 @@ import subprocess
 import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -259,3 +260,34 @@ def test_a_third_partys_layers_are_read_by_its_backend(offer: Any, tmp_path: Pat
     native = Stranger()
     native.seed = 7  # type: ignore[attr-defined]
     assert mr.read(native) == mr.initialise(SPEC, 7)
+
+
+# --- The same on every Python: from 3.12 on, `isinstance` of a Protocol looks at the class alone ----------------------------
+
+
+class Proxy:
+    """Whatever its inner backend has, by `__getattr__`."""
+
+    def __init__(self, inner: mr.Backend) -> None:
+        self.inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+def test_an_attribute_behind_getattr_counts() -> None:
+    proxy: Any = Proxy(mr.backend("numpy"))
+    assert mr.backend(proxy) is proxy
+    assert mr.compare(SPEC, backends=[proxy]).ok
+
+
+def test_an_object_that_lacks_one_attribute_is_no_backend() -> None:
+    lacking: Any = Proxy(SimpleNamespace(name="lacking", differentiable=True, refuses=None, build=None, read=None))
+    with pytest.raises(mr.UnknownBackend, match="this is a Proxy"):
+        mr.backend(lacking)
+
+
+def test_a_wrapped_backend_trains() -> None:
+    wrapped = mr.with_implementation(mr.backend("numpy"), "fast")
+    (row,) = mr.train_parity(SPEC, backends=[wrapped], steps=2, optimisers="sgd").rows
+    assert row.verdict == "equal", row.reason

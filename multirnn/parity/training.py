@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from multirnn.backend import Backend
+from multirnn.backend import Backend, offers
 from multirnn.compare import TOLERANCE, Difference, Part, difference, draw_call, worst_part
 from multirnn.conventions import CONVENTIONS
 from multirnn.errors import InvalidCall
@@ -238,7 +238,7 @@ def _refusal(backend: Backend, spec: RecurrentSpec, batch: Batch) -> str | None:
         return reason
     if not backend.differentiable:
         return "it is for inference only: it has no gradients to train by"
-    if not isinstance(backend, Trains):
+    if not offers(backend, Trains):
         return "it has no method train, so its optimisers cannot be compared"
     if not getattr(backend, "takes_lengths", True) and not batch.valid.all():
         return "it runs no batches of unequal lengths; pass an x without lengths"
