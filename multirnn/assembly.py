@@ -6,7 +6,7 @@ back, directions concatenated in the other order, a gradient that is cut between
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -15,7 +15,18 @@ from multirnn.layer import Gradients, Lengths, Output, State
 from multirnn.mistakes import Build, Runs
 from multirnn.weights import Array, Weights
 
-__all__ = ["Assembly", "Plumbing", "concatenated", "pull_back", "reversed_rows", "run", "taken_apart", "unchanged"]
+__all__ = [
+    "Assembly",
+    "Plumbing",
+    "built",
+    "chunk",
+    "concatenated",
+    "pull_back",
+    "reversed_rows",
+    "run",
+    "taken_apart",
+    "unchanged",
+]
 
 Flip = Callable[[Array, Lengths | None], Array]
 
@@ -44,6 +55,17 @@ def taken_apart(sequence: Array, directions: int) -> list[Array]:
     return np.split(sequence, directions, axis=2)
 
 
+def chunk(inputs: Inputs, start: int, stop: int | None) -> Inputs:
+    """The steps from `start` to `stop` of a call, with its initial state."""
+    x, lengths = inputs.x[:, start:stop], inputs.lengths
+    return replace(inputs, x=x, lengths=None if lengths is None else np.clip(lengths - start, 0, x.shape[1]))
+
+
+def built(build: Build, weights: Weights) -> Runs:
+    """One pass."""
+    return build(weights)
+
+
 def run(direction: str, layer: Runs, inputs: Inputs) -> Output:
     """One pass, in the order of its processing."""
     return layer(inputs.x, inputs.state, lengths=inputs.lengths)
@@ -63,6 +85,7 @@ class Plumbing:
         flip_out: turns the output of a backward pass round again; its own adjoint.
         join: makes one output of the directions'.
         split: the adjoint of `join`.
+        make: builds a pass from its weights.
         run: runs a pass.
         pull_back: pulls a cotangent back through a pass.
         detached: whether the gradient stops between two layers.
@@ -72,6 +95,7 @@ class Plumbing:
     flip_out: Flip = reversed_rows
     join: Callable[[Sequence[Array]], Array] = concatenated
     split: Callable[[Array, int], list[Array]] = taken_apart
+    make: Callable[[Build, Weights], Runs] = built
     run: Callable[[str, Runs, Inputs], Output] = run
     pull_back: Callable[[str, Runs, Inputs, Output], Gradients] = pull_back
     detached: bool = False
@@ -92,7 +116,7 @@ class Assembly(Boundary):
 
     def __init__(self, build: Build, weights: Weights, plumbing: Plumbing) -> None:
         super().__init__(weights.spec)
-        self._passes = [build(weights.part(layer, direction)) for layer, direction in weights.spec.passes]
+        self._passes = [plumbing.make(build, weights.part(*place)) for place in weights.spec.passes]
         self._plumbing = plumbing
         self.differentiable = all(getattr(one, "differentiable", True) for one in self._passes)
 

@@ -44,7 +44,7 @@ class Runs(Protocol):
 
 
 Build = Callable[[Weights], Runs]
-Shows = Literal["outputs", "gradients", "lengths", "float64"]
+Shows = Literal["outputs", "no state", "gradients", "lengths", "float64"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +60,8 @@ class Mistake:
         applies: whether it makes another function, or other gradients, of a stack of this spec; False also where it
             would be another mistake of the catalogue, or where its sentence would not be true.
         realise: the wrong layer, from what builds right layers and the weights that the right one would have.
-        shows: what has to be looked at to see it: plain calls ("outputs"), calls with lengths, gradients, or a stack
-            of float64.
+        shows: what shows it: calls with an initial state ("outputs"), calls without one ("no state"), calls with
+            lengths, gradients, or a stack of float64.
         undo: the weights with which the wrong layer is the right function; None where no weights are.
     """
 

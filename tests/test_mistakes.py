@@ -34,6 +34,15 @@ NARROWER = {
     "input gate tied to the forget gate": "a sign does not invert a gate that is not odd about 1/2",
     "initial h ignored": "without a c it is 'initial state ignored'",
     "initial state forward alone": "there is no backward direction",
+    "forward output in both halves": "there is no backward direction",
+    "initial state backward alone": "there is no backward direction: it is 'initial state ignored'",
+    "initial state ignored in the lowest layer": "in one layer it is 'initial state ignored'",
+    "initial state ignored in the top layer": "in two layers it is 'initial state in the lowest layer alone'",
+    "final states from the last to the first": "in one layer or direction it has another name",
+    "initial states from the last to the first": "in one layer or direction it has another name",
+    "final states meant by direction": "in two layers it is 'final states by direction'",
+    "initial states meant by direction": "in two layers it is 'initial states by direction'",
+    "recurrent candidate bias skipped without a state": "the candidate has no recurrent bias of its own",
     "backward‖forward between layers": "in one layer it is 'output backward‖forward'",
     "recurrent candidate bias dropped": "the candidate has no recurrent bias of its own",
     "both biases dropped": "there is one bias",
@@ -78,13 +87,14 @@ class Call:
         shape = (self.spec.num_layers * len(self.spec.directions), BATCH, self.spec.hidden_size)
         return mr.State(*(rng.uniform(-1, 1, shape) for _ in self.spec.form.states))
 
-    def outputs(self, layer: Any, lengths: Any) -> list[np.ndarray]:
-        sequence, state = layer(self.x, self.state, lengths=lengths)
+    def outputs(self, layer: Any, lengths: Any, *, stateless: bool = False) -> list[np.ndarray]:
+        sequence, state = layer(self.x, None if stateless else self.state, lengths=lengths)
         return [sequence, *(part for part in state if part is not None)]
 
-    def gradients(self, layer: Any) -> list[np.ndarray]:
-        found = layer.vjp(self.x, self.state, lengths=self.lengths, cotangent=self.cotangent)
-        parts = [part for part in found.state if part is not None]
+    def gradients(self, layer: Any, *, stateless: bool = False) -> list[np.ndarray]:
+        state = None if stateless else self.state
+        found = layer.vjp(self.x, state, lengths=self.lengths, cotangent=self.cotangent)
+        parts = [0 * part if stateless else part for part in found.state if part is not None]
         return [*(found.weights[name] for name in self.spec.shapes), found.x, *parts]
 
 
@@ -100,7 +110,8 @@ def differs(mistake: Mistake, call: Call) -> bool:
     if mistake.shows == "gradients":
         return apart(call.gradients(wrong), call.gradients(right))
     lengths = call.lengths if mistake.shows == "lengths" else None
-    return apart(call.outputs(wrong, lengths), call.outputs(right, lengths))
+    stateless = mistake.shows == "no state"
+    return apart(*(call.outputs(layer, lengths, stateless=stateless) for layer in (wrong, right)))
 
 
 CALLS = [Call(spec, seed) for seed, spec in enumerate(drawn_specs(40, seed=5))]
@@ -148,14 +159,15 @@ def test_the_gradients_are_those_of_the_wrong_function(name: str) -> None:
             moved = [array + step * direction for array, direction in zip(at, along, strict=True)]
             weights = mr.Weights(call.spec, dict(zip(names, moved, strict=False)))
             x, *state = moved[len(names) :]
-            sequence, final = mistake.realise(RIGHT, weights)(x, mr.State(*state), lengths=call.lengths)
+            given = mr.State(*state) if mistake.shows != "no state" else None
+            sequence, final = mistake.realise(RIGHT, weights)(x, given, lengths=call.lengths)
             valid = np.arange(TIME) < call.lengths[:, None]  # what comes back at padding counts as zero
             total = np.sum(call.cotangent.sequence * sequence * valid[:, :, None])
             return total + sum(np.sum(a * b) for a, b in zip(call.cotangent.state, final, strict=True) if a is not None)
 
         step = 2.0**-17
         quotient = np.array((value(step) - value(-step)) / (2 * step))
-        gradients = call.gradients(mistake.realise(RIGHT, call.weights))
+        gradients = call.gradients(mistake.realise(RIGHT, call.weights), stateless=mistake.shows == "no state")
         product = np.array(sum(np.sum(a * b) for a, b in zip(gradients, along, strict=True)))
         # A difference quotient has half of the digits.
         assert difference(product, quotient).normwise < tolerance("float64") ** 0.5, call.spec

@@ -14,7 +14,7 @@ from multirnn.catalogue import mistakes_for
 from multirnn.diagnosis.hypotheses import changed, declared, in_weights, of_parts, only_in
 from multirnn.diagnosis.probes import Answer, Probe, apart, ask, distance, drawn_probe, each
 from multirnn.diagnosis.record import Diagnosis, Explanation, Mistakes, explained
-from multirnn.divergence import first_divergence
+from multirnn.divergence import Divergence, first_divergence
 from multirnn.errors import InvalidCall, MultirnnError, Unrepresentable
 from multirnn.mistakes import Build, Mistake, Runs, composed
 from multirnn.numerics import coarser, tolerance
@@ -65,7 +65,7 @@ class Examination:
         self.probes = [*given, *self._probes()]
 
     def diagnosis(self, subject: str, titles: tuple[str, str], right: Adopted | None = None) -> Diagnosis:
-        """What there is to say; where nothing explains it, with the first divergence from `right`."""
+        """The diagnosis; with the first divergence from `right` if nothing explains the difference."""
         eps = max(apart(self.right_answer(probe), self.asked(probe)) for probe in self.probes)
         equal = eps <= self.bound
         causes = [] if equal else self._explanations()
@@ -80,9 +80,17 @@ class Examination:
             len(self.answers),
             eps / float(np.finfo(self.dtype).eps),
             self.dtype,
-            None if equal or causes or right is None else first_divergence(right, self.wrong),
+            None if equal or causes or right is None else self._divergence(right),
             self._corrected(causes[0]) if causes else None,
         )
+
+    def _divergence(self, right: Adopted) -> Divergence | None:
+        """Where the two part, in the first call that shows it; None if that is only found in other calls."""
+        probe = next(p for p in self.probes if not apart(self.right_answer(p), self.asked(p)) <= self.bound)
+        found = first_divergence(
+            right, self.wrong, probe.x, probe.state, lengths=probe.lengths, cotangent=probe.cotangent
+        )
+        return None if found.kind == "none" else found
 
     # What is asked
 

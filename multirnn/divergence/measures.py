@@ -7,21 +7,19 @@ step is taken for a mistake.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from multirnn.divergence.moves import Move
-from multirnn.divergence.record import Divergence
+from multirnn.divergence.record import Parting
 from multirnn.divergence.stepping import Known, Seen, Side, Stepped, Trajectory, perturbed, swept, unknown
 from multirnn.layer import Lengths
 from multirnn.numerics import difference, distances, magnitude, tolerance
 from multirnn.weights import Array
 
-__all__ = ["Call", "Marks", "Pair", "Parted", "Rearranged", "Steps", "apart", "gaps", "in_eps", "largest_at", "worst"]
+__all__ = ["Call", "Marks", "Pair", "Parted", "Steps", "apart", "gaps", "in_eps", "largest_at", "worst"]
 
 Marks = NDArray[np.bool_]
 
@@ -69,20 +67,29 @@ class Pair:
     """Two sides and a call; every measure is taken when it is asked for.
 
     Args:
-        a: the side that is held to be right.
-        b: the suspect one.
-        call: what both are run on.
+        a: the side taken as right.
+        b: the suspect.
+        call: the call that both run.
         dtype: the narrower of both.
         seed: of perturbations.
-        letters: what the two sides are called.
+        letters: the names of the two sides.
+        cotangent: pulled back for the gradients; drawn unless given.
     """
 
     def __init__(
-        self, a: Side, b: Side, call: Call, dtype: str, seed: int, letters: tuple[str, str] = ("A", "B")
+        self,
+        a: Side,
+        b: Side,
+        call: Call,
+        dtype: str,
+        seed: int,
+        letters: tuple[str, str] = ("A", "B"),
+        cotangent: Seen | None = None,
     ) -> None:
         self.a, self.b, self.call, self.dtype, self.seed = a, b, call, dtype, seed
         self.A, self.B = letters
-        self.full = call._replace(lengths=None)
+        self.cotangent = cotangent
+        self.full = call if call.lengths is None else call._replace(lengths=None)
         self.spec = a.spec
         self.passes = list(a.spec.passes)
         self.directions = len(a.spec.directions)
@@ -105,22 +112,21 @@ class Pair:
         """The steps of a pass in the order in which it runs."""
         return slice(None, None, -1 if self.passes[place][1] == "backward" else 1)
 
-    def first(self, marks: Marks) -> tuple[int, int]:
-        """The first place and step of marks `(passes, time)`: the lowest layer, in it the fewest steps run."""
+    def partings(self, marks: Marks) -> tuple[Parting, ...]:
+        """The first marked step of every pass, of marks `(passes, time)`, in the order of `order`."""
         found = [
-            (layer, int(np.argmax(marks[place, self.running(place)])), place)
-            for place, (layer, _) in enumerate(self.passes)
-            if marks[place].any()
+            Parting(*self.passes[place], abs(self.first_step(place) - int(np.argmax(mark[self.running(place)]))))
+            for place, mark in enumerate(marks)
+            if mark.any()
         ]
-        _, run, place = min(found)
-        return place, abs(self.first_step(place) - run)
+        return tuple(sorted(found, key=self.order))
 
-    def order(self, found: Divergence) -> tuple[float, float, bool]:
-        """What is first: the lower layer, the fewer steps run, forward."""
-        if found.layer is None or found.step is None:
+    def order(self, parting: Parting) -> tuple[float, float, bool]:
+        """Sorts passes that part: the lower layer first, then the one that ran fewer steps, then forward."""
+        layer, direction, step = parting
+        if layer is None or direction is None or step is None:
             return np.inf, np.inf, True
-        run = self.time - 1 - found.step if found.direction == "backward" else found.step
-        return found.layer, run, found.direction == "backward"
+        return layer, self.time - 1 - step if direction == "backward" else step, direction == "backward"
 
     # --- Calls -------------------------------------------------------------------------------------------------------
 
@@ -137,9 +143,15 @@ class Pair:
         return self.a(*self.call), self.b(*self.call)
 
     @cached_property
-    def full_outputs(self) -> tuple[Seen, Seen]:
-        """Of the full call: what is expected, and what is found."""
-        return self.expected(self.full), self.outputs[1] if self.call.lengths is None else self.b(*self.full)
+    def shown(self) -> Call:
+        """The call that shows the difference: the full one, or the one with lengths if full calls agree."""
+        if self.call.lengths is None or self.parted(*reversed(self.answers(self.full))).any:
+            return self.full
+        return self.call
+
+    def answers(self, call: Call) -> tuple[Seen, Seen]:
+        """What a call should give, and what B gives."""
+        return self.expected(call), self.outputs[1] if call is self.call else self.b(*call)
 
     @cached_property
     def far(self) -> float:
@@ -156,17 +168,13 @@ class Pair:
         states = self.initial if call.states is None else call.states
         return self.seen(self.reference.run(call.x, states, call.lengths))
 
-    def seen(self, trajectory: Trajectory, backward: Sequence[bool] | None = None) -> Seen:
-        """The output of a call with these states; at padding they stay, so the last are the final ones.
-
-        Args:
-            trajectory: the states.
-            backward: which passes ran backward, if not those that should.
-        """
+    def seen(self, trajectory: Trajectory) -> Seen:
+        """The output of a call with these states, which stay at padding."""
         if not trajectory.after.shape[2]:
             return Seen(trajectory.sequence, self.initial)
-        backward = [way == "backward" for _, way in self.passes] if backward is None else backward
-        final = [trajectory.after[:, place, 0 if back else -1] for place, back in enumerate(backward)]
+        final = [
+            trajectory.after[:, place, 0 if way == "backward" else -1] for place, (_, way) in enumerate(self.passes)
+        ]
         return Seen(trajectory.sequence, np.stack(final, axis=1))
 
     def parted(self, found: Seen, expected: Seen) -> Parted:
@@ -223,7 +231,7 @@ class Pair:
             return False
         return not any(
             self.parted(self.a(*call), self.expected(call)).any
-            for call in {id(c): c for c in (self.call, self.full)}.values()
+            for call in ((self.call,) if self.full is self.call else (self.call, self.full))
         )
 
     @cached_property
@@ -349,9 +357,9 @@ class Pair:
 
     @cached_property
     def seen_growth(self) -> Array:
-        """The error that the full call of B shows: of the last layer, and of the others at their ends."""
+        """The error that the call of B shows: of the last layer, and of the others at their ends."""
         growth = self.unknown
-        expected, found = self.full_outputs
+        expected, found = self.answers(self.shown)
         final = apart(found.final, expected.final)
         for place in range(len(self.passes) if self.time else 0):
             end = self.last_step(place)
@@ -360,33 +368,6 @@ class Pair:
         sequence = apart(self.halves(found.sequence), self.halves(expected.sequence))
         growth[top] = np.fmax(growth[top], in_eps(sequence[None], self.size[:1, top], self.eps))
         return growth
-
-
-class Rearranged(Pair):
-    """A pair of which B is known to take and hand back states in other places; A is rearranged likewise.
-
-    Args:
-        pair: the two as they are.
-        taken: what B does to the initial states.
-        out: what B does to the final states.
-    """
-
-    def __init__(self, pair: Pair, taken: Move, out: Move) -> None:
-        super().__init__(pair.a, pair.b, pair.call, pair.dtype, pair.seed, (pair.A, pair.B))
-        self.__dict__ |= {name: pair.__dict__[name] for name in ("reference", "outputs") if name in pair.__dict__}
-        self.initial = taken(pair.initial)
-        self._taken, self._out = taken, out
-
-    def expected(self, call: Call) -> Seen:
-        """See `Pair.expected`."""
-        if call.states is None:
-            return super().expected(call)
-        return super().expected(call._replace(states=self._taken(call.states)))
-
-    def seen(self, trajectory: Trajectory, backward: Sequence[bool] | None = None) -> Seen:
-        """See `Pair.seen`."""
-        seen = super().seen(trajectory, backward)
-        return seen._replace(final=self._out(seen.final))
 
 
 def apart(a: Array, b: Array) -> Array:
