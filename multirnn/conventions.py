@@ -28,7 +28,7 @@ import numpy as np
 
 from multirnn.activations import Activation
 from multirnn.arrays import as_array
-from multirnn.cells import CELLS
+from multirnn.cells import FORMS
 from multirnn.errors import InvalidWeights, Unrepresentable, an, kind_of
 from multirnn.names import numbered_cells, of_a_cell, prefixes, unprefixed
 from multirnn.spec import BIASES, DIRECTIONS, DTYPES, RecurrentSpec
@@ -65,9 +65,8 @@ class Convention:
         name: under which it is asked for.
         title: whose it is.
         gates: by cell, the name of each canonical gate there, in the order of the blocks.
-        arrays: by cell ("gru" is reset-after, "gru, reset before" the other), by form of the biases, the arrays. A form
-            that is not there cannot be held.
-        default_bias: by cell, as `arrays`, the form of the biases that a layer has there unless told otherwise.
+        arrays: the arrays, by the cell's form and by the form of the biases. It cannot hold a form that is missing.
+        default_bias: by the cell's form, the form of the biases by default.
         default_reset_after: which GRU it is there unless told otherwise.
         update: what z weighs in the GRU's `h' = (1 - z) * n + z * h`: the "old" state, or the "new" candidate.
         gaps: whether the numbers of a stack's layers may leave some out, where other layers are counted with them.
@@ -93,12 +92,12 @@ class Convention:
     gaps: bool = False
 
     def by_default(self, spec: RecurrentSpec) -> RecurrentSpec:
-        """The stack with the biases that it has there unless told otherwise; as it is where there is no such cell."""
-        return replace(spec, bias=self.default_bias.get(_form(spec.cell, spec.reset_after), spec.bias))
+        """The stack with the biases it has there by default; unchanged if there is no such cell."""
+        return replace(spec, bias=self.default_bias[spec.form.form]) if spec.form.form in self.arrays else spec
 
     def holds(self, spec: RecurrentSpec) -> str | None:
         """None where this convention holds the arrays of the spec exactly, else the reason why not."""
-        form = _form(spec.cell, spec.reset_after)
+        form = spec.form.form
         if form not in self.arrays:
             return f"{self.title} has no GRU whose reset gate acts {'after' if spec.reset_after else 'before'} the recurrent product"
         if spec.bias not in self.arrays[form]:
@@ -132,7 +131,7 @@ def _torch_arrays() -> dict[str, Held]:
     held = {"none": weights, "single": (*weights, bias_ih), "double": (*weights, bias_ih, bias_hh)}
     # A single bias is what is left of PyTorch's two when bias_hh is a constant zero. The reset-after GRU's would need
     # a third of a bias_hh.
-    return {"simple_rnn": held, "lstm": held, "gru": {"none": weights, "double": held["double"]}}
+    return {"simple_rnn": held, "lstm": held, "gru reset after": {"none": weights, "double": held["double"]}}
 
 
 TORCH = Convention(
@@ -140,7 +139,7 @@ TORCH = Convention(
     title="PyTorch",
     gates=_CANONICAL_GATES,
     arrays=_torch_arrays(),
-    default_bias=dict.fromkeys(CELLS, "double"),
+    default_bias=dict.fromkeys(FORMS, "double"),
     place="{name}_l{layer}",
     place_bidirectional="{name}_l{layer}{direction}",
     directions=("", "_reverse"),
@@ -156,7 +155,7 @@ def _keras_arrays() -> dict[str, Held]:
     )
     one = {"none": kernels, "single": (*kernels, Entry("bias", ("bias_ih",), "(gate unit)"))}
     two = {"none": kernels, "double": (*kernels, Entry("bias", ("bias_ih", "bias_hh"), "bias (gate unit)"))}
-    return {"simple_rnn": one, "lstm": one, "gru": two, "gru, reset before": one}
+    return {"simple_rnn": one, "lstm": one, "gru reset after": two, "gru reset before": one}
 
 
 KERAS = Convention(
@@ -168,7 +167,7 @@ KERAS = Convention(
         "gru": {"z": "z", "r": "r", "n": "h"},
     },
     arrays=_keras_arrays(),
-    default_bias={"simple_rnn": "single", "lstm": "single", "gru": "double", "gru, reset before": "single"},
+    default_bias={form: cell.default_bias for form, cell in FORMS.items()},
     place="{cell}{layer}/{cell}_cell/{name}",
     place_bidirectional="bidirectional{layer}/{direction}_{cell}{layer}/{cell}_cell/{name}",
     directions=DIRECTIONS,
@@ -184,7 +183,7 @@ def _onnx_arrays() -> dict[str, Held]:
         Entry("R", ("weight_hh",), "direction (gate unit) source"),
     )
     held = {"none": weights, "double": (*weights, Entry("B", ("bias_ih", "bias_hh"), "direction (bias gate unit)"))}
-    return dict.fromkeys(("simple_rnn", "lstm", "gru", "gru, reset before"), held)
+    return dict.fromkeys(FORMS, held)
 
 
 ONNX = Convention(
@@ -197,7 +196,7 @@ ONNX = Convention(
     },
     arrays=_onnx_arrays(),
     # B is an optional input of the operators; where it is there, it is both biases.
-    default_bias=dict.fromkeys((*CELLS, "gru, reset before"), "double"),
+    default_bias=dict.fromkeys(FORMS, "double"),
     default_reset_after=False,
     place="layers.{layer}.{name}",
     place_bidirectional="layers.{layer}.{name}",
@@ -217,7 +216,9 @@ def _flax_linen_arrays() -> dict[str, Held]:
     return {
         "simple_rnn": {"single": (*kernels, input_bias)},
         "lstm": {"single": (*kernels, Entry("h{gate}/bias", ("bias_ih",), "unit"))},
-        "gru": {"single": (*kernels, input_bias, Entry("h{gate}/bias", ("bias_hh",), "unit", gates=("n",)))},
+        "gru reset after": {
+            "single": (*kernels, input_bias, Entry("h{gate}/bias", ("bias_hh",), "unit", gates=("n",)))
+        },
     }
 
 
@@ -226,7 +227,7 @@ FLAX_LINEN = Convention(
     title="Flax Linen",
     gates={**_CANONICAL_GATES, "simple_rnn": {"h": ""}},
     arrays=_flax_linen_arrays(),
-    default_bias=dict.fromkeys(CELLS, "single"),
+    default_bias=dict.fromkeys(FORMS, "single"),
     place="{layer}cell/{name}",
     place_bidirectional="{layer}{direction}_rnn/cell/{name}",
     directions=DIRECTIONS,
@@ -286,16 +287,16 @@ def from_arrays(
     found = _read_names(convention, numbered_cells(flat) if convention is FLAX_LINEN else flat)
     sizes = _sizes(convention, found)
     candidates = []
-    for name, after in [*((name, True) for name in CELLS), ("gru", False)]:
+    for form in FORMS.values():
         for bias in BIASES:
-            if cell in (None, name) and (name != "gru" or reset_after in (None, after)):
+            if cell in (None, form.name) and (form.name != "gru" or reset_after in (None, form.reset_after)):
                 candidate = RecurrentSpec(
-                    name,
+                    form.name,
                     **sizes,
                     bias=bias,
-                    reset_after=after,
+                    reset_after=form.reset_after,
                     activation=activation,
-                    recurrent_activation="sigmoid" if name == "simple_rnn" else recurrent_activation,
+                    recurrent_activation="sigmoid" if len(form.gates) == 1 else recurrent_activation,
                 )
                 if convention.holds(candidate) is None:
                     candidates.append(candidate)
@@ -303,7 +304,7 @@ def from_arrays(
     fitting = [spec for spec in candidates if _shapes(spec, convention) == shapes]
     if len(fitting) > 1:
         raise Unrepresentable(
-            f"names and shapes do not tell {' from '.join(_form(spec.cell, spec.reset_after) for spec in fitting)}; "
+            f"names and shapes do not tell {' from '.join(spec.form.form for spec in fitting)}; "
             f"pass {'reset_after=True or reset_after=False' if len({s.cell for s in fitting}) == 1 else 'cell='}"
         )
     if not fitting:
@@ -373,7 +374,7 @@ def layout(spec: RecurrentSpec, *, convention: str | Convention) -> tuple[Place,
 
 def _places(convention: Convention, spec: RecurrentSpec) -> Iterator[Place]:
     gates = convention.gates[spec.cell]
-    entries = convention.arrays[_form(spec.cell, spec.reset_after)][spec.bias]
+    entries = convention.arrays[spec.form.form][spec.bias]
     stacked = "direction" in entries[0].axes
     template = convention.place_bidirectional if spec.bidirectional else convention.place
     for layer in range(spec.num_layers):
@@ -469,10 +470,6 @@ def _turned(full: Array, convention: Convention, spec: RecurrentSpec, gates: tup
 def _odd_about_half(spec: RecurrentSpec) -> bool:
     gate = Activation.of(spec.recurrent_activation)
     return gate.name == "sigmoid" or (gate.name == "hard_sigmoid" and gate.beta == 0.5)
-
-
-def _form(cell: str, reset_after: bool) -> str:
-    return cell if reset_after else f"{cell}, reset before"
 
 
 # --- Reading names ---------------------------------------------------------------------------------------------------
@@ -575,7 +572,7 @@ def _why_none_fits(
         return f"the {convention.name} convention has no such cell"
     best = max(candidates, key=lambda spec: len(_shapes(spec, convention).items() & shapes.items()))
     wanted = _shapes(best, convention)
-    what = f"as {an(_form(best.cell, best.reset_after))} of {best.input_size} inputs and {best.hidden_size} units"
+    what = f"as {an(best.form.form)} with {best.input_size} inputs and {best.hidden_size} units"
     for (layer, direction, name), shape in shapes.items():
         where = f"{name} of layer {layer}{' ' + direction if direction else ''}"
         expected = wanted.get((layer, direction, name))

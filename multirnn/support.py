@@ -17,12 +17,11 @@ from numpy.typing import NDArray
 
 from multirnn.activations import ACTIVATIONS, Activation
 from multirnn.backend import Backend
-from multirnn.cells import CELLS, Cell, cell_form
+from multirnn.cells import CELLS, FORMS
 from multirnn.spec import BIASES, DTYPES, RecurrentSpec
 
 __all__ = [
     "AXES",
-    "FORMS",
     "Entry",
     "Note",
     "Row",
@@ -36,18 +35,6 @@ __all__ = [
 ]
 
 
-def _forms() -> Iterator[tuple[str, Cell]]:
-    for name in CELLS:
-        after, before = cell_form(name, reset_after=True), cell_form(name, reset_after=False)
-        yield from (
-            [(name, after)] if after is before else [(f"{name} reset after", after), (f"{name} reset before", before)]
-        )
-
-
-FORMS: Mapping[str, Cell] = MappingProxyType(dict(_forms()))
-"""Every cell in each of its forms, by the name that the table has for it."""
-
-_NAMES = {form: name for name, form in FORMS.items()}
 ACTIVATIONS_ASKED: tuple[str | Activation, ...] = (
     *(name for name, definition in ACTIVATIONS.items() if not definition.parameters),
     *(Activation("elu", alpha=alpha) for alpha in (1.0, 0.5)),  # many a framework has the first alone
@@ -89,8 +76,7 @@ def _points(axes: Mapping[str, tuple[Any, ...]]) -> Iterator[tuple[tuple[int, ..
         fields = {axis: values[place] for (axis, values), place in zip(axes.items(), places, strict=True)}
         form = FORMS[fields.pop("form")]
         if len(form.gates) > 1 or fields["recurrent_activation"] == "sigmoid":
-            after = form is CELLS[form.name]
-            yield places, RecurrentSpec(form.name, INPUT_SIZE, HIDDEN_SIZE, reset_after=after, **fields)
+            yield places, RecurrentSpec(form.name, INPUT_SIZE, HIDDEN_SIZE, reset_after=form.reset_after, **fields)
 
 
 # --- Rules -----------------------------------------------------------------------------------------------------------
@@ -214,7 +200,7 @@ def ask(backend: Backend, cells: Iterable[str] = CELLS) -> Support:
 
 
 def _value(spec: RecurrentSpec, axis: str) -> Any:
-    return _NAMES[spec.form] if axis == "form" else getattr(spec, axis)
+    return spec.form.form if axis == "form" else getattr(spec, axis)
 
 
 def json_value(value: Any) -> Any:

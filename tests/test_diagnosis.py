@@ -36,6 +36,7 @@ SPECS = (  # what is quickly diagnosed first
     *(mr.RecurrentSpec("gru", 5, 4), mr.RecurrentSpec("gru", 5, 4, reset_after=False), mr.RecurrentSpec("lstm", 4, 3)),
     mr.RecurrentSpec("lstm", 5, 3, bias="double", recurrent_activation="tanh", dtype="float64"),
     *(replace(LSTM, cell="simple_rnn"), replace(LSTM, cell="simple_rnn", input_size=6), LSTM),
+    replace(LSTM, cell="simple_rnn", num_layers=3),
 )
 
 
@@ -300,6 +301,58 @@ def test_what_nothing_explains_is_shown_where_it_begins() -> None:
     assert found.corrected is None
     assert "none of the known mistakes explains it, alone or two together." in " ".join(str(found).split())
     assert str(found.divergence) in str(found)
+
+
+def test_a_bias_that_is_skipped_without_a_state_is_named() -> None:
+    """nn.GRU of MLX until 0.31: the verdict was that they differ, and the divergence that they agree."""
+    skipped = "recurrent candidate bias skipped without a state"
+    for spec in (GRU, replace(GRU, num_layers=2, bidirectional=True)):
+        weights = weights_of(spec)
+        found = diagnose(build(weights), Planted(weights, MISTAKES[skipped]))
+        assert named(found) == [[skipped]]
+        assert "at the first step if no initial state is given" in " ".join(str(found).split())
+
+
+class Off(Planted):
+    """Off by one percent where one kind of call alone shows it."""
+
+    def __init__(self, weights: mr.Weights, seen_in: str) -> None:
+        super().__init__(weights)
+        self.seen_in = seen_in
+
+    def __call__(self, x: Any, state: Any = None, *, lengths: Any = None) -> mr.Output:
+        sequence, final = super().__call__(x, state, lengths=lengths)
+        off = {"no state": state is None, "lengths": lengths is not None, "gradients": False}[self.seen_in]
+        return mr.Output(sequence * sequence.dtype.type(1.01 if off else 1), final)
+
+    def vjp(self, x: Any, state: Any = None, *, lengths: Any = None, cotangent: mr.Output) -> mr.Gradients:
+        found = super().vjp(x, state, lengths=lengths, cotangent=cotangent)
+        return found._replace(x=found.x * found.x.dtype.type(1.01)) if self.seen_in == "gradients" else found
+
+
+@pytest.mark.parametrize(
+    ("seen_in", "probe"), [("no state", "output"), ("lengths", "output"), ("gradients", "gradient")]
+)
+def test_the_divergence_shown_is_that_of_the_call_that_differed(seen_in: str, probe: str) -> None:
+    weights = weights_of(GRU)
+    found = diagnose(build(weights), Off(weights, seen_in))
+    assert not found.equal
+    assert not found.causes
+    assert found.divergence is not None
+    assert (found.divergence.kind, found.divergence.probe) == ("mistake", probe)
+    assert "No divergence" not in str(found)
+
+
+def test_rounding_that_a_stack_magnifies_is_said_to_be_that() -> None:
+    """The difference is beyond the tolerance, and the divergence is rounding: the verdict says both."""
+    spec = mr.RecurrentSpec("simple_rnn", 5, 24)
+    narrow = mr.Weights(spec, {name: 8 * array for name, array in weights_of(spec).arrays.items()})
+    x = np.random.default_rng(0).standard_normal((3, 120, 5)).astype("float32")
+    found = diagnose(build(narrow.astype("float64")), build(narrow), x=x)
+    assert not found.equal
+    assert found.divergence is not None
+    assert found.divergence.kind == "rounding"
+    assert "no more than this stack magnifies rounding to" in " ".join(str(found).split())
 
 
 def test_other_weights_are_not_taken_for_a_mistake() -> None:

@@ -10,10 +10,10 @@ import pytest
 import multirnn as mr
 from multirnn.assembly import Plumbing
 from multirnn.catalogue import MISTAKES, mistakes_for
+from multirnn.cells import FORMS, Cell
 from multirnn.compare import difference, tolerance
 from multirnn.mistakes import Mistake, composed
 from multirnn.spec import BIASES
-from multirnn.testing import FORMS
 
 RIGHT = mr.backend("numpy").build
 BATCH = TIME = 5  # equal, or a batch read as time would not fit the states
@@ -54,19 +54,19 @@ def drawn_specs(count: int, seed: int) -> Iterator[mr.RecurrentSpec]:
     """Specs of every form, in turn, of float64."""
     rng = np.random.default_rng(seed)
     for place in range(count):
-        cell, reset_after = FORMS[place % len(FORMS)]
+        form = list(FORMS.values())[place % len(FORMS)]
         (inputs, hidden), (layers, both) = SIZES[rng.integers(len(SIZES))], STACKS[rng.integers(len(STACKS))]
         activation, gates = ACTIVATIONS[rng.integers(len(ACTIVATIONS))]
         yield mr.RecurrentSpec(
-            cell,
+            form.name,
             inputs,
             hidden,
             num_layers=layers,
             bidirectional=both,
             bias=BIASES[rng.integers(len(BIASES))],
-            reset_after=reset_after,
+            reset_after=form.reset_after,
             activation=activation,
-            recurrent_activation="sigmoid" if cell == "simple_rnn" else gates,
+            recurrent_activation="sigmoid" if len(form.gates) == 1 else gates,
             dtype="float64",
         )
 
@@ -257,11 +257,11 @@ def test_the_table_can_be_read() -> None:
         assert not mistake.fix.endswith("."), mistake.fix
 
 
-@pytest.mark.parametrize("form", FORMS, ids=lambda form: form[0] + ("" if form[1] else " reset before"))
-def test_there_are_many_of_every_cell(form: tuple[str, bool]) -> None:
+@pytest.mark.parametrize("form", FORMS.values(), ids=list(FORMS))
+def test_there_are_many_of_every_cell(form: Cell) -> None:
     spec = mr.RecurrentSpec(
-        form[0], 4, 4, num_layers=3, bidirectional=True, reset_after=form[1], bias="double", dtype="float64"
+        form.name, 4, 4, num_layers=3, bidirectional=True, reset_after=form.reset_after, bias="double", dtype="float64"
     )
     found = mistakes_for(spec)
-    print(f"{form[0]}, reset_after={form[1]}: {len(found)} of {len(MISTAKES)} mistakes apply")
+    print(f"{form.form}: {len(found)} of {len(MISTAKES)} mistakes apply")
     assert len(found) >= 60

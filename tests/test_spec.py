@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from multirnn import ACTIVATIONS, CELLS, Activation, InvalidSpec, MultirnnError, RecurrentSpec
+from multirnn.cells import FORMS
 
 numbers = st.floats(min_value=-4, max_value=4)
 scales = st.floats(min_value=2**-10, max_value=4)
@@ -108,7 +109,7 @@ def test_the_shape_of_every_parameter() -> None:
     ("cell", "reset_after", "bias", "biases"),
     [
         (cell, after, bias, biases)
-        for cell, after, gates in [("simple_rnn", True, 1), ("lstm", True, 4), ("gru", True, 3), ("gru", False, 3)]
+        for cell, after, gates in [(form.name, form.reset_after, len(form.gates)) for form in FORMS.values()]
         for bias, biases in {
             "none": [],
             "single": [("bias_ih", (gates, 4))] + [("bias_hh", (1, 4))] * (cell == "gru" and after),

@@ -15,8 +15,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 import multirnn as mr
+from multirnn.cells import FORMS
 from multirnn.cli import main
-from multirnn.support import AXES, FORMS, LABELS, Summary, Support, ask, grid, json_value, summarise
+from multirnn.support import AXES, LABELS, Summary, Support, ask, grid, json_value, summarise
 
 Refuses = Callable[[mr.RecurrentSpec], str | None]
 SPECS = list(grid())
@@ -62,7 +63,7 @@ class Stranger:
 def value(spec: mr.RecurrentSpec, axis: str) -> str:
     """What the table calls the value of a spec."""
     if axis == "form":
-        return next(name for name, form in FORMS.items() if form is spec.form)
+        return spec.form.form
     if axis == "bidirectional":
         return "both" if spec.bidirectional else "forward"
     return str(getattr(spec, axis))

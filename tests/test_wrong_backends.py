@@ -16,9 +16,9 @@ import pytest
 
 import multirnn as mr
 from multirnn.catalogue import MISTAKES
+from multirnn.cells import FORMS, Cell
 from multirnn.mistakes import Change, Mistake
 from multirnn.testing import (
-    FORMS,
     Check,
     Mutant,
     assert_layers_agree,
@@ -83,14 +83,14 @@ def killed_on_numpy(name: str, place: int) -> bool:
     return fails(COVERING[place][1], Mutant(RIGHT, MISTAKES[name]))
 
 
-@pytest.mark.parametrize("form", FORMS, ids=lambda form: form[0] + ("" if form[1] else " reset before"))
-def test_every_mutant_is_killed(backend: mr.Backend, form: tuple[str, bool], tell: Callable[[str], None]) -> None:
+@pytest.mark.parametrize("form", FORMS.values(), ids=list(FORMS))
+def test_every_mutant_is_killed(backend: mr.Backend, form: Cell, tell: Callable[[str], None]) -> None:
     """By agreement on the smallest stack that can show the mistake, which kills it on NumPy too."""
     built = Built(backend)
     killed, survivors, used = [], [], set()
     for name, mistake in MISTAKES.items():
         for place, (spec, check) in enumerate(COVERING):
-            if (spec.cell, spec.reset_after) != form or not mistake.applies(spec) or backend.refuses(spec):
+            if spec.form != form or not mistake.applies(spec) or backend.refuses(spec):
                 continue
             mutant = Mutant(built, mistake)
             built.one_at_a_time = isinstance(mistake.realise, Change)
@@ -104,11 +104,12 @@ def test_every_mutant_is_killed(backend: mr.Backend, form: tuple[str, bool], tel
     for place in used:
         COVERING[place][1](built)
     total = len(killed) + len(survivors)
-    words = form[0] if form[1] else f"{form[0]} reset before"
-    tell(f"{backend.name}, {words}: {len(killed)} of {total} mutants killed by {len(used)} checks, which hold without")
+    tell(
+        f"{backend.name}, {form.form}: {len(killed)} of {total} mutants killed by {len(used)} checks, which hold without"
+    )
     assert not survivors
     least = 60 if backend.differentiable else 45  # without those that show in gradients alone
-    assert backend.refuses(mr.RecurrentSpec(form[0], 3, 4, reset_after=form[1])) or total >= least
+    assert backend.refuses(mr.RecurrentSpec(form.name, 3, 4, reset_after=form.reset_after)) or total >= least
 
 
 def test_the_catalogue_is_killed_over_the_three_cells(tell: Callable[[str], None]) -> None:

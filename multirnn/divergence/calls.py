@@ -167,7 +167,7 @@ def _shortest_call(pair: Pair, call: Call, answers: tuple[Seen, Seen], parted: P
     first = parting[0]
     says = f"Full rows agree. With lengths, calls part {at(pair, first)}"
     if call.lengths is None:
-        says = f"Single steps agree. Calls part {at(pair, first)}"
+        says = f"Single steps from given states agree. Calls part {at(pair, first)}"
     place = pair.passes.index((first.layer or 0, first.direction or "forward"))
     run = abs((first.step or 0) - pair.first_step(place))
     says += f", after {run} that agree.{_from_below(first)}" if run else f".{_from_below(first)}"

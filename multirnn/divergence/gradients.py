@@ -9,7 +9,7 @@ from multirnn.divergence.record import Divergence, Parting
 from multirnn.divergence.report import report
 from multirnn.divergence.stepping import Known, Seen
 from multirnn.layer import Output, State
-from multirnn.numerics import distances, magnitude
+from multirnn.numerics import distances, magnitude, normwise
 from multirnn.registry import backend
 from multirnn.weights import Array, Weights
 
@@ -29,7 +29,7 @@ def gradients(pair: Pair) -> Divergence | None:
         if name in found and found[name].shape == array.shape:
             gap = distances(found[name], array).max(initial=0)
             if not gap <= room[name]:
-                parted[name] = float(gap / (magnitude(array, array.dtype) or 1) / pair.eps)
+                parted[name] = float(normwise(gap, magnitude(array, array.dtype)) / pair.eps)
     return _report(pair, parted, expected, found) if parted else None
 
 

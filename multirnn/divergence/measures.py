@@ -1,8 +1,7 @@
-"""How far two layers are apart, and how far they may be: `Pair`.
+"""The distance between two layers, and how much of it rounding may explain: `Pair`.
 
-A gap is max|a-b| over rows and units. It has room to be rounding: what the tolerance allows, or as far as A itself moves
-when its input, states and weights are moved by the tolerance. So neither a long chaotic sequence nor cancellation in one
-step is taken for a mistake.
+A gap is max|a-b| over rows and units. Its room is the tolerance, or the distance that A itself moves if its input, states
+and weights are moved by the tolerance. So neither a long chaotic sequence nor cancellation in one step counts as a mistake.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from multirnn.divergence.record import Parting
 from multirnn.divergence.stepping import Known, Seen, Side, Stepped, Trajectory, perturbed, swept, unknown
 from multirnn.layer import Lengths
-from multirnn.numerics import difference, distances, magnitude, tolerance
+from multirnn.numerics import difference, distances, magnitude, normwise, tolerance
 from multirnn.weights import Array
 
 __all__ = ["Call", "Marks", "Pair", "Parted", "Steps", "apart", "gaps", "in_eps", "largest_at", "worst"]
@@ -24,17 +23,17 @@ __all__ = ["Call", "Marks", "Pair", "Parted", "Steps", "apart", "gaps", "in_eps"
 Marks = NDArray[np.bool_]
 
 CHAOS = 4
-"""How much further than A moves calls may be apart: two runs of a chaotic stack are as far apart as its states are large,
-and where they have got there, one moved run tells that to no better than a factor of two."""
+"""The room of calls, as a multiple of the distance that A moves: runs of a chaotic stack end as far apart as its states are
+large, and one moved run measures that only to a factor of two."""
 
 
 class Call(NamedTuple):
-    """What both are run on, in float64, of numbers that the narrower dtype has.
+    """The call that both run, in float64, of numbers that the narrower dtype represents.
 
     Attributes:
         x: `(batch, time, input_size)`, zero at padding.
-        states: `(parts, passes, batch, hidden_size)`; None where the call has no initial state.
-        lengths: `(batch,)`; None where every row is full.
+        states: `(parts, passes, batch, hidden_size)`; None if the call has no initial state.
+        lengths: `(batch,)`; None if every row is full.
     """
 
     x: Array
@@ -55,7 +54,7 @@ class Parted(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """Every single step of a call: the rows that are stepped, the states made of them, and the room that those have."""
+    """Every single step of a call: inputs, states before and after, and the room of the states after."""
 
     x: Array
     states: Array
@@ -64,7 +63,7 @@ class Steps(NamedTuple):
 
 
 class Pair:
-    """Two sides and a call; every measure is taken when it is asked for.
+    """Two sides and a call; every measure is lazy.
 
     Args:
         a: the side taken as right.
@@ -139,7 +138,7 @@ class Pair:
 
     @cached_property
     def outputs(self) -> tuple[Seen, Seen]:
-        """Of both, as they answer the call."""
+        """The outputs of both for the call."""
         return self.a(*self.call), self.b(*self.call)
 
     @cached_property
@@ -162,7 +161,7 @@ class Pair:
         return max(difference(v[k], u[k]).normwise for (u, v), k in zip(pairs, known, strict=True))
 
     def expected(self, call: Call) -> Seen:
-        """The output of A: by its weights where they are known."""
+        """The output of A; from its weights if they are known."""
         if not isinstance(self.reference, Known):
             return self.a(*call)
         states = self.initial if call.states is None else call.states
@@ -178,7 +177,7 @@ class Pair:
         return Seen(trajectory.sequence, np.stack(final, axis=1))
 
     def parted(self, found: Seen, expected: Seen) -> Parted:
-        """Where two outputs part, of as many steps as the call has or fewer."""
+        """Where two outputs part; they may have fewer steps than the call."""
         room = self.room[0, -self.directions :, : found.sequence.shape[1]]
         return Parted(
             apart(self.halves(found.sequence), self.halves(expected.sequence)) > room,
@@ -192,7 +191,7 @@ class Pair:
         )
 
     def of_top(self, marks: Marks) -> Marks:
-        """Marks of the sequence, `(directions, time)`, as `(passes, time)`: those of the last layer."""
+        """Marks of the sequence, `(directions, time)`, as marks of the last layer, `(passes, time)`."""
         made = np.zeros((len(self.passes), marks.shape[1]), bool)
         made[-len(marks) :] = marks
         return made
@@ -201,7 +200,7 @@ class Pair:
 
     @cached_property
     def reference(self) -> Known | Stepped | None:
-        """A by its weights, if its steps are what they say; or else by its steps; None if neither is known."""
+        """A by its weights if its steps agree with them, else A by its steps; None if neither is known."""
         if self.call.x.size and self.a.layer.readable:
             known = Known(self.a.layer.weights())
             if self.does(self.a, known):
@@ -209,14 +208,14 @@ class Pair:
         return Stepped(self.a) if self.steppable(self.a) else None
 
     def does(self, side: Side, known: Known) -> bool:
-        """Whether a side's steps are those of these weights."""
+        """Whether the steps of a side agree with these weights."""
         if not side.layer.takes_state:
             return True
         steps = self._stepped(known)
         return not (self.gap(side.step(steps.x, steps.states), steps.made) > steps.room).any()
 
     def steppable(self, side: Side) -> bool:
-        """Whether a side can be taken from state to state."""
+        """Whether a side can be stepped from a given state to the next."""
         if not side.layer.takes_state or not self.call.x.size:
             return False
         stepped = (
@@ -226,7 +225,7 @@ class Pair:
 
     @cached_property
     def faithful(self) -> bool:
-        """Whether A is what its weights say, in single steps and in whole calls."""
+        """Whether A agrees with its weights in single steps and in whole calls."""
         if not isinstance(self.reference, Known):
             return False
         return not any(
@@ -236,12 +235,12 @@ class Pair:
 
     @cached_property
     def trajectory(self) -> Trajectory | None:
-        """The states of A over the full call; None where neither its weights nor its steps are known."""
+        """The states of A over the full call; None if neither its weights nor its steps are known."""
         return None if self.reference is None else self.reference.run(self.call.x, self.initial)
 
     @cached_property
     def room(self) -> Array:
-        """How far full calls may be apart: `(parts, passes, time)`. It never gets smaller in running order."""
+        """The room of full calls: `(parts, passes, time)`, increasing in running order."""
         if self.reference is None or self.trajectory is None:
             largest = magnitude(self.a(*self.full).sequence, np.dtype(np.float64))
             return np.full((*self.initial.shape[:2], self.time), self.limit * largest)
@@ -251,13 +250,13 @@ class Pair:
 
     @cached_property
     def size(self) -> Array:
-        """Of the states of A until a step: `(parts, passes, time)`."""
+        """The largest state of A up to each step: `(parts, passes, time)`."""
         if self.trajectory is None:
             return self.room / self.limit
         return self._accumulated(np.maximum(worst(self.trajectory.before), worst(self.trajectory.after)))
 
     def _accumulated(self, values: Array) -> Array:
-        """The largest until then in running order, over `(parts, passes, time)`."""
+        """The running maximum in running order, of `(parts, passes, time)`."""
         made = values.copy()
         for place in range(len(self.passes)):
             order = self.running(place)
@@ -267,7 +266,7 @@ class Pair:
     # --- Single steps of both from the states of A -------------------------------------------------------------------
 
     def _stepped(self, reference: Known | Stepped) -> Steps:
-        """All steps of all rows below one another, from states of numbers that both sides have."""
+        """All steps of all rows as one batch, from states that both dtypes represent."""
         if reference in self._stepped_by:
             return self._stepped_by[reference]
         before = reference.run(self.call.x, self.initial).before.astype(self.dtype).astype(np.float64)
@@ -287,7 +286,7 @@ class Pair:
         return self._moved_from[reference]
 
     def step_room(self, reference: Known | Stepped, x: Array, states: Array, made: Array) -> Array:
-        """How far single steps may be apart: `(parts, passes, time)`."""
+        """The room of single steps: `(parts, passes, time)`."""
         there = self.moved(reference).step(perturbed(x, self.limit, self.rng), perturbed(states, self.limit, self.rng))
         return np.asarray(np.maximum(self.gap(there, made), self.limit * self._step_size(states, made)))
 
@@ -296,12 +295,12 @@ class Pair:
 
     @cached_property
     def steps(self) -> Steps | None:
-        """The single steps of A; from zero where B takes no state."""
+        """The single steps of A; from zero if B takes no state."""
         return None if self.reference is None else self._stepped(self.reference)
 
     @cached_property
     def found(self) -> Array:
-        """What B makes of the same rows."""
+        """The states that B makes of the same rows."""
         assert self.steps is not None
         return self.b.step(self.steps.x, self.steps.states)
 
@@ -310,7 +309,7 @@ class Pair:
         return rows.reshape(*rows.shape[:-2], self.time, len(self.call.x), rows.shape[-1])
 
     def gap(self, a: Array, b: Array) -> Array:
-        """Of two arrays of rows: `(…, time)`."""
+        """The gap of two arrays of rows: `(…, time)`."""
         return apart(self.by_step(a), self.by_step(b))
 
     @cached_property
@@ -323,7 +322,7 @@ class Pair:
 
     @cached_property
     def separate(self) -> Array:
-        """`own`, and NaN above a layer that parts in the same step: there it cannot be told from an echo."""
+        """`own`, with NaN above a layer that parts in the same step: that error is an echo."""
         own, parted = self.own.copy(), np.any(self.own_parted, axis=0)
         for place, (layer, _) in enumerate(self.passes):
             own[place, parted[: layer * self.directions].any(axis=0)] = np.nan
@@ -341,15 +340,11 @@ class Pair:
         """NaN for every pass and step."""
         return np.full((len(self.passes), self.time), np.nan)
 
-    def alike(self, a: Array, b: Array) -> bool:
-        """Whether two arrays `(…, rows, hidden_size)` are the same, but for rounding that may have added up."""
-        return not (apart(a, b) > 16 * self.limit * np.maximum(1, worst(a))).any()
-
     # --- B running on by itself --------------------------------------------------------------------------------------
 
     @cached_property
     def growth(self) -> Array:
-        """The error of B run on by single steps, in eps: `(passes, time)`; what calls show where it cannot be stepped."""
+        """The error of B running on by single steps, in eps: `(passes, time)`; `seen_growth` if B cannot be stepped."""
         if self.trajectory is None or not self.steppable(self.b):
             return self.seen_growth
         after = swept(self.b.step, self.spec, self.call.x, self.initial)
@@ -357,7 +352,7 @@ class Pair:
 
     @cached_property
     def seen_growth(self) -> Array:
-        """The error that the call of B shows: of the last layer, and of the others at their ends."""
+        """The error that the call of B shows: of the last layer at every step, of the others at their last step."""
         growth = self.unknown
         expected, found = self.answers(self.shown)
         final = apart(found.final, expected.final)
@@ -371,24 +366,24 @@ class Pair:
 
 
 def apart(a: Array, b: Array) -> Array:
-    """The largest of the `gaps` over the last two axes, rows and units."""
+    """The largest of the `gaps` over rows and units, the last two axes."""
     return np.asarray(gaps(a, b).max(axis=(-2, -1), initial=0))
 
 
 def gaps(a: Array, b: Array) -> Array:
-    """The `distances` of two arrays; NaN where one is unknown."""
+    """The `distances` of two arrays; NaN if one is unknown."""
     return np.where(unknown(a) | unknown(b), np.nan, distances(a, b))
 
 
 def worst(a: Array) -> Array:
-    """The largest |a| that is finite over the last two axes."""
+    """The largest finite |a| over the last two axes."""
     return np.asarray(np.max(np.abs(a), axis=(-2, -1), where=np.isfinite(a), initial=0))
 
 
 def in_eps(gap: Array, size: Array, eps: float) -> Array:
-    """Gaps `(parts, …)` in terms of the sizes, of the worst part that is known, in eps; NaN where none is known."""
-    normwise = np.where(gap == 0, 0, gap / np.where(size == 0, np.finfo(float).tiny, size))
-    largest = np.where(np.isnan(normwise), -1, normwise).max(axis=0, initial=-1)
+    """The largest known error of gaps `(parts, …)` relative to sizes, in eps; NaN if none is known."""
+    relative = normwise(gap, size)
+    largest = np.where(np.isnan(relative), -1, relative).max(axis=0, initial=-1)
     return np.asarray(np.where(largest < 0, np.nan, largest) / eps)
 
 

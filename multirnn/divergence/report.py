@@ -6,7 +6,7 @@ from typing import Any
 from multirnn.divergence.measures import Pair, apart, largest_at
 from multirnn.divergence.record import Divergence, Parting
 from multirnn.divergence.stepping import Seen
-from multirnn.numerics import magnitude
+from multirnn.numerics import magnitude, normwise
 from multirnn.weights import Array
 
 __all__ = ["at", "final_report", "output_report", "report"]
@@ -97,7 +97,7 @@ def final_report(
 
 
 def _eps(pair: Pair, a: Array, b: Array, of: Array) -> float:
-    return float(apart(a, b) / (magnitude(of, of.dtype) or 1) / pair.eps)
+    return float(normwise(apart(a, b), magnitude(of, of.dtype)) / pair.eps)
 
 
 def at(pair: Pair, parting: Parting) -> str:

@@ -23,7 +23,7 @@ from multirnn.weights import Array, Weights, fold_biases
 
 __all__ = ["Agreement", "Disagreement", "assert_layers_agree"]
 
-FORMS = ("eager", "compiled")
+MODES = ("eager", "compiled")
 
 # Where layers disagree, pytest shows the line of the test and none of this file; an error of another kind it shows whole.
 __tracebackhide__ = methodcaller("errisinstance", AssertionError)
@@ -128,8 +128,8 @@ def assert_layers_agree(
         InvalidCall: neither tells a spec, one of them cannot be run, or x, state or lengths do not fit.
     """
     forms = (forms,) if isinstance(forms, str) else tuple(forms)
-    if not forms or not set(forms) <= set(FORMS):
-        raise InvalidCall(f"forms must be one or both of {', '.join(FORMS)}, not {forms!r}")
+    if not forms or not set(forms) <= set(MODES):
+        raise InvalidCall(f"forms must be one or both of {', '.join(MODES)}, not {forms!r}")
     if x is None and not (state is None and lengths is None):
         raise InvalidCall("a state or lengths belong to an x: pass x too")
     agreements = []
