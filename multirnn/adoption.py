@@ -13,7 +13,7 @@ was. Three kinds of things can be adopted:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from inspect import signature
@@ -26,8 +26,9 @@ from multirnn.boundary import Boundary, Inputs
 from multirnn.errors import InvalidCall, Unrepresentable, kind_of
 from multirnn.layer import Gradients, Output, State
 from multirnn.registry import backend_of
+from multirnn.returned import arranged, output_of, states_of
 from multirnn.spec import RecurrentSpec
-from multirnn.weights import Array, Weights
+from multirnn.weights import Weights
 
 __all__ = [
     "Adopted",
@@ -35,12 +36,9 @@ __all__ = [
     "AdoptedNative",
     "adopt",
     "adopt_both",
-    "arranged",
     "known_spec",
     "native_spec",
     "noting",
-    "output_of",
-    "states_of",
     "takes_state",
 ]
 
@@ -345,83 +343,6 @@ def takes_state(function: Callable[..., Any]) -> bool:
             continue
         return len(arguments) == 2
     raise InvalidCall(f"{_name(function)} has the parameters {parameters}; it must be callable as f(x, h0)")
-
-
-def arranged(result: Any, shape: tuple[int, ...], spec: RecurrentSpec, title: str) -> list[Any]:
-    """What was returned, as `[sequence, h, c]`: without c but of an LSTM, and the sequence alone if there is no state.
-
-    Works on the arrays or tensors of any framework; they are indexed, and neither copied nor converted.
-
-    Args:
-        result: `y`, `(y, h)`, `(y, (h, c))` or `(y, h, c)`, in tuples or lists; trailing Nones are passed over.
-        shape: of x, `(batch, time, input_size)`.
-        spec: of the thing.
-        title: of the thing, for what is raised.
-
-    Raises:
-        InvalidCall: something else was returned; the sentence says what would have been right.
-    """
-    names = ("y", *spec.form.states)
-    right = f"({', '.join(names)})" if len(names) == 2 else "(y, (h, c))"
-    returned = _flat([result])
-    if not returned:
-        raise InvalidCall(f"{title} returned nothing; {right} would be right, or y alone")
-    sequence, *state = returned
-    if state and len(state) != len(names) - 1:
-        raise InvalidCall(
-            f"{title} returned y and {len(state)} part{'s' * (len(state) > 1)} of a state; {right} would be right, "
-            "or y alone"
-        )
-    batch, time, _ = shape
-    expected = (batch, time, spec.output_size)
-    found = tuple(np.shape(sequence))
-    if found != expected:
-        hint = "; it has time before batch" if found == (time, batch, spec.output_size) else ""
-        hint = hint or ("; it is the last step alone" if found == (batch, spec.output_size) else "")
-        raise InvalidCall(
-            f"{title} returned y of the shape {found}; of x {shape} it must be "
-            f"(batch, time, directions * hidden_size) = {expected}{hint}"
-        )
-    passes = spec.num_layers * len(spec.directions)
-    expected = (passes, batch, spec.hidden_size)
-    for place, (name, part) in enumerate(zip(spec.form.states, state, strict=False)):
-        found = tuple(np.shape(part))
-        if passes == 1 and found == expected[1:]:
-            state[place] = part[None]
-        elif found != expected:
-            raise InvalidCall(
-                f"{title} returned {name} of the shape {found}; it must be "
-                f"(num_layers * directions, batch, hidden_size) = {expected}"
-            )
-    return [sequence, *state]
-
-
-def _flat(group: Iterable[Any]) -> list[Any]:
-    """The arrays of nested groups in order, without what is None."""
-    found: list[Any] = []
-    for part in group:
-        if isinstance(part, tuple | list):
-            found += _flat(part)
-        elif part is not None:
-            found.append(part)
-    return found
-
-
-def output_of(arrays: Sequence[Array], spec: RecurrentSpec, title: str) -> Output:
-    """The output, in the spec's dtype, of arrays as `arranged` has them.
-
-    Raises:
-        InvalidCall: they are not of a floating dtype.
-    """
-    if wrong := [array.dtype for array in arrays if array.dtype.kind != "f"]:
-        raise InvalidCall(f"{title} returned an array of {wrong[0]}; it must be of {spec.dtype}")
-    sequence, *state = (np.array(array, spec.dtype) for array in arrays)
-    return Output(sequence, State(*state) if state else State(None))  # type: ignore[arg-type]  # not known
-
-
-def states_of(state: State) -> list[Array]:
-    """The parts that there are: h, and of an LSTM c."""
-    return [part for part in state if part is not None]
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import pytest
 
 import multirnn as mr
 from multirnn.cells import FORMS, cell_form
-from multirnn.conventions import layout
+from multirnn.packing import layout
 from multirnn.spec import BIASES, DTYPES
 
 Arrays = dict[str, np.ndarray]

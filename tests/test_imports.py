@@ -28,6 +28,7 @@ ORDER = (  # each may import from what stands before it
         "weights",
         "names",
         "conventions",
+        "packing",
         "layer",
         "boundary",
         "backend",
@@ -40,6 +41,7 @@ ORDER = (  # each may import from what stands before it
         "numerics",
         "compare",
         "confirmation",
+        "returned",
         "adoption",
         "mistakes",
         "assembly",
@@ -48,7 +50,7 @@ ORDER = (  # each may import from what stands before it
         "diagnosis",
         "parity",
     ),
-    *("public", "support", "testing", "pytest_plugin", "plot", "series", "samples", "bench", "doctor", "cli"),
+    *("public", "support", "support_table", "testing", "pytest_plugin", "plot", "series", "samples", "bench", "doctor", "cli"),
 )
 ALLOWED = {  # beside the standard library and itself
     "multirnn": {"numpy", "rich", "click", "matplotlib", "hypothesis", "pytest", "threadpoolctl", "hatchling"},

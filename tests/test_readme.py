@@ -19,7 +19,8 @@ import multirnn as mr
 from multirnn.catalogue import MISTAKES, mistakes_for
 from multirnn.cells import FORMS
 from multirnn.compare import TOLERANCE
-from multirnn.support import AXES, Row, ask, summarise
+from multirnn.support import AXES, ask
+from multirnn.support_table import Row, summarise
 from multirnn.testing import cases
 
 ROOT = Path(__file__).parent.parent

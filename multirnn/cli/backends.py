@@ -12,7 +12,8 @@ from multirnn.cli import options
 from multirnn.cli.console import heading, progress, show, show_json, table
 from multirnn.registry import Absent, present
 from multirnn.spec import BIASES, RecurrentSpec
-from multirnn.support import AXES, Entry, Row, Support, ask, json_value, summarise
+from multirnn.support import AXES, Support, ask, axis_value
+from multirnn.support_table import Entry, Row, summarise
 from multirnn.tables import Content, Styled, Table
 
 __all__ = ["command"]
@@ -141,7 +142,7 @@ def _support_data(found: list[Found]) -> dict[str, Any]:
     """All answers: a spec of the axes is refused if it fits a rule, for the reason of the first one, else accepted."""
     axes = next((one.support.axes for one in found if one.support), AXES)
     return {
-        "axes": {axis: [json_value(value) for value in values] for axis, values in axes.items()},
+        "axes": {axis: [axis_value(value) for value in values] for axis, values in axes.items()},
         "forms": {name: {"cell": form.name, "reset_after": form.reset_after} for name, form in FORMS.items()},
         "backends": [{**one.to_dict(), **(one.support.to_dict() if one.support else {})} for one in found],
     }

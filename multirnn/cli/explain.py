@@ -12,7 +12,8 @@ import click
 
 from multirnn.cli import options
 from multirnn.cli.console import heading, show, show_json, table
-from multirnn.conventions import CONVENTIONS, Convention, layout
+from multirnn.conventions import CONVENTIONS, Convention
+from multirnn.packing import layout
 from multirnn.spec import BIASES, RecurrentSpec
 from multirnn.tables import Column, Content, Styled, Table
 
