@@ -1,8 +1,8 @@
-"""A stack run pass by pass: every layer in each direction a layer of its own, and the plumbing between them.
+"""A stack assembled from one-layer, one-direction passes, and the plumbing between them.
 
-Put together rightly it is the stack again, whatever builds the passes. What people write by hand around a framework's
-one-layer, one-direction layers is this plumbing, and here is where it goes wrong: a reverse output that is not flipped
-back, directions concatenated in the other order, a gradient that is cut between two layers.
+With the right plumbing it equals the stack, whatever builds the passes. People write this plumbing by hand around a
+framework's single layers, and make mistakes in it: a reverse output that is not flipped back, directions concatenated in
+the wrong order, a gradient detached between two layers.
 """
 
 from collections.abc import Callable, Sequence
@@ -78,12 +78,12 @@ def pull_back(direction: str, layer: Runs, inputs: Inputs, cotangent: Output) ->
 
 @dataclass(frozen=True, slots=True)
 class Plumbing:
-    """How passes are put together to a stack; right unless told otherwise. It is a `Mistake.realise`.
+    """The plumbing of a stack; right by default. Serves as `Mistake.realise`.
 
     Attributes:
-        flip_in: turns the input of a backward pass round in time; its own adjoint.
-        flip_out: turns the output of a backward pass round again; its own adjoint.
-        join: makes one output of the directions'.
+        flip_in: reverses the input of a backward pass in time; its own adjoint.
+        flip_out: reverses the output of a backward pass again; its own adjoint.
+        join: joins the outputs of the directions.
         split: the adjoint of `join`.
         make: builds a pass from its weights.
         run: runs a pass.
@@ -101,7 +101,7 @@ class Plumbing:
     detached: bool = False
 
     def __call__(self, build: Build, weights: Weights) -> "Assembly":
-        """The stack put together in this way."""
+        """The stack with this plumbing."""
         return Assembly(build, weights, self)
 
 
@@ -154,7 +154,7 @@ class Assembly(Boundary):
         return Gradients({name: weights[name] for name in self.spec.shapes}, dy, _stacked(states))
 
     def _forward(self, inputs: Inputs) -> tuple[list[Inputs], Array, list[State]]:
-        """What every pass was run on, the sequence out of the last layer, and the final states."""
+        """The input of every pass, the output sequence of the last layer, and the final states."""
         plumbing, lengths = self._plumbing, inputs.lengths
         taken: list[Inputs] = []
         final: list[State] = []

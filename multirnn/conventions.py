@@ -35,10 +35,10 @@ class Entry:
     """One native array.
 
     Attributes:
-        name: its own name; `{gate}` where there is an array a gate.
-        holds: the canonical arrays in it; two stand along the axis `bias`.
-        axes: how its axes are made of the canonical ones.
-        gates: the gates in it, where not all are.
+        name: its own name; with `{gate}` if there is one array per gate.
+        holds: the canonical arrays in it; two are stacked along the axis `bias`.
+        axes: its axes in terms of the canonical ones.
+        gates: the gates in it; empty for all.
     """
 
     name: str
@@ -55,19 +55,19 @@ class Convention:
     """The facts of one framework.
 
     Attributes:
-        name: under which it is asked for.
-        title: whose it is.
-        gates: by cell, the name of each canonical gate there, in the order of the blocks.
+        name: its name in `CONVENTIONS`.
+        title: the name of the framework.
+        gates: by cell, the framework's name of each canonical gate, in the order of the blocks.
         arrays: the arrays, by the cell's form and by the form of the biases. It cannot hold a form that is missing.
         default_bias: by the cell's form, the form of the biases by default.
-        default_reset_after: which GRU it is there unless told otherwise.
+        default_reset_after: the default form of the GRU.
         update: what z weighs in the GRU's `h' = (1 - z) * n + z * h`: the "old" state, or the "new" candidate.
-        gaps: whether the numbers of a stack's layers may leave some out, where other layers are counted with them.
-        place: where an array stands: its full name in a stack of one direction; `{layer}` is `number(layer, layers)`.
+        gaps: whether layer numbers may have gaps: other layers share the numbering.
+        place: the full name of an array in a unidirectional stack; `{layer}` is `number(layer, layers)`.
         place_bidirectional: the same in a bidirectional stack.
-        directions: how the directions are called there.
-        number: how a layer's number is written.
-        pattern: reads `name`, `layer` and `direction` back out of a full name.
+        directions: the names of the directions.
+        number: the spelling of a layer's number.
+        pattern: matches a full name, with the groups `name`, `layer` and `direction`.
     """
 
     name: str
@@ -89,7 +89,7 @@ class Convention:
         return replace(spec, bias=self.default_bias[spec.form.form]) if spec.form.form in self.arrays else spec
 
     def holds(self, spec: RecurrentSpec) -> str | None:
-        """None where this convention holds the arrays of the spec exactly, else the reason why not."""
+        """None if this convention holds the arrays of the spec exactly, else the reason why not."""
         form = spec.form.form
         if form not in self.arrays:
             return f"{self.title} has no GRU whose reset gate acts {'after' if spec.reset_after else 'before'} the recurrent product"
@@ -122,8 +122,7 @@ def _torch_arrays() -> dict[str, Held]:
     )
     bias_ih, bias_hh = (Entry(name, (name,), "(gate unit)") for name in ("bias_ih", "bias_hh"))
     held = {"none": weights, "single": (*weights, bias_ih), "double": (*weights, bias_ih, bias_hh)}
-    # A single bias is what is left of PyTorch's two when bias_hh is a constant zero. The reset-after GRU's would need
-    # a third of a bias_hh.
+    # A single bias is PyTorch's two with a constant zero bias_hh. The reset-after GRU would need a third of a bias_hh.
     return {"simple_rnn": held, "lstm": held, "gru reset after": {"none": weights, "double": held["double"]}}
 
 
@@ -188,7 +187,7 @@ ONNX = Convention(
         "gru": {"z": "z", "r": "r", "n": "h"},
     },
     arrays=_onnx_arrays(),
-    # B is an optional input of the operators; where it is there, it is both biases.
+    # B is an optional input of the operators; if present, it is both biases.
     default_bias=dict.fromkeys(FORMS, "double"),
     default_reset_after=False,
     place="layers.{layer}.{name}",
@@ -205,7 +204,7 @@ def _flax_linen_arrays() -> dict[str, Held]:
         Entry("h{gate}/kernel", ("weight_hh",), "source unit"),
     )
     input_bias = Entry("i{gate}/bias", ("bias_ih",), "unit")
-    # The LSTM's one bias is added to the recurrent product, so it stands on the recurrent side; the sum is the same.
+    # The LSTM's one bias is added to the recurrent product, so it has a recurrent name; the sum is the same.
     return {
         "simple_rnn": {"single": (*kernels, input_bias)},
         "lstm": {"single": (*kernels, Entry("h{gate}/bias", ("bias_ih",), "unit"))},
@@ -233,10 +232,10 @@ CONVENTIONS: Mapping[str, Convention] = MappingProxyType({c.name: c for c in (TO
 
 
 def convention_named(convention: str | Convention) -> Convention:
-    """The convention of this name; a Convention is itself.
+    """The convention of this name; a Convention is returned as it is.
 
     Raises:
-        Unrepresentable: there is none of this name.
+        Unrepresentable: there is no convention of this name.
     """
     if isinstance(convention, Convention):
         return convention

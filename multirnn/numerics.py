@@ -49,7 +49,7 @@ def coarser(*dtypes: str | np.dtype[Any]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """How far an array is from the one expected.
+    """The difference of an array from the expected one.
 
     Attributes:
         normwise: max|actual - expected| / max|expected|, where NaN and NaN are equal, and so are infinities of one sign;

@@ -21,14 +21,14 @@ __all__ = ["Place", "from_arrays", "layout", "to_arrays"]
 
 
 def to_arrays(weights: Weights, *, convention: str | Convention) -> dict[str, Array]:
-    """The arrays as a framework holds them, by the names that it gives them, in its own order.
+    """The arrays of a framework by its own names, in its own order.
 
     Args:
         weights: canonical.
         convention: a name out of `CONVENTIONS`, or a `Convention`.
 
     Raises:
-        Unrepresentable: no such convention, or it cannot hold these weights exactly; the sentence says what would help.
+        Unrepresentable: there is no such convention, or it cannot hold these weights exactly; the sentence says what helps.
     """
     convention = convention_named(convention)
     spec = weights.spec
@@ -48,18 +48,18 @@ def from_arrays(
     activation: str | Activation = "tanh",
     recurrent_activation: str | Activation = "sigmoid",
 ) -> Weights:
-    """The spec and the weights that arrays of a framework hold, read from their names and shapes. Exact.
+    """The weights in a framework's arrays, exactly; the spec is read from names and shapes.
 
     Args:
-        arrays: by the framework's names, of this stack alone; one prefix that they all have ("module.") is passed over.
-            Nested dictionaries (of Flax) are joined with "/".
+        arrays: by the framework's names, of this stack alone; a common prefix ("module.") is ignored. Nested dictionaries
+            (Flax) are joined with "/".
         convention: a name out of `CONVENTIONS`, or a `Convention`.
-        cell, reset_after: needed only where names and shapes leave two possibilities.
-        activation, recurrent_activation: no array tells them.
+        cell, reset_after: needed only if names and shapes leave two possibilities.
+        activation, recurrent_activation: as of the layer; the arrays do not show them.
 
     Raises:
-        Unrepresentable: no such convention; a name that is not of it; names and shapes fit no cell, or several.
-        InvalidWeights: dtypes are mixed, or none that a spec has.
+        Unrepresentable: there is no such convention, a name is not of it, or names and shapes fit no cell or several.
+        InvalidWeights: dtypes are mixed, or neither float32 nor float64.
     """
     convention = convention_named(convention)
     flat = unprefixed(_flatten(arrays), convention.pattern)
@@ -93,15 +93,15 @@ def from_arrays(
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """One native array of a stack: what it is called, how it is shaped, and what is in it.
+    """One native array of a stack: its name, shape and contents.
 
     Attributes:
         layer: from 0.
-        direction: "forward" or "backward"; empty where the array has an axis of them.
+        direction: "forward" or "backward"; empty if the array has an axis of directions.
         own: its name within the layer and direction.
         name: its full name.
         shape: its shape.
-        axes: what the shape is made of, as in `Entry`.
+        axes: the axes of the shape, as in `Entry`.
         holds: the names of the canonical arrays in it, (direction, bias).
         gates: the canonical names of the gates in it, in the order of its blocks.
     """
@@ -117,7 +117,7 @@ class Place:
 
     @property
     def key(self) -> "Key":
-        """What it is found by, whatever its full name."""
+        """Identifies it independently of its full name."""
         return self.layer, self.direction, self.own
 
 
@@ -125,10 +125,10 @@ Key = tuple[int, str, str]
 
 
 def layout(spec: RecurrentSpec, *, convention: str | Convention) -> tuple[Place, ...]:
-    """The arrays as a framework holds them, described and not made; in its own order.
+    """Descriptions of the arrays of a framework, in its own order.
 
     Raises:
-        Unrepresentable: no such convention, or it cannot hold the spec exactly; the sentence says what would help.
+        Unrepresentable: there is no such convention, or it cannot hold the spec exactly; the sentence says what helps.
     """
     convention = convention_named(convention)
     if reason := convention.holds(spec):
@@ -175,7 +175,7 @@ def _groups(axes: str) -> list[list[str]]:
 
 
 def _join(full: Array, axes: str) -> Array:
-    """From an array over `_AXES` (`source` only if it has one) to one over the axes that are named."""
+    """From an array over `_AXES` (without `source` for a bias) to one over the named axes."""
     groups = _groups(axes)
     order = [_AXES.index(axis) for group in groups for axis in group]
     rest = [axis for axis in range(full.ndim) if axis not in order]  # of size one
@@ -223,7 +223,7 @@ def _unpack(convention: Convention, spec: RecurrentSpec, found: Mapping[Key, Arr
 
 
 def _turned(full: Array, convention: Convention, spec: RecurrentSpec, gates: tuple[str, ...]) -> Array:
-    """The array with z's block negated where z weighs the new state: sigmoid(-v) = 1 - sigmoid(v). Its own inverse."""
+    """The array with z's block negated if z weighs the new state: sigmoid(-v) = 1 - sigmoid(v). Its own inverse."""
     if convention.update == "old" or spec.cell != "gru" or "z" not in gates:
         return full
     turned = full.copy()
@@ -282,9 +282,9 @@ def _hint(convention: Convention, name: str, arrays: Mapping[str, Array]) -> str
 
 
 def _in_order(layers: list[str]) -> list[str]:
-    """The layers' names without repetition: by their numbers where that is all they differ in, else as they come.
+    """The layers' names without repetition: sorted by number if they differ in nothing else, else in the given order.
 
-    Keras numbers layers of a kind in the order of their making, through the whole process: lstm, lstm_1, … lstm_10.
+    Keras numbers the layers of a class in the order of creation over the whole process: lstm, lstm_1, … lstm_10.
     """
     names = list(dict.fromkeys(layers))
     numbers = {name: int(re.sub(r"\D", "", name[len(name.rstrip("0123456789")) :]) or 0) for name in names}
@@ -293,7 +293,7 @@ def _in_order(layers: list[str]) -> list[str]:
 
 
 def _sizes(convention: Convention, found: Mapping[Key, Array]) -> dict[str, Any]:
-    """input_size, hidden_size, num_layers, bidirectional and dtype, which need not know the cell."""
+    """The fields of a spec that do not depend on the cell."""
     if not found:
         raise Unrepresentable(f"there are no arrays here; the {convention.name} convention has some for every layer")
     dtypes = sorted({str(array.dtype) for array in found.values()})
@@ -326,7 +326,7 @@ def _sizes(convention: Convention, found: Mapping[Key, Array]) -> dict[str, Any]
 def _why_none_fits(
     convention: Convention, candidates: list[RecurrentSpec], shapes: Mapping[Key, tuple[int, ...]]
 ) -> str:
-    """The first thing that is off, held against the candidate with which most arrays agree."""
+    """The first mismatch with the candidate that fits the most arrays."""
     if not candidates:
         return f"the {convention.name} convention has no such cell"
     best = max(candidates, key=lambda spec: len(_shapes(spec, convention).items() & shapes.items()))

@@ -1,4 +1,4 @@
-"""What a user's own function or module returned, as an `Output`."""
+"""The result of a user's own function or module as an `Output`."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -14,18 +14,18 @@ __all__ = ["arranged", "output_of", "states_of"]
 
 
 def arranged(result: Any, shape: tuple[int, ...], spec: RecurrentSpec, title: str) -> list[Any]:
-    """What was returned, as `[sequence, h, c]`: without c but of an LSTM, and the sequence alone if there is no state.
+    """The result as `[sequence, h, c]`; c for an LSTM only, and the sequence alone if there is no state.
 
-    Works on the arrays or tensors of any framework; they are indexed, and neither copied nor converted.
+    Works on the arrays or tensors of any framework: indexes them, without copies or conversions.
 
     Args:
-        result: `y`, `(y, h)`, `(y, (h, c))` or `(y, h, c)`, in tuples or lists; trailing Nones are passed over.
-        shape: of x, `(batch, time, input_size)`.
-        spec: of the thing.
-        title: of the thing, for what is raised.
+        result: `y`, `(y, h)`, `(y, (h, c))` or `(y, h, c)`, in tuples or lists; None is skipped.
+        shape: the shape of x, `(batch, time, input_size)`.
+        spec: the spec of the function.
+        title: its name in errors.
 
     Raises:
-        InvalidCall: something else was returned; the sentence says what would have been right.
+        InvalidCall: the result has another structure or other shapes; the sentence says what would be right.
     """
     names = ("y", *spec.form.states)
     right = f"({', '.join(names)})" if len(names) == 2 else "(y, (h, c))"
@@ -63,7 +63,7 @@ def arranged(result: Any, shape: tuple[int, ...], spec: RecurrentSpec, title: st
 
 
 def _flat(group: Iterable[Any]) -> list[Any]:
-    """The arrays of nested groups in order, without what is None."""
+    """The arrays of nested groups in order, without None."""
     found: list[Any] = []
     for part in group:
         if isinstance(part, tuple | list):
@@ -74,10 +74,10 @@ def _flat(group: Iterable[Any]) -> list[Any]:
 
 
 def output_of(arrays: Sequence[Array], spec: RecurrentSpec, title: str) -> Output:
-    """The output, in the spec's dtype, of arrays as `arranged` has them.
+    """The output in the spec's dtype, from the arrays that `arranged` returns.
 
     Raises:
-        InvalidCall: they are not of a floating dtype.
+        InvalidCall: a dtype is not floating.
     """
     if wrong := [array.dtype for array in arrays if array.dtype.kind != "f"]:
         raise InvalidCall(f"{title} returned an array of {wrong[0]}; it must be of {spec.dtype}")
@@ -86,5 +86,5 @@ def output_of(arrays: Sequence[Array], spec: RecurrentSpec, title: str) -> Outpu
 
 
 def states_of(state: State) -> list[Array]:
-    """The parts that there are: h, and of an LSTM c."""
+    """The parts of a state: h, and c for an LSTM."""
     return [part for part in state if part is not None]

@@ -49,7 +49,7 @@ INPUT_SIZE, HIDDEN_SIZE = 5, 3
 
 
 def grid(cells: Iterable[str] = CELLS) -> Iterator[RecurrentSpec]:
-    """Every spec that a backend is asked about, of these cells."""
+    """Every spec of the grid with these cells."""
     return (spec for _, spec in _points(_axes(cells)))
 
 
@@ -59,7 +59,7 @@ def _axes(cells: Iterable[str]) -> dict[str, tuple[Any, ...]]:
 
 
 def _points(axes: Mapping[str, tuple[Any, ...]]) -> Iterator[tuple[tuple[int, ...], RecurrentSpec]]:
-    """Every spec, and where it is: its place on each axis."""
+    """Every spec with its place on each axis."""
     for places in product(*(range(len(values)) for values in axes.values())):
         fields = {axis: values[place] for (axis, values), place in zip(axes.items(), places, strict=True)}
         form = FORMS[fields.pop("form")]
@@ -72,28 +72,28 @@ def _points(axes: Mapping[str, tuple[Any, ...]]) -> Iterator[tuple[tuple[int, ..
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Specs that a backend refuses, and why.
+    """Specs that a backend refuses, and the reason.
 
     Attributes:
-        where: the values of the specs, by axis; an axis that is not named has any.
-        reason: the backend's sentence. Where it quotes the spec, there is a field in braces instead, as in
-            "not {activation!r}", so that refusing eight activations is one sentence.
+        where: the values of the specs, by axis; a missing axis has any value.
+        reason: the backend's sentence. Quotes of the spec are replaced by fields in braces, as in "not {activation!r}", so
+            that refusing eight activations is one sentence.
     """
 
     where: Mapping[str, tuple[Any, ...]]
     reason: str
 
     def fits(self, spec: RecurrentSpec) -> bool:
-        """Whether the spec is one of those."""
+        """Whether the rule covers the spec."""
         return all(_value(spec, axis) in values for axis, values in self.where.items())
 
     def meets(self, **values: Any) -> bool:
-        """Whether there may be such specs with these values, by axis."""
+        """Whether the rule covers any spec with these values, by axis."""
         return all(value in self.where.get(axis, (value,)) for axis, value in values.items())
 
     @property
     def plain(self) -> bool:
-        """Whether it depends on one field beside the cell, so that a row of the table shows all of it."""
+        """Whether it depends on at most one field beside the cell, so that a row of the table shows it completely."""
         return len(self.where.keys() - {"form"}) <= 1
 
     def sentence(self, spec: RecurrentSpec) -> str:
@@ -104,7 +104,7 @@ class Rule:
         return sentence
 
     def to_dict(self) -> dict[str, Any]:
-        """Both, in values that JSON has."""
+        """Both fields as JSON values."""
         return {
             "where": {axis: [axis_value(v) for v in values] for axis, values in self.where.items()},
             "reason": self.reason,
@@ -113,15 +113,15 @@ class Rule:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Support:
-    """What a backend answered.
+    """The answers of a backend.
 
     Attributes:
-        name: of the backend.
-        title: its name with the engine that it runs on, `keras (tensorflow)`.
-        axes: what it was asked about.
-        rules: what it refuses; the first rule that a spec fits has the reason.
-        accepted: whether it accepts a spec, at the spec's place on every axis; False where there is no such spec.
-        asked: how many specs there are.
+        name: the backend's name.
+        title: its name with its engine, `keras (tensorflow)`.
+        axes: the axes of the grid.
+        rules: the specs it refuses; the first rule that covers a spec gives the reason.
+        accepted: whether it accepts the spec at each place of the grid; False if there is no such spec.
+        asked: the number of specs.
         differentiable: whether its layers have `vjp`.
         takes_lengths: whether its layers take `lengths`.
     """
@@ -136,18 +136,18 @@ class Support:
     takes_lengths: bool
 
     def refuses(self, spec: RecurrentSpec) -> str | None:
-        """What the backend answered about a spec of the grid; its sizes are not looked at."""
+        """The backend's answer for a spec of the grid; sizes are ignored."""
         return next((rule.sentence(spec) for rule in self.rules if rule.fits(spec)), None)
 
     def takes(self, **where: Any) -> bool:
-        """Whether it accepts any of the specs with these values, by axis."""
+        """Whether it accepts any spec with these values, by axis."""
         box = [
             [values.index(where[axis])] if axis in where else range(len(values)) for axis, values in self.axes.items()
         ]
         return bool(self.accepted[np.ix_(*box)].any())
 
     def to_dict(self) -> dict[str, Any]:
-        """All that it answered, in values that JSON has: it refuses what fits a rule, for the reason of the first one."""
+        """The answers as JSON values: a spec that fits a rule is refused, for the reason of the first such rule."""
         return {
             "differentiable": self.differentiable,
             "takes_lengths": self.takes_lengths,
@@ -162,7 +162,7 @@ def ask(backend: Backend, cells: Iterable[str] = CELLS) -> Support:
 
     Args:
         backend: the Backend object.
-        cells: names of cells; a cell is asked about in all its forms.
+        cells: names of cells, each in all its forms.
     """
     axes = _axes(cells)
     shape = tuple(map(len, axes.values()))
@@ -192,12 +192,12 @@ def _value(spec: RecurrentSpec, axis: str) -> Any:
 
 
 def axis_value(value: Any) -> Any:
-    """A value of an axis as `RecurrentSpec.to_dict` has it."""
+    """A value of an axis as in `RecurrentSpec.to_dict`."""
     return {"name": value.name, **value.parameters} if isinstance(value, Activation) else value
 
 
 def blanks(spec: RecurrentSpec) -> dict[str, str]:
-    """What stands for each blank of a reason."""
+    """The text of each blank of a reason."""
     quotes = {"{spec!r}": repr(spec)}
     for axis in QUOTED:
         value = getattr(spec, axis)
@@ -206,7 +206,7 @@ def blanks(spec: RecurrentSpec) -> dict[str, str]:
 
 
 def _blank(answers: NDArray[Any], axis: str, place: int, values: Sequence[Any]) -> None:
-    """Put a blank, in place, where a sentence quotes the value of an axis: where others differ from it in nothing else."""
+    """Replaces, in place, a quoted value of an axis by a blank if other sentences differ in nothing else."""
     lines = np.moveaxis(answers, place, -1)
     for index in np.ndindex(lines.shape[:-1]):
         line = lines[index]
@@ -222,7 +222,7 @@ def _blank(answers: NDArray[Any], axis: str, place: int, values: Sequence[Any]) 
 # A box is a list of places for each axis.
 Box = list[list[int]]
 
-FREE, ACCEPTED = -1, 0  # codes beside those of the reasons: does not matter; is accepted
+FREE, ACCEPTED = -1, 0  # codes below those of the reasons: any rule may cover it; accepted
 
 
 def _rules(answers: NDArray[Any], there: NDArray[np.bool_], axes: Mapping[str, tuple[Any, ...]]) -> Iterator[Rule]:
@@ -239,10 +239,10 @@ def _rules(answers: NDArray[Any], there: NDArray[np.bool_], axes: Mapping[str, t
 
 
 def _boxes(codes: NDArray[np.int_]) -> Iterator[tuple[int, Box]]:
-    """Boxes with their codes, so that each refused point has the code of the first box that it is in, and no other is in one.
+    """Boxes with codes: the first box around a refused point has its code, and no accepted point is in a box.
 
-    Backends refuse by a sequence of conditions, so what the first of them refuses is a box, what the next refuses is one
-    but for those, and so on: such boxes are taken first. Where there is none, one is grown from a point.
+    Backends refuse by a sequence of conditions. The first condition refuses a box, the next one a box less the first, and
+    so on: such boxes are taken first. If there is none, one is grown from a point.
     """
     codes = codes.copy()
     while (codes > ACCEPTED).any():
@@ -257,12 +257,12 @@ def _boxes(codes: NDArray[np.int_]) -> Iterator[tuple[int, Box]]:
 
 
 def _hull(points: NDArray[np.bool_]) -> Box:
-    """The smallest box with these points in it."""
+    """The smallest box around these points."""
     return [sorted(set(places.tolist())) for places in np.nonzero(points)]
 
 
 def _only(codes: NDArray[np.int_], code: int, box: Box) -> bool:
-    """Whether all that matters in the box has this code."""
+    """Whether every point of the box has this code or is free."""
     inside = codes[np.ix_(*box)]
     return bool(((inside == code) | (inside == FREE)).all())
 
@@ -272,7 +272,7 @@ def _with(box: Box, axis: int, places: list[int]) -> Box:
 
 
 def _grown(codes: NDArray[np.int_], code: int) -> Box:
-    """A box of this code that can grow along no axis, around its first point."""
+    """A box of this code around its first point, grown along every axis."""
     box = [[int(place)] for place in np.argwhere(codes == code)[0]]
     for axis, length in enumerate(codes.shape):
         for place in range(length):
@@ -283,7 +283,7 @@ def _grown(codes: NDArray[np.int_], code: int) -> Box:
 
 
 def _widened(codes: NDArray[np.int_], code: int, box: Box) -> Box:
-    """The box along the whole of each axis where nothing else that matters is met: the axis then need not be named."""
+    """The box widened to the whole of each axis that allows it: such an axis need not be named."""
     for axis, length in enumerate(codes.shape):
         wide = _with(box, axis, list(range(length)))
         if _only(codes, code, wide):

@@ -23,16 +23,16 @@ LABELS: Mapping[str, str] = MappingProxyType(
         "dtype": "dtype",
     }
 )
-"""What the table calls the axes."""
+"""The names of the axes in the table."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What a backend says in a row.
+    """One backend's entry of a row.
 
     Attributes:
-        text: "yes", "no", the values that it takes, or "–" where the row is of cells that it refuses altogether.
-        notes: numbers of the notes that say why not the rest.
+        text: "yes", "no", the accepted values, or "–" if it refuses the cells of the row altogether.
+        notes: numbers of the notes with the reasons for the rest.
     """
 
     text: str
@@ -49,8 +49,8 @@ class Row:
 
     Attributes:
         label: a cell form, or a field.
-        of: the bias form; or of a field, the cells that the row is of, else its values where they are only two.
-        entries: one a backend.
+        of: the bias form; for a field, the cells of the row, or its values if there are only two.
+        entries: one per backend.
     """
 
     label: str
@@ -60,13 +60,13 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """A reason, and where it applies if the table does not show that.
+    """A reason, and the specs it applies to if the table does not show them.
 
     Attributes:
-        number: by which the table refers to it.
-        backend: its name.
-        reason: the sentence, "…" standing for what differs from spec to spec.
-        where: the specs, in words; empty where the rows that refer to the note show them.
+        number: its number in the table.
+        backend: the backend's name.
+        reason: the sentence, with "…" for quotes of the spec.
+        where: the specs in words; empty if the rows that refer to the note show them.
     """
 
     number: int
@@ -148,7 +148,7 @@ def _of_field(support: Support, form: str, axis: str) -> _Said:
 
 
 def _field_rows(supports: Sequence[Support], axis: str) -> Iterator[tuple[str, str, list[_Said]]]:
-    """A row for all cells of which the backends say the same; of one that a backend refuses altogether it says nothing."""
+    """One row for all cells with the same answers; "–" for a cell that a backend refuses altogether fits any answer."""
     groups: list[tuple[list[str], list[_Said]]] = []
     for form in supports[0].axes["form"] if supports else ():
         if axis == "recurrent_activation" and len(FORMS[form].gates) == 1:
@@ -171,7 +171,7 @@ def _both(a: _Said, b: _Said) -> _Said:
 
 
 def _notes(supports: Sequence[Support], numbers: dict[tuple[int, str], int]) -> Iterator[Note]:
-    """Every reason: those that rows refer to, then those of specs that are refused for another reason in every row."""
+    """Every reason: first those that rows refer to, then those that no row shows."""
     shown = set(numbers)
     for column, support in enumerate(supports):
         for rule in support.rules:
@@ -196,7 +196,7 @@ def _where(rule: Rule) -> str:
 
 
 def _listed(axis: str, values: Sequence[Any]) -> str:
-    """Values of an axis, by those that are left out where these are fewer."""
+    """Values of an axis, or the values left out if these are fewer."""
     rest = [value for value in AXES[axis] if value not in values]
     if not rest:
         return "all"
@@ -210,7 +210,7 @@ def _word(axis: str, value: Any) -> str:
 
 
 def _cell_names(forms: Sequence[str]) -> str:
-    """The names of cell forms; that of the cell alone where all its forms are there."""
+    """The names of cell forms; the cell's name if all its forms are listed."""
     names = {name: [form for form in FORMS if FORMS[form].name == name] for name in CELLS}
     parts = ([name] if set(names[name]) <= set(forms) else [f for f in names[name] if f in forms] for name in CELLS)
     return ", ".join(part for one in parts for part in one)

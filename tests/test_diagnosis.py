@@ -145,7 +145,7 @@ def test_a_port_whose_weights_were_loaded_wrongly() -> None:
     port.load_state_dict(ported)
     found = diagnose(build(weights), port)
     assert named(found) == [["gates z r n"]]
-    assert "B computes rightly what its own weights say" in str(found)
+    assert "B is correct for its own weights" in str(found)
     assert found.corrected == weights
     assert diagnose(build(weights), mr.build(found.corrected, "torch").native).equal
 
@@ -359,7 +359,7 @@ def test_other_weights_are_not_taken_for_a_mistake() -> None:
     found = diagnose(build(weights_of(GRU, 0)), build(weights_of(GRU, 1)))
     assert found.causes == ()
     said = " ".join(str(found).split())
-    assert "B computes rightly what its own weights say: they differ from the right ones in" in said
+    assert "B is correct for its own weights: they differ from the right ones in" in said
     one = dict(weights_of(GRU, 0).arrays)
     one["layers.0.forward.weight_hh"] = one["layers.0.forward.weight_hh"] + np.float32(0.1)
     found = diagnose(build(weights_of(GRU, 0)), build(mr.Weights(GRU, one)))
@@ -402,7 +402,7 @@ def test_it_reads_well(monkeypatch: pytest.MonkeyPatch) -> None:
     assert lines[0] == "A: NumpyLayer; B: Planted; RecurrentSpec('gru', input_size=5, hidden_size=4)"
     assert re.fullmatch(r"B reads the GRU blocks as z r n.*; they are stored r z n\.", lines[1])
     assert re.fullmatch(r"Fix: swap the first two blocks of weight_ih, weight_hh and .*biases\.", lines[2])
-    assert lines[3:] == ["B's weights are the right ones: the mistake is in what it does with them."]
+    assert lines[3:] == ["B's weights are right: the mistake is in their use."]
     two = diagnose(build(weights), Planted(weights, MISTAKES["gates z r n"], MISTAKES["initial state ignored"])).causes
     assert re.fullmatch(r"B reads .*\. It also starts from zero .*\.", two[0].sentence)
     assert re.fullmatch(r"Fix: swap .*; and pass the initial state on.*\.", two[0].fix)

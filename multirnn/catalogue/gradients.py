@@ -1,4 +1,4 @@
-"""Mistakes in the way back: cut, truncated, forgotten, scaled; the outputs are right."""
+"""Mistakes in the backward pass: cut, truncated, forgotten, scaled; the outputs are right."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -116,7 +116,7 @@ def _each_step(time: int) -> list[int]:
 
 
 class _WithoutLengths(Boundary):
-    """Runs rightly, and pulls back as if there were no padding."""
+    """Right forward; backward as if there were no padding."""
 
     def __init__(self, build: Build, weights: Weights) -> None:
         super().__init__(weights.spec)

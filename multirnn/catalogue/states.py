@@ -226,7 +226,7 @@ _ORDERS = (
         "as if they came in the order of directions, all layers forward and then all layers backward: it moves states that "
         "are in the order of layers already",
         "leave the first axis in the order of layers: layer 0 forward, layer 0 backward, layer 1 forward and so on",
-        lambda spec: spec.bidirectional and spec.num_layers > 2,  # of two layers it is the same order
+        lambda spec: spec.bidirectional and spec.num_layers > 2,  # with two layers it equals the order above
     ),
     *_ordered(
         lambda spec: _places(spec)[:, ::-1].ravel(),

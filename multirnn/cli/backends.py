@@ -114,7 +114,7 @@ def _row(one: Found) -> dict[str, Any]:
 
 
 def _refusals(support: Support) -> Iterator[dict[str, Any]]:
-    """What it refuses of each cell: the field, its values, and the reason that it gave for the first of them."""
+    """The refused values of each cell: the field, its values, and the reason for the first of them."""
     for name in support.axes["form"]:
         form = FORMS[name]
         base = RecurrentSpec(form.name, 5, 3, reset_after=form.reset_after)

@@ -130,7 +130,7 @@ class Diagnosis(Shown):
 
     @property
     def _differ(self) -> str:
-        return "A and B differ" if self.subject == "B" else "A does not compute what its own weights say"
+        return "A and B differ" if self.subject == "B" else "A is not correct for its own weights"
 
 
 def explained(mistakes: Mistakes, subject: str) -> Explanation:

@@ -26,7 +26,7 @@ def outputs_part(pair: Pair) -> Divergence | None:
     if full and (found := _rows(pair, answers, parted)):
         return found
     alike = difference(answers[1].sequence, answers[0].sequence).normwise <= pair.limit  # in spite of sensitive steps
-    if full and parted.final.any() and alike:
+    if parted.final.any() and (not pair.time or (full and alike)):
         return _earlier(pair, _final_states(pair, answers, parted), parted)
     if full and (found := _single_steps(pair)):
         return _earlier(pair, found, parted)
@@ -34,7 +34,7 @@ def outputs_part(pair: Pair) -> Divergence | None:
         return None
     if not parted.final.any() and not unknown(answers[1].final).any():
         return _outputs(pair, answers, parted)
-    found = _shortest_call(pair, pair.shown, answers, parted)
+    found = _shortest_call(pair, answers, parted)
     return _earlier(pair, found, parted) if full else found
 
 
@@ -113,13 +113,12 @@ def _single_steps(pair: Pair) -> Divergence | None:
     if steps is None or not pair.own_parted.any():
         return None
     parting = pair.partings(np.any(pair.own_parted, axis=0) & ~np.isnan(pair.separate))
-    layer, direction, step = parting[0]
-    place = pair.passes.index((layer or 0, direction or "forward"))
+    place, step = pair.place(parting[0]), parting[0].step or 0
     part = int(np.flatnonzero(pair.own_parted[:, place, step])[-1])  # c comes before h in a step
     a, b = (pair.by_step(made)[part, place, step] for made in (steps.made, pair.found))
     row, unit = largest_at(a, b)
     quantity = pair.spec.form.states[part]
-    gate, gates, gates_say = differing_gate(pair, place, step or 0, row, unit)
+    gate, gates, gates_say = differing_gate(pair, place, step, row, unit)
     return report(
         pair,
         probe="step",
@@ -137,10 +136,10 @@ def _single_steps(pair: Pair) -> Divergence | None:
 
 
 def _from_below(parting: Parting) -> str:
-    """The other place where it may part, that no call shows."""
+    """The other possible place, for layers above the lowest."""
     if not parting.layer:
         return ""
-    return f" Its input is the output of layer {parting.layer - 1}, which may part on the way."
+    return f" Its input, the output of layer {parting.layer - 1}, may differ already: no call shows it."
 
 
 # --- The shortest call -----------------------------------------------------------------------------------------------
@@ -154,25 +153,23 @@ class _Shortest(NamedTuple):
     answers: tuple[Seen, Seen]
 
 
-def _shortest_call(pair: Pair, call: Call, answers: tuple[Seen, Seen], parted: Parted) -> Divergence:
-    """Where the shortest part of the call that parts does; single steps agree or cannot be taken."""
-    shortest = {direction: _shortest(pair, call, direction) for direction in pair.spec.directions}
-    marks = _marked(pair, shortest)
-    if call is pair.shown:
-        marks |= pair.of_top(parted.sequence)
+def _shortest_call(pair: Pair, answers: tuple[Seen, Seen], parted: Parted) -> Divergence:
+    """Where the shortest beginning of the call that parts does; single steps agree, or cannot be taken."""
+    shortest = {direction: _shortest(pair, pair.shown, direction) for direction in pair.spec.directions}
+    marks = _marked(pair, shortest) | pair.of_top(parted.sequence)
     if not marks.any():
         for place in np.flatnonzero(parted.final.any(axis=0)):
             marks[place, pair.last_step(int(place))] = True
     parting = pair.partings(marks)
     first = parting[0]
-    says = f"Full rows agree. With lengths, calls part {at(pair, first)}"
-    if call.lengths is None:
-        says = f"Single steps from given states agree. Calls part {at(pair, first)}"
-    place = pair.passes.index((first.layer or 0, first.direction or "forward"))
+    place = pair.place(first)
     run = abs((first.step or 0) - pair.first_step(place))
-    says += f", after {run} that agree.{_from_below(first)}" if run else f".{_from_below(first)}"
+    says = "Full rows agree. With lengths, calls" if pair.shown.lengths is not None else "Calls"
+    if pair.shown.lengths is None and pair.steps is not None:
+        says = "Single steps from given states agree. Calls"
+    says += f" part {at(pair, first)}{f', after {run} that agree' * bool(run)}.{_from_below(first)}"
     if unknown(answers[1].final).any():
-        says += f" {pair.B} hands back no states, so that only the last layer is seen."
+        says += f" {pair.B} hands back no states, so only the last layer is seen."
     half = place - len(pair.passes) + pair.directions
     if half >= 0 and parted.sequence[half, first.step]:
         return output_report(pair, "call in part", parting, answers, says)
@@ -180,10 +177,9 @@ def _shortest_call(pair: Pair, call: Call, answers: tuple[Seen, Seen], parted: P
 
 
 def _earlier(pair: Pair, found: Divergence, parted: Parted) -> Divergence:
-    """The divergence found in full calls; or one in calls with lengths, of a pass that is right in full calls, if earlier."""
-    if pair.call.lengths is None:
+    """The divergence of full calls; or an earlier one of calls with lengths, in a pass that is right in full calls."""
+    if pair.call.lengths is None or not pair.time:
         return found
-    answers = pair.answers(pair.call)
     shortest = {direction: _shortest(pair, pair.call, direction) for direction in pair.spec.directions}
     right = ~parted.final.any(axis=0)
     shortest = {d: s._replace(wrong=s.wrong & right) for d, s in shortest.items()}
@@ -191,7 +187,7 @@ def _earlier(pair: Pair, found: Divergence, parted: Parted) -> Divergence:
     if not parting or pair.order(found.parting[0]) <= pair.order(parting[0]):
         return found
     says = f"With lengths, calls part {at(pair, parting[0])}; full rows part elsewhere."
-    return final_report(pair, "call in part", parting, answers, says)
+    return final_report(pair, "call in part", parting, shortest[parting[0].direction or "forward"].answers, says)
 
 
 def _marked(pair: Pair, shortest: dict[str, _Shortest]) -> Marks:
@@ -203,7 +199,7 @@ def _marked(pair: Pair, shortest: dict[str, _Shortest]) -> Marks:
 
 
 def _shortest(pair: Pair, call: Call, direction: str) -> _Shortest:
-    """By bisection."""
+    """The shortest parting call of a direction, by bisection."""
     whole = _first_steps(pair, call, direction, pair.time)
     low, found = 0, whole
     while found.wrong.any() and found.steps - low > 1:

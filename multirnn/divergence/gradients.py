@@ -34,7 +34,7 @@ def gradients(pair: Pair) -> Divergence | None:
 
 
 def _pulled_back(pair: Pair) -> tuple[Pulled, dict[str, float], Pulled]:
-    """The expected gradients of a cotangent, how far off they may be, and those of B."""
+    """The expected gradients of a cotangent, their room, and B's gradients."""
     x, states, lengths = pair.call
     sequence, final = pair.cotangent or _drawn(pair)
     if lengths is not None:
@@ -99,7 +99,7 @@ def _report(pair: Pair, parted: dict[str, float], expected: Pulled, found: Pulle
         quantity=f"gradient of {name}",
         values=(float(a[worst]), float(b[worst])),
         eps=parted[name],
-        says=f"Outputs and final states agree; the gradient of {name} does not. It is the first to differ on the way back: "
+        says=f"Outputs and final states agree; the gradient of {name} does not. It is the first to differ in the backward pass: "
         f"{len(parted)} of {len(expected)} gradients part.",
         **where,
     )
@@ -111,7 +111,7 @@ def _pass(name: str) -> tuple[int, str]:
 
 
 def _first_back(parted: dict[str, float]) -> str:
-    """The first on the way back: a weight of the highest layer, else an initial state, else x."""
+    """The first in the backward pass: a weight of the highest layer, else an initial state, else x."""
     weights = [name for name in parted if name.startswith("layers.")]
     if not weights:
         return max((name for name in parted if name != "x"), key=lambda name: parted[name], default="x")

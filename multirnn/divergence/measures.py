@@ -111,6 +111,10 @@ class Pair:
         """The steps of a pass in the order in which it runs."""
         return slice(None, None, -1 if self.passes[place][1] == "backward" else 1)
 
+    def place(self, parting: Parting) -> int:
+        """The place of a pass in `passes`."""
+        return next(place for place, one in enumerate(self.passes) if one == parting[:2])
+
     def partings(self, marks: Marks) -> tuple[Parting, ...]:
         """The first marked step of every pass, of marks `(passes, time)`, in the order of `order`."""
         found = [
@@ -149,7 +153,7 @@ class Pair:
         return self.call
 
     def answers(self, call: Call) -> tuple[Seen, Seen]:
-        """What a call should give, and what B gives."""
+        """The expected output of a call, and B's."""
         return self.expected(call), self.outputs[1] if call is self.call else self.b(*call)
 
     @cached_property

@@ -28,7 +28,7 @@ def report(
         pair: the pair that was searched.
         kind: see `Divergence`.
         parting: the passes that part, the first one first.
-        values: those of `pair.a` and of `pair.b`.
+        values: in `pair.a` and in `pair.b`.
         stepped: whether `growth` is measured by single steps; else it is what the call shows.
         blank: whether nothing was measured.
         found: other fields of the record.
@@ -77,7 +77,7 @@ def final_report(
     pair: Pair, probe: str, parting: Sequence[Parting], answers: tuple[Seen, Seen], says: str
 ) -> Divergence:
     """The record of an element of a final state of the first of `parting`."""
-    place = pair.passes.index((parting[0].layer or 0, parting[0].direction or "forward"))
+    place = pair.place(parting[0])
     parted = pair.parted(answers[1], answers[0]).final[:, place]
     part = int(parted.argmax())
     a, b = (seen.final[part, place] for seen in answers)
@@ -103,7 +103,5 @@ def _eps(pair: Pair, a: Array, b: Array, of: Array) -> float:
 def at(pair: Pair, parting: Parting) -> str:
     """A pass and a step in words."""
     layer, direction, step = parting
-    words = f"in layer {layer} {direction} at step {step}"
-    if layer is None or direction is None or step != pair.first_step(pair.passes.index((layer, direction))):
-        return words
-    return f"{words}, the first that it runs"
+    first = step == pair.first_step(pair.place(parting))
+    return f"in layer {layer} {direction} at step {step}{', the first that it runs' * first}"

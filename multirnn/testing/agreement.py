@@ -377,7 +377,7 @@ def _gradients(side: Adopted, call: _Call, cotangent: Output) -> Answers:
 
 
 def _expected(side: Adopted, name: str, parts: Mapping[str, Any]) -> bool:
-    """Whether a side has to have what the other has."""
+    """Whether a side must have a quantity that the other has."""
     if name.startswith("gradient of layers."):
         return side.readable and name.removeprefix("gradient of ") in side.spec.shapes
     if name.startswith("gradient of initial "):
@@ -386,7 +386,7 @@ def _expected(side: Adopted, name: str, parts: Mapping[str, Any]) -> bool:
 
 
 def _cotangent(spec: RecurrentSpec, batch: int, time: int, seed: int, *, state: bool) -> Output:
-    """Of the sequence, and of the final state if both sides have one."""
+    """A drawn cotangent of the sequence, and of the final state if both sides have one."""
     rng = np.random.default_rng(seed + 1)
     sequence = rng.standard_normal((batch, time, spec.output_size)).astype(spec.dtype)
     drawn = draw_state(spec, batch, rng)
@@ -394,7 +394,7 @@ def _cotangent(spec: RecurrentSpec, batch: int, time: int, seed: int, *, state: 
 
 
 def _common(ours: Answers, theirs: Answers) -> tuple[Answers, Answers]:
-    """What both have. Of recurrent biases in two forms that is the candidate's, the last of its gates."""
+    """The quantities of both; of recurrent biases in two forms the candidate's, the last gate's, alone."""
     names = [name for name, array in ours.items() if array is not None and theirs.get(name) is not None]
     rows = {name: min(len(ours[name]), len(theirs[name])) for name in names if "bias_hh" in name}
     return tuple(
@@ -414,7 +414,7 @@ def _reference(weights: Weights, call: _Call, cotangent: Output | None) -> Answe
 
 
 def _apart(a: Weights | None, b: Weights | None) -> Iterator[str]:
-    """Whether the two have other weights, which then is the reason."""
+    """Says whether their weights differ, which is then the reason."""
     if a is None or b is None or "none" in (a.spec.bias, b.spec.bias):
         return
     if a.spec.bias != b.spec.bias:
@@ -437,7 +437,7 @@ def _one_a_group(failed: Mapping[str, Difference]) -> list[str]:
 
 
 def _two(a: float, b: float) -> tuple[str, str]:
-    """Two numbers, with as few digits as show that they are two."""
+    """Two numbers, with as few digits as tell them apart."""
     texts = [(f"{a:.{digits}g}", f"{b:.{digits}g}") for digits in (4, 9, 17)]
     return next((pair for pair in texts if pair[0] != pair[1]), texts[-1])
 

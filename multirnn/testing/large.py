@@ -1,8 +1,8 @@
-"""Problems at sizes where a fast implementation goes another way: few steps of large weights, wide units, many rows.
+"""Problems of sizes at which fast implementations take other paths: few steps of large weights, wide units, many rows.
 
-The grid of `cases` has small layers, which find wrong conventions. An implementation that packs weights, deals rows or units
-to threads, or multiplies blocks of steps at once does so from some size on, and may be wrong there alone. These problems lie
-on both sides of such thresholds, on any number of threads:
+The grid of `cases` has small layers, which find wrong conventions. Fast implementations pack weights, split rows or units
+among threads, or multiply several steps at once only from some size on, and may be wrong only there. These problems lie on
+both sides of such thresholds, for any number of threads:
 
     @pytest.mark.parametrize("check", [pytest.param(check, id=name) for name, check in large_cases()])
     def test_large_sizes(check):
@@ -77,9 +77,9 @@ def large_problems() -> Iterator[LargeProblem]:
 
 
 def large_cases() -> list[tuple[str, Check]]:
-    """A check for every problem, by its name: the backend agrees with the reference there, or refuses the spec.
+    """A check for every problem, by name: the backend agrees with the reference, or refuses the spec.
 
-    A check is a function of a backend that raises `AssertionError` with a sentence, as those of `cases` are.
+    A check is a function of a backend that raises `AssertionError` with a sentence, as in `cases`.
     """
     return [(f"{size}: {form.form}", _check(size, form)) for size in SIZES for form in FORMS.values()]
 

@@ -1,4 +1,4 @@
-"""The conformance suite: what every backend has to hold, ours and a third party's.
+"""The conformance suite for backends, ours and third parties'.
 
 A check is a name and a function of a backend that raises `AssertionError` with a sentence. With pytest:
 
@@ -9,9 +9,8 @@ A check is a name and a function of a backend that raises `AssertionError` with 
     def test_conformance(check):
         check(MY_BACKEND)
 
-or all at once: `check_backend(MY_BACKEND)`. A spec that the backend refuses passes if it is refused properly: with a
-reason, and by `build` with the same reason. Of a backend that is not `differentiable` no gradients are asked, but that its
-layers refuse them.
+or all at once: `check_backend(MY_BACKEND)`. A refused spec passes if `refuses` gives a reason and `build` raises it. The
+layers of a backend that is not `differentiable` must refuse gradients.
 """
 
 from collections.abc import Callable, Mapping
@@ -34,7 +33,7 @@ Check = Callable[[Backend], None]
 
 
 def cases() -> list[tuple[str, Check]]:
-    """Every check by its name, in an order that finds the plain mistakes first."""
+    """Every check by name, those that find plain mistakes first."""
     checks: list[tuple[str, Check]] = [("accepts something", _accepts_something)]
     checks += [(f"agrees: {_words(spec)}", _agreement(spec)) for spec in covering_specs()]
     for name, law in LAWS.items():
@@ -47,15 +46,14 @@ def check_backend(backend: Backend, *, expected_failures: Mapping[str, str] | No
 
     Args:
         backend: the Backend object.
-        expected_failures: names of checks that fail, with the reason why that is known; each of them has to fail.
+        expected_failures: names of known failures, with the reason; each of them must fail.
 
     Returns:
-        How many checks held.
+        The number of checks that passed.
 
     Raises:
-        AssertionError: names the checks that fail with their sentences, or with what the backend raised, and those expected
-            to fail that hold.
-        KeyError: a name in `expected_failures` is that of no check.
+        AssertionError: lists the checks that fail, with their sentences or errors, and expected failures that pass.
+        KeyError: `expected_failures` names an unknown check.
     """
     expected = dict(expected_failures or {})
     checks = dict(cases())
@@ -67,7 +65,7 @@ def check_backend(backend: Backend, *, expected_failures: Mapping[str, str] | No
             check(backend)
         except AssertionError as error:
             failures[name] = str(error)
-        except Exception as error:  # noqa: BLE001  # what breaks down in one check is to be told of the others too
+        except Exception as error:  # noqa: BLE001  # an error in one check must not hide the others
             failures[name] = f"{type(error).__name__}: {error}"
     lines = [f"{name}: {sentence}" for name, sentence in failures.items() if name not in expected]
     lines += [
