@@ -105,6 +105,14 @@ def test_the_shape_of_every_parameter() -> None:
     assert list(spec.shapes)[4] == "layers.0.backward.weight_ih"
 
 
+def test_every_form_of_a_cell_has_one_spelling() -> None:
+    assert list(FORMS) == ["simple_rnn", "lstm", "gru reset after", "gru reset before"]
+    for name, form in FORMS.items():
+        assert form.form == name
+        assert RecurrentSpec(form.name, 5, 4, reset_after=form.reset_after).form is form
+    assert {form.name for form in FORMS.values()} == set(CELLS)
+
+
 @pytest.mark.parametrize(
     ("cell", "reset_after", "bias", "biases"),
     [
