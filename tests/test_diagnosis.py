@@ -310,7 +310,9 @@ def test_a_bias_that_is_skipped_without_a_state_is_named() -> None:
         weights = weights_of(spec)
         found = diagnose(build(weights), Planted(weights, MISTAKES[skipped]))
         assert named(found) == [[skipped]]
-        assert "at the first step if no initial state is given" in " ".join(str(found).split())
+        said = " ".join(str(found).split())
+        assert "at the first step if no initial state is given" in said
+        assert "First divergence: layer 0, forward, step 0." in said
 
 
 class Off(Planted):
@@ -402,7 +404,8 @@ def test_it_reads_well(monkeypatch: pytest.MonkeyPatch) -> None:
     assert lines[0] == "A: NumpyLayer; B: Planted; RecurrentSpec('gru', input_size=5, hidden_size=4)"
     assert re.fullmatch(r"B reads the GRU blocks as z r n.*; they are stored r z n\.", lines[1])
     assert re.fullmatch(r"Fix: swap the first two blocks of weight_ih, weight_hh and .*biases\.", lines[2])
-    assert lines[3:] == ["B's weights are right: the mistake is in their use."]
+    assert re.fullmatch(r"First divergence: layer 0, forward, step 0, gate [rz]\.", lines[3])
+    assert lines[4:] == ["B's weights are right: the mistake is in their use."]
     two = diagnose(build(weights), Planted(weights, MISTAKES["gates z r n"], MISTAKES["initial state ignored"])).causes
     assert re.fullmatch(r"B reads .*\. It also starts from zero .*\.", two[0].sentence)
     assert re.fullmatch(r"Fix: swap .*; and pass the initial state on.*\.", two[0].fix)

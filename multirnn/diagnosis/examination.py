@@ -65,7 +65,7 @@ class Examination:
         self.probes = [*given, *self._probes()]
 
     def diagnosis(self, subject: str, titles: tuple[str, str], right: Adopted | None = None) -> Diagnosis:
-        """The diagnosis; with the first divergence from `right` if nothing explains the difference."""
+        """The diagnosis; with the first divergence from `right`, if given."""
         eps = max(apart(self.right_answer(probe), self.asked(probe)) for probe in self.probes)
         equal = eps <= self.bound
         causes = [] if equal else self._explanations()
@@ -80,17 +80,17 @@ class Examination:
             len(self.answers),
             eps / float(np.finfo(self.dtype).eps),
             self.dtype,
-            None if equal or causes or right is None else self._divergence(right),
+            None if equal or right is None else self._divergence(right, explained=bool(causes)),
             self._corrected(causes[0]) if causes else None,
         )
 
-    def _divergence(self, right: Adopted) -> Divergence | None:
-        """Where the two part, in the first call that shows it; None if that is only found in other calls."""
+    def _divergence(self, right: Adopted, *, explained: bool) -> Divergence | None:
+        """Where the two part, in the first call that shows it; None if a single call does not locate it."""
         probe = next(p for p in self.probes if not apart(self.right_answer(p), self.asked(p)) <= self.bound)
         found = first_divergence(
             right, self.wrong, probe.x, probe.state, lengths=probe.lengths, cotangent=probe.cotangent
         )
-        return None if found.kind == "none" else found
+        return None if found.kind == "none" or (explained and found.kind == "rounding") else found
 
     # Calls
 

@@ -49,7 +49,8 @@ class Diagnosis(Shown):
         eps: the largest normwise difference of B's answers from A's, in eps of `dtype`; infinite if an answer is missing,
             has another shape, or is not finite where A's is.
         dtype: the coarser dtype of A and B, whose tolerance decides.
-        divergence: where B parts from A in the first call that shows it, if no cause explains it; else None.
+        divergence: where B parts from A in the first call that shows it; None if they are equal, if it is A that is wrong,
+            or if the specs already differ.
         corrected: weights with which B is right: A's if B is correct for its own weights, else A's changed so that the
             mistake undoes the change. None if no weights help.
     """
@@ -103,7 +104,7 @@ class Diagnosis(Shown):
             fix = line.lstrip().startswith("Fix:")
             yield Styled(line, "green" if self.equal else "cyan" if fix else "red")
         if self.divergence is not None:
-            yield self.divergence
+            yield f"{self.divergence.title}." if self.causes else self.divergence
         yield from self.remarks
 
     def _verdict(self) -> Iterator[str]:
