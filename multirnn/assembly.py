@@ -12,7 +12,7 @@ import numpy as np
 
 from multirnn.boundary import Boundary, Inputs
 from multirnn.layer import Gradients, Lengths, Output, State
-from multirnn.mistakes import Build, Runs
+from multirnn.mistakes import Build, Runs, state_as_given
 from multirnn.weights import Array, Weights
 
 __all__ = [
@@ -68,12 +68,12 @@ def built(build: Build, weights: Weights) -> Runs:
 
 def run(direction: str, layer: Runs, inputs: Inputs) -> Output:
     """One pass, in the order of its processing."""
-    return layer(inputs.x, inputs.state, lengths=inputs.lengths)
+    return layer(inputs.x, state_as_given(inputs), lengths=inputs.lengths)
 
 
 def pull_back(direction: str, layer: Runs, inputs: Inputs, cotangent: Output) -> Gradients:
     """The gradients of one pass."""
-    return layer.vjp(inputs.x, inputs.state, lengths=inputs.lengths, cotangent=cotangent)
+    return layer.vjp(inputs.x, state_as_given(inputs), lengths=inputs.lengths, cotangent=cotangent)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from multirnn.layer import Gradients, Output, State
 from multirnn.spec import RecurrentSpec
 from multirnn.weights import Array, Weights
 
-__all__ = ["Build", "Change", "Edit", "Mistake", "Runs", "composed", "edited"]
+__all__ = ["Build", "Change", "Edit", "Mistake", "Runs", "composed", "edited", "state_as_given"]
 
 
 class Runs(Protocol):
@@ -144,7 +144,7 @@ class _Changed(Boundary):
 
     def run(self, inputs: Inputs) -> Output:
         taken = inputs if self._change.inputs is None else self._change.inputs(self.spec, inputs)
-        output = self._inner(taken.x, _given(taken), lengths=taken.lengths)
+        output = self._inner(taken.x, state_as_given(taken), lengths=taken.lengths)
         return output if self._change.output is None else self._change.output(self.spec, inputs, output)
 
     def pull_back(self, inputs: Inputs, cotangent: Output) -> Gradients:
@@ -152,7 +152,7 @@ class _Changed(Boundary):
         taken = inputs if change.inputs is None else change.inputs(self.spec, inputs)
         if change.cotangent is not None:
             cotangent = change.cotangent(self.spec, inputs, cotangent)
-        found = self._inner.vjp(taken.x, _given(taken), lengths=taken.lengths, cotangent=cotangent)
+        found = self._inner.vjp(taken.x, state_as_given(taken), lengths=taken.lengths, cotangent=cotangent)
         if change.gradients is not None:
             found = change.gradients(self.spec, inputs, found)
         if inputs.lengths is not None:  # x counts as zero at padding
@@ -160,6 +160,6 @@ class _Changed(Boundary):
         return found
 
 
-def _given(inputs: Inputs) -> State | None:
+def state_as_given(inputs: Inputs) -> State | None:
     """The initial state as given; if there was none, the layer makes a zero state, which fits a misread batch too."""
     return inputs.state if inputs.state_given else None

@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import multirnn as mr
+from multirnn.assembly import Assembly, Plumbing
 from multirnn.catalogue import MISTAKES, mistakes_for
 from multirnn.cli import main
 from multirnn.diagnosis import diagnose
@@ -313,6 +314,16 @@ def test_a_bias_that_is_skipped_without_a_state_is_named() -> None:
         said = " ".join(str(found).split())
         assert "at the first step if no initial state is given" in said
         assert "First divergence: layer 0, forward, step 0." in said
+
+
+def test_a_bias_that_is_skipped_without_a_state_in_one_layer_is_named() -> None:
+    weights = weights_of(replace(GRU, num_layers=2))
+    wrong = Assembly(build, weights, Plumbing())
+    wrong._passes[1] = MISTAKES["recurrent candidate bias skipped without a state"].realise(
+        build, weights.part(1, "forward")
+    )
+    found = diagnose(build(weights), wrong)
+    assert named(found) == [["recurrent candidate bias skipped without a state, in layer 1 forward alone"]]
 
 
 class Off(Planted):

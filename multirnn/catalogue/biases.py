@@ -9,7 +9,7 @@ from multirnn.assembly import Plumbing, chunk
 from multirnn.boundary import Boundary, Inputs
 from multirnn.catalogue.edits import each, in_blocks, mistake, own_adjoint, own_inverse, zero
 from multirnn.layer import Gradients, Output
-from multirnn.mistakes import Build, Edit, Mistake, Runs, edited
+from multirnn.mistakes import Build, Edit, Mistake, edited
 from multirnn.spec import RecurrentSpec
 from multirnn.weights import Array, Weights
 
@@ -96,15 +96,6 @@ class _BareFirstStep(Boundary):
         )
 
 
-def _state_as_given(direction: str, layer: Runs, inputs: Inputs) -> Output:
-    return layer(inputs.x, inputs.state if inputs.state_given else None, lengths=inputs.lengths)
-
-
-def _pull_back_as_given(direction: str, layer: Runs, inputs: Inputs, cotangent: Output) -> Gradients:
-    state = inputs.state if inputs.state_given else None
-    return layer.vjp(inputs.x, state, lengths=inputs.lengths, cotangent=cotangent)
-
-
 BIAS_KINDS = ("bias_ih", "bias_hh")
 _BIAS_MISTAKES = (
     own_inverse(
@@ -149,7 +140,7 @@ _BIAS_MISTAKES = (
         "until 0.31 (mlx#3249)",
         "pass a zero initial state, or add r * b_hn where there is no state yet",
         _candidate_apart,
-        realise=Plumbing(make=_BareFirstStep, run=_state_as_given, pull_back=_pull_back_as_given),
+        realise=Plumbing(make=_BareFirstStep),
         shows="no state",
     ),
     own_adjoint(
