@@ -96,6 +96,8 @@ def test_layer_direction_and_step_in_the_pairs_of_the_diagnosis(mistakes: int, p
             places = [first_wrong_pass(weights, parts, x.astype("float64"), wide)]
         else:
             places = [planted(mistake, weights, None, x.astype("float64"), wide)[1] for mistake in shown]
+        if len(shown) > 1 and any(mistake.family.startswith("final state") for mistake in shown):
+            places = []  # the states that tell where the other one is are handed back elsewhere
         if not places or None in places:
             found["not defined"] += 1
             continue

@@ -169,7 +169,7 @@ def _gates(spec: RecurrentSpec) -> Parts:
     made.add_row("multirnn", *gates, " ".join(gates))
     for convention in CONVENTIONS.values():
         names = convention.gates[spec.cell]
-        entries = next(iter(convention.arrays[spec.cell].values()))
+        entries = next(iter(convention.arrays["lstm"].values()))  # named alike for every cell
         blocks = "an array each" if "{gate}" in entries[0].name else " ".join(names.values())
         made.add_row(convention.title, *(names[gate] for gate in gates), blocks)
     yield heading("What the gates are called, and the order of their blocks")
