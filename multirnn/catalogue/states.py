@@ -7,7 +7,7 @@ import numpy as np
 
 from multirnn.assembly import Plumbing
 from multirnn.boundary import Inputs
-from multirnn.layer import Gradients, Output, State
+from multirnn.layer import Gradients, Lengths, Output, State
 from multirnn.mistakes import Change, Mistake, Runs
 from multirnn.spec import RecurrentSpec
 from multirnn.weights import Array
@@ -272,14 +272,13 @@ _PARTS = (
 # --- Taken at the wrong end ------------------------------------------------------------------------------------------
 
 
-def _cut_to(steps: Callable[[Array], Array], inputs: Inputs) -> Inputs:
+def _cut_to(steps: Callable[[Lengths], Lengths], inputs: Inputs) -> Inputs:
     """The call with other lengths."""
     batch, time, _ = inputs.x.shape
-    lengths = np.full(batch, time) if inputs.lengths is None else inputs.lengths
-    return replace(inputs, lengths=steps(lengths))
+    return replace(inputs, lengths=steps(np.full(batch, time, np.int64) if inputs.lengths is None else inputs.lengths))
 
 
-def _state_after(steps: Callable[[Array], Array], directions: tuple[str, ...]) -> Plumbing:
+def _state_after(steps: Callable[[Lengths], Lengths], directions: tuple[str, ...]) -> Plumbing:
     """The final state of these directions taken from a shorter call."""
 
     def run(direction: str, layer: Runs, inputs: Inputs) -> Output:

@@ -71,11 +71,8 @@ def _rows(pair: Pair, answers: tuple[Seen, Seen], parted: Parted) -> Divergence 
         if not pair.parted(alone, Seen(found.sequence[one], found.final[:, :, one])).any:
             return None
         says = f"Row {row} gives other outputs of {pair.B} alone than in the batch: its rows depend on one another."
-    wrong = parted.final.any(axis=0)
-    if wrong.any():
-        parting = [Parting(*pair.passes[place], pair.first_step(place)) for place in np.flatnonzero(wrong)]
-    else:
-        parting = pair.partings(pair.of_top(parted.sequence))
+    parting = [Parting(*pair.passes[place], pair.first_step(place)) for place in _wrong_at_the_end(parted)]
+    parting = parting or list(pair.partings(pair.of_top(parted.sequence)))
     return report(pair, probe="rows", parting=parting, quantity="output", row=row, blank=True, says=says)
 
 
@@ -84,11 +81,16 @@ def _rows(pair: Pair, answers: tuple[Seen, Seen], parted: Parted) -> Divergence 
 
 def _final_states(pair: Pair, answers: tuple[Seen, Seen], parted: Parted) -> Divergence:
     """All outputs of full rows agree, and final states do not: each parts at its last step."""
-    wrong = map(int, np.flatnonzero(parted.final.any(axis=0)))
-    parting = [Parting(*pair.passes[place], pair.last_step(place) if pair.time else None) for place in wrong]
+    steps = {place: pair.last_step(place) if pair.time else None for place in _wrong_at_the_end(parted)}
+    parting = [Parting(*pair.passes[place], step) for place, step in steps.items()]
     layer, direction, _ = parting[0]
     says = f"All outputs agree; the final state of layer {layer} {direction} does not."
     return final_report(pair, "final state", parting, answers, says)
+
+
+def _wrong_at_the_end(parted: Parted) -> list[int]:
+    """The places of the passes whose final states part."""
+    return [int(place) for place in np.flatnonzero(parted.final.any(axis=0))]
 
 
 def _outputs(pair: Pair, answers: tuple[Seen, Seen], parted: Parted) -> Divergence:
@@ -158,8 +160,8 @@ def _shortest_call(pair: Pair, answers: tuple[Seen, Seen], parted: Parted) -> Di
     shortest = {direction: _shortest(pair, pair.shown, direction) for direction in pair.spec.directions}
     marks = _marked(pair, shortest) | pair.of_top(parted.sequence)
     if not marks.any():
-        for place in np.flatnonzero(parted.final.any(axis=0)):
-            marks[place, pair.last_step(int(place))] = True
+        for place in _wrong_at_the_end(parted):
+            marks[place, pair.last_step(place)] = True
     parting = pair.partings(marks)
     first = parting[0]
     place = pair.place(first)
