@@ -170,8 +170,13 @@ def with_constants(backend: Any) -> None:
 
 
 def with_drawn_numbers(backend: Any) -> None:
-    row = mr.compare(mr.initialise(GRU, seed=1), backends=[backend], seed=2).rows[0]
-    assert row.verdict == "equal", row.reason
+    weights = mr.initialise(GRU, seed=1)
+    x = np.random.default_rng(2).standard_normal((3, 5, 3))
+    for row in (
+        mr.compare(weights, backends=[backend], seed=2).rows[0],
+        mr.compare(weights, x, backends=[backend]).rows[0],  # without an initial state
+    ):
+        assert row.verdict == "equal", row.reason
 
 
 def test_constant_weights_see_little_and_drawn_ones_everything() -> None:
