@@ -139,9 +139,12 @@ def same(one: Runs, other: Runs, *, dtype: str, only_calls: bool) -> bool:
     rng = np.random.default_rng(1)
     spec = one.spec
     states = (len(spec.form.states), spec.num_layers * len(spec.directions), 6, spec.hidden_size)
-    for lengths in (None,) if only_calls else (None, rng.permutation([0, 6, 6, 2, 3, 1])):
+    calls: list[tuple[Any, bool]] = [(None, True)]  # lengths, and whether there is an initial state
+    if not only_calls:
+        calls += [(rng.permutation([0, 6, 6, 2, 3, 1]), True), (None, False)]
+    for lengths, with_state in calls:
         x = rng.standard_normal((6, 6, spec.input_size))
-        state = mr.State(*rng.uniform(-1, 1, states))
+        state = mr.State(*rng.uniform(-1, 1, states)) if with_state else None
         cotangent = mr.Output(rng.standard_normal((6, 6, spec.output_size)), mr.State(*rng.uniform(-1, 1, states)))
         outputs = [layer(x, state, lengths=lengths) for layer in (one, other)]
         parts = [(output.sequence, *output.state) for output in outputs]

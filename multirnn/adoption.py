@@ -1,19 +1,17 @@
-"""The user's own object behind the calls of a `Layer`: `adopt`.
+"""`adopt`: the user's own object, called as a `Layer`.
 
-What is adopted runs as it is, with canonical NumPy arrays: nothing is rebuilt from its weights, and it is left as it
-was. Three kinds of things can be adopted:
+An adopted object runs unchanged, on canonical NumPy arrays; nothing is rebuilt from its weights. Three kinds can be adopted:
 
-    a Layer             itself
-    a framework's own   through its backend, found by the entry-point group multirnn.natives: `torch.nn.GRU`, a
-                        hand-written module or layer, a jitted function; what a backend needs for it is a method
-                        `adopt(native, spec, *, compiled)`
+    a Layer             as it is
+    a framework's own   through its backend, found by the entry-point group multirnn.natives: `torch.nn.GRU`, a hand-written
+                        module or layer, a jitted function. The backend needs a method `adopt(native, spec, *, compiled)`
     a plain callable    `f(x, h0) -> (y, h)` on NumPy arrays
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from inspect import signature
@@ -26,8 +24,9 @@ from multirnn.boundary import Boundary, Inputs
 from multirnn.errors import InvalidCall, Unrepresentable, kind_of
 from multirnn.layer import Gradients, Output, State
 from multirnn.registry import backend_of
+from multirnn.returned import arranged, output_of, states_of
 from multirnn.spec import RecurrentSpec
-from multirnn.weights import Array, Weights
+from multirnn.weights import Weights
 
 __all__ = [
     "Adopted",
@@ -35,12 +34,9 @@ __all__ = [
     "AdoptedNative",
     "adopt",
     "adopt_both",
-    "arranged",
     "known_spec",
     "native_spec",
     "noting",
-    "output_of",
-    "states_of",
     "takes_state",
 ]
 
@@ -49,16 +45,15 @@ class Adopted(ABC):
     """The user's own object, called as a `Layer` is.
 
     Attributes:
-        spec: what it is held to be; its own where it can be read, else the one that was given.
+        spec: its spec; read from the object if possible, else as given.
         native: the user's object itself.
-        title: what it is called in a report.
-        differentiable: whether it has `vjp`; of x and of the initial state always, of the weights where it is readable.
+        title: its name in reports.
+        differentiable: whether it has `vjp`, for x and the initial state, and for the weights if it is readable.
         readable: whether it has `weights`.
         takes_lengths: whether it can be called with lengths.
-        takes_state: whether it can be called with an initial state that is not zero.
+        takes_state: whether it can be called with a non-zero initial state.
         compiled: whether it runs in its compiled form.
-        remark: what has to be known of the way it runs, as a sentence about it without its subject; empty where nothing
-            has.
+        remark: a caveat about how it runs, as a sentence without its subject; empty if there is none.
     """
 
     spec: RecurrentSpec
@@ -78,7 +73,7 @@ class Adopted(ABC):
 
     @property
     def parameter_count(self) -> int | None:
-        """Trainable parameters, counted by the framework's own means; None where nothing counts them."""
+        """Trainable parameters, as counted by the framework; None if nothing counts them."""
         return None
 
     @abstractmethod
@@ -86,20 +81,20 @@ class Adopted(ABC):
         """Run it over `x`; see `Layer.__call__`.
 
         Returns:
-            The output. Of a function that returns no state, both parts of the state are None.
+            The output. If a function returns no state, both parts of the state are None.
 
         Raises:
-            InvalidCall: as of a layer; lengths or a state that it does not take; or it returned something else than a
-                sequence and states of the spec's shapes. What it raises itself is passed on, with a note.
+            InvalidCall: as for a layer; or it does not take lengths or a state; or it returned something else than a
+                sequence and states of the spec's shapes. Its own errors are passed on, with a note.
         """
 
     def vjp(
         self, x: ArrayLike, state: State | None = None, *, lengths: ArrayLike | None = None, cotangent: Output
     ) -> Gradients:
-        """Pull a cotangent back; see `Layer.vjp`. What no gradient reaches is zero; `weights` is empty if unreadable.
+        """Pull a cotangent back; see `Layer.vjp`. Unreached gradients are zero; `weights` is empty if it is not readable.
 
         Raises:
-            InvalidCall: it is not differentiable, or as of a call.
+            InvalidCall: it is not differentiable, or as for a call.
         """
         raise InvalidCall(f"{self.title} has no gradients: nothing differentiates it")
 
@@ -109,27 +104,27 @@ class Adopted(ABC):
         Raises:
             Unrepresentable: it is not readable.
         """
-        raise Unrepresentable(f"nothing is known of the weights of {self.title}")
+        raise Unrepresentable(f"the weights of {self.title} cannot be read")
 
     def __repr__(self) -> str:
         return f"<Adopted {self.title}: {self.spec!r}>"
 
 
 def adopt(thing: Any, *, spec: RecurrentSpec | None = None, compiled: bool = False) -> Adopted:
-    """Run the user's own object as a `Layer` is run.
+    """Wrap the user's own object so that it is called as a `Layer`.
 
     Args:
         thing: a `Layer`; a framework's own layer, module or compiled function; or a plain callable `f(x, h0) -> (y, h)`
             on NumPy arrays. There x is `(batch, time, input_size)`, y `(batch, time, directions * hidden_size)`, and h0
-            and h are `(num_layers * directions, batch, hidden_size)`, of an LSTM the pair `(h, c)`. Of a single pass
-            the h that is returned may lack its leading axis; y alone is allowed, and then no state is known.
-        spec: what it is held to be; needed for what cannot be read.
+            and h are `(num_layers * directions, batch, hidden_size)`; for an LSTM they are pairs `(h, c)`. With a single
+            pass the returned h may lack its leading axis. If y alone is returned, the state is unknown.
+        spec: its spec; needed if it cannot be read.
         compiled: run its compiled form.
 
     Raises:
-        InvalidCall: no spec is known, or not the one that is given; or there is no compiled form; or it cannot be run
-            as it stands, because it drops outputs at random, has no weights yet, or takes no x.
-        MissingFramework: what its backend runs on is not installed.
+        InvalidCall: its spec is unknown, or differs from the given one; it has no compiled form; or it cannot run
+            unchanged, because it drops outputs at random, has no weights yet, or takes no x.
+        MissingFramework: the framework of its backend is not installed.
     """
     if isinstance(thing, Adopted):
         _known(thing.spec, spec, thing.title)
@@ -154,7 +149,7 @@ def adopt(thing: Any, *, spec: RecurrentSpec | None = None, compiled: bool = Fal
         )
     spec = spec or known_spec(thing)
     if spec is None:
-        raise InvalidCall(f"nothing tells what {_name(thing)} computes: pass spec=mr.RecurrentSpec(...)")
+        raise InvalidCall(f"the spec of {_name(thing)} cannot be read: pass spec=mr.RecurrentSpec(...)")
     if compiled:
         raise InvalidCall(
             f"{_name(thing)} is called with NumPy arrays and has no compiled form; compile it yourself and adopt that"
@@ -163,21 +158,21 @@ def adopt(thing: Any, *, spec: RecurrentSpec | None = None, compiled: bool = Fal
 
 
 def adopt_both(a: Any, b: Any, *, spec: RecurrentSpec | None = None, compiled: bool = False) -> tuple[Adopted, Adopted]:
-    """Adopt two things that are held to be one function: where one tells no spec, that of the other is taken.
+    """Adopt two things that should be one function; a side whose spec cannot be read gets the other side's.
 
     Args:
-        a, b: as `adopt` takes them.
-        spec: of what tells none of itself; that of the other thing unless given. What tells its own may have biases in
-            another form.
-        compiled: run the compiled form of what has one; at least one has to.
+        a, b: as for `adopt`.
+        spec: spec of a side whose spec cannot be read; defaults to the other side's. A readable side may have another form
+            of the biases.
+        compiled: run the compiled form of each side that has one; at least one must.
 
     Raises:
-        InvalidCall: as of `adopt`; or neither of them tells a spec, or one tells another; or neither has a compiled form.
+        InvalidCall: as for `adopt`; neither spec can be read, or one differs from `spec`; or neither has a compiled form.
     """
     own = known_spec(a), known_spec(b)
     given = spec or own[0] or own[1]
     if given is None:
-        raise InvalidCall("neither side tells what it computes: pass spec=mr.RecurrentSpec(...)")
+        raise InvalidCall("the spec of neither side can be read: pass spec=mr.RecurrentSpec(...)")
     for known in filter(None, own):
         if spec is not None and replace(known, bias=spec.bias) != spec:
             raise InvalidCall(f"one side is {known!r}, and spec= says {spec!r}; leave spec out")
@@ -194,10 +189,10 @@ def _in_compiled_form(adopted: Adopted) -> Adopted:
 
 
 def known_spec(thing: Any) -> RecurrentSpec | None:
-    """The spec that a thing has of itself; None where it cannot be read.
+    """The spec of a thing; None if it cannot be read.
 
     Raises:
-        MissingFramework: what its backend runs on is not installed.
+        MissingFramework: the framework of its backend is not installed.
     """
     if isinstance(thing, Adopted) or _is_layer(thing):
         spec: RecurrentSpec = thing.spec
@@ -215,7 +210,7 @@ def _is_layer(thing: Any) -> bool:
 
 
 def _known(own: RecurrentSpec, given: RecurrentSpec | None, title: str) -> None:
-    """Refuse a spec that is not the thing's own."""
+    """Raise if a given spec differs from the thing's own."""
     if given is not None and given != own:
         raise InvalidCall(f"{title} is {own!r}, and spec= says {given!r}; leave spec out")
 
@@ -224,11 +219,11 @@ def _known(own: RecurrentSpec, given: RecurrentSpec | None, title: str) -> None:
 
 
 class AdoptedLayer(Adopted):
-    """A `Layer`, itself.
+    """A `Layer` as it is.
 
     Args:
-        layer: the layer; or what has only its `spec`, `__call__` and `vjp`.
-        title: its class unless given.
+        layer: a layer, or an object with only its `spec`, `__call__` and `vjp`.
+        title: its name in reports; its class unless given.
     """
 
     takes_lengths = True
@@ -243,13 +238,13 @@ class AdoptedLayer(Adopted):
 
     @property
     def compilable(self) -> bool:
-        """Whether the framework's own object behind it has a compiled form."""
+        """Whether its native object has a compiled form."""
         backend = None if self.native is self._layer else backend_of(self.native)
         return hasattr(backend, "adopt") and adopt(self.native, spec=self.spec).compilable
 
     @property
     def parameter_count(self) -> int | None:
-        """By the layer's own counting."""
+        """As counted by the layer."""
         return getattr(self._layer, "parameter_count", None)
 
     def __call__(self, x: ArrayLike, state: State | None = None, *, lengths: ArrayLike | None = None) -> Output:
@@ -271,16 +266,16 @@ class AdoptedLayer(Adopted):
         return self._layer.weights() if self.readable else super().weights()
 
 
-# --- What is not a layer ---------------------------------------------------------------------------------------------
+# --- Other objects ---------------------------------------------------------------------------------------------------
 
 
 class AdoptedNative(Boundary, Adopted):
-    """A framework's own object, or a function: what derives from it writes `run` and `pull_back`, as a layer does.
+    """A framework's own object, or a function; subclasses write `run` and `pull_back`, as layers do.
 
     Args:
         native: the user's object.
-        spec: what it is held to be.
-        title: what it is called in a report.
+        spec: its spec.
+        title: its name in reports.
         compiled: whether its compiled form is run.
     """
 
@@ -294,7 +289,7 @@ class AdoptedNative(Boundary, Adopted):
         """See `BoundaryLayer.pull_back`.
 
         Raises:
-            InvalidCall: nothing differentiates it.
+            InvalidCall: always, unless overridden.
         """
         raise InvalidCall(f"{self.title} has no gradients: nothing differentiates it")
 
@@ -312,11 +307,11 @@ def native_spec(native: Any, spec: RecurrentSpec | None, read: Callable[[Any], W
 
     Args:
         native: the object.
-        spec: given by the user.
-        read: that of the backend.
+        spec: the spec given by the user.
+        read: the backend's `read`.
 
     Raises:
-        InvalidCall: it cannot be read and no spec is given, or it is read as another.
+        InvalidCall: it cannot be read and no spec is given, or its own spec differs from the given one.
     """
     try:
         own = read(native).spec
@@ -329,14 +324,14 @@ def native_spec(native: Any, spec: RecurrentSpec | None, read: Callable[[Any], W
 
 
 def takes_state(function: Callable[..., Any]) -> bool:
-    """Whether it can be called as `f(x, state)`, and not only as `f(x)`.
+    """Whether a function takes `f(x, state)`, and not only `f(x)`.
 
     Raises:
-        InvalidCall: as neither.
+        InvalidCall: it takes neither.
     """
     try:
         parameters = signature(function)
-    except ValueError:  # some functions written in C tell nothing of their parameters
+    except ValueError:  # some functions written in C have no signature
         return True
     for arguments in ((None, None), (None,)):
         try:
@@ -347,86 +342,9 @@ def takes_state(function: Callable[..., Any]) -> bool:
     raise InvalidCall(f"{_name(function)} has the parameters {parameters}; it must be callable as f(x, h0)")
 
 
-def arranged(result: Any, shape: tuple[int, ...], spec: RecurrentSpec, title: str) -> list[Any]:
-    """What was returned, as `[sequence, h, c]`: without c but of an LSTM, and the sequence alone if there is no state.
-
-    Works on the arrays or tensors of any framework; they are indexed, and neither copied nor converted.
-
-    Args:
-        result: `y`, `(y, h)`, `(y, (h, c))` or `(y, h, c)`, in tuples or lists; trailing Nones are passed over.
-        shape: of x, `(batch, time, input_size)`.
-        spec: of the thing.
-        title: of the thing, for what is raised.
-
-    Raises:
-        InvalidCall: something else was returned; the sentence says what would have been right.
-    """
-    names = ("y", *spec.form.states)
-    right = f"({', '.join(names)})" if len(names) == 2 else "(y, (h, c))"
-    returned = _flat([result])
-    if not returned:
-        raise InvalidCall(f"{title} returned nothing; {right} would be right, or y alone")
-    sequence, *state = returned
-    if state and len(state) != len(names) - 1:
-        raise InvalidCall(
-            f"{title} returned y and {len(state)} part{'s' * (len(state) > 1)} of a state; {right} would be right, "
-            "or y alone"
-        )
-    batch, time, _ = shape
-    expected = (batch, time, spec.output_size)
-    found = tuple(np.shape(sequence))
-    if found != expected:
-        hint = "; it has time before batch" if found == (time, batch, spec.output_size) else ""
-        hint = hint or ("; it is the last step alone" if found == (batch, spec.output_size) else "")
-        raise InvalidCall(
-            f"{title} returned y of the shape {found}; of x {shape} it must be "
-            f"(batch, time, directions * hidden_size) = {expected}{hint}"
-        )
-    passes = spec.num_layers * len(spec.directions)
-    expected = (passes, batch, spec.hidden_size)
-    for place, (name, part) in enumerate(zip(spec.form.states, state, strict=False)):
-        found = tuple(np.shape(part))
-        if passes == 1 and found == expected[1:]:
-            state[place] = part[None]
-        elif found != expected:
-            raise InvalidCall(
-                f"{title} returned {name} of the shape {found}; it must be "
-                f"(num_layers * directions, batch, hidden_size) = {expected}"
-            )
-    return [sequence, *state]
-
-
-def _flat(group: Iterable[Any]) -> list[Any]:
-    """The arrays of nested groups in order, without what is None."""
-    found: list[Any] = []
-    for part in group:
-        if isinstance(part, tuple | list):
-            found += _flat(part)
-        elif part is not None:
-            found.append(part)
-    return found
-
-
-def output_of(arrays: Sequence[Array], spec: RecurrentSpec, title: str) -> Output:
-    """The output, in the spec's dtype, of arrays as `arranged` has them.
-
-    Raises:
-        InvalidCall: they are not of a floating dtype.
-    """
-    if wrong := [array.dtype for array in arrays if array.dtype.kind != "f"]:
-        raise InvalidCall(f"{title} returned an array of {wrong[0]}; it must be of {spec.dtype}")
-    sequence, *state = (np.array(array, spec.dtype) for array in arrays)
-    return Output(sequence, State(*state) if state else State(None))  # type: ignore[arg-type]  # not known
-
-
-def states_of(state: State) -> list[Array]:
-    """The parts that there are: h, and of an LSTM c."""
-    return [part for part in state if part is not None]
-
-
 @contextmanager
 def noting(title: str, inputs: Inputs) -> Iterator[None]:
-    """Around a call of the user's own object: what it raises is passed on, with a note of what it was called with."""
+    """Adds a note about the arguments to any error of the user's own object."""
     try:
         yield
     except Exception as error:
@@ -458,13 +376,13 @@ class _AdoptedFunction(AdoptedNative):
 
 
 def _arrays(result: Any) -> Any:
-    """What a plain callable returned in arrays; a tuple is several of them, a list is one."""
+    """The arrays that a plain callable returned: a tuple is several, a list is one."""
     if isinstance(result, tuple):
         return tuple(map(_arrays, result))
     return None if result is None else np.asarray(result)
 
 
 def _name(function: Any) -> str:
-    """What a function is called in a report."""
+    """The name of a function in reports."""
     name = getattr(function, "__name__", None)
     return f"function {name}" if name else f"object {type(function).__name__}"

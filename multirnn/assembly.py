@@ -1,21 +1,32 @@
-"""A stack run pass by pass: every layer in each direction a layer of its own, and the plumbing between them.
+"""A stack assembled from one-layer, one-direction passes, and the plumbing between them.
 
-Put together rightly it is the stack again, whatever builds the passes. What people write by hand around a framework's
-one-layer, one-direction layers is this plumbing, and here is where it goes wrong: a reverse output that is not flipped
-back, directions concatenated in the other order, a gradient that is cut between two layers.
+With the right plumbing it equals the stack, whatever builds the passes. People write this plumbing by hand around a
+framework's single layers, and make mistakes in it: a reverse output that is not flipped back, directions concatenated in
+the wrong order, a gradient detached between two layers.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from multirnn.boundary import Boundary, Inputs
 from multirnn.layer import Gradients, Lengths, Output, State
-from multirnn.mistakes import Build, Runs
+from multirnn.mistakes import Build, Runs, state_as_given
 from multirnn.weights import Array, Weights
 
-__all__ = ["Assembly", "Plumbing", "concatenated", "pull_back", "reversed_rows", "run", "taken_apart", "unchanged"]
+__all__ = [
+    "Assembly",
+    "Plumbing",
+    "built",
+    "chunk",
+    "concatenated",
+    "pull_back",
+    "reversed_rows",
+    "run",
+    "taken_apart",
+    "unchanged",
+]
 
 Flip = Callable[[Array, Lengths | None], Array]
 
@@ -44,25 +55,37 @@ def taken_apart(sequence: Array, directions: int) -> list[Array]:
     return np.split(sequence, directions, axis=2)
 
 
+def chunk(inputs: Inputs, start: int, stop: int | None) -> Inputs:
+    """The steps from `start` to `stop` of a call, with its initial state."""
+    x, lengths = inputs.x[:, start:stop], inputs.lengths
+    return replace(inputs, x=x, lengths=None if lengths is None else np.clip(lengths - start, 0, x.shape[1]))
+
+
+def built(build: Build, weights: Weights) -> Runs:
+    """One pass."""
+    return build(weights)
+
+
 def run(direction: str, layer: Runs, inputs: Inputs) -> Output:
     """One pass, in the order of its processing."""
-    return layer(inputs.x, inputs.state, lengths=inputs.lengths)
+    return layer(inputs.x, state_as_given(inputs), lengths=inputs.lengths)
 
 
 def pull_back(direction: str, layer: Runs, inputs: Inputs, cotangent: Output) -> Gradients:
     """The gradients of one pass."""
-    return layer.vjp(inputs.x, inputs.state, lengths=inputs.lengths, cotangent=cotangent)
+    return layer.vjp(inputs.x, state_as_given(inputs), lengths=inputs.lengths, cotangent=cotangent)
 
 
 @dataclass(frozen=True, slots=True)
 class Plumbing:
-    """How passes are put together to a stack; right unless told otherwise. It is a `Mistake.realise`.
+    """The plumbing of a stack; right by default. Serves as `Mistake.realise`.
 
     Attributes:
-        flip_in: turns the input of a backward pass round in time; its own adjoint.
-        flip_out: turns the output of a backward pass round again; its own adjoint.
-        join: makes one output of the directions'.
+        flip_in: reverses the input of a backward pass in time; its own adjoint.
+        flip_out: reverses the output of a backward pass again; its own adjoint.
+        join: joins the outputs of the directions.
         split: the adjoint of `join`.
+        make: builds a pass from its weights.
         run: runs a pass.
         pull_back: pulls a cotangent back through a pass.
         detached: whether the gradient stops between two layers.
@@ -72,12 +95,13 @@ class Plumbing:
     flip_out: Flip = reversed_rows
     join: Callable[[Sequence[Array]], Array] = concatenated
     split: Callable[[Array, int], list[Array]] = taken_apart
+    make: Callable[[Build, Weights], Runs] = built
     run: Callable[[str, Runs, Inputs], Output] = run
     pull_back: Callable[[str, Runs, Inputs, Output], Gradients] = pull_back
     detached: bool = False
 
     def __call__(self, build: Build, weights: Weights) -> "Assembly":
-        """The stack put together in this way."""
+        """The stack with this plumbing."""
         return Assembly(build, weights, self)
 
 
@@ -92,7 +116,7 @@ class Assembly(Boundary):
 
     def __init__(self, build: Build, weights: Weights, plumbing: Plumbing) -> None:
         super().__init__(weights.spec)
-        self._passes = [build(weights.part(layer, direction)) for layer, direction in weights.spec.passes]
+        self._passes = [plumbing.make(build, weights.part(*place)) for place in weights.spec.passes]
         self._plumbing = plumbing
         self.differentiable = all(getattr(one, "differentiable", True) for one in self._passes)
 
@@ -130,7 +154,7 @@ class Assembly(Boundary):
         return Gradients({name: weights[name] for name in self.spec.shapes}, dy, _stacked(states))
 
     def _forward(self, inputs: Inputs) -> tuple[list[Inputs], Array, list[State]]:
-        """What every pass was run on, the sequence out of the last layer, and the final states."""
+        """The input of every pass, the output sequence of the last layer, and the final states."""
         plumbing, lengths = self._plumbing, inputs.lengths
         taken: list[Inputs] = []
         final: list[State] = []

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-__all__ = ["CELLS", "Cell", "cell_form"]
+__all__ = ["CELLS", "FORMS", "Cell", "cell_form"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +21,7 @@ class Cell:
 
     Attributes:
         name: its name in a `RecurrentSpec`.
+        form: its name and, for the GRU, the place of its reset gate: the one spelling of `FORMS`.
         title: what people call it.
         gates: names of the gates in canonical order, the leading axis of every weight array.
         candidate: the gate that goes through `activation`; all others go through `recurrent_activation`.
@@ -28,9 +29,11 @@ class Cell:
         equations: one step, a line an equation.
         default_bias: the bias form when a spec names none.
         recurrent_candidate_bias: whether the candidate's recurrent bias cannot be folded into the input bias.
+        reset_after: the field of a `RecurrentSpec` that, beside `name`, tells the form.
     """
 
     name: str
+    form: str
     title: str
     gates: tuple[str, ...]
     candidate: str
@@ -38,10 +41,12 @@ class Cell:
     equations: tuple[str, ...]
     default_bias: str = "single"
     recurrent_candidate_bias: bool = False
+    reset_after: bool = True
 
 
 SIMPLE_RNN = Cell(
     name="simple_rnn",
+    form="simple_rnn",
     title="simple RNN (Elman)",
     gates=("h",),
     candidate="h",
@@ -51,6 +56,7 @@ SIMPLE_RNN = Cell(
 
 LSTM = Cell(
     name="lstm",
+    form="lstm",
     title="LSTM",
     gates=("i", "f", "g", "o"),
     candidate="g",
@@ -67,6 +73,7 @@ LSTM = Cell(
 
 GRU_RESET_AFTER = Cell(
     name="gru",
+    form="gru reset after",
     title="GRU, reset after the recurrent product",
     gates=("r", "z", "n"),
     candidate="n",
@@ -83,6 +90,7 @@ GRU_RESET_AFTER = Cell(
 
 GRU_RESET_BEFORE = Cell(
     name="gru",
+    form="gru reset before",
     title="GRU, reset before the recurrent product",
     gates=("r", "z", "n"),
     candidate="n",
@@ -93,11 +101,16 @@ GRU_RESET_BEFORE = Cell(
         "n  = a(W_n x + b_n + U_n (r * h) + d_n)",
         "h' = (1 - z) * n + z * h",
     ),
+    reset_after=False,
 )
 
 CELLS: Mapping[str, Cell] = MappingProxyType({"simple_rnn": SIMPLE_RNN, "lstm": LSTM, "gru": GRU_RESET_AFTER})
+FORMS: Mapping[str, Cell] = MappingProxyType(
+    {cell.form: cell for cell in (SIMPLE_RNN, LSTM, GRU_RESET_AFTER, GRU_RESET_BEFORE)}
+)
+"""Every cell in each of its forms."""
 
 
 def cell_form(name: str, reset_after: bool = True) -> Cell:
-    """The cell of this name, in the form that `reset_after` asks for where the cell has two forms."""
+    """The cell of this name, in the form that `reset_after` selects if the cell has two."""
     return GRU_RESET_BEFORE if name == "gru" and not reset_after else CELLS[name]

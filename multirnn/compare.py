@@ -26,6 +26,7 @@ from multirnn.numerics import (
     draw_call,
     draw_state,
     magnitude,
+    normwise,
     tolerance,
 )
 from multirnn.registry import Absent, present
@@ -379,6 +380,5 @@ def place(spec: RecurrentSpec, name: str, where: tuple[int, ...]) -> str:
 
 
 def _steps(actual: Array, expected: Array) -> Array:
-    """The normwise difference at each time step, in terms of the largest of all steps: `(time,)`."""
-    distance = distances(actual, expected).max(axis=(0, 2), initial=0)
-    return np.asarray(distance / (magnitude(expected, actual.dtype) or 1))
+    """The difference at each time step, relative to the largest |expected| of all steps: `(time,)`."""
+    return normwise(distances(actual, expected).max(axis=(0, 2), initial=0), magnitude(expected, actual.dtype))

@@ -1,40 +1,33 @@
-"""How the frameworks hold the arrays of a recurrent layer: one table of facts, one packer, one unpacker.
+"""How the frameworks store the arrays of a recurrent layer: a table of facts. `packing` converts by it.
 
-A `Convention` says, for each cell and each form of its biases, which arrays there are (`Entry`), how an array's axes
-are made out of the canonical ones, and in which order its gates stand. The axes are written as in einops, out of
+A `Convention` lists, for each form of a cell and of its biases, the arrays (`Entry`), how the axes of an array are composed
+of the canonical ones, and the order of its gates. Axes are written as in einops, out of
 
     direction   forward, backward
     bias        input bias, recurrent bias
-    gate        the blocks, in the order that `gates` gives
+    gate        the blocks, in the order of `gates`
     unit        hidden_size
-    source      what the matrix is multiplied with: the input's features, or hidden_size
+    source      the size of the multiplied vector: the input's features, or hidden_size
 
 so PyTorch's `weight_ih_l0`, gates stacked along the rows, is `(gate unit) source`, and a Keras kernel, its transpose,
-is `source (gate unit)`. An axis that is in neither the array nor its name has the size one.
+is `source (gate unit)`. An axis in neither the array nor its name has size one.
 
 Sources: `torch.nn.RNN`/`LSTM`/`GRU` under "Variables"; `keras/src/layers/rnn/{simple_rnn,lstm,gru}.py`, `build` and
 `call`; the ONNX operators RNN, GRU and LSTM, inputs W, R and B; `flax/linen/recurrent.py`, the cells' docstrings.
 """
 
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from math import prod
 from types import MappingProxyType
-from typing import Any, Literal
-
-import numpy as np
+from typing import Literal
 
 from multirnn.activations import Activation
-from multirnn.arrays import as_array
-from multirnn.cells import CELLS
-from multirnn.errors import InvalidWeights, Unrepresentable, an, kind_of
-from multirnn.names import numbered_cells, of_a_cell, prefixes, unprefixed
-from multirnn.spec import BIASES, DIRECTIONS, DTYPES, RecurrentSpec
-from multirnn.weights import Array, Weights
+from multirnn.cells import FORMS
+from multirnn.errors import Unrepresentable, an
+from multirnn.spec import DIRECTIONS, RecurrentSpec
 
-__all__ = ["CONVENTIONS", "Convention", "Entry", "Place", "convention_named", "from_arrays", "layout", "to_arrays"]
+__all__ = ["CONVENTIONS", "FLAX_LINEN", "TORCH", "Convention", "Entry", "convention_named"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +35,10 @@ class Entry:
     """One native array.
 
     Attributes:
-        name: its own name; `{gate}` where there is an array a gate.
-        holds: the canonical arrays in it; two stand along the axis `bias`.
-        axes: how its axes are made of the canonical ones.
-        gates: the gates in it, where not all are.
+        name: its own name; with `{gate}` if there is one array per gate.
+        holds: the canonical arrays in it; two are stacked along the axis `bias`.
+        axes: its axes in terms of the canonical ones.
+        gates: the gates in it; empty for all.
     """
 
     name: str
@@ -62,20 +55,19 @@ class Convention:
     """The facts of one framework.
 
     Attributes:
-        name: under which it is asked for.
-        title: whose it is.
-        gates: by cell, the name of each canonical gate there, in the order of the blocks.
-        arrays: by cell ("gru" is reset-after, "gru, reset before" the other), by form of the biases, the arrays. A form
-            that is not there cannot be held.
-        default_bias: by cell, as `arrays`, the form of the biases that a layer has there unless told otherwise.
-        default_reset_after: which GRU it is there unless told otherwise.
+        name: its name in `CONVENTIONS`.
+        title: the name of the framework.
+        gates: by cell, the framework's name of each canonical gate, in the order of the blocks.
+        arrays: the arrays, by the cell's form and by the form of the biases. It cannot hold a form that is missing.
+        default_bias: by the cell's form, the form of the biases by default.
+        default_reset_after: the default form of the GRU.
         update: what z weighs in the GRU's `h' = (1 - z) * n + z * h`: the "old" state, or the "new" candidate.
-        gaps: whether the numbers of a stack's layers may leave some out, where other layers are counted with them.
-        place: where an array stands: its full name in a stack of one direction; `{layer}` is `number(layer, layers)`.
+        gaps: whether layer numbers may have gaps: other layers share the numbering.
+        place: the full name of an array in a unidirectional stack; `{layer}` is `number(layer, layers)`.
         place_bidirectional: the same in a bidirectional stack.
-        directions: how the directions are called there.
-        number: how a layer's number is written.
-        pattern: reads `name`, `layer` and `direction` back out of a full name.
+        directions: the names of the directions.
+        number: the spelling of a layer's number.
+        pattern: matches a full name, with the groups `name`, `layer` and `direction`.
     """
 
     name: str
@@ -93,12 +85,12 @@ class Convention:
     gaps: bool = False
 
     def by_default(self, spec: RecurrentSpec) -> RecurrentSpec:
-        """The stack with the biases that it has there unless told otherwise; as it is where there is no such cell."""
-        return replace(spec, bias=self.default_bias.get(_form(spec.cell, spec.reset_after), spec.bias))
+        """The stack with the biases it has there by default; unchanged if there is no such cell."""
+        return replace(spec, bias=self.default_bias[spec.form.form]) if spec.form.form in self.arrays else spec
 
     def holds(self, spec: RecurrentSpec) -> str | None:
-        """None where this convention holds the arrays of the spec exactly, else the reason why not."""
-        form = _form(spec.cell, spec.reset_after)
+        """None if this convention holds the arrays of the spec exactly, else the reason why not."""
+        form = spec.form.form
         if form not in self.arrays:
             return f"{self.title} has no GRU whose reset gate acts {'after' if spec.reset_after else 'before'} the recurrent product"
         if spec.bias not in self.arrays[form]:
@@ -130,9 +122,8 @@ def _torch_arrays() -> dict[str, Held]:
     )
     bias_ih, bias_hh = (Entry(name, (name,), "(gate unit)") for name in ("bias_ih", "bias_hh"))
     held = {"none": weights, "single": (*weights, bias_ih), "double": (*weights, bias_ih, bias_hh)}
-    # A single bias is what is left of PyTorch's two when bias_hh is a constant zero. The reset-after GRU's would need
-    # a third of a bias_hh.
-    return {"simple_rnn": held, "lstm": held, "gru": {"none": weights, "double": held["double"]}}
+    # A single bias is PyTorch's two with a constant zero bias_hh. The reset-after GRU would need a third of a bias_hh.
+    return {"simple_rnn": held, "lstm": held, "gru reset after": {"none": weights, "double": held["double"]}}
 
 
 TORCH = Convention(
@@ -140,7 +131,7 @@ TORCH = Convention(
     title="PyTorch",
     gates=_CANONICAL_GATES,
     arrays=_torch_arrays(),
-    default_bias=dict.fromkeys(CELLS, "double"),
+    default_bias=dict.fromkeys(FORMS, "double"),
     place="{name}_l{layer}",
     place_bidirectional="{name}_l{layer}{direction}",
     directions=("", "_reverse"),
@@ -156,7 +147,7 @@ def _keras_arrays() -> dict[str, Held]:
     )
     one = {"none": kernels, "single": (*kernels, Entry("bias", ("bias_ih",), "(gate unit)"))}
     two = {"none": kernels, "double": (*kernels, Entry("bias", ("bias_ih", "bias_hh"), "bias (gate unit)"))}
-    return {"simple_rnn": one, "lstm": one, "gru": two, "gru, reset before": one}
+    return {"simple_rnn": one, "lstm": one, "gru reset after": two, "gru reset before": one}
 
 
 KERAS = Convention(
@@ -168,7 +159,7 @@ KERAS = Convention(
         "gru": {"z": "z", "r": "r", "n": "h"},
     },
     arrays=_keras_arrays(),
-    default_bias={"simple_rnn": "single", "lstm": "single", "gru": "double", "gru, reset before": "single"},
+    default_bias={form: cell.default_bias for form, cell in FORMS.items()},
     place="{cell}{layer}/{cell}_cell/{name}",
     place_bidirectional="bidirectional{layer}/{direction}_{cell}{layer}/{cell}_cell/{name}",
     directions=DIRECTIONS,
@@ -184,7 +175,7 @@ def _onnx_arrays() -> dict[str, Held]:
         Entry("R", ("weight_hh",), "direction (gate unit) source"),
     )
     held = {"none": weights, "double": (*weights, Entry("B", ("bias_ih", "bias_hh"), "direction (bias gate unit)"))}
-    return dict.fromkeys(("simple_rnn", "lstm", "gru", "gru, reset before"), held)
+    return dict.fromkeys(FORMS, held)
 
 
 ONNX = Convention(
@@ -196,8 +187,8 @@ ONNX = Convention(
         "gru": {"z": "z", "r": "r", "n": "h"},
     },
     arrays=_onnx_arrays(),
-    # B is an optional input of the operators; where it is there, it is both biases.
-    default_bias=dict.fromkeys((*CELLS, "gru, reset before"), "double"),
+    # B is an optional input of the operators; if present, it is both biases.
+    default_bias=dict.fromkeys(FORMS, "double"),
     default_reset_after=False,
     place="layers.{layer}.{name}",
     place_bidirectional="layers.{layer}.{name}",
@@ -213,11 +204,13 @@ def _flax_linen_arrays() -> dict[str, Held]:
         Entry("h{gate}/kernel", ("weight_hh",), "source unit"),
     )
     input_bias = Entry("i{gate}/bias", ("bias_ih",), "unit")
-    # The LSTM's one bias is added to the recurrent product, so it stands on the recurrent side; the sum is the same.
+    # The LSTM's one bias is added to the recurrent product, so it has a recurrent name; the sum is the same.
     return {
         "simple_rnn": {"single": (*kernels, input_bias)},
         "lstm": {"single": (*kernels, Entry("h{gate}/bias", ("bias_ih",), "unit"))},
-        "gru": {"single": (*kernels, input_bias, Entry("h{gate}/bias", ("bias_hh",), "unit", gates=("n",)))},
+        "gru reset after": {
+            "single": (*kernels, input_bias, Entry("h{gate}/bias", ("bias_hh",), "unit", gates=("n",)))
+        },
     }
 
 
@@ -226,7 +219,7 @@ FLAX_LINEN = Convention(
     title="Flax Linen",
     gates={**_CANONICAL_GATES, "simple_rnn": {"h": ""}},
     arrays=_flax_linen_arrays(),
-    default_bias=dict.fromkeys(CELLS, "single"),
+    default_bias=dict.fromkeys(FORMS, "single"),
     place="{layer}cell/{name}",
     place_bidirectional="{layer}{direction}_rnn/cell/{name}",
     directions=DIRECTIONS,
@@ -237,85 +230,12 @@ FLAX_LINEN = Convention(
 
 CONVENTIONS: Mapping[str, Convention] = MappingProxyType({c.name: c for c in (TORCH, KERAS, ONNX, FLAX_LINEN)})
 
-# --- The packer and the unpacker -------------------------------------------------------------------------------------
-
-
-def to_arrays(weights: Weights, *, convention: str | Convention) -> dict[str, Array]:
-    """The arrays as a framework holds them, by the names that it gives them, in its own order.
-
-    Args:
-        weights: canonical.
-        convention: a name out of `CONVENTIONS`, or a `Convention`.
-
-    Raises:
-        Unrepresentable: no such convention, or it cannot hold these weights exactly; the sentence says what would help.
-    """
-    convention = convention_named(convention)
-    spec = weights.spec
-    packed: dict[str, Array] = {}
-    for place in layout(spec, convention=convention):
-        parts = [[_gates_of(weights.arrays, spec, name, place.gates) for name in row] for row in place.holds]
-        packed[place.name] = _join(_turned(np.array(parts), convention, spec, place.gates), place.axes)
-    return packed
-
-
-def from_arrays(
-    arrays: Mapping[str, Any],
-    *,
-    convention: str | Convention,
-    cell: str | None = None,
-    reset_after: bool | None = None,
-    activation: str | Activation = "tanh",
-    recurrent_activation: str | Activation = "sigmoid",
-) -> Weights:
-    """The spec and the weights that arrays of a framework hold, read from their names and shapes. Exact.
-
-    Args:
-        arrays: by the framework's names, of this stack alone; one prefix that they all have ("module.") is passed over.
-            Nested dictionaries (of Flax) are joined with "/".
-        convention: a name out of `CONVENTIONS`, or a `Convention`.
-        cell, reset_after: needed only where names and shapes leave two possibilities.
-        activation, recurrent_activation: no array tells them.
-
-    Raises:
-        Unrepresentable: no such convention; a name that is not of it; names and shapes fit no cell, or several.
-        InvalidWeights: dtypes are mixed, or none that a spec has.
-    """
-    convention = convention_named(convention)
-    flat = unprefixed(_flatten(arrays), convention.pattern)
-    found = _read_names(convention, numbered_cells(flat) if convention is FLAX_LINEN else flat)
-    sizes = _sizes(convention, found)
-    candidates = []
-    for name, after in [*((name, True) for name in CELLS), ("gru", False)]:
-        for bias in BIASES:
-            if cell in (None, name) and (name != "gru" or reset_after in (None, after)):
-                candidate = RecurrentSpec(
-                    name,
-                    **sizes,
-                    bias=bias,
-                    reset_after=after,
-                    activation=activation,
-                    recurrent_activation="sigmoid" if name == "simple_rnn" else recurrent_activation,
-                )
-                if convention.holds(candidate) is None:
-                    candidates.append(candidate)
-    shapes = {key: array.shape for key, array in found.items()}
-    fitting = [spec for spec in candidates if _shapes(spec, convention) == shapes]
-    if len(fitting) > 1:
-        raise Unrepresentable(
-            f"names and shapes do not tell {' from '.join(_form(spec.cell, spec.reset_after) for spec in fitting)}; "
-            f"pass {'reset_after=True or reset_after=False' if len({s.cell for s in fitting}) == 1 else 'cell='}"
-        )
-    if not fitting:
-        raise Unrepresentable(_why_none_fits(convention, candidates, shapes))
-    return Weights(fitting[0], _unpack(convention, fitting[0], found))
-
 
 def convention_named(convention: str | Convention) -> Convention:
-    """The convention of this name; a Convention is itself.
+    """The convention of this name; a Convention is returned as it is.
 
     Raises:
-        Unrepresentable: there is none of this name.
+        Unrepresentable: there is no convention of this name.
     """
     if isinstance(convention, Convention):
         return convention
@@ -326,264 +246,6 @@ def convention_named(convention: str | Convention) -> Convention:
     return CONVENTIONS[convention]
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """One native array of a stack: what it is called, how it is shaped, and what is in it.
-
-    Attributes:
-        layer: from 0.
-        direction: "forward" or "backward"; empty where the array has an axis of them.
-        own: its name within the layer and direction.
-        name: its full name.
-        shape: its shape.
-        axes: what the shape is made of, as in `Entry`.
-        holds: the names of the canonical arrays in it, (direction, bias).
-        gates: the canonical names of the gates in it, in the order of its blocks.
-    """
-
-    layer: int
-    direction: str
-    own: str
-    name: str
-    shape: tuple[int, ...]
-    axes: str
-    holds: tuple[tuple[str, ...], ...]
-    gates: tuple[str, ...]
-
-    @property
-    def key(self) -> "Key":
-        """What it is found by, whatever its full name."""
-        return self.layer, self.direction, self.own
-
-
-Key = tuple[int, str, str]
-
-
-def layout(spec: RecurrentSpec, *, convention: str | Convention) -> tuple[Place, ...]:
-    """The arrays as a framework holds them, described and not made; in its own order.
-
-    Raises:
-        Unrepresentable: no such convention, or it cannot hold the spec exactly; the sentence says what would help.
-    """
-    convention = convention_named(convention)
-    if reason := convention.holds(spec):
-        raise Unrepresentable(reason)
-    return tuple(_places(convention, spec))
-
-
-def _places(convention: Convention, spec: RecurrentSpec) -> Iterator[Place]:
-    gates = convention.gates[spec.cell]
-    entries = convention.arrays[_form(spec.cell, spec.reset_after)][spec.bias]
-    stacked = "direction" in entries[0].axes
-    template = convention.place_bidirectional if spec.bidirectional else convention.place
-    for layer in range(spec.num_layers):
-        for directions in [spec.directions] if stacked else [(direction,) for direction in spec.directions]:
-            for entry in entries:
-                for gate in (entry.gates or tuple(gates)) if "{gate}" in entry.name else ("",):
-                    own = entry.name.format(gate=gates.get(gate, ""))
-                    holds = tuple(tuple(f"layers.{layer}.{d}.{name}" for name in entry.holds) for d in directions)
-                    inside = (gate,) if gate else entry.gates or tuple(gates)
-                    sizes = _full_shape(spec, holds, inside)
-                    full: dict[str, int] = dict(zip(_AXES, sizes, strict=False))  # a bias has no source
-                    yield Place(
-                        layer=layer,
-                        direction="" if stacked else directions[0],
-                        own=own,
-                        name=template.format(
-                            name=own,
-                            layer=convention.number(layer, spec.num_layers),
-                            direction=convention.directions[DIRECTIONS.index(directions[0])],
-                            cell=spec.cell,
-                        ),
-                        shape=tuple(prod(full[axis] for axis in group) for group in _groups(entry.axes)),
-                        axes=entry.axes,
-                        holds=holds,
-                        gates=inside,
-                    )
-
-
-_AXES = ("direction", "bias", "gate", "unit", "source")
-
-
-def _groups(axes: str) -> list[list[str]]:
-    return [group.split() for group in re.findall(r"\(([^)]*)\)|(\w+)", axes) for group in group if group]
-
-
-def _join(full: Array, axes: str) -> Array:
-    """From an array over `_AXES` (`source` only if it has one) to one over the axes that are named."""
-    groups = _groups(axes)
-    order = [_AXES.index(axis) for group in groups for axis in group]
-    rest = [axis for axis in range(full.ndim) if axis not in order]  # of size one
-    shape = [prod(full.shape[_AXES.index(axis)] for axis in group) for group in groups]
-    return np.ascontiguousarray(full.transpose(*rest, *order).reshape(shape))
-
-
-def _split(array: Array, axes: str, full_shape: tuple[int, ...]) -> Array:
-    """The inverse of `_join`."""
-    order = [_AXES.index(axis) for group in _groups(axes) for axis in group]
-    rest = [axis for axis in range(len(full_shape)) if axis not in order]
-    permutation = [*rest, *order]
-    return array.reshape([full_shape[axis] for axis in permutation]).transpose(np.argsort(permutation))
-
-
-def _gates_present(spec: RecurrentSpec, name: str) -> tuple[str, ...]:
-    """The gates along the leading axis of a canonical array: all of them, or the candidate's alone."""
-    gates = spec.form.gates
-    return gates if spec.shapes[name][0] == len(gates) else (spec.form.candidate,)
-
-
-def _gates_of(arrays: Mapping[str, Array], spec: RecurrentSpec, name: str, gates: tuple[str, ...]) -> Array:
-    present = _gates_present(spec, name)
-    return arrays[name][[present.index(gate) for gate in gates]]
-
-
-def _full_shape(spec: RecurrentSpec, holds: tuple[tuple[str, ...], ...], gates: tuple[str, ...]) -> tuple[int, ...]:
-    return (len(holds), len(holds[0]), len(gates), *spec.shapes[holds[0][0]][1:])
-
-
-def _shapes(spec: RecurrentSpec, convention: Convention) -> dict[Key, tuple[int, ...]]:
-    return {place.key: place.shape for place in layout(spec, convention=convention)}
-
-
-def _unpack(convention: Convention, spec: RecurrentSpec, found: Mapping[Key, Array]) -> dict[str, Array]:
-    arrays = {name: np.empty(shape, spec.dtype) for name, shape in spec.shapes.items()}
-    for place in layout(spec, convention=convention):
-        full_shape = _full_shape(spec, place.holds, place.gates)
-        full = _turned(_split(found[place.key], place.axes, full_shape), convention, spec, place.gates)
-        for row, names in zip(full, place.holds, strict=True):
-            for part, name in zip(row, names, strict=True):
-                present = _gates_present(spec, name)
-                arrays[name][[present.index(gate) for gate in place.gates]] = part
-    return arrays
-
-
-def _turned(full: Array, convention: Convention, spec: RecurrentSpec, gates: tuple[str, ...]) -> Array:
-    """The array with z's block negated where z weighs the new state: sigmoid(-v) = 1 - sigmoid(v). Its own inverse."""
-    if convention.update == "old" or spec.cell != "gru" or "z" not in gates:
-        return full
-    turned = full.copy()
-    turned[:, :, gates.index("z")] *= -1
-    return turned
-
-
 def _odd_about_half(spec: RecurrentSpec) -> bool:
     gate = Activation.of(spec.recurrent_activation)
     return gate.name == "sigmoid" or (gate.name == "hard_sigmoid" and gate.beta == 0.5)
-
-
-def _form(cell: str, reset_after: bool) -> str:
-    return cell if reset_after else f"{cell}, reset before"
-
-
-# --- Reading names ---------------------------------------------------------------------------------------------------
-
-
-def _flatten(arrays: Mapping[str, Any]) -> dict[str, Array]:
-    if not isinstance(arrays, Mapping):
-        raise InvalidWeights(f"arrays must be a mapping from names to arrays, not {kind_of(arrays)}")
-    flat: dict[str, Array] = {}
-    for name, value in arrays.items():
-        if isinstance(value, Mapping):
-            flat |= {f"{name}/{inner}": array for inner, array in _flatten(value).items()}
-        else:
-            flat[str(name)] = as_array(repr(name), value, error=InvalidWeights)
-    return flat
-
-
-def _read_names(convention: Convention, arrays: Mapping[str, Array]) -> dict[Key, Array]:
-    parsed = {}
-    for name, array in arrays.items():
-        match = re.fullmatch(convention.pattern, name)
-        if match is None:
-            odd = next((other for other in arrays if not prefixes({other: array}, convention.pattern)), name)
-            raise Unrepresentable(
-                f"{odd!r} is not the name of an array of the {convention.name} convention{_hint(convention, odd, arrays)}"
-            )
-        parts = match.groupdict()
-        parsed[name] = (parts["layer"] or "", parts.get("direction") or "", parts["name"], array)
-    layers = _in_order([layer for layer, *_ in parsed.values()])
-    if not convention.gaps and layers not in ([""], [str(number) for number in range(len(layers))]):
-        raise Unrepresentable(
-            f"the arrays are of the layers {', '.join(map(repr, layers))}; "
-            f"the {convention.name} convention numbers them from 0 without gaps"
-        )
-    stacked = "direction" in next(iter(convention.arrays["lstm"].values()))[0].axes
-    found: dict[Key, Array] = {}
-    for name, (layer, direction, own, array) in parsed.items():
-        word = direction or convention.directions[0]
-        key = (layers.index(layer), "" if stacked else DIRECTIONS[convention.directions.index(word)], own)
-        if key in found:
-            raise Unrepresentable(f"two arrays stand for {own} of layer {key[0]}; the second is {name!r}")
-        found[key] = array
-    return found
-
-
-def _hint(convention: Convention, name: str, arrays: Mapping[str, Array]) -> str:
-    if convention is TORCH and of_a_cell(name):
-        return f"; it is a cell's, whose arrays are those of a layer as {name.rpartition('.')[2] + '_l0'!r}"
-    found = [prefix for prefix in prefixes(arrays, convention.pattern) if prefix]
-    return f"; pass those alone that begin with {' or with '.join(map(repr, found))}" if found else ""
-
-
-def _in_order(layers: list[str]) -> list[str]:
-    """The layers' names without repetition: by their numbers where that is all they differ in, else as they come.
-
-    Keras numbers layers of a kind in the order of their making, through the whole process: lstm, lstm_1, … lstm_10.
-    """
-    names = list(dict.fromkeys(layers))
-    numbers = {name: int(re.sub(r"\D", "", name[len(name.rstrip("0123456789")) :]) or 0) for name in names}
-    stems = {name.rstrip("0123456789").rstrip("_") for name in names}
-    return sorted(names, key=lambda name: numbers[name]) if len(stems) == 1 else names
-
-
-def _sizes(convention: Convention, found: Mapping[Key, Array]) -> dict[str, Any]:
-    """input_size, hidden_size, num_layers, bidirectional and dtype, which need not know the cell."""
-    if not found:
-        raise Unrepresentable(f"there are no arrays here; the {convention.name} convention has some for every layer")
-    dtypes = sorted({str(array.dtype) for array in found.values()})
-    if len(dtypes) > 1 or dtypes[0] not in DTYPES:
-        raise InvalidWeights(f"the arrays must all be float32 or all float64, not {' and '.join(dtypes)}")
-    sizes: dict[str, int] = {}
-    directions = {direction for _, direction, _ in found}
-    for entry in next(iter(convention.arrays["lstm"].values()))[:2]:
-        own = re.compile(re.escape(entry.name).replace(r"\{gate\}", "[a-z]?"))
-        array = next((a for (layer, _, name), a in found.items() if not layer and own.fullmatch(name)), None)
-        if array is None:
-            raise Unrepresentable(f"layer 0 has no array {entry.name}, which the {convention.name} convention has")
-        groups = _groups(entry.axes)
-        if array.ndim != len(groups) or 0 in array.shape:
-            raise Unrepresentable(
-                f"{entry.name} of layer 0 must have the axes {entry.axes}, not the shape {array.shape}"
-            )
-        sizes[entry.holds[0]] = array.shape[groups.index(["source"])]
-        if ["direction"] in groups:
-            directions = set(DIRECTIONS[: array.shape[groups.index(["direction"])]])
-    return {
-        "input_size": sizes["weight_ih"],
-        "hidden_size": sizes["weight_hh"],
-        "num_layers": 1 + max(layer for layer, _, _ in found),
-        "bidirectional": "backward" in directions,
-        "dtype": dtypes[0],
-    }
-
-
-def _why_none_fits(
-    convention: Convention, candidates: list[RecurrentSpec], shapes: Mapping[Key, tuple[int, ...]]
-) -> str:
-    """The first thing that is off, held against the candidate with which most arrays agree."""
-    if not candidates:
-        return f"the {convention.name} convention has no such cell"
-    best = max(candidates, key=lambda spec: len(_shapes(spec, convention).items() & shapes.items()))
-    wanted = _shapes(best, convention)
-    what = f"as {an(_form(best.cell, best.reset_after))} of {best.input_size} inputs and {best.hidden_size} units"
-    for (layer, direction, name), shape in shapes.items():
-        where = f"{name} of layer {layer}{' ' + direction if direction else ''}"
-        expected = wanted.get((layer, direction, name))
-        if expected is None:
-            return f"the arrays fit no cell: read {what}, there is no place for {where}"
-        if expected != shape:
-            return f"the arrays fit no cell: read {what}, {where} must have the shape {expected}, not {shape}"
-    layer, direction, name = next(key for key in wanted if key not in shapes)
-    return (
-        f"the arrays fit no cell: read {what}, {name} of layer {layer}{' ' + direction if direction else ''} is missing"
-    )

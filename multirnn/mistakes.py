@@ -1,12 +1,11 @@
-"""What a mistake in a realisation is: the right layer, made wrong in one place.
+"""`Mistake`: a layer made wrong on purpose, in one place.
 
-A mistake is applied to whatever builds layers, so that one catalogue (`multirnn.catalogue`) serves two ends: a backend
-made wrong by it has to be caught by a test (`multirnn.testing`), and a layer that disagrees is explained by the mistake
-that makes the right one disagree in the same way (`multirnn.diagnosis`). Mistakes compose: the second is applied to what
-the first builds.
+A mistake wraps a function that builds layers. So one catalogue (`multirnn.catalogue`) serves two purposes: a test must
+catch a backend with the mistake (`multirnn.testing`), and a mistake that makes the right layer wrong in the same way
+explains a wrong one (`multirnn.diagnosis`). Mistakes compose: the second wraps the layers of the first.
 
-Most are a `Change`: other weights, another input, another output. The gradients of a wrong layer are those of the wrong
-function, in terms of the right weights, so that a mistake in the way there is no second one in the way back.
+Most are a `Change`: other weights, another input, another output. The gradients of a wrong layer are the derivatives of
+the wrong function with respect to the right weights: a mistake in the forward pass adds none in the backward pass.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,15 +20,15 @@ from multirnn.layer import Gradients, Output, State
 from multirnn.spec import RecurrentSpec
 from multirnn.weights import Array, Weights
 
-__all__ = ["Build", "Change", "Edit", "Mistake", "Runs", "composed", "edited"]
+__all__ = ["Build", "Change", "Edit", "Mistake", "Runs", "composed", "edited", "state_as_given"]
 
 
 class Runs(Protocol):
-    """What a mistake acts on: the two ways to run a `Layer`."""
+    """The two calls of a `Layer` that a mistake can change."""
 
     @property
     def spec(self) -> RecurrentSpec:
-        """What it takes and hands back."""
+        """Its spec."""
         ...
 
     def __call__(self, x: ArrayLike, state: State | None = None, *, lengths: ArrayLike | None = None) -> Output:
@@ -44,7 +43,7 @@ class Runs(Protocol):
 
 
 Build = Callable[[Weights], Runs]
-Shows = Literal["outputs", "gradients", "lengths", "float64"]
+Shows = Literal["outputs", "no state", "gradients", "lengths", "float64"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +53,15 @@ class Mistake:
     Attributes:
         name: short and unique, as "gates z r n" or "initial state ignored".
         family: mistakes of one family exclude one another, as two orders of the gates do.
-        says: what is wrong, as a sentence whose subject is the wrong side, which stands before it: "reads the GRU
-            blocks as z r n; they are stored r z n".
+        says: what is wrong, as a sentence without its subject, the wrong side: "reads the GRU blocks as z r n; they are
+            stored r z n".
         fix: what to do about it, as an imperative sentence.
-        applies: whether it makes another function, or other gradients, of a stack of this spec; False also where it
-            would be another mistake of the catalogue, or where its sentence would not be true.
-        realise: the wrong layer, from what builds right layers and the weights that the right one would have.
-        shows: what has to be looked at to see it: plain calls ("outputs"), calls with lengths, gradients, or a stack
-            of float64.
-        undo: the weights with which the wrong layer is the right function; None where no weights are.
+        applies: whether it changes the function or the gradients of a stack of this spec. Also False if it would equal
+            another known mistake, or if `says` would not be true.
+        realise: builds the wrong layer, from a function that builds right layers and the right weights.
+        shows: what shows it: calls with an initial state ("outputs"), calls without one ("no state"), calls with
+            lengths, gradients, or a stack of float64.
+        undo: makes weights with which the wrong layer is the right function; None if there are none.
     """
 
     name: str
@@ -76,7 +75,7 @@ class Mistake:
 
 
 def composed(build: Build, *mistakes: Mistake) -> Build:
-    """What builds layers with all these mistakes: the first is the innermost, nearest to the framework."""
+    """A function that builds layers with all these mistakes; the first is innermost, nearest to the framework."""
     for mistake in mistakes:
         build = _wrong(mistake, build)
     return build
@@ -92,26 +91,26 @@ def _wrong(mistake: Mistake, build: Build) -> Build:
 # --- Changes ---------------------------------------------------------------------------------------------------------
 
 Edit = Callable[[RecurrentSpec, Mapping[str, Array]], dict[str, Array]]
-"""Arrays by parameter name made into others of the same names and shapes."""
+"""From arrays by parameter name to others of the same names and shapes."""
 
 
 def edited(edit: Edit) -> Callable[[Weights], Weights]:
-    """An edit of arrays as one of weights."""
+    """The edit as a function of weights."""
     return lambda weights: Weights(weights.spec, edit(weights.spec, weights.arrays))
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Where a layer is made wrong; what is None stays right. It is a `Mistake.realise`.
+    """The changes that make a layer wrong; None changes nothing. Serves as `Mistake.realise`.
 
-    A call is checked and batched, as `multirnn.boundary` does it, before it comes here.
+    Calls arrive checked and batched by `multirnn.boundary`.
 
     Attributes:
-        weights: what the layer is built from; possibly of another spec, which a backend may refuse.
-        inputs: what it is run on.
-        output: what it hands back.
-        cotangent: the adjoint of `output`: from the cotangent of what is handed back to that of what the layer gave.
-        gradients: the adjoint of `weights` and `inputs`: from the gradients of the layer to those of the call.
+        weights: changes the weights, possibly to another spec, which a backend may refuse.
+        inputs: changes the call.
+        output: changes the output.
+        cotangent: the adjoint of `output`: maps a cotangent of the changed output to one of the layer's output.
+        gradients: the adjoint of `weights` and `inputs`: maps the layer's gradients to gradients of the call.
     """
 
     weights: Callable[[Weights], Weights] | None = None
@@ -145,7 +144,7 @@ class _Changed(Boundary):
 
     def run(self, inputs: Inputs) -> Output:
         taken = inputs if self._change.inputs is None else self._change.inputs(self.spec, inputs)
-        output = self._inner(taken.x, _given(taken), lengths=taken.lengths)
+        output = self._inner(taken.x, state_as_given(taken), lengths=taken.lengths)
         return output if self._change.output is None else self._change.output(self.spec, inputs, output)
 
     def pull_back(self, inputs: Inputs, cotangent: Output) -> Gradients:
@@ -153,14 +152,14 @@ class _Changed(Boundary):
         taken = inputs if change.inputs is None else change.inputs(self.spec, inputs)
         if change.cotangent is not None:
             cotangent = change.cotangent(self.spec, inputs, cotangent)
-        found = self._inner.vjp(taken.x, _given(taken), lengths=taken.lengths, cotangent=cotangent)
+        found = self._inner.vjp(taken.x, state_as_given(taken), lengths=taken.lengths, cotangent=cotangent)
         if change.gradients is not None:
             found = change.gradients(self.spec, inputs, found)
-        if inputs.lengths is not None:  # x is zero at padding, whatever was given there
+        if inputs.lengths is not None:  # x counts as zero at padding
             found = found._replace(x=np.where(inputs.valid[:, :, None], found.x, found.x.dtype.type(0)))
         return found
 
 
-def _given(inputs: Inputs) -> State | None:
-    """The initial state as it was given: a batch that is read wrongly has a zero state that fits."""
+def state_as_given(inputs: Inputs) -> State | None:
+    """The initial state as given; if there was none, the layer makes a zero state, which fits a misread batch too."""
     return inputs.state if inputs.state_given else None

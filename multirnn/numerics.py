@@ -1,4 +1,4 @@
-"""How far two arrays are apart, how far they may be, and what calls are drawn that can show it."""
+"""The distance between arrays, its tolerance, and drawn calls that can show a mistake."""
 
 from __future__ import annotations  # or naming np.random.Generator loads numpy.random
 
@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from multirnn.errors import InvalidCall
 from multirnn.layer import State
@@ -23,6 +24,7 @@ __all__ = [
     "draw_call",
     "draw_state",
     "magnitude",
+    "normwise",
     "tolerance",
 ]
 
@@ -41,13 +43,13 @@ def tolerance(dtype: str | np.dtype[Any]) -> float:
 
 
 def coarser(*dtypes: str | np.dtype[Any]) -> str:
-    """Of dtypes the one with the largest eps: no two arrays of them agree better than that."""
+    """The dtype with the largest eps: arrays of these dtypes agree no better than that."""
     return max(map(str, dtypes), key=lambda dtype: float(np.finfo(dtype).eps))
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """How far an array is from the one expected.
+    """The difference of an array from the expected one.
 
     Attributes:
         normwise: max|actual - expected| / max|expected|, where NaN and NaN are equal, and so are infinities of one sign;
@@ -62,12 +64,12 @@ class Difference:
 
 
 def difference(actual: Array, expected: Array) -> Difference:
-    """The normwise difference of two arrays of one shape; one number, and where it happened.
+    """The normwise difference of two arrays of one shape, and where it is largest.
 
     Args:
         actual: float32 or float64, of any shape.
-        expected: of the same shape; float64, or of the dtype of `actual`. What overflows in the dtype of `actual` is
-            expected to be infinite there.
+        expected: of the same shape; float64, or of the dtype of `actual`. A value that overflows in the dtype of `actual`
+            is expected to be infinite.
 
     Raises:
         InvalidCall: the shapes differ, or `actual` is not of a floating dtype, or wider than `expected`.
@@ -83,9 +85,8 @@ def difference(actual: Array, expected: Array) -> Difference:
     largest = float(distance[worst])
     if largest == 0:
         return Difference(0.0, (), 0.0)
-    scale = magnitude(expected, actual.dtype)
-    normwise = largest / scale if scale else float("inf")
-    return Difference(normwise, tuple(int(i) for i in worst), normwise / float(np.finfo(actual.dtype).eps))
+    relative = float(normwise(largest, magnitude(expected, actual.dtype)))
+    return Difference(relative, tuple(int(i) for i in worst), relative / float(np.finfo(actual.dtype).eps))
 
 
 def distances(actual: Array, expected: Array) -> Array:
@@ -100,17 +101,23 @@ def distances(actual: Array, expected: Array) -> Array:
         return np.where(alike, 0.0, np.where(np.isnan(distance), np.inf, distance))
 
 
+def normwise(distance: ArrayLike, size: ArrayLike) -> Array:
+    """Distances in terms of sizes, element by element: 0 if the distance is 0, infinite if only the size is 0."""
+    with np.errstate(all="ignore"):
+        return np.where(np.equal(distance, 0), 0.0, np.divide(distance, size))
+
+
 def magnitude(array: Array, dtype: str | np.dtype[Any]) -> float:
-    """The largest |array| of what is finite in this dtype; 0 where nothing is."""
+    """The largest finite |array| in this dtype; 0 if none is finite."""
     largest = np.abs(array)
     return float(np.max(largest, where=largest <= np.finfo(dtype).max, initial=0))
 
 
 def draw_call(spec: RecurrentSpec, seed: int | np.random.Generator = 0) -> tuple[Array, State, Array]:
-    """An input, an initial state and lengths that can show a mistake: prime sizes, ragged, none of it zero.
+    """An input, an initial state and lengths that can show a mistake: prime sizes, unequal lengths, no zeros.
 
     Returns:
-        x `(5, 7, input_size)`, the state, and lengths of which one is 0 and one full.
+        x `(5, 7, input_size)`, the state, and lengths, one of them 0 and one full.
     """
     rng = np.random.default_rng(seed)
     batch, time = 5, 7
@@ -120,6 +127,6 @@ def draw_call(spec: RecurrentSpec, seed: int | np.random.Generator = 0) -> tuple
 
 
 def draw_state(spec: RecurrentSpec, batch: int, rng: np.random.Generator) -> State:
-    """A state of which no element is zero and none saturates a gate: U(-1, 1)."""
+    """A state drawn from U(-1, 1): no element is zero, none saturates a gate."""
     shape = (spec.num_layers * len(spec.directions), batch, spec.hidden_size)
     return State(*(rng.uniform(-1, 1, shape).astype(spec.dtype) for _ in spec.form.states))

@@ -11,7 +11,7 @@ from multirnn.backend import Backend, accept
 from multirnn.boundary import BoundaryLayer, InferenceLayer, Inputs
 from multirnn.cells import CELLS, Cell
 from multirnn.compare import Comparison, Difference, compare, difference, tolerance
-from multirnn.conventions import CONVENTIONS, Convention, from_arrays, to_arrays
+from multirnn.conventions import CONVENTIONS, Convention
 from multirnn.errors import (
     InvalidCall,
     InvalidData,
@@ -25,6 +25,7 @@ from multirnn.errors import (
 )
 from multirnn.implementation import Plan, with_implementation
 from multirnn.layer import Gradients, Layer, Output, State, Stream
+from multirnn.packing import from_arrays, to_arrays
 from multirnn.registry import backend, backends, build, read
 from multirnn.spec import RecurrentSpec
 from multirnn.weights import Weights, fold_biases, initialise, split_biases

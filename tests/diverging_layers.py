@@ -20,6 +20,19 @@ def place_of(found: Divergence) -> Place:
     return found.layer, found.direction, found.step
 
 
+def assert_headline_and_table_agree(found: Divergence) -> None:
+    """The row of the pass in the headline shows its step, and no other row parts earlier."""
+    rows = [line.split() for line in str(found).splitlines() if line.split()[1:2] in (["forward"], ["backward"])]
+    parts = {(int(layer), direction): at for layer, direction, at, *_ in rows}
+    assert list(parts) == list(found.spec.passes)
+    for layer, direction, step in found.parting:
+        if layer is not None:
+            assert parts.pop((layer, direction)) == ("?" if step is None else str(step))
+    assert set(parts.values()) <= {"–", "echo"}
+    where = [f"layer {found.layer}", found.direction] if found.layer is not None else []
+    assert all(word in found.title for word in [*where, f"step {found.step}" if found.step is not None else ""])
+
+
 def made(mistake: str, weights: mr.Weights) -> Any:
     return MISTAKES[mistake].realise(BUILD, weights)
 
@@ -98,29 +111,36 @@ def first_wrong_pass(
 
 LAST = TIME - 1
 FORWARD, BACKWARD = (0, "forward", 0), (0, "backward", LAST)
-IN_ALL: dict[str, Place] = {  # of mistakes that are not in the weights, in all passes
+IN_ALL: dict[str, Place] = {  # where a mistake that is not in the weights parts, made in all passes
     "output rounded to float32": FORWARD,
     "initial state ignored": FORWARD,
     "initial h ignored": FORWARD,
     "initial c ignored": FORWARD,
     "initial state in the lowest layer alone": (1, "forward", 0),
+    "initial state ignored in the lowest layer": FORWARD,
+    "initial state ignored in the top layer": (2, "forward", 0),
     "initial state of the lowest layer in all": (1, "forward", 0),
     "initial state forward alone": BACKWARD,
+    "initial state backward alone": FORWARD,
     "initial states by direction": BACKWARD,
+    "initial states meant by direction": BACKWARD,
     "initial states backward first": FORWARD,
     "initial states from the top": FORWARD,
+    "initial states from the last to the first": FORWARD,
     "initial h and c swapped": FORWARD,
     "final states by direction": (0, "backward", 0),
+    "final states meant by direction": (0, "backward", 0),
     "final states backward first": (0, "forward", LAST),
     "final states from the top": (0, "forward", LAST),
+    "final states from the last to the first": (0, "forward", LAST),
     "final h and c swapped": (0, "forward", LAST),
+    "final state before the last step": (0, "forward", LAST),
     "reverse state at the wrong end": (0, "backward", 0),
     "reverse output not flipped": BACKWARD,
     "reverse input not flipped": BACKWARD,
     "backward direction runs forward": BACKWARD,
     "runs backward in time": FORWARD,
     "runs backward in time, outputs flipped back": FORWARD,
-    "backward‖forward between layers": FORWARD,
     "directions interleaved": FORWARD,
     "directions mixed with rows": FORWARD,
     "output before the step": FORWARD,
@@ -132,16 +152,26 @@ IN_ALL: dict[str, Place] = {  # of mistakes that are not in the weights, in all 
     "mask one step too short": FORWARD,  # one row has the length 1
     "empty rows run for one step": FORWARD,
 }
-IN_OUTPUT = {  # by step, in what the last layer hands out
+IN_STACKS: dict[str, Place] = {  # where they part in a stack, which does not show the outputs of its lower layers
+    "reverse output not flipped": (1, "forward", 1),  # a sequence of one step is its own reverse
+    "reverse input not flipped": (0, "backward", LAST - 1),
+    "backward direction runs forward": (0, "backward", LAST - 1),
+    "runs backward in time": (0, "forward", 1),
+    "runs backward in time, outputs flipped back": (0, "forward", 1),
+    "backward‖forward between layers": (1, "forward", 0),
+    "directions interleaved": (1, "forward", 0),
+    "directions mixed with rows": (1, "forward", 0),
+    "output before the step": (1, "forward", 0),
+}
+IN_OUTPUT = {  # by step, in the output of the last layer
     "output backward‖forward": 0,
+    "forward output in both halves": None,
     "output time-major": 0,
 }
 AT_FIRST = ("output rounded to float32", "initial state ignored", "initial h ignored", "initial c ignored")
-IN_ONE_AT_FIRST = (
-    *(*AT_FIRST, "initial h and c swapped", "output before the step"),
-    *("runs backward in time", "runs backward in time, outputs flipped back"),
-)
-IN_ONE_AT_LAST = ("final h and c swapped",)
+IN_TIME = ("runs backward in time", "runs backward in time, outputs flipped back")
+IN_ONE_AT_FIRST = (*AT_FIRST, "initial h and c swapped", "output before the step", *IN_TIME)
+IN_ONE_AT_LAST = ("final h and c swapped", "final state before the last step")
 
 
 def in_weights(mistake: Mistake) -> bool:
@@ -154,12 +184,17 @@ def planted(
 ) -> tuple[Any, Place | None]:
     """The wrong layer, with the mistake in all passes or in one, and where it is; None where that is not defined."""
     spec, passes = weights.spec, list(weights.spec.passes)
+    top = spec.num_layers - 1
     if one is None:
         layer = mistake.realise(BUILD, weights)
         if mistake.name in IN_OUTPUT:
-            return layer, (spec.num_layers - 1, "forward", IN_OUTPUT[mistake.name])
+            step = IN_OUTPUT[mistake.name]
+            return layer, (top, "forward", step) if step is not None else (top, "backward", LAST)
         if not in_weights(mistake):
-            return layer, IN_ALL.get(mistake.name)
+            place = IN_STACKS.get(mistake.name) if top else None
+            if mistake.name == "reverse output not flipped" and top == 1:
+                place = (1, "forward", 0)  # the last layer shows every output
+            return layer, place or IN_ALL.get(mistake.name)
         changed = mistake.realise.weights(weights)
         return layer, first_wrong_pass(weights, {at: changed.part(*at) for at in passes}, x, state)
     at = passes[one]
@@ -170,6 +205,10 @@ def planted(
         return layer, first_wrong_pass(weights, {**parts, at: mistake.realise.weights(parts[at])}, x, state)
     first = 0 if at[1] == "forward" else LAST
     if mistake.name in IN_ONE_AT_FIRST:
+        if at[0] < top and mistake.name == "output before the step":
+            return layer, (at[0] + 1, "forward", 0)
+        if at[0] < top and mistake.name in IN_TIME:
+            return layer, (*at, abs(first - 1))
         return layer, (*at, first)
     return layer, (*at, LAST - first) if mistake.name in IN_ONE_AT_LAST else None
 

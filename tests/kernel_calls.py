@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import multirnn as mr
-from multirnn import RecurrentSpec, State, kernel
+from multirnn import RecurrentSpec, State, cells, kernel
 from multirnn.compare import difference, tolerance
 from multirnn.kernel import build
 
@@ -13,7 +13,7 @@ if build.LIBRARY.exists() and kernel.missing():  # it is there and not what is t
 needs_kernel = pytest.mark.skipif(kernel.missing() is not None, reason=str(kernel.missing()))
 
 SETS = kernel.instruction_sets()
-CELLS = [("simple_rnn", True), ("lstm", True), ("gru", True), ("gru", False)]
+CELLS = [(form.name, form.reset_after) for form in cells.FORMS.values()]
 THREADED = [
     RecurrentSpec("lstm", 61, 67),  # rows dealt
     RecurrentSpec("gru", 61, 67, num_layers=2, bidirectional=True),  # directions dealt

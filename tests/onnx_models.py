@@ -9,8 +9,9 @@ from multirnn_onnxruntime import BACKEND
 from onnx import helper, numpy_helper
 
 import multirnn as mr
+from multirnn import cells
 
-FORMS = [("simple_rnn", True), ("lstm", True), ("gru", True), ("gru", False)]
+FORMS = [(form.name, form.reset_after) for form in cells.FORMS.values()]
 BOTH = {"num_layers": 2, "bidirectional": True}
 
 

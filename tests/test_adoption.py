@@ -231,7 +231,7 @@ def test_compiled(backend: mr.Backend) -> None:
 @pytest.mark.parametrize(
     ("thing", "options", "sentence"),
     [
-        (right, {}, "nothing tells what function right computes: pass spec=mr.RecurrentSpec(...)"),
+        (right, {}, "the spec of function right cannot be read: pass spec=mr.RecurrentSpec(...)"),
         (right, {"spec": GRU, "compiled": True}, "function right is called with NumPy arrays and has no compiled form; compile it yourself and adopt that"),
         (lambda: None, {"spec": GRU}, "function <lambda> has the parameters (); it must be callable as f(x, h0)"),
         (lambda x, h, c: None, {"spec": GRU}, "function <lambda> has the parameters (x, h, c); it must be callable as f(x, h0)"),
@@ -254,7 +254,7 @@ def test_the_spec_of_the_other_side() -> None:
         adopt_both(right, RIGHT, spec=LSTM)
     double, single = adopt_both(mr.build(replace(LSTM, bias="double"), "numpy"), right, spec=LSTM)
     assert (double.spec.bias, single.spec.bias) == ("double", "single")
-    with pytest.raises(mr.InvalidCall, match=r"^neither side tells what it computes: pass spec=mr\.RecurrentSpec"):
+    with pytest.raises(mr.InvalidCall, match=r"^the spec of neither side can be read: pass spec=mr\.RecurrentSpec"):
         adopt_both(right, right)
     with pytest.raises(mr.InvalidCall, match=r"^neither NumpyLayer nor function right has a compiled form$"):
         adopt_both(RIGHT, right, compiled=True)

@@ -4,9 +4,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 import multirnn as mr
+from multirnn.cells import FORMS, Cell
 from multirnn.compare import TOLERANCE
 from multirnn.spec import BIASES, DTYPES
-from multirnn.testing import FORMS, cases
+from multirnn.testing import cases
 from multirnn.testing import strategies as rnn
 
 DRAWN = 40  # a form of the cell and a dtype: 4 * 2 * 40 = 320 specs a backend
@@ -18,14 +19,14 @@ def test_conformance(backend: mr.Backend, check) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("cell", "reset_after"), FORMS)
-def test_drawn_specs_agree(backend: mr.Backend, cell: str, reset_after: bool, dtype: str, observed) -> None:
+@pytest.mark.parametrize("form", FORMS.values(), ids=list(FORMS))
+def test_drawn_specs_agree(backend: mr.Backend, form: Cell, dtype: str, observed) -> None:
     seen = {"drawn": 0, "accepted": 0, "worst_eps": 0.0, "where": ""}
 
     @settings(
         max_examples=DRAWN, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
     )
-    @given(rnn.problems(rnn.specs(cell=cell, reset_after=reset_after, dtype=dtype)))
+    @given(rnn.problems(rnn.specs(cell=form.name, reset_after=form.reset_after, dtype=dtype)))
     def agree(problem: tuple[mr.Weights, rnn.Call]) -> None:
         weights, (x, state, lengths) = problem
         seen["drawn"] += 1

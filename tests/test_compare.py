@@ -12,6 +12,8 @@ import pytest
 
 import multirnn as mr
 from multirnn.compare import TOLERANCE, draw_call
+from multirnn.diagnosis.probes import distance
+from multirnn.numerics import normwise
 
 EPS = {dtype: float(np.finfo(dtype).eps) for dtype in ("float32", "float64")}
 
@@ -330,6 +332,14 @@ def test_numbers_that_are_not_finite_differ(number: float) -> None:
     ]
     for change in changes:
         assert mr.compare(GRU, backends=[Changed(**change)]).rows[0].verdict == "differs"
+
+
+def test_a_distance_relative_to_a_size() -> None:
+    """Zero is zero even of nothing, and what is not zero is infinitely far from zero."""
+    found = normwise(np.array([0, 0, 1, 2, np.inf, np.nan]), np.array([0, 3, 0, 4, 1, 1]))
+    np.testing.assert_array_equal(found, [0, 0, np.inf, 0.5, np.inf, np.nan])
+    equal = np.array([np.inf, -np.inf, np.nan, 1.0])
+    assert mr.difference(equal, equal.copy()).normwise == distance(equal, equal.copy()) == 0
 
 
 NOT_FINITE = [np.nan, np.inf, -np.inf]

@@ -12,52 +12,53 @@ import numpy as np
 import pytest
 
 import multirnn as mr
-from multirnn.conventions import layout
+from multirnn.cells import FORMS, cell_form
+from multirnn.packing import layout
 from multirnn.spec import BIASES, DTYPES
-from multirnn.testing import FORMS
 
 Arrays = dict[str, np.ndarray]
 
 HELD = {  # the forms of the biases that each convention has a place for
     "torch": {
-        ("simple_rnn", True): {"none", "single", "double"},
-        ("lstm", True): {"none", "single", "double"},
-        ("gru", True): {"none", "double"},
-        ("gru", False): set(),
+        "simple_rnn": {"none", "single", "double"},
+        "lstm": {"none", "single", "double"},
+        "gru reset after": {"none", "double"},
+        "gru reset before": set(),
     },
     "keras": {
-        ("simple_rnn", True): {"none", "single"},
-        ("lstm", True): {"none", "single"},
-        ("gru", True): {"none", "double"},
-        ("gru", False): {"none", "single"},
+        "simple_rnn": {"none", "single"},
+        "lstm": {"none", "single"},
+        "gru reset after": {"none", "double"},
+        "gru reset before": {"none", "single"},
     },
     "onnx": {form: {"none", "double"} for form in FORMS},
     "flax-linen": {
-        ("simple_rnn", True): {"single"},
-        ("lstm", True): {"single"},
-        ("gru", True): {"single"},
-        ("gru", False): set(),
+        "simple_rnn": {"single"},
+        "lstm": {"single"},
+        "gru reset after": {"single"},
+        "gru reset before": set(),
     },
 }
 HELD_FORMS = [
-    (convention, cell, reset_after, bias)
+    (convention, form, bias)
     for convention, forms in HELD.items()
-    for (cell, reset_after), biases in forms.items()
+    for form, biases in forms.items()
     for bias in sorted(biases)
 ]
 
 
-def stack(cell: str, reset_after: bool, bias: str, **changes: Any) -> mr.RecurrentSpec:
+def stack(form: str, bias: str, **changes: Any) -> mr.RecurrentSpec:
     """Two layers both ways, unless changed."""
     sizes = {"input_size": 5, "hidden_size": 4, "num_layers": 2, "bidirectional": True} | changes
-    return mr.RecurrentSpec(cell, bias=bias, reset_after=reset_after, **sizes)
+    cell = FORMS[form]
+    return mr.RecurrentSpec(cell.name, bias=bias, reset_after=cell.reset_after, **sizes)
 
 
 def of(framework: str) -> list[Any]:
     """The forms that a convention holds, as cases of a test."""
     return [
-        pytest.param(cell, reset_after, bias, id=f"{cell}{'' if reset_after else '-before'}-{bias}")
-        for convention, cell, reset_after, bias in HELD_FORMS
+        pytest.param(form, bias, id=f"{form}-{bias}")
+        for convention, form, bias in HELD_FORMS
         if convention == framework
     ]
 
@@ -83,16 +84,16 @@ def test_what_each_convention_holds() -> None:
     assert set(mr.CONVENTIONS) == set(HELD)
     for name, convention in mr.CONVENTIONS.items():
         for form in FORMS:
-            held = {bias for bias in BIASES if convention.holds(stack(*form, bias)) is None}
+            held = {bias for bias in BIASES if convention.holds(stack(form, bias)) is None}
             assert held == HELD[name][form], (name, form)
 
 
-@pytest.mark.parametrize(("convention", "cell", "reset_after", "bias"), HELD_FORMS)
-def test_arrays_come_back_exactly(convention: str, cell: str, reset_after: bool, bias: str) -> None:
+@pytest.mark.parametrize(("convention", "form", "bias"), HELD_FORMS)
+def test_arrays_come_back_exactly(convention: str, form: str, bias: str) -> None:
     for num_layers in (1, 3):
         for bidirectional in (False, True):
             for dtype in DTYPES:
-                spec = stack(cell, reset_after, bias, num_layers=num_layers, bidirectional=bidirectional, dtype=dtype)
+                spec = stack(form, bias, num_layers=num_layers, bidirectional=bidirectional, dtype=dtype)
                 weights = mr.initialise(spec, 1)
                 arrays = mr.to_arrays(weights, convention=convention)
                 assert sum(array.size for array in arrays.values()) == spec.parameter_count
@@ -126,13 +127,13 @@ def test_what_no_array_tells_is_taken_as_said(cell: str) -> None:
 # --- Torch ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("cell", "reset_after", "bias"), of("torch"))
-def test_torch_has_these_arrays_and_computes_this_function(cell: str, reset_after: bool, bias: str) -> None:
+@pytest.mark.parametrize(("form", "bias"), of("torch"))
+def test_torch_has_these_arrays_and_computes_this_function(form: str, bias: str) -> None:
     torch = pytest.importorskip("torch")
-    spec = stack(cell, reset_after, bias)
+    spec = stack(form, bias)
     weights = mr.initialise(spec, 1)
     arrays = mr.to_arrays(weights, convention="torch")
-    kind = {"simple_rnn": torch.nn.RNN, "lstm": torch.nn.LSTM, "gru": torch.nn.GRU}[cell]
+    kind = {"simple_rnn": torch.nn.RNN, "lstm": torch.nn.LSTM, "gru": torch.nn.GRU}[spec.cell]
     module = kind(5, 4, num_layers=2, bidirectional=True, bias=bias != "none", batch_first=True)
     native = {name: tuple(value.shape) for name, value in module.state_dict().items()}
     if bias == "single":  # PyTorch's two, of which one stays zero
@@ -170,12 +171,10 @@ def without_counters(path: str) -> str:
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
-@pytest.mark.parametrize(("cell", "reset_after", "bias"), of("keras"))
-def test_keras_has_these_arrays_and_computes_this_function(
-    cell: str, reset_after: bool, bias: str, bidirectional: bool
-) -> None:
+@pytest.mark.parametrize(("form", "bias"), of("keras"))
+def test_keras_has_these_arrays_and_computes_this_function(form: str, bias: str, bidirectional: bool) -> None:
     keras = pytest.importorskip("keras")
-    spec = stack(cell, reset_after, bias, bidirectional=bidirectional)
+    spec = stack(form, bias, bidirectional=bidirectional)
     weights = mr.initialise(spec, 1)
     arrays = mr.to_arrays(weights, convention="keras")
     model = keras_model(keras, spec)
@@ -195,17 +194,17 @@ def test_keras_has_these_arrays_and_computes_this_function(
 
 @pytest.mark.parametrize("num_layers", [1, 2])
 @pytest.mark.parametrize("bidirectional", [False, True])
-@pytest.mark.parametrize(("cell", "reset_after", "bias"), of("flax-linen"))
+@pytest.mark.parametrize(("form", "bias"), of("flax-linen"))
 def test_flax_has_these_arrays_and_computes_this_function(
-    cell: str, reset_after: bool, bias: str, bidirectional: bool, num_layers: int
+    form: str, bias: str, bidirectional: bool, num_layers: int
 ) -> None:
     linen = pytest.importorskip("flax.linen")
     traverse = pytest.importorskip("flax.traverse_util")
     jax = pytest.importorskip("jax")
-    spec = stack(cell, reset_after, bias, bidirectional=bidirectional, num_layers=num_layers)
+    spec = stack(form, bias, bidirectional=bidirectional, num_layers=num_layers)
     weights = mr.initialise(spec, 1)
     arrays = mr.to_arrays(weights, convention="flax-linen")
-    kind = {"simple_rnn": linen.SimpleCell, "lstm": linen.LSTMCell, "gru": linen.GRUCell}[cell]
+    kind = {"simple_rnn": linen.SimpleCell, "lstm": linen.LSTMCell, "gru": linen.GRUCell}[spec.cell]
 
     def one() -> Any:
         run = linen.RNN(kind(spec.hidden_size))
@@ -227,14 +226,12 @@ def test_flax_has_these_arrays_and_computes_this_function(
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
-@pytest.mark.parametrize(("cell", "reset_after", "bias"), of("onnx"))
-def test_onnx_has_these_arrays_and_computes_this_function(
-    cell: str, reset_after: bool, bias: str, bidirectional: bool
-) -> None:
+@pytest.mark.parametrize(("form", "bias"), of("onnx"))
+def test_onnx_has_these_arrays_and_computes_this_function(form: str, bias: str, bidirectional: bool) -> None:
     """The reference evaluator, which is an oracle for neither lengths nor activations: full rows, the default ones."""
     onnx = pytest.importorskip("onnx")
     reference = pytest.importorskip("onnx.reference")
-    spec = stack(cell, reset_after, bias, bidirectional=bidirectional)
+    spec = stack(form, bias, bidirectional=bidirectional)
     weights = mr.initialise(spec, 1)
     arrays = mr.to_arrays(weights, convention="onnx")
     x = drawn_input(spec)
@@ -242,13 +239,13 @@ def test_onnx_has_these_arrays_and_computes_this_function(
     for layer in range(spec.num_layers):
         names = [name for name in ("W", "R", "B") if f"layers.{layer}.{name}" in arrays]
         node = onnx.helper.make_node(
-            {"simple_rnn": "RNN", "lstm": "LSTM", "gru": "GRU"}[cell],
+            {"simple_rnn": "RNN", "lstm": "LSTM", "gru": "GRU"}[spec.cell],
             ["X", *names],
             ["Y"],
             hidden_size=spec.hidden_size,
             direction="bidirectional" if bidirectional else "forward",
-            **({"linear_before_reset": int(reset_after)} if cell == "gru" else {}),
-            **({"activations": ["Tanh"] * len(spec.directions)} if cell == "simple_rnn" else {}),
+            **({"linear_before_reset": int(spec.reset_after)} if spec.cell == "gru" else {}),
+            **({"activations": ["Tanh"] * len(spec.directions)} if spec.cell == "simple_rnn" else {}),
         )
         evaluator = reference.ReferenceEvaluator(node)
         fed = {name: arrays[f"layers.{layer}.{name}"] for name in names}
@@ -264,8 +261,8 @@ def by_default(convention: str, cell: str) -> list[tuple[str, tuple[int, ...]]]:
     """The arrays of a layer of 5 inputs and 4 units that nobody told anything else."""
     held = mr.CONVENTIONS[convention]
     reset_after = held.default_reset_after if cell == "gru" else True
-    bias = held.default_bias[cell if reset_after else "gru, reset before"]
-    spec = stack(cell, reset_after, bias, num_layers=1, bidirectional=False)
+    form = cell_form(cell, reset_after).form
+    spec = stack(form, held.default_bias[form], num_layers=1, bidirectional=False)
     return [(place.name, place.shape) for place in layout(spec, convention=convention)]
 
 
@@ -314,7 +311,7 @@ def keras_names(arrays: Arrays, *prefixes: str) -> Arrays:
     ],
 )
 def test_keras_layers_under_other_names(names: tuple[str, str]) -> None:
-    weights = mr.initialise(stack("lstm", True, "single", hidden_size=5), 1)  # layers that only their names tell apart
+    weights = mr.initialise(stack("lstm", "single", hidden_size=5), 1)  # layers that only their names tell apart
     for both in (True, False):
         spec = replace(weights.spec, bidirectional=both)
         weights = mr.initialise(spec, 1)
@@ -365,8 +362,7 @@ GATES = {
 @pytest.mark.parametrize("gate", GATES)
 def test_a_z_that_weighs_the_new_state(gate: str | mr.Activation) -> None:
     spec = stack(
-        "gru",
-        False,
+        "gru reset before",
         "single",
         num_layers=1,
         bidirectional=False,
@@ -384,12 +380,12 @@ def test_a_z_that_weighs_the_new_state(gate: str | mr.Activation) -> None:
 
 
 def test_a_z_of_both_biases_and_of_no_gru() -> None:
-    for form, bias in ((("gru", True), "double"), (("lstm", True), "single"), (("simple_rnn", True), "none")):
-        weights = mr.initialise(stack(*form, bias), 1)
+    for form, bias in (("gru reset after", "double"), ("lstm", "single"), ("simple_rnn", "none")):
+        weights = mr.initialise(stack(form, bias), 1)
         arrays = mr.to_arrays(weights, convention=INVERTED)
         assert read_back(arrays, INVERTED, weights.spec) == weights
         for name, plain in mr.to_arrays(weights, convention="keras").items():
-            if form[0] == "gru":
+            if form == "gru reset after":
                 plain[..., : weights.spec.hidden_size] *= -1  # z, the first block, of both biases too
             assert np.array_equal(arrays[name], plain)
 
@@ -408,43 +404,43 @@ CURES = {
     [
         (
             "torch",
-            stack("gru", False, "single"),
+            stack("gru reset before", "single"),
             "PyTorch has no GRU whose reset gate acts before the recurrent product",
         ),
         (
             "flax-linen",
-            stack("gru", False, "single"),
+            stack("gru reset before", "single"),
             "Flax Linen has no GRU whose reset gate acts before the recurrent product",
         ),
         (
             "torch",
-            stack("gru", True, "single"),
+            stack("gru reset after", "single"),
             f'PyTorch holds a gru with bias="none" or bias="double", not bias="single"; {CURES["single"]}',
         ),
         (
             "keras",
-            stack("lstm", True, "double"),
+            stack("lstm", "double"),
             f'Keras holds an lstm with bias="none" or bias="single", not bias="double"; {CURES["double"]}',
         ),
         (
             "onnx",
-            stack("simple_rnn", True, "single"),
+            stack("simple_rnn", "single"),
             f'ONNX holds a simple_rnn with bias="none" or bias="double", not bias="single"; {CURES["single"]}',
         ),
         (
             "flax-linen",
-            stack("lstm", True, "none"),
+            stack("lstm", "none"),
             f'Flax Linen holds an lstm with bias="single", not bias="none"; {CURES["none"]}',
         ),
         (
             INVERTED,
-            stack("gru", True, "double", recurrent_activation="tanh"),
+            stack("gru reset after", "double", recurrent_activation="tanh"),
             "the inverted GRU lets z weigh the new state, which negating z's block turns into ours only for a sigmoid, "
             "not for recurrent_activation='tanh'",
         ),
         (
             INVERTED,
-            stack("gru", True, "double", recurrent_activation=mr.Activation("hard_sigmoid", 0.2, 0.4)),
+            stack("gru reset after", "double", recurrent_activation=mr.Activation("hard_sigmoid", 0.2, 0.4)),
             "the inverted GRU lets z weigh the new state, which negating z's block turns into ours only for a sigmoid, "
             "not for recurrent_activation=Activation('hard_sigmoid', alpha=0.2, beta=0.4)",
         ),
@@ -458,7 +454,7 @@ def test_what_a_convention_has_no_place_for(
 
 
 def test_the_cures_that_the_sentences_name_are_cures() -> None:
-    single, double, none = (mr.initialise(stack("lstm", True, bias)) for bias in ("single", "double", "none"))
+    single, double, none = (mr.initialise(stack("lstm", bias)) for bias in ("single", "double", "none"))
     assert mr.to_arrays(mr.split_biases(single), convention="onnx")
     assert mr.to_arrays(mr.fold_biases(double), convention="keras")
     assert mr.to_arrays(mr.fold_biases(mr.split_biases(none)), convention="flax-linen")
@@ -471,7 +467,7 @@ KERAS_GRU = mr.to_arrays(mr.initialise(mr.RecurrentSpec("gru", 5, 4)), conventio
 KERAS_NO_BIAS = {name: array for name, array in KERAS_GRU.items() if not name.endswith("/bias")}
 ONNX_GRU = mr.to_arrays(mr.initialise(mr.RecurrentSpec("gru", 5, 4)), convention="onnx")
 FLAX_GRU = mr.to_arrays(mr.initialise(mr.RecurrentSpec("gru", 5, 4, bias="single")), convention="flax-linen")
-AS_LSTM = "the arrays fit no cell: read as an lstm of 5 inputs and 4 units"
+AS_LSTM = "the arrays fit no cell: read as an lstm with 5 inputs and 4 units"
 
 
 def without(arrays: Arrays, *names: str) -> Arrays:
@@ -524,17 +520,17 @@ def without(arrays: Arrays, *names: str) -> Arrays:
         (
             FLAX_GRU | {"cell/hr/bias": np.zeros(4, "float32")},
             "flax-linen",
-            "the arrays fit no cell: read as a gru of 5 inputs and 4 units, there is no place for hr/bias of layer 0 forward",
+            "the arrays fit no cell: read as a gru reset after with 5 inputs and 4 units, there is no place for hr/bias of layer 0 forward",
         ),
         (
             ONNX_GRU,
             "onnx",
-            "names and shapes do not tell gru from gru, reset before; pass reset_after=True or reset_after=False",
+            "names and shapes do not tell gru reset after from gru reset before; pass reset_after=True or reset_after=False",
         ),
         (
             KERAS_NO_BIAS,
             "keras",
-            "names and shapes do not tell gru from gru, reset before; pass reset_after=True or reset_after=False",
+            "names and shapes do not tell gru reset after from gru reset before; pass reset_after=True or reset_after=False",
         ),
         (
             KERAS_GRU | keras_names(KERAS_GRU, "decoder/gru"),

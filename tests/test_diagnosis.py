@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import multirnn as mr
+from multirnn.assembly import Assembly, Plumbing
 from multirnn.catalogue import MISTAKES, mistakes_for
 from multirnn.cli import main
 from multirnn.diagnosis import diagnose
@@ -36,6 +37,7 @@ SPECS = (  # what is quickly diagnosed first
     *(mr.RecurrentSpec("gru", 5, 4), mr.RecurrentSpec("gru", 5, 4, reset_after=False), mr.RecurrentSpec("lstm", 4, 3)),
     mr.RecurrentSpec("lstm", 5, 3, bias="double", recurrent_activation="tanh", dtype="float64"),
     *(replace(LSTM, cell="simple_rnn"), replace(LSTM, cell="simple_rnn", input_size=6), LSTM),
+    replace(LSTM, cell="simple_rnn", num_layers=3),
 )
 
 
@@ -144,7 +146,7 @@ def test_a_port_whose_weights_were_loaded_wrongly() -> None:
     port.load_state_dict(ported)
     found = diagnose(build(weights), port)
     assert named(found) == [["gates z r n"]]
-    assert "B computes rightly what its own weights say" in str(found)
+    assert "B is correct for its own weights" in str(found)
     assert found.corrected == weights
     assert diagnose(build(weights), mr.build(found.corrected, "torch").native).equal
 
@@ -302,11 +304,75 @@ def test_what_nothing_explains_is_shown_where_it_begins() -> None:
     assert str(found.divergence) in str(found)
 
 
+def test_a_bias_that_is_skipped_without_a_state_is_named() -> None:
+    """nn.GRU of MLX until 0.31: the verdict was that they differ, and the divergence that they agree."""
+    skipped = "recurrent candidate bias skipped without a state"
+    for spec in (GRU, replace(GRU, num_layers=2, bidirectional=True)):
+        weights = weights_of(spec)
+        found = diagnose(build(weights), Planted(weights, MISTAKES[skipped]))
+        assert named(found) == [[skipped]]
+        said = " ".join(str(found).split())
+        assert "at the first step if no initial state is given" in said
+        assert "First divergence: layer 0, forward, step 0." in said
+
+
+def test_a_bias_that_is_skipped_without_a_state_in_one_layer_is_named() -> None:
+    weights = weights_of(replace(GRU, num_layers=2))
+    wrong = Assembly(build, weights, Plumbing())
+    wrong._passes[1] = MISTAKES["recurrent candidate bias skipped without a state"].realise(
+        build, weights.part(1, "forward")
+    )
+    found = diagnose(build(weights), wrong)
+    assert named(found) == [["recurrent candidate bias skipped without a state, in layer 1 forward alone"]]
+
+
+class Off(Planted):
+    """Off by one percent where one kind of call alone shows it."""
+
+    def __init__(self, weights: mr.Weights, seen_in: str) -> None:
+        super().__init__(weights)
+        self.seen_in = seen_in
+
+    def __call__(self, x: Any, state: Any = None, *, lengths: Any = None) -> mr.Output:
+        sequence, final = super().__call__(x, state, lengths=lengths)
+        off = {"no state": state is None, "lengths": lengths is not None, "gradients": False}[self.seen_in]
+        return mr.Output(sequence * sequence.dtype.type(1.01 if off else 1), final)
+
+    def vjp(self, x: Any, state: Any = None, *, lengths: Any = None, cotangent: mr.Output) -> mr.Gradients:
+        found = super().vjp(x, state, lengths=lengths, cotangent=cotangent)
+        return found._replace(x=found.x * found.x.dtype.type(1.01)) if self.seen_in == "gradients" else found
+
+
+@pytest.mark.parametrize(
+    ("seen_in", "probe"), [("no state", "output"), ("lengths", "output"), ("gradients", "gradient")]
+)
+def test_the_divergence_shown_is_that_of_the_call_that_differed(seen_in: str, probe: str) -> None:
+    weights = weights_of(GRU)
+    found = diagnose(build(weights), Off(weights, seen_in))
+    assert not found.equal
+    assert not found.causes
+    assert found.divergence is not None
+    assert (found.divergence.kind, found.divergence.probe) == ("mistake", probe)
+    assert "No divergence" not in str(found)
+
+
+def test_rounding_that_a_stack_magnifies_is_said_to_be_that() -> None:
+    """The difference is beyond the tolerance, and the divergence is rounding: the verdict says both."""
+    spec = mr.RecurrentSpec("simple_rnn", 5, 24)
+    narrow = mr.Weights(spec, {name: 8 * array for name, array in weights_of(spec).arrays.items()})
+    x = np.random.default_rng(0).standard_normal((3, 120, 5)).astype("float32")
+    found = diagnose(build(narrow.astype("float64")), build(narrow), x=x)
+    assert not found.equal
+    assert found.divergence is not None
+    assert found.divergence.kind == "rounding"
+    assert "no more than this stack magnifies rounding to" in " ".join(str(found).split())
+
+
 def test_other_weights_are_not_taken_for_a_mistake() -> None:
     found = diagnose(build(weights_of(GRU, 0)), build(weights_of(GRU, 1)))
     assert found.causes == ()
     said = " ".join(str(found).split())
-    assert "B computes rightly what its own weights say: they differ from the right ones in" in said
+    assert "B is correct for its own weights: they differ from the right ones in" in said
     one = dict(weights_of(GRU, 0).arrays)
     one["layers.0.forward.weight_hh"] = one["layers.0.forward.weight_hh"] + np.float32(0.1)
     found = diagnose(build(weights_of(GRU, 0)), build(mr.Weights(GRU, one)))
@@ -349,7 +415,8 @@ def test_it_reads_well(monkeypatch: pytest.MonkeyPatch) -> None:
     assert lines[0] == "A: NumpyLayer; B: Planted; RecurrentSpec('gru', input_size=5, hidden_size=4)"
     assert re.fullmatch(r"B reads the GRU blocks as z r n.*; they are stored r z n\.", lines[1])
     assert re.fullmatch(r"Fix: swap the first two blocks of weight_ih, weight_hh and .*biases\.", lines[2])
-    assert lines[3:] == ["B's weights are the right ones: the mistake is in what it does with them."]
+    assert re.fullmatch(r"First divergence: layer 0, forward, step 0, gate [rz]\.", lines[3])
+    assert lines[4:] == ["B's weights are right: the mistake is in their use."]
     two = diagnose(build(weights), Planted(weights, MISTAKES["gates z r n"], MISTAKES["initial state ignored"])).causes
     assert re.fullmatch(r"B reads .*\. It also starts from zero .*\.", two[0].sentence)
     assert re.fullmatch(r"Fix: swap .*; and pass the initial state on.*\.", two[0].fix)

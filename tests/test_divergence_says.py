@@ -1,4 +1,4 @@
-"""What is said of where two layers part: the pattern, its words, and the gate."""
+"""What a divergence says: the probe that shows it, where it parts, and the gate."""
 
 import json
 from collections.abc import Callable
@@ -7,74 +7,104 @@ from typing import Any
 
 import numpy as np
 import pytest
-from diverging_layers import BUILD, LAST, as_function, edited, made, place_of, planted, stack
+from diverging_layers import (
+    BUILD,
+    LAST,
+    as_function,
+    assert_headline_and_table_agree,
+    edited,
+    made,
+    place_of,
+    planted,
+    stack,
+)
 
 import multirnn as mr
 from multirnn.adoption import AdoptedLayer, adopt
-from multirnn.catalogue import MISTAKES
+from multirnn.catalogue import MISTAKES, mistakes_for
 from multirnn.compare import draw_call
 from multirnn.divergence import first_divergence
 
-# --- What is said ----------------------------------------------------------------------------------------------------
+# --- The probe that shows it -----------------------------------------------------------------------------------------
 
-SAID = {
-    "gates i g f o": ("arithmetic", "other weights or other equations"),
-    "recurrent kernel transposed": ("recurrence", "From zero states it does not"),
-    "initial state ignored": ("initial state", "does not use the initial state"),
-    "initial c ignored": ("initial state", "does not use the initial c"),
-    "initial state forward alone": ("initial state", "does not use the initial states backward"),
-    "initial state in the lowest layer alone": ("initial state", "above layer 0"),
-    "initial state of the lowest layer in all": ("order of states", "of layer 0 in every layer"),
-    "initial states by direction": ("order of states", "takes the initial states"),
-    "final states backward first": ("order of states", "hands back the final states with the directions swapped"),
-    "final h and c swapped": ("order of states", "h and c swapped"),
-    "reverse state at the wrong end": ("final state", "after step 6, where that after step 0 belongs"),
-    "reverse output not flipped": ("hand-over", "hands the outputs of layer 0 backward on in the other order"),
-    "reverse input not flipped": ("order of time", "round in time and not its inputs"),
-    "backward direction runs forward": ("order of time", "runs layer 0 backward the other way"),
-    "runs backward in time": ("order of time", "from its last step to its first"),
-    "runs backward in time, outputs flipped back": ("order of time", "flipped back"),
-    "output backward‖forward": ("output", "other direction's outputs"),
-    "backward‖forward between layers": ("hand-over", "directions swapped"),
-    "directions interleaved": ("hand-over", "unit by unit"),
-    "output before the step": ("hand-over", "before each step"),
-    "batch and time swapped": ("rows", "alone cannot be run"),
-    "directions mixed with rows": ("rows", "alone gives another output"),
-    "padding run through": ("lengths", "runs through the padding"),
-    "mask one step too long": ("lengths", "one step longer"),
-    "mask one step too short": ("lengths", "one step shorter"),
-    "empty rows run for one step": ("lengths", "rows of length 0"),
-    "last output repeated at padding": ("lengths", "should be zero there"),
-    "final state at the padded end": ("lengths", "only the final states"),
-    "gradient of the recurrent kernel missing": ("gradient", "is zero"),
-    "gradient of the biases doubled": ("gradient", "is 2 times"),
-    "gradient truncated half-way": ("gradient", "is another"),
+SHOWN = {
+    "gates i g f o": ("step", "Given the same input and states"),
+    "recurrent kernel transposed": ("step", "Given the same input and states"),
+    "initial state ignored": ("step", "in layer 0 forward at step 0"),
+    "initial c ignored": ("step", "in layer 0 forward at step 0"),
+    "initial state forward alone": ("step", "in layer 0 backward at step 6"),
+    "initial state in the lowest layer alone": ("step", "the output of layer 0, may differ already"),
+    "initial state of the lowest layer in all": ("step", "in layer 1 forward at step 0"),
+    "initial states by direction": ("step", "in layer 0 backward at step 6"),
+    "final states backward first": ("final state", "the final state of layer 0 forward does not"),
+    "final h and c swapped": ("final state", "the final state of layer 0 forward does not"),
+    "reverse state at the wrong end": ("final state", "the final state of layer 0 backward does not"),
+    "reverse output not flipped": ("call in part", "the output of layer 0, may differ already"),
+    "reverse input not flipped": ("call in part", "in layer 0 backward at step 5, after 1 that agree"),
+    "backward direction runs forward": ("call in part", "in layer 0 backward at step 5, after 1 that agree"),
+    "runs backward in time": ("call in part", "in layer 0 forward at step 1, after 1 that agree"),
+    "runs backward in time, outputs flipped back": ("call in part", "in layer 0 forward at step 1"),
+    "output backward‖forward": ("output", "All final states agree; outputs do not"),
+    "backward‖forward between layers": ("step", "the output of layer 0, may differ already"),
+    "directions interleaved": ("step", "the output of layer 0, may differ already"),
+    "output before the step": ("step", "the output of layer 0, may differ already"),
+    "batch and time swapped": ("rows", "but not alone"),
+    "directions mixed with rows": ("rows", "alone than in the batch"),
+    "padding run through": ("call in part", "Full rows agree. With lengths"),
+    "mask one step too long": ("call in part", "Full rows agree. With lengths"),
+    "mask one step too short": ("call in part", "Full rows agree. With lengths"),
+    "empty rows run for one step": ("call in part", "Full rows agree. With lengths"),
+    "last output repeated at padding": ("output", "outputs at padding do not"),
+    "final state at the padded end": ("call in part", "in layer 1 forward at step 0"),
+    "gradient of the recurrent kernel missing": ("gradient", "the gradient of layers.1.forward.weight_hh does not"),
+    "gradient of the biases doubled": ("gradient", "the first to differ in the backward pass"),
+    "gradient truncated half-way": ("gradient", "the first to differ in the backward pass"),
 }
 
 
-@pytest.mark.parametrize("name", SAID)
-def test_the_pattern_is_named_and_explained(name: str) -> None:
+@pytest.mark.parametrize("name", SHOWN)
+def test_it_comes_from_the_probe_that_shows_it(name: str) -> None:
     weights = stack("lstm", bias="double")
-    pattern, words = SAID[name]
+    probe, words = SHOWN[name]
     found = first_divergence(BUILD(weights), made(name, weights), seed=4)
-    assert (found.kind, found.pattern) == ("mistake", pattern)
+    assert (found.kind, found.probe) == ("mistake", probe)
     assert words in found.says
-    assert pattern == "gradient" or found.layer is not None
+    assert found.layer is not None
 
 
-ONE_LAYER = {
-    "reverse output not flipped": "not flipped back",
-    "output before the step": "before each step",
-    "directions interleaved": "sequence that is not made of them",
-}
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_headline_and_table_never_contradict_each_other(cell: str) -> None:
+    """Of every known mistake, as a layer and as a function."""
+    weights = stack(cell)
+    for mistake in mistakes_for(weights.spec):
+        wrong = mistake.realise(BUILD, weights)
+        for b in (wrong, adopt(as_function(wrong), spec=weights.spec)):
+            assert_headline_and_table_agree(first_divergence(BUILD(weights), b))
 
 
-@pytest.mark.parametrize("name", ONE_LAYER)
+def test_swapped_final_states_part_at_their_last_step() -> None:
+    """Layers and directions swapped: the headline said step 0 and the table 6."""
+    weights = stack("lstm")
+    found = first_divergence(BUILD(weights), made("final states by direction", weights))
+    assert found.title == "First divergence: layer 0, backward, step 0"
+    assert found.parting == ((0, "backward", 0), (1, "forward", LAST))
+    assert_headline_and_table_agree(found)
+
+
+def test_swapped_final_states_of_a_single_layer_part_at_their_last_step() -> None:
+    weights = stack("gru", num_layers=1)
+    found = first_divergence(BUILD(weights), as_function(made("final states backward first", weights)))
+    assert found.title == f"First divergence: layer 0, forward, step {LAST}"
+    assert found.parting == ((0, "forward", LAST), (0, "backward", 0))
+    assert_headline_and_table_agree(found)
+
+
+@pytest.mark.parametrize("name", ["reverse output not flipped", "output before the step", "directions interleaved"])
 def test_outputs_of_a_single_layer(name: str) -> None:
     weights = stack("gru", num_layers=1)
     found = first_divergence(BUILD(weights), made(name, weights))
-    assert (found.pattern, found.quantity) == ("output", "output")
-    assert ONE_LAYER[name] in found.says
+    assert (found.probe, found.quantity) == ("output", "output")
+    assert "All final states agree; outputs do not" in found.says
 
 
 def test_a_state_swapped_in_one_pass() -> None:
@@ -82,7 +112,6 @@ def test_a_state_swapped_in_one_pass() -> None:
     wrong, place = planted(MISTAKES["initial h and c swapped"], weights, 2, *draw_call(weights.spec)[:2])
     found = first_divergence(BUILD(weights), wrong)
     assert place_of(found) == place
-    assert "h and c swapped in layer 1 forward" in found.says
 
 
 def test_what_is_not_a_function() -> None:
@@ -94,8 +123,8 @@ def test_what_is_not_a_function() -> None:
         return y * (rng.random(y.shape) > 0.5).astype(y.dtype), h
 
     found = first_divergence(right, dropped)
-    assert (found.pattern, *place_of(found)) == ("repetition", None, None, None)
-    assert "draws at random" in found.says
+    assert (found.probe, *place_of(found)) == ("repetition", None, None, None)
+    assert "draws random numbers" in found.says
 
 
 def test_what_is_not_a_number() -> None:
@@ -107,7 +136,7 @@ def test_what_is_not_a_number() -> None:
         return y, h
 
     found = first_divergence(BUILD(weights), broken)
-    assert (found.kind, *place_of(found)) == ("mistake", 1, "backward", LAST)
+    assert (found.kind, *place_of(found)) == ("mistake", 1, "backward", 0)  # where its final state is taken
     assert json.loads(found.to_json())["values"][1] is None
 
 
@@ -122,7 +151,7 @@ def test_lengths_of_a_side_that_is_not_known_by_its_weights() -> None:
             return right(x, state, lengths=lengths)
 
     found = first_divergence(AdoptedLayer(Hidden()), made("padding run through", weights))
-    assert (found.pattern, found.layer) == ("lengths", 0)
+    assert (found.probe, found.layer) == ("call in part", 0)
 
 
 def test_a_function_without_states() -> None:
@@ -167,7 +196,7 @@ def test_what_the_call_does_not_show_is_mentioned() -> None:
     x, _, _ = draw_call(weights.spec)
     found = first_divergence(BUILD(weights), as_function(made("initial state ignored", weights)), x)
     assert found.kind == "none"
-    assert "an initial state would show it" in found.says
+    assert "pass an initial state to see it" in found.says
 
 
 def test_a_call_that_b_does_not_take() -> None:
@@ -177,7 +206,7 @@ def test_a_call_that_b_does_not_take() -> None:
         return as_function(BUILD(weights))(x[:, 1:], h0)
 
     found = first_divergence(BUILD(weights), short)
-    assert (found.kind, found.pattern, found.layer) == ("mistake", "call", None)
+    assert (found.kind, found.probe, found.layer) == ("mistake", "call", None)
     assert "must be (batch, time" in found.says
     assert np.isnan(found.own).all()
 
@@ -213,7 +242,7 @@ def test_a_gate_that_calls_do_not_tell() -> None:
     wrong = edited(weights, "layers.0.forward.", lambda a: a[[1, 0, 2]])
     found = first_divergence(BUILD(weights), as_function(BUILD(wrong)))
     assert found.gate is None
-    assert "cannot be told from its calls" in found.says
+    assert "cannot be told from calls" in found.says
     assert first_divergence(BUILD(weights), BUILD(wrong)).gate in ("r", "z")
     few = stack("gru", hidden_size=3)
     found = first_divergence(BUILD(few), as_function(BUILD(edited(few, "layers.0.forward.", lambda a: a[[1, 0, 2]]))))
@@ -226,11 +255,11 @@ def test_another_kernel_is_not_taken_for_another_gate() -> None:
     wrong = edited(weights, "layers.0.forward.", lambda a: a.swapaxes(1, 2), "weight_hh")
     found = first_divergence(BUILD(weights), as_function(BUILD(wrong)))
     assert found.gate is None
-    assert "other units of h" in found.says
+    assert "is not linear along" in found.says
 
 
 def test_gates_that_are_put_together_in_another_way() -> None:
     weights = stack("lstm")
     relu = mr.Weights(replace(weights.spec, activation="relu"), weights.arrays)
     found = first_divergence(BUILD(weights), BUILD(relu))
-    assert (found.pattern, found.gate) == ("arithmetic", "g")
+    assert (found.probe, found.gate) == ("step", "g")

@@ -28,6 +28,7 @@ ORDER = (  # each may import from what stands before it
         "weights",
         "names",
         "conventions",
+        "packing",
         "layer",
         "protocol",
         "boundary",
@@ -41,6 +42,7 @@ ORDER = (  # each may import from what stands before it
         "numerics",
         "compare",
         "confirmation",
+        "returned",
         "adoption",
         "mistakes",
         "assembly",
@@ -49,7 +51,7 @@ ORDER = (  # each may import from what stands before it
         "diagnosis",
         "parity",
     ),
-    *("public", "support", "testing", "pytest_plugin", "plot", "series", "samples", "cli"),
+    *("public", "support", "support_table", "testing", "pytest_plugin", "plot", "series", "samples", "cli"),
 )
 ALLOWED = {  # beside the standard library and itself
     "multirnn": {"numpy", "rich", "click", "matplotlib", "hypothesis", "pytest"},

@@ -504,8 +504,9 @@ def test_names_what_is_missing(missing: str, tmp_path: Path) -> None:
 AGREEMENT = """
 import warnings
 import multirnn as mr
+from multirnn import cells
 from multirnn.compare import draw_call
-for cell, reset_after in (("simple_rnn", True), ("lstm", True), ("gru", True), ("gru", False)):
+for cell, reset_after in [(form.name, form.reset_after) for form in cells.FORMS.values()]:
     for ragged in (False, True):
         layers = 2 if ragged and cell == "simple_rnn" else 1
         spec = mr.RecurrentSpec(cell, 3, 7, num_layers=layers, bidirectional=ragged, reset_after=reset_after)

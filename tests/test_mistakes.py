@@ -10,10 +10,10 @@ import pytest
 import multirnn as mr
 from multirnn.assembly import Plumbing
 from multirnn.catalogue import MISTAKES, mistakes_for
+from multirnn.cells import FORMS, Cell
 from multirnn.compare import difference, tolerance
 from multirnn.mistakes import Mistake, composed
 from multirnn.spec import BIASES
-from multirnn.testing import FORMS
 
 RIGHT = mr.backend("numpy").build
 BATCH = TIME = 5  # equal, or a batch read as time would not fit the states
@@ -34,6 +34,15 @@ NARROWER = {
     "input gate tied to the forget gate": "a sign does not invert a gate that is not odd about 1/2",
     "initial h ignored": "without a c it is 'initial state ignored'",
     "initial state forward alone": "there is no backward direction",
+    "forward output in both halves": "there is no backward direction",
+    "initial state backward alone": "there is no backward direction: it is 'initial state ignored'",
+    "initial state ignored in the lowest layer": "in one layer it is 'initial state ignored'",
+    "initial state ignored in the top layer": "in two layers it is 'initial state in the lowest layer alone'",
+    "final states from the last to the first": "in one layer or direction it has another name",
+    "initial states from the last to the first": "in one layer or direction it has another name",
+    "final states meant by direction": "in two layers it is 'final states by direction'",
+    "initial states meant by direction": "in two layers it is 'initial states by direction'",
+    "recurrent candidate bias skipped without a state": "the candidate has no recurrent bias of its own",
     "backward‖forward between layers": "in one layer it is 'output backward‖forward'",
     "recurrent candidate bias dropped": "the candidate has no recurrent bias of its own",
     "both biases dropped": "there is one bias",
@@ -45,19 +54,19 @@ def drawn_specs(count: int, seed: int) -> Iterator[mr.RecurrentSpec]:
     """Specs of every form, in turn, of float64."""
     rng = np.random.default_rng(seed)
     for place in range(count):
-        cell, reset_after = FORMS[place % len(FORMS)]
+        form = list(FORMS.values())[place % len(FORMS)]
         (inputs, hidden), (layers, both) = SIZES[rng.integers(len(SIZES))], STACKS[rng.integers(len(STACKS))]
         activation, gates = ACTIVATIONS[rng.integers(len(ACTIVATIONS))]
         yield mr.RecurrentSpec(
-            cell,
+            form.name,
             inputs,
             hidden,
             num_layers=layers,
             bidirectional=both,
             bias=BIASES[rng.integers(len(BIASES))],
-            reset_after=reset_after,
+            reset_after=form.reset_after,
             activation=activation,
-            recurrent_activation="sigmoid" if cell == "simple_rnn" else gates,
+            recurrent_activation="sigmoid" if len(form.gates) == 1 else gates,
             dtype="float64",
         )
 
@@ -78,13 +87,14 @@ class Call:
         shape = (self.spec.num_layers * len(self.spec.directions), BATCH, self.spec.hidden_size)
         return mr.State(*(rng.uniform(-1, 1, shape) for _ in self.spec.form.states))
 
-    def outputs(self, layer: Any, lengths: Any) -> list[np.ndarray]:
-        sequence, state = layer(self.x, self.state, lengths=lengths)
+    def outputs(self, layer: Any, lengths: Any, *, stateless: bool = False) -> list[np.ndarray]:
+        sequence, state = layer(self.x, None if stateless else self.state, lengths=lengths)
         return [sequence, *(part for part in state if part is not None)]
 
-    def gradients(self, layer: Any) -> list[np.ndarray]:
-        found = layer.vjp(self.x, self.state, lengths=self.lengths, cotangent=self.cotangent)
-        parts = [part for part in found.state if part is not None]
+    def gradients(self, layer: Any, *, stateless: bool = False) -> list[np.ndarray]:
+        state = None if stateless else self.state
+        found = layer.vjp(self.x, state, lengths=self.lengths, cotangent=self.cotangent)
+        parts = [0 * part if stateless else part for part in found.state if part is not None]
         return [*(found.weights[name] for name in self.spec.shapes), found.x, *parts]
 
 
@@ -100,7 +110,8 @@ def differs(mistake: Mistake, call: Call) -> bool:
     if mistake.shows == "gradients":
         return apart(call.gradients(wrong), call.gradients(right))
     lengths = call.lengths if mistake.shows == "lengths" else None
-    return apart(call.outputs(wrong, lengths), call.outputs(right, lengths))
+    stateless = mistake.shows == "no state"
+    return apart(*(call.outputs(layer, lengths, stateless=stateless) for layer in (wrong, right)))
 
 
 CALLS = [Call(spec, seed) for seed, spec in enumerate(drawn_specs(40, seed=5))]
@@ -148,14 +159,15 @@ def test_the_gradients_are_those_of_the_wrong_function(name: str) -> None:
             moved = [array + step * direction for array, direction in zip(at, along, strict=True)]
             weights = mr.Weights(call.spec, dict(zip(names, moved, strict=False)))
             x, *state = moved[len(names) :]
-            sequence, final = mistake.realise(RIGHT, weights)(x, mr.State(*state), lengths=call.lengths)
+            given = mr.State(*state) if mistake.shows != "no state" else None
+            sequence, final = mistake.realise(RIGHT, weights)(x, given, lengths=call.lengths)
             valid = np.arange(TIME) < call.lengths[:, None]  # what comes back at padding counts as zero
             total = np.sum(call.cotangent.sequence * sequence * valid[:, :, None])
             return total + sum(np.sum(a * b) for a, b in zip(call.cotangent.state, final, strict=True) if a is not None)
 
         step = 2.0**-17
         quotient = np.array((value(step) - value(-step)) / (2 * step))
-        gradients = call.gradients(mistake.realise(RIGHT, call.weights))
+        gradients = call.gradients(mistake.realise(RIGHT, call.weights), stateless=mistake.shows == "no state")
         product = np.array(sum(np.sum(a * b) for a, b in zip(gradients, along, strict=True)))
         # A difference quotient has half of the digits.
         assert difference(product, quotient).normwise < tolerance("float64") ** 0.5, call.spec
@@ -245,11 +257,11 @@ def test_the_table_can_be_read() -> None:
         assert not mistake.fix.endswith("."), mistake.fix
 
 
-@pytest.mark.parametrize("form", FORMS, ids=lambda form: form[0] + ("" if form[1] else " reset before"))
-def test_there_are_many_of_every_cell(form: tuple[str, bool]) -> None:
+@pytest.mark.parametrize("form", FORMS.values(), ids=list(FORMS))
+def test_there_are_many_of_every_cell(form: Cell) -> None:
     spec = mr.RecurrentSpec(
-        form[0], 4, 4, num_layers=3, bidirectional=True, reset_after=form[1], bias="double", dtype="float64"
+        form.name, 4, 4, num_layers=3, bidirectional=True, reset_after=form.reset_after, bias="double", dtype="float64"
     )
     found = mistakes_for(spec)
-    print(f"{form[0]}, reset_after={form[1]}: {len(found)} of {len(MISTAKES)} mistakes apply")
+    print(f"{form.form}: {len(found)} of {len(MISTAKES)} mistakes apply")
     assert len(found) >= 60

@@ -7,20 +7,20 @@ import numpy as np
 import pytest
 
 import multirnn as mr
+from multirnn import cells
 from multirnn.compare import draw_call, widened
 
 HARD = mr.Activation("hard_sigmoid", 0.2, 0.5)
 ACTIVATIONS = ["tanh", "relu", "sigmoid", "linear", "elu", "softsign", HARD]
 GATES = ["sigmoid", HARD, "tanh", "relu"]
-CELLS = {"rnn": ("simple_rnn", True), "lstm": ("lstm", True), "gru": ("gru", True), "gru-before": ("gru", False)}
 INF, NAN = float("inf"), float("nan")
 
 
-def specs(cell: str, reset_after: bool) -> Iterator[mr.RecurrentSpec]:
+def specs(form: cells.Cell) -> Iterator[mr.RecurrentSpec]:
     for activation in ACTIVATIONS:
-        for gate in GATES if cell != "simple_rnn" else ["sigmoid"]:
+        for gate in GATES if len(form.gates) > 1 else ["sigmoid"]:
             options: dict[str, Any] = {"activation": activation, "recurrent_activation": gate}
-            yield mr.RecurrentSpec(cell, 3, 5, bidirectional=True, reset_after=reset_after, **options)
+            yield mr.RecurrentSpec(form.name, 3, 5, bidirectional=True, reset_after=form.reset_after, **options)
 
 
 def calls(spec: mr.RecurrentSpec) -> Iterator[tuple[np.ndarray, mr.State, Any]]:
@@ -45,9 +45,9 @@ def calls(spec: mr.RecurrentSpec) -> Iterator[tuple[np.ndarray, mr.State, Any]]:
 
 @pytest.mark.parametrize("implementation", ["native", "fast"])
 @pytest.mark.parametrize("name", ["numpy", "jax"])
-@pytest.mark.parametrize("cell", CELLS)
-def test_nan_and_infinity_are_where_the_reference_has_them(cell: str, name: str, implementation: str) -> None:
-    for spec in specs(*CELLS[cell]):
+@pytest.mark.parametrize("form", cells.FORMS)
+def test_nan_and_infinity_are_where_the_reference_has_them(form: str, name: str, implementation: str) -> None:
+    for spec in specs(cells.FORMS[form]):
         weights = mr.initialise(spec, seed=3)
         layer = mr.build(weights, name, implementation=implementation)
         reference = mr.build(weights.astype("float64"), "numpy")
@@ -62,8 +62,8 @@ def test_nan_and_infinity_are_where_the_reference_has_them(cell: str, name: str,
 @pytest.mark.parametrize("implementation", ["native", "fast"])
 @pytest.mark.parametrize("name", ["numpy", "jax"])
 def test_nan_in_padding_and_in_empty_rows_goes_nowhere(name: str, implementation: str) -> None:
-    for cell, reset_after in CELLS.values():
-        spec = mr.RecurrentSpec(cell, 3, 5, bidirectional=True, reset_after=reset_after, activation="relu")
+    for form in cells.FORMS.values():
+        spec = mr.RecurrentSpec(form.name, 3, 5, bidirectional=True, reset_after=form.reset_after, activation="relu")
         layer = mr.build(spec, name, seed=3, implementation=implementation)
         x, state, lengths = draw_call(spec)
         padding = np.arange(x.shape[1]) >= lengths[:, None]

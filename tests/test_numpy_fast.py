@@ -13,8 +13,7 @@ import multirnn as mr
 from multirnn import kernel
 from multirnn.compare import draw_call, draw_state, widened
 from multirnn.protocol import MODES, SGD_RATE, Work
-from multirnn.testing import cases
-from multirnn.testing.suite import covering_specs
+from multirnn.testing import cases, covering_specs
 
 needs_kernel = pytest.mark.skipif(kernel.missing() is not None, reason=str(kernel.missing()))
 

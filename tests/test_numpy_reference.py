@@ -11,14 +11,14 @@ import pytest
 from multirnn_numpy import Stack, build
 
 import multirnn as mr
+from multirnn import cells
 from multirnn.compare import difference, draw_call, tolerance
 from multirnn.spec import BIASES
 
-FORMS = [("simple_rnn", True), ("lstm", True), ("gru", True), ("gru", False)]
-IDS = ["simple_rnn", "lstm", "gru-after", "gru-before"]
+FORMS = [(form.name, form.reset_after) for form in cells.FORMS.values()]
 HALF = mr.Activation("hard_sigmoid", alpha=0.5, beta=0.5)  # clip(v / 2 + 1/2, 0, 1)
 
-every_form = pytest.mark.parametrize(("cell", "reset_after"), FORMS, ids=IDS)
+every_form = pytest.mark.parametrize(("cell", "reset_after"), FORMS, ids=list(cells.FORMS))
 
 
 def close(actual, expected, dtype="float64") -> bool:

@@ -128,6 +128,8 @@ def test_inference_only_is_said() -> None:
 def test_mistakes_in_gradients_are_not_tried() -> None:
     def check(backend: mr.Backend) -> None:
         assert mr.compare(spec_of(), backends=[backend]).ok
+        x = np.random.default_rng(0).standard_normal((3, 5, 5)).astype("float32")
+        assert mr.compare(spec_of(), x, backends=[backend]).ok  # without an initial state
 
     score = mutation_score(check, backend=BACKEND)
     assert score.fraction == 1

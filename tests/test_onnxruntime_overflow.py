@@ -8,11 +8,12 @@ from multirnn_onnxruntime import BACKEND
 from multirnn_onnxruntime.overflow import LIMITS, Guard
 
 import multirnn as mr
+from multirnn import cells
 from multirnn.compare import difference, draw_call, tolerance
 from multirnn.weights import Array
 
 BOTH = {"num_layers": 2, "bidirectional": True}
-FORMS = [("simple_rnn", True), ("lstm", True), ("gru", True), ("gru", False)]
+FORMS = [(form.name, form.reset_after) for form in cells.FORMS.values()]
 HARD = mr.Activation("hard_sigmoid", 0.2, 0.5)
 
 

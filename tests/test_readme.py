@@ -17,8 +17,10 @@ import pytest
 
 import multirnn as mr
 from multirnn.catalogue import MISTAKES, mistakes_for
+from multirnn.cells import FORMS
 from multirnn.compare import TOLERANCE
-from multirnn.support import AXES, FORMS, Row, ask, summarise
+from multirnn.support import AXES, ask
+from multirnn.support_table import Row, summarise
 from multirnn.testing import cases
 
 ROOT = Path(__file__).parent.parent
@@ -53,7 +55,7 @@ def support() -> str:
     cells = []
     for row in summary.cells:
         form = FORMS[row.label]
-        spec = mr.RecurrentSpec(form.name, 10, 3, bias=row.of, reset_after=form is mr.CELLS[form.name])
+        spec = mr.RecurrentSpec(form.name, 10, 3, bias=row.of, reset_after=form.reset_after)
         name, _, rest = row.label.partition(" ")
         cells.append([f"`{name}` {rest}".rstrip(), f'`"{row.of}"`', str(spec.parameter_count), *entries(row)])
     fields = [[row.label, row.of, *entries(row)] for row in summary.fields]

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from multirnn import ACTIVATIONS, CELLS, Activation, InvalidSpec, MultirnnError, RecurrentSpec
+from multirnn.cells import FORMS
 
 numbers = st.floats(min_value=-4, max_value=4)
 scales = st.floats(min_value=2**-10, max_value=4)
@@ -104,11 +105,19 @@ def test_the_shape_of_every_parameter() -> None:
     assert list(spec.shapes)[4] == "layers.0.backward.weight_ih"
 
 
+def test_every_form_of_a_cell_has_one_spelling() -> None:
+    assert list(FORMS) == ["simple_rnn", "lstm", "gru reset after", "gru reset before"]
+    for name, form in FORMS.items():
+        assert form.form == name
+        assert RecurrentSpec(form.name, 5, 4, reset_after=form.reset_after).form is form
+    assert {form.name for form in FORMS.values()} == set(CELLS)
+
+
 @pytest.mark.parametrize(
     ("cell", "reset_after", "bias", "biases"),
     [
         (cell, after, bias, biases)
-        for cell, after, gates in [("simple_rnn", True, 1), ("lstm", True, 4), ("gru", True, 3), ("gru", False, 3)]
+        for cell, after, gates in [(form.name, form.reset_after, len(form.gates)) for form in FORMS.values()]
         for bias, biases in {
             "none": [],
             "single": [("bias_ih", (gates, 4))] + [("bias_hh", (1, 4))] * (cell == "gru" and after),

@@ -15,8 +15,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 import multirnn as mr
+from multirnn.cells import FORMS
 from multirnn.cli import main
-from multirnn.support import AXES, FORMS, LABELS, Summary, Support, ask, grid, json_value, summarise
+from multirnn.support import AXES, Support, ask, axis_value, grid
+from multirnn.support_table import LABELS, Summary, summarise
 
 Refuses = Callable[[mr.RecurrentSpec], str | None]
 SPECS = list(grid())
@@ -62,7 +64,7 @@ class Stranger:
 def value(spec: mr.RecurrentSpec, axis: str) -> str:
     """What the table calls the value of a spec."""
     if axis == "form":
-        return next(name for name, form in FORMS.items() if form is spec.form)
+        return spec.form.form
     if axis == "bidirectional":
         return "both" if spec.bidirectional else "forward"
     return str(getattr(spec, axis))
@@ -384,7 +386,7 @@ def test_json_has_all_that_is_needed_to_give_back_the_answers(picky: Callable[..
     status, out, err = picky("--json")
     assert (status, err) == (0, "")
     found = json.loads(out)
-    assert found["axes"] == {axis: [json_value(value) for value in values] for axis, values in AXES.items()}
+    assert found["axes"] == {axis: [axis_value(value) for value in values] for axis, values in AXES.items()}
     assert found["forms"]["gru reset before"] == {"cell": "gru", "reset_after": False}
     rows = {row["name"]: row for row in found["backends"]}
     assert rows["torch"]["status"] == "missing"

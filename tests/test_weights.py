@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 
 import multirnn as mr
+from multirnn import cells
 from multirnn.compare import draw_call
 from multirnn.weights import SCHEMES
 
 SPEC = mr.RecurrentSpec("gru", 5, 4, num_layers=2, bidirectional=True, bias="single")
-FORMS = [("simple_rnn", True), ("lstm", True), ("gru", True), ("gru", False)]
+FORMS = [(form.name, form.reset_after) for form in cells.FORMS.values()]
 
 
 def drawn(spec: mr.RecurrentSpec = SPEC, seed: int = 3) -> mr.Weights:

@@ -14,7 +14,8 @@ import keras
 import numpy as np
 
 from multirnn import Gradients, Inputs, InvalidCall, Output, RecurrentSpec, State, Weights
-from multirnn.adoption import AdoptedNative, arranged, native_spec, noting, output_of, states_of
+from multirnn.adoption import AdoptedNative, native_spec, noting
+from multirnn.returned import arranged, output_of, states_of
 from multirnn.weights import Array
 from multirnn_keras.compiled import Mask
 from multirnn_keras.engine import ENGINE, on_device

@@ -10,6 +10,7 @@ from typing import Any
 from onnx import ModelProto, numpy_helper
 
 from multirnn import CONVENTIONS, Activation, RecurrentSpec, Unrepresentable, Weights, from_arrays, to_arrays
+from multirnn.cells import FORMS
 from multirnn.conventions import Convention, Entry
 from multirnn.weights import Array
 from multirnn_onnxruntime import activations, graph
@@ -30,7 +31,7 @@ def _with_single_biases() -> Convention:
     candidate_bias = Entry("Rb", ("bias_hh",), "direction (gate unit)", gates=("n",))
     arrays = {}
     for form, held in _ONNX.arrays.items():
-        single = (*held["none"], input_bias, *((candidate_bias,) if form == "gru" else ()))
+        single = (*held["none"], input_bias, *((candidate_bias,) if FORMS[form].recurrent_candidate_bias else ()))
         arrays[form] = {**held, "single": single}
     return replace(_ONNX, arrays=arrays, pattern=_ONNX.pattern.replace("W|R|B", "W|R|B|Wb|Rb"))
 

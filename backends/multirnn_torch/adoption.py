@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from multirnn import Gradients, Inputs, InvalidCall, Output, RecurrentSpec, State, Weights
-from multirnn.adoption import AdoptedNative, arranged, native_spec, noting, output_of, states_of
+from multirnn.adoption import AdoptedNative, native_spec, noting
+from multirnn.returned import arranged, output_of, states_of
 from multirnn_torch.arrays import arrays, tensors
 from multirnn_torch.calls import Caller, uncompiled
 from multirnn_torch.evaluated import separated

@@ -7,8 +7,9 @@ from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from multirnn import Inputs, InvalidCall, Output, Unrepresentable, Weights
-from multirnn.adoption import arranged, noting, output_of, states_of
+from multirnn.adoption import noting
 from multirnn.confirmation import confirmed
+from multirnn.returned import arranged, output_of, states_of
 from multirnn_torch.arrays import arrays, tensors
 from multirnn_torch.calls import Caller, is_overridden, uncompiled
 from multirnn_torch.hooks import run_weight_hooks, unknown_hook

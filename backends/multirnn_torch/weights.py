@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from multirnn import CONVENTIONS, RecurrentSpec, Unrepresentable, Weights, from_arrays, to_arrays
+from multirnn.cells import GRU_RESET_AFTER
 from multirnn.conventions import Entry
 from multirnn.spec import DTYPES
 from multirnn.weights import Array
@@ -33,12 +34,12 @@ CELLS: Mapping[str, type[nn.RNNCellBase]] = MappingProxyType(
 """PyTorch's cells."""
 
 _TORCH = CONVENTIONS["torch"]
-_GRU = _TORCH.arrays["gru"]
+_GRU = _TORCH.arrays[GRU_RESET_AFTER.form]
 _CANDIDATE_BIAS = Entry("bias_hn", ("bias_hh",), "(gate unit)", gates=("n",))
 # PyTorch's convention, and in it the one GRU that is not PyTorch's: CandidateBiasGRU.
 _CONVENTION = replace(
     _TORCH,
-    arrays={**_TORCH.arrays, "gru": {**_GRU, "single": (*_GRU["double"][:-1], _CANDIDATE_BIAS)}},
+    arrays={**_TORCH.arrays, GRU_RESET_AFTER.form: {**_GRU, "single": (*_GRU["double"][:-1], _CANDIDATE_BIAS)}},
     pattern=_TORCH.pattern.replace("bias_hh", "bias_hh|bias_hn"),
 )
 

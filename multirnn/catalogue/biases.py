@@ -2,11 +2,16 @@
 
 from collections.abc import Callable, Iterator, Mapping
 
+import numpy as np
+
 from multirnn.activations import Activation
+from multirnn.assembly import Plumbing, chunk
+from multirnn.boundary import Boundary, Inputs
 from multirnn.catalogue.edits import each, in_blocks, mistake, own_adjoint, own_inverse, zero
-from multirnn.mistakes import Edit, Mistake
+from multirnn.layer import Gradients, Output
+from multirnn.mistakes import Build, Edit, Mistake, edited
 from multirnn.spec import RecurrentSpec
-from multirnn.weights import Array
+from multirnn.weights import Array, Weights
 
 __all__ = ["BIASES"]
 
@@ -55,6 +60,42 @@ def _candidate_apart(spec: RecurrentSpec) -> bool:
     return spec.form.recurrent_candidate_bias and spec.bias != "none"
 
 
+_DROPPED = _candidate(lambda ih, hh: (ih, zero(hh)))
+
+
+class _BareFirstStep(Boundary):
+    """One pass, whose first step has no recurrent candidate bias in calls without an initial state."""
+
+    def __init__(self, build: Build, weights: Weights) -> None:
+        super().__init__(weights.spec)
+        self._right, self._bare = build(weights), build(edited(_DROPPED)(weights))
+        self.differentiable = getattr(self._right, "differentiable", True)
+
+    def run(self, inputs: Inputs) -> Output:
+        if inputs.state_given:
+            return self._right(inputs.x, inputs.state, lengths=inputs.lengths)
+        first, rest = chunk(inputs, 0, 1), chunk(inputs, 1, None)
+        begun = self._bare(first.x, lengths=first.lengths)
+        ended = self._right(rest.x, begun.state, lengths=rest.lengths)
+        return Output(np.concatenate([begun.sequence, ended.sequence], axis=1), ended.state)
+
+    def pull_back(self, inputs: Inputs, cotangent: Output) -> Gradients:
+        if inputs.state_given:
+            return self._right.vjp(inputs.x, inputs.state, lengths=inputs.lengths, cotangent=cotangent)
+        first, rest = chunk(inputs, 0, 1), chunk(inputs, 1, None)
+        begun = self._bare(first.x, lengths=first.lengths)
+        after = Output(cotangent.sequence[:, 1:], cotangent.state)
+        ended = self._right.vjp(rest.x, begun.state, lengths=rest.lengths, cotangent=after)
+        before = Output(cotangent.sequence[:, :1], ended.state)
+        found = self._bare.vjp(first.x, lengths=first.lengths, cotangent=before)
+        bare = _DROPPED(self.spec, found.weights)
+        return Gradients(
+            {name: array + bare[name] for name, array in ended.weights.items()},
+            np.concatenate([found.x, ended.x], axis=1),
+            found.state,
+        )
+
+
 BIAS_KINDS = ("bias_ih", "bias_hh")
 _BIAS_MISTAKES = (
     own_inverse(
@@ -90,7 +131,17 @@ _BIAS_MISTAKES = (
         "has no recurrent bias for the candidate, as the GRUCell of Flax NNX has none",
         "give the candidate its recurrent bias (b_hn) inside the reset gate",
         _candidate_apart,
-        _candidate(lambda ih, hh: (ih, zero(hh))),
+        _DROPPED,
+    ),
+    Mistake(
+        "recurrent candidate bias skipped without a state",
+        "first step",
+        "leaves out the candidate's recurrent bias at the first step if no initial state is given, as nn.GRU of MLX did "
+        "until 0.31 (mlx#3249)",
+        "pass a zero initial state, or add r * b_hn where there is no state yet",
+        _candidate_apart,
+        realise=Plumbing(make=_BareFirstStep),
+        shows="no state",
     ),
     own_adjoint(
         "input bias dropped",

@@ -17,7 +17,7 @@ __all__ = ["EQUATIONS"]
 
 
 def _reset_before(weights: Weights) -> Weights:
-    """The same arrays in a GRU that resets before the recurrent product, which is held with one bias a gate."""
+    """The same arrays in a GRU that resets before the recurrent product, with one bias per gate."""
     if weights.spec.bias == "single":
         weights = split_biases(weights)
     before = Weights(replace(weights.spec, reset_after=False), weights.arrays)
@@ -34,7 +34,7 @@ def _from_before(spec: RecurrentSpec, inputs: Inputs, found: Gradients) -> Gradi
 
 
 def _reset_after(weights: Weights) -> Weights:
-    """The same arrays in a GRU that resets after the recurrent product, which is held with two biases a gate."""
+    """The same arrays in a GRU that resets after the recurrent product, with two biases per gate."""
     if weights.spec.bias == "single":
         weights = split_biases(weights)
     return Weights(replace(weights.spec, reset_after=True), weights.arrays)

@@ -1,4 +1,4 @@
-"""Edits of the weights, of which mistakes are made: by kind of array, by blocks of gates, and what is their own inverse."""
+"""Edits of the weights as mistakes: by kind of array, by blocks of gates, and edits that are their own inverses."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -16,7 +16,7 @@ Applies = Callable[[RecurrentSpec], bool]
 def mistake(
     name: str, family: str, says: str, fix: str, applies: Applies, edit: Edit, adjoint: Edit, undo: Edit | None = None
 ) -> Mistake:
-    """A mistake in the weights: the edit that makes it, its adjoint, and the edit that undoes it beforehand."""
+    """A mistake in the weights: its edit, the adjoint, and the edit that undoes it in advance."""
     return Mistake(
         name,
         family,
@@ -29,12 +29,12 @@ def mistake(
 
 
 def own_inverse(name: str, family: str, says: str, fix: str, applies: Applies, edit: Edit) -> Mistake:
-    """An edit that rearranges or turns signs, and once more is undone: also its adjoint."""
+    """An edit that rearranges or changes signs; it is its own inverse and adjoint."""
     return mistake(name, family, says, fix, applies, edit, edit, edit)
 
 
 def own_adjoint(name: str, family: str, says: str, fix: str, applies: Applies, edit: Edit) -> Mistake:
-    """An edit that loses something for good, and takes it from the gradient too."""
+    """An edit that drops values for good; it drops the same values of the gradient."""
     return mistake(name, family, says, fix, applies, edit, edit)
 
 
@@ -50,7 +50,7 @@ EVERYWHERE = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 def in_blocks(take: Take, kinds: Sequence[str] = EVERYWHERE) -> Edit:
-    """An edit of every array of these kinds that has all gates; the candidate's recurrent bias alone stays."""
+    """An edit of every array of these kinds that has all gates, which a single recurrent candidate bias has not."""
 
     def edit(spec: RecurrentSpec, arrays: Mapping[str, Array]) -> dict[str, Array]:
         gates = len(spec.form.gates)
@@ -63,5 +63,5 @@ def in_blocks(take: Take, kinds: Sequence[str] = EVERYWHERE) -> Edit:
 
 
 def zero(array: Array) -> Array:
-    """Nothing of the array is left."""
+    """The array zeroed."""
     return np.zeros_like(array)

@@ -13,12 +13,12 @@ from multirnn.weights import Array
 
 __all__ = ["GATES"]
 
-KNOWN = {  # beside ours, which is that of PyTorch and cuDNN, and for the LSTM that of Keras
+KNOWN = {  # beside the canonical order, which PyTorch and cuDNN have, and Keras for the LSTM
     "i o f g": ", the order of ONNX (i o f c)",
     "i g f o": ", the order of TensorFlow 1 (i j f o) and Haiku",
     "i f o g": ", the order of MIOpen (i f o c)",
     "z r n": ", the order of Keras and ONNX (z r h)",
-    # The other way round: arrays of ONNX taken as they are. The other orders are their own inverses.
+    # The inverse of ONNX's order: its arrays taken as they are. The other orders are their own inverses.
     "i g o f": ", as if ONNX's blocks (i o f c) were i f c o",
 }
 PARTS: Mapping[str, tuple[str, ...]] = {
@@ -56,7 +56,7 @@ def _order(cell: str, order: tuple[int, ...], part: str = "") -> Mistake:
 
 
 def _moved(order: tuple[int, ...], read: str) -> str:
-    """What to do to blocks in canonical order so that this reader reads them right."""
+    """The fix: how to reorder canonical blocks for a reader that expects another order."""
     places = [place for place, gate in enumerate(order) if place != gate]
     if len(places) == 2:
         ordinals = ("first", "second", "third", "fourth")
@@ -101,7 +101,7 @@ def _known(cell: str, order: tuple[int, ...]) -> bool:
 
 GATES: tuple[Mistake, ...] = (
     *(_order(cell, order) for cell in ("lstm", "gru") for order in _wrong_orders(cell)),
-    # One part alone is forgotten, or converted twice, with an order that somebody has.
+    # One part alone is forgotten or converted twice, with the order of a framework.
     *(
         _order(cell, order, part)
         for cell in ("lstm", "gru")

@@ -1,4 +1,4 @@
-"""Mistakes in the way back: cut, truncated, forgotten, scaled; the outputs are right."""
+"""Mistakes in the backward pass: cut, truncated, forgotten, scaled; the outputs are right."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from multirnn.assembly import Plumbing
+from multirnn.assembly import Plumbing, chunk
 from multirnn.boundary import Boundary, Inputs
 from multirnn.layer import Gradients, Output, State
 from multirnn.mistakes import Build, Change, Mistake, Runs
@@ -77,12 +77,6 @@ def _last_step_alone(spec: RecurrentSpec, inputs: Inputs, cotangent: Output) -> 
 # --- Truncated -------------------------------------------------------------------------------------------------------
 
 
-def _chunk(inputs: Inputs, start: int, stop: int) -> Inputs:
-    lengths = inputs.lengths
-    inside = None if lengths is None else np.clip(lengths - start, 0, stop - start)
-    return replace(inputs, x=inputs.x[:, start:stop], lengths=inside)
-
-
 def _truncated(bounds: Callable[[int], list[int]]) -> Callable[[str, Runs, Inputs, Output], Gradients]:
     """The gradients of a pass whose state is detached at these steps."""
 
@@ -91,19 +85,19 @@ def _truncated(bounds: Callable[[int], list[int]]) -> Callable[[str, Runs, Input
         chunks = []
         state = inputs.state
         for start, stop in pairwise(edges):
-            chunk = replace(_chunk(inputs, start, stop), state=state)
-            chunks.append((start, stop, chunk))
-            state = layer(chunk.x, chunk.state, lengths=chunk.lengths).state
+            taken = replace(chunk(inputs, start, stop), state=state)
+            chunks.append((start, stop, taken))
+            state = layer(taken.x, taken.state, lengths=taken.lengths).state
         weights: dict[str, Array] = {}
         dx: list[Array] = []
         dstate = cotangent.state
-        for start, stop, chunk in reversed(chunks):
+        for start, stop, taken in reversed(chunks):
             part = Output(cotangent.sequence[:, start:stop], dstate)
-            found = layer.vjp(chunk.x, chunk.state, lengths=chunk.lengths, cotangent=part)
+            found = layer.vjp(taken.x, taken.state, lengths=taken.lengths, cotangent=part)
             weights = {name: array + weights.get(name, 0) for name, array in found.weights.items()}
             dx.insert(0, found.x)
-            # A row that was over before this chunk passed through it without a step, and nothing was detached there.
-            over = np.zeros(len(chunk.x), bool) if chunk.lengths is None else chunk.lengths == 0
+            # A row that ended before this chunk runs no step in it, so its state is not detached there.
+            over = np.zeros(len(taken.x), bool) if taken.lengths is None else taken.lengths == 0
             dstate = State(*(p * over[:, None] for p in found.state if p is not None)) if start else found.state
         return Gradients(weights, np.concatenate(dx, axis=1), dstate)
 
@@ -122,7 +116,7 @@ def _each_step(time: int) -> list[int]:
 
 
 class _WithoutLengths(Boundary):
-    """Runs rightly, and pulls back as if there were no padding."""
+    """Right forward; backward as if there were no padding."""
 
     def __init__(self, build: Build, weights: Weights) -> None:
         super().__init__(weights.spec)

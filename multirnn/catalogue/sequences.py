@@ -40,6 +40,16 @@ def _halves_swapped(spec: RecurrentSpec, sequence: Array) -> Array:
     return np.roll(sequence, spec.hidden_size, axis=2)
 
 
+def _forward_twice(spec: RecurrentSpec, sequence: Array) -> Array:
+    return np.tile(sequence[:, :, : spec.hidden_size], 2)
+
+
+def _added_to_forward(spec: RecurrentSpec, sequence: Array) -> Array:
+    """The adjoint of `_forward_twice`."""
+    forward, backward = np.split(sequence, 2, axis=2)
+    return np.concatenate([forward + backward, np.zeros_like(forward)], axis=2)
+
+
 def _backward_first(parts: Sequence[Array]) -> Array:
     return np.concatenate(parts[::-1], axis=2)
 
@@ -155,6 +165,14 @@ _DIRECTIONS = (
         "concatenate forward‖backward, as PyTorch and Keras do",
         _bidirectional,
         realise=_of_sequence(_halves_swapped, _halves_swapped),
+    ),
+    Mistake(
+        "forward output in both halves",
+        "concatenation",
+        "hands out the forward outputs of the last layer in both halves, where the backward ones belong in the second",
+        "concatenate forward‖backward, as PyTorch and Keras do",
+        _bidirectional,
+        realise=_of_sequence(_forward_twice, _added_to_forward),
     ),
     Mistake(
         "backward‖forward between layers",

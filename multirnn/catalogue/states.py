@@ -7,7 +7,7 @@ import numpy as np
 
 from multirnn.assembly import Plumbing
 from multirnn.boundary import Inputs
-from multirnn.layer import Gradients, Output, State
+from multirnn.layer import Gradients, Lengths, Output, State
 from multirnn.mistakes import Change, Mistake, Runs
 from multirnn.spec import RecurrentSpec
 from multirnn.weights import Array
@@ -54,13 +54,18 @@ def _zero(spec: RecurrentSpec, state: State) -> State:
     return _each(state, np.zeros_like)
 
 
-def _zero_above(spec: RecurrentSpec, state: State) -> State:
-    def change(part: Array) -> Array:
-        made = part.copy()
-        made[len(spec.directions) :] = 0
-        return made
+def _zero_at(places: Callable[[int], slice]) -> Map:
+    """The states of some passes zero, of a stack of so many directions."""
 
-    return _each(state, change)
+    def zeroed(spec: RecurrentSpec, state: State) -> State:
+        def change(part: Array) -> Array:
+            made = part.copy()
+            made[places(len(spec.directions))] = 0
+            return made
+
+        return _each(state, change)
+
+    return zeroed
 
 
 def _lowest_everywhere(spec: RecurrentSpec, state: State) -> State:
@@ -73,15 +78,6 @@ def _added_to_lowest(spec: RecurrentSpec, state: State) -> State:
     def change(part: Array) -> Array:
         made = np.zeros_like(part)
         made[: len(spec.directions)] = part.reshape(spec.num_layers, -1, *part.shape[1:]).sum(axis=0)
-        return made
-
-    return _each(state, change)
-
-
-def _zero_backward(spec: RecurrentSpec, state: State) -> State:
-    def change(part: Array) -> Array:
-        made = part.copy()
-        made[1::2] = 0
         return made
 
     return _each(state, change)
@@ -130,7 +126,21 @@ _IGNORED = (
         "starts the layers above the lowest one from zero",
         "give each layer its own part of the initial state",
         _stacked,
-        _zero_above,
+        _zero_at(lambda directions: slice(directions, None)),
+    ),
+    _ignored(
+        "initial state ignored in the lowest layer",
+        "starts the lowest layer from zero and the layers above from the initial state",
+        "give each layer its own part of the initial state",
+        _stacked,
+        _zero_at(lambda directions: slice(directions)),
+    ),
+    _ignored(
+        "initial state ignored in the top layer",
+        "starts the top layer from zero and the layers below from the initial state",
+        "give each layer its own part of the initial state",
+        lambda spec: spec.num_layers > 2,
+        _zero_at(lambda directions: slice(-directions, None)),
     ),
     _ignored(
         "initial state of the lowest layer in all",
@@ -145,7 +155,14 @@ _IGNORED = (
         "starts the backward direction from zero",
         "give the backward direction its own part of the initial state: the second half of a Keras Bidirectional's list",
         _bidirectional,
-        _zero_backward,
+        _zero_at(lambda directions: slice(1, None, 2)),
+    ),
+    _ignored(
+        "initial state backward alone",
+        "starts the forward direction from zero",
+        "give the forward direction its own part of the initial state: the first half of a Keras Bidirectional's list",
+        _bidirectional,
+        _zero_at(lambda directions: slice(0, None, 2)),
     ),
 )
 
@@ -204,6 +221,14 @@ _ORDERS = (
         lambda spec: spec.bidirectional and spec.num_layers > 1,
     ),
     *_ordered(
+        lambda spec: np.argsort(_places(spec).T.ravel()),
+        "meant by direction",
+        "as if they came in the order of directions, all layers forward and then all layers backward: it moves states that "
+        "are in the order of layers already",
+        "leave the first axis in the order of layers: layer 0 forward, layer 0 backward, layer 1 forward and so on",
+        lambda spec: spec.bidirectional and spec.num_layers > 2,  # with two layers it equals the order above
+    ),
+    *_ordered(
         lambda spec: _places(spec)[:, ::-1].ravel(),
         "backward first",
         "with the backward direction before the forward one in each layer",
@@ -216,6 +241,13 @@ _ORDERS = (
         "from the top layer down",
         "put the lowest layer first, so that h[-1] is the top layer's",
         _stacked,
+    ),
+    *_ordered(
+        lambda spec: _places(spec)[::-1, ::-1].ravel(),
+        "from the last to the first",
+        "from the top layer down, and with the backward direction before the forward one in each layer",
+        "do not reverse the first axis: the lowest layer comes first, and forward before backward",
+        lambda spec: spec.bidirectional and spec.num_layers > 1,
     ),
 )
 _PARTS = (
@@ -240,37 +272,38 @@ _PARTS = (
 # --- Taken at the wrong end ------------------------------------------------------------------------------------------
 
 
-def _after_one_step(inputs: Inputs) -> Inputs:
-    lengths = np.ones(len(inputs.x), np.int64) if inputs.lengths is None else np.minimum(inputs.lengths, 1)
-    return replace(inputs, lengths=lengths)
+def _cut_to(steps: Callable[[Lengths], Lengths], inputs: Inputs) -> Inputs:
+    """The call with other lengths."""
+    batch, time, _ = inputs.x.shape
+    return replace(inputs, lengths=steps(np.full(batch, time, np.int64) if inputs.lengths is None else inputs.lengths))
 
 
-def _run_to_the_wrong_end(direction: str, layer: Runs, inputs: Inputs) -> Output:
-    output = layer(inputs.x, inputs.state, lengths=inputs.lengths)
-    if direction == "forward":
-        return output
-    first = _after_one_step(inputs)
-    return Output(output.sequence, layer(first.x, first.state, lengths=first.lengths).state)
+def _state_after(steps: Callable[[Lengths], Lengths], directions: tuple[str, ...]) -> Plumbing:
+    """The final state of these directions taken from a shorter call."""
 
+    def run(direction: str, layer: Runs, inputs: Inputs) -> Output:
+        output = layer(inputs.x, inputs.state, lengths=inputs.lengths)
+        if direction not in directions:
+            return output
+        cut = _cut_to(steps, inputs)
+        return Output(output.sequence, layer(cut.x, cut.state, lengths=cut.lengths).state)
 
-def _pull_from_the_wrong_end(direction: str, layer: Runs, inputs: Inputs, cotangent: Output) -> Gradients:
-    if direction == "forward":
-        return layer.vjp(inputs.x, inputs.state, lengths=inputs.lengths, cotangent=cotangent)
-    none = _each(cotangent.state, np.zeros_like)
-    whole = layer.vjp(inputs.x, inputs.state, lengths=inputs.lengths, cotangent=Output(cotangent.sequence, none))
-    first = _after_one_step(inputs)
-    end = layer.vjp(
-        first.x,
-        first.state,
-        lengths=first.lengths,
-        cotangent=Output(np.zeros_like(cotangent.sequence), cotangent.state),
-    )
-    parts = zip(whole.state, end.state, strict=True)
-    return Gradients(
-        {name: array + end.weights[name] for name, array in whole.weights.items()},
-        whole.x + end.x,
-        State(*(a + b for a, b in parts if a is not None and b is not None)),
-    )
+    def pull_back(direction: str, layer: Runs, inputs: Inputs, cotangent: Output) -> Gradients:
+        if direction not in directions:
+            return layer.vjp(inputs.x, inputs.state, lengths=inputs.lengths, cotangent=cotangent)
+        none = _each(cotangent.state, np.zeros_like)
+        whole = layer.vjp(inputs.x, inputs.state, lengths=inputs.lengths, cotangent=Output(cotangent.sequence, none))
+        cut = _cut_to(steps, inputs)
+        of_state = Output(np.zeros_like(cotangent.sequence), cotangent.state)
+        end = layer.vjp(cut.x, cut.state, lengths=cut.lengths, cotangent=of_state)
+        parts = zip(whole.state, end.state, strict=True)
+        return Gradients(
+            {name: array + end.weights[name] for name, array in whole.weights.items()},
+            whole.x + end.x,
+            State(*(a + b for a, b in parts if a is not None and b is not None)),
+        )
+
+    return Plumbing(run=run, pull_back=pull_back)
 
 
 def _short(spec: RecurrentSpec, inputs: Inputs, state: State) -> State:
@@ -289,7 +322,15 @@ _ENDS = (
         "takes the backward direction's final state at the last time step, which is the first that it processes",
         "take it at step 0: h_n of PyTorch, not output[:, -1]",
         _bidirectional,
-        realise=Plumbing(run=_run_to_the_wrong_end, pull_back=_pull_from_the_wrong_end),
+        realise=_state_after(lambda lengths: np.minimum(lengths, 1), ("backward",)),
+    ),
+    Mistake(
+        "final state before the last step",
+        "final state",
+        "hands back the state before the last step as the final state",
+        "return the state after the last step, h_n",
+        lambda spec: True,
+        realise=_state_after(lambda lengths: np.maximum(lengths - 1, 0), ("forward", "backward")),
     ),
     Mistake(
         "final state at the padded end",

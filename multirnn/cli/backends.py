@@ -7,12 +7,13 @@ from typing import Any
 
 import click
 
-from multirnn.cells import CELLS
+from multirnn.cells import CELLS, FORMS
 from multirnn.cli import options
 from multirnn.cli.console import heading, progress, show, show_json, table
 from multirnn.registry import Absent, present
 from multirnn.spec import BIASES, RecurrentSpec
-from multirnn.support import AXES, FORMS, Entry, Row, Support, ask, json_value, summarise
+from multirnn.support import AXES, Support, ask, axis_value
+from multirnn.support_table import Entry, Row, summarise
 from multirnn.tables import Content, Styled, Table
 
 __all__ = ["command"]
@@ -113,10 +114,10 @@ def _row(one: Found) -> dict[str, Any]:
 
 
 def _refusals(support: Support) -> Iterator[dict[str, Any]]:
-    """What it refuses of each cell: the field, its values, and the reason that it gave for the first of them."""
+    """The refused values of each cell: the field, its values, and the reason for the first of them."""
     for name in support.axes["form"]:
         form = FORMS[name]
-        base = RecurrentSpec(form.name, 5, 3, reset_after=form is CELLS[form.name])
+        base = RecurrentSpec(form.name, 5, 3, reset_after=form.reset_after)
         accepted = [bias for bias in BIASES if not support.refuses(replace(base, bias=bias))]
         if not accepted:
             yield {"cell": form.title, "field": None, "reason": support.refuses(base)}
@@ -141,8 +142,8 @@ def _support_data(found: list[Found]) -> dict[str, Any]:
     """All answers: a spec of the axes is refused if it fits a rule, for the reason of the first one, else accepted."""
     axes = next((one.support.axes for one in found if one.support), AXES)
     return {
-        "axes": {axis: [json_value(value) for value in values] for axis, values in axes.items()},
-        "forms": {name: {"cell": form.name, "reset_after": form is CELLS[form.name]} for name, form in FORMS.items()},
+        "axes": {axis: [axis_value(value) for value in values] for axis, values in axes.items()},
+        "forms": {name: {"cell": form.name, "reset_after": form.reset_after} for name, form in FORMS.items()},
         "backends": [{**one.to_dict(), **(one.support.to_dict() if one.support else {})} for one in found],
     }
 

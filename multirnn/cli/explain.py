@@ -12,7 +12,8 @@ import click
 
 from multirnn.cli import options
 from multirnn.cli.console import heading, show, show_json, table
-from multirnn.conventions import CONVENTIONS, Convention, layout
+from multirnn.conventions import CONVENTIONS, Convention
+from multirnn.packing import layout
 from multirnn.spec import BIASES, RecurrentSpec
 from multirnn.tables import Column, Content, Styled, Table
 
@@ -168,7 +169,7 @@ def _gates(spec: RecurrentSpec) -> Parts:
     made.add_row("multirnn", *gates, " ".join(gates))
     for convention in CONVENTIONS.values():
         names = convention.gates[spec.cell]
-        entries = next(iter(convention.arrays[spec.cell].values()))
+        entries = next(iter(convention.arrays["lstm"].values()))  # named alike for every cell
         blocks = "an array each" if "{gate}" in entries[0].name else " ".join(names.values())
         made.add_row(convention.title, *(names[gate] for gate in gates), blocks)
     yield heading("What the gates are called, and the order of their blocks")

@@ -1,15 +1,14 @@
-"""Which mistake makes two layers differ? The known ones are made on the right side, until it is wrong in the same way.
+"""Why two layers differ: known mistakes are made on the right side until it is wrong in the same way.
 
-B is asked a few calls: small batches, with initial states and lengths, and gradients where it has them. A is realised
-by NumPy in float64. Where B answers differently, each mistake of the catalogue is made in that realisation: alone; in
-one layer and direction only; and two of them together. A mistake is named where it gives B's answers, all of them,
-within the tolerance of the dtype. So however it was guessed, what is named is proven on numbers.
+B answers a few calls: small batches, with and without initial states and lengths, and gradients if it has them. A is run
+by NumPy in float64. If the answers differ, each known mistake is made in A: alone, in one layer and direction only, and in
+pairs. A mistake is named only if it reproduces all of B's answers within the tolerance of the dtype.
 
-    probes         the calls, and how far two answers are apart
-    hypotheses     what a mistake is in, and mistakes made of other ones
-    examination    which of them explain the answers
+    probes         the calls, and the distance between two answers
+    hypotheses     mistakes derived from others: in one layer only, or from what a spec declares
+    examination    which mistakes explain the answers
     verdict        `diagnose`
-    record         what was found, in words
+    record         `Diagnosis`
 """
 
 from multirnn.diagnosis.record import Diagnosis, Explanation

@@ -1,4 +1,4 @@
-"""Which mistakes explain what a layer answers: alone, in one layer and direction only, and two together."""
+"""Which mistakes explain the answers of a layer: alone, in one layer and direction only, or two together."""
 
 from __future__ import annotations  # or naming np.random.Generator loads numpy.random
 
@@ -14,7 +14,7 @@ from multirnn.catalogue import mistakes_for
 from multirnn.diagnosis.hypotheses import changed, declared, in_weights, of_parts, only_in
 from multirnn.diagnosis.probes import Answer, Probe, apart, ask, distance, drawn_probe, each
 from multirnn.diagnosis.record import Diagnosis, Explanation, Mistakes, explained
-from multirnn.divergence import first_divergence
+from multirnn.divergence import Divergence, first_divergence
 from multirnn.errors import InvalidCall, MultirnnError, Unrepresentable
 from multirnn.mistakes import Build, Mistake, Runs, composed
 from multirnn.numerics import coarser, tolerance
@@ -26,21 +26,21 @@ __all__ = ["Examination"]
 
 
 ROOM = 2**28
-"""Bytes: so many of the layers that were made wrong are kept, and so many of the weights. A large stack is made again."""
+"""Bytes of wrong layers that are cached, and of weights. Larger stacks are built again."""
 
 
 Parts = frozenset[str]
 
 
 class Effect(NamedTuple):
-    """In which parts of an answer a mistake does not show, and which parts it alone does not explain."""
+    """The parts of an answer that a mistake leaves right, and the parts that it does not explain."""
 
     silent: Parts
     unfit: Parts
 
 
 class Examination:
-    """A layer in question, the right weights in NumPy's float64, and what becomes of these under mistakes."""
+    """A suspect layer, the right weights in NumPy's float64, and the right layer with mistakes."""
 
     def __init__(self, wrong: Adopted, weights: Weights, rng: np.random.Generator, given: Sequence[Probe] = ()) -> None:
         self.wrong, self.weights, self.rng = wrong, weights, rng
@@ -65,7 +65,7 @@ class Examination:
         self.probes = [*given, *self._probes()]
 
     def diagnosis(self, subject: str, titles: tuple[str, str], right: Adopted | None = None) -> Diagnosis:
-        """What there is to say; where nothing explains it, with the first divergence from `right`."""
+        """The diagnosis; with the first divergence from `right`, if given."""
         eps = max(apart(self.right_answer(probe), self.asked(probe)) for probe in self.probes)
         equal = eps <= self.bound
         causes = [] if equal else self._explanations()
@@ -80,16 +80,24 @@ class Examination:
             len(self.answers),
             eps / float(np.finfo(self.dtype).eps),
             self.dtype,
-            None if equal or causes or right is None else first_divergence(right, self.wrong),
+            None if equal or right is None else self._divergence(right, explained=bool(causes)),
             self._corrected(causes[0]) if causes else None,
         )
 
-    # What is asked
+    def _divergence(self, right: Adopted, *, explained: bool) -> Divergence | None:
+        """Where the two part, in the first call that shows it; None if a single call does not locate it."""
+        probe = next(p for p in self.probes if not apart(self.right_answer(p), self.asked(p)) <= self.bound)
+        found = first_divergence(
+            right, self.wrong, probe.x, probe.state, lengths=probe.lengths, cotangent=probe.cotangent
+        )
+        return None if found.kind == "none" or (explained and found.kind == "rounding") else found
+
+    # Calls
 
     def _probes(self) -> Iterator[Probe]:
-        """What tells whether it is right; of one shape, since frameworks compile for each.
+        """Calls that tell right from wrong; all of one shape, since frameworks compile for each shape.
 
-        As many rows as steps, since what mixes these up takes no initial state otherwise.
+        As many rows as steps: a layer that swaps batch and time takes no other initial state.
         """
         lengths = (0, 5, 5, 1, 3)
         yield self._draw(5, 5)
@@ -102,14 +110,14 @@ class Examination:
                 yield self._draw(5, 5, lengths=lengths, gradients=True)
 
     def _single_steps(self) -> Iterator[Probe]:
-        """What is quickly answered, and parts the mistakes: from zero no recurrent matrix shows, and so on."""
+        """Short calls that separate mistakes: from a zero state no recurrent matrix shows, and so on."""
         yield self._draw(1, 1)
         yield self._draw(1, 1, from_zero=True)
         no_input = self._draw(1, 1)
         yield replace(no_input, x=np.zeros_like(no_input.x))
 
     def _further_probes(self) -> Iterator[Probe]:
-        """What may tell two explanations apart: other shapes, and numbers that are small, and large."""
+        """Calls that may tell two explanations apart: other shapes, small and large numbers."""
         for batch, time, scale in ((3, 7, 1.0), (4, 4, 1.0), (1, 1, 1.0), (2, 2, 0.1), (5, 5, 5.0), (6, 2, 1.0)):
             lengths = [time, *(row % time for row in range(batch - 1))] if self.wrong.takes_lengths else None
             yield self._draw(batch, time, scale=scale)
@@ -121,7 +129,7 @@ class Examination:
         return drawn_probe(self.spec, self.rng, batch, time, from_zero=from_zero or not self.wrong.takes_state, **how)
 
     def asked(self, probe: Probe) -> Answer:
-        """What it answers, asked once; without the gradients of weights where its weights are not the right ones."""
+        """The suspect's answer, cached; without gradients of weights if its weights are not the right ones."""
         if probe not in self.answers:
             answer = self._answer(probe)
             if self.own is None or self.own != self.wide:
@@ -135,29 +143,29 @@ class Examination:
         except InvalidCall:
             if not any(self.answers.values()):
                 raise
-            return {}  # it takes some calls, and not this one
+            return {}  # it refuses this call only
 
     def expected(self, layer: Runs, probe: Probe) -> Answer:
-        """What a layer of NumPy's answers, with or without mistakes; nothing to calls that it cannot take."""
+        """The answer of a NumPy layer, with or without mistakes; empty if it cannot take the call."""
         try:
             return ask(layer, probe, "float64")
         except (MultirnnError, ValueError, IndexError):
             return {}
 
     def right_answer(self, probe: Probe) -> Answer:
-        """What the right layer answers, asked once."""
+        """The right layer's answer, cached."""
         if probe not in self.right:
             self.right[probe] = self.expected(self.layer, probe)
         return self.right[probe]
 
     def explains(self, layer: Runs, probes: Sequence[Probe], bound: float) -> bool:
-        """Whether this layer answers as the one in question; it stops at the first probe in which it does not."""
+        """Whether this layer answers as the suspect does; stops at the first difference."""
         return all(apart(self.expected(layer, probe), self.asked(probe)) <= bound for probe in probes)
 
-    # What explains the answers
+    # Explanations
 
     def _explanations(self) -> list[Mistakes]:
-        """What gives the answers: the simplest explanations, as many as no further call tells apart."""
+        """The simplest explanations of the answers that no further call tells apart."""
         for hypotheses in (self._as_declared, self._singles, self._confined, self._pairs):
             found = [mistakes for mistakes in hypotheses() if self._explained_by(mistakes)]
             found = [m for m in found if self._bound(*m) == self.bound] or found
@@ -170,7 +178,7 @@ class Examination:
         return self.explains(self._with(*mistakes), self.probes, self._bound(*mistakes))
 
     def _with(self, *mistakes: Mistake) -> Runs:
-        """The right layer with these mistakes; of one mistake it is kept, while there is room."""
+        """The right layer with these mistakes; cached for single mistakes, while there is room."""
         if len(mistakes) != 1:
             return composed(self.build, *mistakes)(self.wide)
         (mistake,) = mistakes
@@ -182,7 +190,7 @@ class Examination:
         return layer
 
     def _bound(self, *mistakes: Mistake) -> float:
-        """What counts as rounding; of mistakes that compute in float32, that of float32."""
+        """The tolerance; that of float32 for mistakes that compute in float32."""
         for mistake in mistakes:
             if mistake.name not in self.narrow:
                 self.narrow[mistake.name] = changed(mistake, self.wide).spec.dtype == "float32"
@@ -190,7 +198,7 @@ class Examination:
         return max(self.bound, tolerance("float32")) if narrow else self.bound
 
     def _lowest_changed(self, mistake: Mistake) -> Weights:
-        """The weights that a mistake makes of the lowest pass alone; kept, while there is room."""
+        """The weights of the lowest pass after a mistake; cached while there is room."""
         if mistake.name in self.changed:
             return self.changed[mistake.name]
         weights = changed(mistake, self.lowest)
@@ -199,7 +207,7 @@ class Examination:
         return weights
 
     def _as_declared(self) -> Iterator[Mistakes]:
-        """What its spec says it is, where that is not what it is to be."""
+        """The differences between its own spec and the right one."""
         if self.declared:
             yield self.declared
 
@@ -210,7 +218,7 @@ class Examination:
                 yield (*self.declared, mistake)
 
     def _confined(self) -> Iterator[Mistakes]:
-        """Mistakes in one layer and direction only, where all that this one does not reach is right."""
+        """Mistakes in one layer and direction only, if every pass that this one does not feed is right."""
         passes = list(self.spec.passes)
         probe = self.probes[0]
         actual, expected = self.asked(probe), self.expected(self.layer, probe)
@@ -229,11 +237,11 @@ class Examination:
                     yield (only_in(mistake, layer, direction),)
 
     def _pairs(self) -> Iterator[Mistakes]:
-        """Two of different families, in both orders where they may matter.
+        """Two of different families, in both orders if the order matters.
 
-        Most are ruled out by what each does alone: where one does not show, the other has to explain B; and what one
-        mistake explains, or none, is hardly the work of two others. But mistakes in the weights may bring one another to
-        light, and others undo one another, so those pairs are tried if nothing else is found.
+        The effect of each mistake alone rules most pairs out: where one does not show, the other must explain B, and a part
+        that a single mistake explains is hardly the work of two others. Mistakes in the weights may reveal or undo one
+        another, so the pairs ruled out this way are tried last.
         """
         steps = list(self._single_steps())
         calls = [*steps, *(probe for probe in self.probes if probe.cotangent is None)]
@@ -258,28 +266,28 @@ class Examination:
                 yield from self._orders(one, other, steps[0])
 
     def _fit_together(self, one: Mistake, other: Mistake, probes: Sequence[Probe]) -> bool:
-        """Whether each explains B wherever the other does not show."""
+        """Whether each mistake explains B wherever the other does not show."""
         effects = ((self._effect(one, probe), self._effect(other, probe)) for probe in probes)
         return not any(a.silent & b.unfit or b.silent & a.unfit for a, b in effects)
 
     def _miss(self, one: Mistake, other: Mistake, probes: Sequence[Probe], parts: Callable[[Probe], Parts]) -> bool:
-        """Whether neither explains something in these parts of the answers."""
+        """Whether neither mistake explains some of these parts."""
         return any(self._effect(one, p).unfit & self._effect(other, p).unfit & parts(p) for p in probes)
 
     def _right_parts(self, probe: Probe) -> Parts:
-        """The parts of an answer that are right."""
+        """The right parts of an answer."""
         right = self.right_answer(probe)
         return frozenset(n for n, array in self.asked(probe).items() if distance(right.get(n), array) <= self.bound)
 
     def _explained_parts(self, probe: Probe) -> Parts:
-        """The parts of an answer that are right, or explained by one mistake alone; looked at once."""
+        """The parts of an answer that are right or explained by a single mistake; cached."""
         if probe not in self.explained_parts:
             parts = (self.asked(probe).keys() - self._effect(mistake, probe).unfit for mistake in self.mistakes)
             self.explained_parts[probe] = self._right_parts(probe).union(*parts)
         return self.explained_parts[probe]
 
     def _effect(self, mistake: Mistake, probe: Probe) -> Effect:
-        """What a mistake alone does to an answer; looked at once."""
+        """The effect of a single mistake on an answer; cached."""
         key = mistake.name, probe
         if key not in self.effects:
             right, asked = self.right_answer(probe), self.asked(probe)
@@ -302,7 +310,7 @@ class Examination:
                 yield other, one
         elif of_parts(one) or of_parts(other):
             for inner, outer in ((one, other), (other, one)):
-                # What is in how the passes are put together is nearest to the framework, or around what is in a pass.
+                # A mistake in the plumbing is innermost, or around a mistake in a pass.
                 fits = inner.applies(self.lowest.spec) if of_parts(outer) else of_parts(inner)
                 if fits and self.explains(self._around(inner, outer), [step], bound):
                     yield inner, outer
@@ -310,17 +318,17 @@ class Examination:
             inner, outer = (other, one) if in_weights(other) else (one, other)
             if self.explains(self._around(inner, outer), [step], bound):
                 yield inner, outer
-                yield outer, inner  # of the same outputs, and maybe of other gradients
+                yield outer, inner  # the outputs agree, the gradients may not
             elif not in_weights(inner) and self.explains(self._around(outer, inner), [step], bound):
                 yield outer, inner
 
     def _both(self, inner: Mistake, outer: Mistake, step: Probe) -> Weights:
-        """The weights that two mistakes make; of the lowest pass alone where that shows as much."""
+        """The weights after two mistakes; of the lowest pass alone if that shows as much."""
         alike = "final h" in self.asked(step) and self._acts_alike(inner) and self._acts_alike(outer)
         return changed(inner, self._lowest_changed(outer) if alike else changed(outer, self.wide))
 
     def _acts_alike(self, mistake: Mistake) -> bool:
-        """Whether a mistake does to the weights of the lowest pass what it does to them in the whole stack."""
+        """Whether a mistake changes the lowest pass alone as it does within the stack."""
         if mistake.name not in self.alike:
             self.alike[mistake.name] = (
                 in_weights(mistake)
@@ -330,7 +338,7 @@ class Examination:
         return self.alike[mistake.name]
 
     def _weights_explain(self, weights: Weights, step: Probe, bound: float) -> bool:
-        """Whether the lowest pass of these weights ends in B's states, a part of the work; or all of it, without states."""
+        """Whether the lowest pass of these weights ends in B's final states, or the whole stack if there are none."""
         ends = {name: array[:1] for name, array in self.asked(step).items() if name.startswith("final")}
         if not ends:
             return self.explains(self.build(weights), [step], bound)
@@ -339,7 +347,7 @@ class Examination:
         return all(distance(answer.get(name), array) <= bound for name, array in ends.items())
 
     def _around(self, inner: Mistake, outer: Mistake) -> Runs:
-        """The outer mistake around the layer that the inner one made already."""
+        """The outer mistake around the cached layer of the inner one."""
 
         def build(weights: Weights) -> Runs:
             return self._with(inner) if weights is self.wide else inner.realise(self.build, weights)
@@ -347,7 +355,7 @@ class Examination:
         return outer.realise(build, self.wide)
 
     def _told_apart(self, found: list[Mistakes]) -> list[Mistakes]:
-        """Those that are left after calls in which they would answer differently."""
+        """The explanations that survive calls in which they would answer differently."""
         for probe in self._further_probes():
             if len(found) < 2:
                 break
@@ -356,7 +364,7 @@ class Examination:
                 found = [m for m in found if self.explains(self._with(*m), [probe], self._bound(*m))]
         return found
 
-    # What else there is to say
+    # Remarks
 
     def _remarks(self, subject: str, equal: bool, causes: list[Mistakes]) -> Iterator[str]:
         spec, wanted = self.wrong.spec, self.weights.spec
@@ -373,9 +381,9 @@ class Examination:
         if equal or self.own is None or subject == "A":
             return
         if self.own == self.wide:
-            yield f"{subject}'s weights are the right ones: the mistake is in what it does with them."
+            yield f"{subject}'s weights are right: the mistake is in their use."
         elif self._true_to_its_own():
-            yield f"{subject} computes rightly what its own weights say: {self._which_differ(self.own)}."
+            yield f"{subject} is correct for its own weights: {self._which_differ(self.own)}."
 
     def _which_differ(self, own: Weights) -> str:
         if own.spec.shapes != self.wide.spec.shapes:
@@ -385,12 +393,12 @@ class Examination:
         return f"they differ from the right ones in {' and '.join(few)}, of {len(own.arrays)} arrays"
 
     def _true_to_its_own(self) -> bool:
-        """Whether it computes what its own weights say."""
+        """Whether the suspect is correct for its own weights."""
         calls = [probe for probe in self.probes if probe.cotangent is None]
         return self.own is not None and self.explains(self.build(self.own), calls, self.bound)
 
     def _corrected(self, mistakes: Mistakes) -> Weights | None:
-        """Weights with which it would be right; proven."""
+        """Weights with which the suspect is right, checked; None if there are none."""
         calls = [probe for probe in self.probes if probe.cotangent is None]
         if self._true_to_its_own():
             return _in_form_of(self.wrong.spec, self.wide)
@@ -410,7 +418,7 @@ def _room_for(count: int, weights: Weights) -> bool:
 
 
 def _in_form_of(spec: RecurrentSpec, weights: Weights) -> Weights | None:
-    """The same function in another dtype and with another form of the biases, where there is one."""
+    """The same function in another dtype and form of the biases; None if there is none."""
     try:
         if spec.bias == "double":
             weights = split_biases(weights)
@@ -422,7 +430,7 @@ def _in_form_of(spec: RecurrentSpec, weights: Weights) -> Weights | None:
 
 
 def _counts_wrongly(layer: Adopted, subject: str) -> Explanation | None:
-    """A layer that is the right function and has another number of parameters than its spec."""
+    """The explanation of a layer that is the right function with a wrong number of parameters."""
     count, expected = layer.parameter_count, layer.spec.parameter_count
     if not layer.readable or count in (None, expected):
         return None

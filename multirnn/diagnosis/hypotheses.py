@@ -1,4 +1,4 @@
-"""What a mistake is in, and mistakes made of other ones: in one layer alone, or out of what a spec says."""
+"""Mistakes derived from others: in one layer and direction only, or from what a spec declares."""
 
 from dataclasses import replace
 
@@ -12,24 +12,24 @@ __all__ = ["changed", "declared", "in_weights", "of_parts", "only_in"]
 
 
 def in_weights(mistake: Mistake) -> bool:
-    """Whether a mistake is in the weights alone, so that the outputs are those of other weights."""
+    """Whether a mistake only changes weights."""
     change = mistake.realise
     return isinstance(change, Change) and change.weights is not None and not (change.inputs or change.output)
 
 
 def changed(mistake: Mistake, weights: Weights) -> Weights:
-    """The weights that a mistake makes of these; the same where it is not in the weights."""
+    """The weights after a mistake; unchanged if it does not change weights."""
     change = mistake.realise
     return change.weights(weights) if isinstance(change, Change) and change.weights is not None else weights
 
 
 def of_parts(mistake: Mistake) -> bool:
-    """Whether a mistake is in how the passes of a stack are put together."""
+    """Whether a mistake is in the wiring of the passes of a stack."""
     return isinstance(mistake.realise, Plumbing)
 
 
 def only_in(mistake: Mistake, layer: int, direction: str) -> Mistake:
-    """The mistake in one layer and direction, all else right."""
+    """The mistake in one layer and direction only."""
 
     def realise(build: Build, weights: Weights) -> Runs:
         passes = iter(weights.spec.passes)
@@ -57,7 +57,7 @@ def only_in(mistake: Mistake, layer: int, direction: str) -> Mistake:
 
 
 def declared(right: RecurrentSpec, wrong: RecurrentSpec) -> Mistakes:
-    """In what two specs of one shape make two functions, as mistakes."""
+    """The differences between two specs of one shape, as mistakes."""
 
     def mistake(name: str) -> Mistake:
         value, wanted = getattr(wrong, name), getattr(right, name)

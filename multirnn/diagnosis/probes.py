@@ -1,4 +1,4 @@
-"""The calls that a layer is asked, what it answers, and how far two answers are apart."""
+"""The calls made of a layer, its answers, and the distance between two answers."""
 
 from __future__ import annotations  # or naming np.random.Generator loads numpy.random
 
@@ -21,7 +21,7 @@ Answer = dict[str, Array]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Probe:
-    """A call, in float64; with a cotangent it asks for gradients and not for outputs."""
+    """A call, in float64. With a cotangent it asks for gradients instead of outputs."""
 
     x: Array
     state: State | None = None
@@ -30,7 +30,7 @@ class Probe:
 
 
 def given_probe(spec: RecurrentSpec, x: ArrayLike, state: State | None, lengths: ArrayLike | None) -> Probe:
-    """The caller's own call, batched, of numbers that the dtype of the spec holds."""
+    """The caller's own call, batched, rounded to the dtype of the spec."""
 
     def wide(value: ArrayLike) -> Array:
         return np.asarray(value, spec.dtype).astype("float64")
@@ -54,7 +54,7 @@ def drawn_probe(
     gradients: bool = False,
     scale: float = 1.0,
 ) -> Probe:
-    """Numbers that the dtype of the spec holds exactly."""
+    """A drawn call, of numbers that the dtype of the spec represents exactly."""
 
     def normal(*shape: int) -> Array:
         return (scale * rng.standard_normal(shape)).astype(spec.dtype).astype("float64")
@@ -78,7 +78,7 @@ def each(state: State, change: Callable[[Array], Array]) -> State:
 
 
 def ask(layer: Runs, probe: Probe, dtype: str) -> Answer:
-    """What a layer answers, by name, in float64."""
+    """The answer of a layer, by name, in float64."""
 
     def cast(part: Array) -> Array:
         return part.astype(dtype)
@@ -101,14 +101,14 @@ def _state_parts(prefix: str, state: State) -> dict[str, Array | None]:
 
 
 def apart(actual: Answer, expected: Answer) -> float:
-    """The worst normwise difference of what is expected; infinite where it is not there, or nothing is."""
+    """The largest normwise difference from the expected arrays; infinite if one is missing or unexpected."""
     if not expected:
         return float("inf") if actual else 0.0
     return max(distance(actual.get(name), array) for name, array in expected.items())
 
 
 def distance(actual: Array | None, expected: Array) -> float:
-    """The normwise `difference`; infinite where there is nothing of this shape."""
+    """The normwise `difference`; infinite if the array is missing or has another shape."""
     if actual is None or actual.shape != expected.shape:
         return float("inf")
     return difference(actual, expected).normwise

@@ -1,4 +1,4 @@
-"""What was found: whether two layers are the same function, and what makes them differ."""
+"""`Diagnosis`: whether two layers are the same function, and which mistakes make them differ."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ Mistakes = tuple[Mistake, ...]
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What makes B differ, in words.
+    """One explanation of the difference, in words.
 
     Attributes:
-        mistakes: of the catalogue, the one nearest to the framework first; empty where two specs say it already.
-        sentence: what B does and what would be right.
+        mistakes: known mistakes, the one nearest to the framework first; empty if the two specs already differ.
+        sentence: what B does, and what would be right.
         fix: what to do about it; it begins with "Fix:".
     """
 
@@ -35,23 +35,24 @@ class Explanation:
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
 class Diagnosis(Shown):
-    """Whether two layers are the same function, and what is wrong with the second where they are not.
+    """Whether two layers are the same function, and if not, what is wrong with the second.
 
     Attributes:
-        spec: of A.
-        titles: of A and of B.
-        subject: whom the causes are said of: "B"; "A", where it is A that does not compute what its own weights say.
-        equal: whether they agree in all that was asked; then nothing else is said of a cause.
-        causes: what explains all of B's answers; empty where nothing in the catalogue does.
-        ambiguous: whether there is more than one cause: they are the same function on everything that B takes.
-        remarks: facts beside the cause: in what the specs differ, whether B's own weights are A's.
-        calls: how many calls B was asked.
-        eps: the largest normwise difference of what B answered from what A would, in eps of `dtype`; infinite where an
-            answer is missing, of another shape, or not finite where A's is.
-        dtype: the coarser of A's and B's, whose tolerance decides whether they agree.
-        divergence: where B first parts from A, where no cause explains it; else None.
-        corrected: weights with which B is right, where any are: A's for a layer that computes rightly with its own, else
-            A's turned round so that the mistake turns them back. None where no weights help.
+        spec: the spec of A.
+        titles: the titles of A and B.
+        subject: the side that the causes are about: "B", or "A" if A does not compute its own weights.
+        equal: whether all answers agree; then there are no causes.
+        causes: the mistakes that explain all of B's answers; empty if no known mistake does.
+        ambiguous: whether there are several causes, which are the same function on every call that B takes.
+        remarks: facts beside the cause: how the specs differ, whether B's own weights are A's.
+        calls: the number of calls made of B.
+        eps: the largest normwise difference of B's answers from A's, in eps of `dtype`; infinite if an answer is missing,
+            has another shape, or is not finite where A's is.
+        dtype: the coarser dtype of A and B, whose tolerance decides.
+        divergence: where B parts from A in the first call that shows it; None if they are equal, if it is A that is wrong,
+            or if the specs already differ.
+        corrected: weights with which B is right: A's if B is correct for its own weights, else A's changed so that the
+            mistake undoes the change. None if no weights help.
     """
 
     spec: RecurrentSpec
@@ -68,11 +69,11 @@ class Diagnosis(Shown):
 
     @property
     def ambiguous(self) -> bool:
-        """Whether several causes are left that no call of B tells apart."""
+        """Whether no call of B tells several causes apart."""
         return len(self.causes) > 1
 
     def to_dict(self) -> dict[str, Any]:
-        """All that was found, in values that JSON has; of the corrected weights only whether there are any."""
+        """The fields as JSON values; of the corrected weights only whether there are any."""
         return {
             "equal": self.equal,
             "a": self.titles[0],
@@ -103,7 +104,7 @@ class Diagnosis(Shown):
             fix = line.lstrip().startswith("Fix:")
             yield Styled(line, "green" if self.equal else "cyan" if fix else "red")
         if self.divergence is not None:
-            yield self.divergence
+            yield f"{self.divergence.title}." if self.causes else self.divergence
         yield from self.remarks
 
     def _verdict(self) -> Iterator[str]:
@@ -120,20 +121,25 @@ class Diagnosis(Shown):
         elif self.causes:
             yield self.causes[0].sentence
             yield self.causes[0].fix
+        elif self.divergence is not None and self.divergence.kind == "rounding":
+            yield (
+                f"A and B are {self.eps:.2g} eps of {self.dtype} apart, more than the {TOLERANCE[self.dtype]} that count as "
+                "equal, but no more than this stack magnifies rounding to."
+            )
         else:
             yield f"{self._differ}, and none of the known mistakes explains it, alone or two together."
 
     @property
     def _differ(self) -> str:
-        return "A and B differ" if self.subject == "B" else "A does not compute what its own weights say"
+        return "A and B differ" if self.subject == "B" else "A is not correct for its own weights"
 
 
 def explained(mistakes: Mistakes, subject: str) -> Explanation:
-    """What mistakes of A or B are, in the words of the catalogue."""
+    """The explanation by these mistakes of A or B, in the words of the catalogue."""
     sentences = [f"{'It also' if place else subject} {mistake.says}." for place, mistake in enumerate(mistakes)]
     return Explanation(mistakes, " ".join(sentences), f"Fix: {'; and '.join(_lower(m.fix) for m in mistakes)}.")
 
 
 def _lower(sentence: str) -> str:
-    """A sentence that goes on inside another one."""
+    """A sentence as part of another one."""
     return (sentence[:1].lower() + sentence[1:]).rstrip(".")

@@ -1,4 +1,4 @@
-"""`diagnose`: the right side is examined, then the one in question."""
+"""`diagnose`: examines A against its own weights, then B against A."""
 
 from __future__ import annotations
 
@@ -34,21 +34,20 @@ def diagnose(
 
     Args:
         a: the right side: a `Layer`, or a framework's own layer whose weights can be read.
-        b: the side in question: a `Layer`, a framework's own layer, or a function `f(x, h0) -> (y, h)` on NumPy arrays.
-        spec: what B is meant to be, where it does not say so itself; A's unless given.
-        x: `(batch, time, input_size)`; a call of your own beside those that are drawn.
+        b: the suspect: a `Layer`, a framework's own layer, or a function `f(x, h0) -> (y, h)` on NumPy arrays.
+        spec: the spec of B, if it cannot be read from B; A's unless given.
+        x: `(batch, time, input_size)`; a call of your own, beside the drawn ones.
         state: the initial state of that call.
-        lengths: `(batch,)` integers, of that call.
-        seed: of the calls that are drawn.
+        lengths: `(batch,)` integers of that call.
+        seed: seeds the drawn calls.
 
     Raises:
-        InvalidCall: A has no weights that can be read; or B cannot be called, or not with x, state and lengths.
+        InvalidCall: A has no readable weights, or B does not take the calls.
     """
     right = adopt(a)
     if not right.readable:
         raise InvalidCall(
-            f"A, {right.title}, has no weights that can be read; pass the side that is right as A, a Layer or a "
-            "framework's own layer"
+            f"A, {right.title}, has no readable weights; pass the right side as A, a Layer or a framework's own layer"
         )
     weights = right.weights()
     wrong = adopt(b, spec=None if known_spec(b) else spec or weights.spec)
@@ -64,7 +63,7 @@ def diagnose(
 
 
 def _unlike(a: RecurrentSpec, b: RecurrentSpec) -> Explanation | None:
-    """Two stacks that cannot be the same function, by what they take and hand out."""
+    """Two stacks whose sizes, cell or directions differ."""
     words = {
         "cell": "is {}, and A {}",
         "input_size": "takes {} features, and A {}",

@@ -1,36 +1,63 @@
-"""Where whole calls part, though single steps agree: repetition, rows, outputs, final states, the order of time."""
+"""Where the outputs of two layers part: rows, final states, outputs, single steps, and the shortest call that parts."""
 
-from collections.abc import Iterator
+from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 
-from multirnn.divergence.measures import Marks, Pair, Parted, Rearranged
-from multirnn.divergence.record import Divergence
+from multirnn.divergence.gates import differing_gate
+from multirnn.divergence.measures import Call, Marks, Pair, Parted, largest_at
+from multirnn.divergence.record import Divergence, Parting
 from multirnn.divergence.report import at, final_report, output_report, report
 from multirnn.divergence.stepping import Known, Seen, unknown
-from multirnn.numerics import distances
+from multirnn.numerics import difference, distances
 
-__all__ = ["mixed_rows", "repetition", "whole_calls"]
+__all__ = ["outputs_part"]
 
 
-def repetition(pair: Pair) -> Divergence | None:
-    """Whether two calls of B on the same input give two outputs."""
+def outputs_part(pair: Pair) -> Divergence | None:
+    """Where the answers of A and B to the call part; None if nothing but rounding is found."""
+    if found := _repetition(pair):
+        return found
+    answers = pair.answers(pair.shown)
+    parted = pair.parted(answers[1], answers[0])
+    full = pair.shown is pair.full
+    if full and (found := _rows(pair, answers, parted)):
+        return found
+    alike = difference(answers[1].sequence, answers[0].sequence).normwise <= pair.limit  # in spite of sensitive steps
+    if parted.final.any() and (not pair.time or (full and alike)):
+        return _earlier(pair, _final_states(pair, answers, parted), parted)
+    if full and (found := _single_steps(pair)):
+        return _earlier(pair, found, parted)
+    if not parted.any:
+        return None
+    if not parted.final.any() and not unknown(answers[1].final).any():
+        return _outputs(pair, answers, parted)
+    found = _shortest_call(pair, answers, parted)
+    return _earlier(pair, found, parted) if full else found
+
+
+# --- Not a function of each row alone --------------------------------------------------------------------------------
+
+
+def _repetition(pair: Pair) -> Divergence | None:
+    """Whether two equal calls of B give two answers."""
     if not pair.parted(pair.b(*pair.call), pair.outputs[1]).any:
         return None
     return report(
         pair,
-        pattern="repetition",
+        probe="repetition",
         quantity="output",
         blank=True,
-        says=f"Two calls of {pair.B} on the same input give two outputs: it draws at random, or keeps something from call "
-        "to call.",
+        says=f"Two equal calls of {pair.B} give different outputs: it draws random numbers, or keeps a state.",
     )
 
 
-def mixed_rows(pair: Pair) -> Divergence | None:
-    """Whether a row alone is run in another way than in its batch."""
-    expected, found = pair.full_outputs
-    if len(found.sequence) < 2:
+def _rows(pair: Pair, answers: tuple[Seen, Seen], parted: Parted) -> Divergence | None:
+    """Whether the row with the largest error gives other outputs alone than in its batch."""
+    expected, found = answers
+    if len(found.sequence) < 2 or not parted.any:
         return None
     row = int(np.argmax(distances(found.sequence, expected.sequence).max(axis=(1, 2), initial=0)))
     one = slice(row, row + 1)
@@ -39,211 +66,176 @@ def mixed_rows(pair: Pair) -> Divergence | None:
         alone = pair.b(x[one], None if states is None else states[:, :, one])
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
         name = f"{type(error).__name__}: {error}".splitlines()[0]
-        says = f"Row {row} alone cannot be run by {pair.B}, and in the batch it can ({name}): batch and time may be swapped."
+        says = f"{pair.B} runs row {row} in the batch but not alone ({name})."
     else:
         if not pair.parted(alone, Seen(found.sequence[one], found.final[:, :, one])).any:
             return None
-        says = (
-            f"Row {row} alone gives another output of {pair.B} than in the batch: its rows get into one another, as "
-            "where batch and time are swapped."
-        )
-    parted = pair.parted(found, expected)
-    wrong = parted.final.any(axis=0)
-    place = 0
-    if not wrong.any():
-        place, _ = pair.first(pair.of_top(parted.sequence))
-    elif layer := pair.passes[int(np.argmax(wrong))][0]:
-        others = -x
-        others[row] = x[row]
-        mixed = not pair.alike(pair.b(others, states).final[:, :, one], found.final[:, :, one])
-        # The states below are right: if those here hang on other rows, what is handed up does.
-        place = (layer - 1) * pair.directions if mixed else int(np.argmax(wrong))
+        says = f"Row {row} gives other outputs of {pair.B} alone than in the batch: its rows depend on one another."
+    parting = [Parting(*pair.passes[place], pair.first_step(place)) for place in _wrong_at_the_end(parted)]
+    parting = parting or list(pair.partings(pair.of_top(parted.sequence)))
+    return report(pair, probe="rows", parting=parting, quantity="output", row=row, blank=True, says=says)
+
+
+# --- Whole calls -----------------------------------------------------------------------------------------------------
+
+
+def _final_states(pair: Pair, answers: tuple[Seen, Seen], parted: Parted) -> Divergence:
+    """All outputs of full rows agree, and final states do not: each parts at its last step."""
+    steps = {place: pair.last_step(place) if pair.time else None for place in _wrong_at_the_end(parted)}
+    parting = [Parting(*pair.passes[place], step) for place, step in steps.items()]
+    layer, direction, _ = parting[0]
+    says = f"All outputs agree; the final state of layer {layer} {direction} does not."
+    return final_report(pair, "final state", parting, answers, says)
+
+
+def _wrong_at_the_end(parted: Parted) -> list[int]:
+    """The places of the passes whose final states part."""
+    return [int(place) for place in np.flatnonzero(parted.final.any(axis=0))]
+
+
+def _outputs(pair: Pair, answers: tuple[Seen, Seen], parted: Parted) -> Divergence:
+    """All final states agree, and outputs do not."""
+    parting = pair.partings(pair.of_top(parted.sequence))
+    says = "All final states agree; outputs do not."
+    lengths = pair.shown.lengths
+    if lengths is not None:
+        valid = (np.arange(pair.time) < lengths[:, None])[:, :, None]
+        expected, found = answers
+        if not pair.parted(Seen(np.where(valid, found.sequence, expected.sequence), found.final), expected).any:
+            says = "All final states and valid outputs agree; outputs at padding do not."
+    return output_report(pair, "output", parting, answers, says)
+
+
+# --- Single steps ----------------------------------------------------------------------------------------------------
+
+
+def _single_steps(pair: Pair) -> Divergence | None:
+    """Where single steps part, given the same input and states."""
+    steps = pair.steps
+    if steps is None or not pair.own_parted.any():
+        return None
+    parting = pair.partings(np.any(pair.own_parted, axis=0) & ~np.isnan(pair.separate))
+    place, step = pair.place(parting[0]), parting[0].step or 0
+    part = int(np.flatnonzero(pair.own_parted[:, place, step])[-1])  # c comes before h in a step
+    a, b = (pair.by_step(made)[part, place, step] for made in (steps.made, pair.found))
+    row, unit = largest_at(a, b)
+    quantity = pair.spec.form.states[part]
+    gate, gates, gates_say = differing_gate(pair, place, step, row, unit)
     return report(
         pair,
-        pattern="rows",
-        place=place,
-        step=pair.first_step(place),
-        quantity="output",
+        probe="step",
+        parting=parting,
+        quantity=quantity,
         row=row,
-        blank=True,
-        says=says,
+        unit=unit,
+        values=(float(a[row, unit]), float(b[row, unit])),
+        eps=float(pair.own[place, step]),
+        gate=gate,
+        gates=gates,
+        says=f"Given the same input and states, {pair.B} makes another {quantity} than {pair.A} "
+        f"{at(pair, parting[0])}.{_from_below(parting[0])}{gates_say}",
     )
 
 
-def whole_calls(pair: Pair) -> Divergence | None:
-    """Where full calls part, though all single steps agree."""
-    expected, found = pair.full_outputs
-    parted = pair.parted(found, expected)
-    if not parted.any:
-        return None
-    if not parted.final.any() and not unknown(found.final).any():
-        return _output(pair, expected, found, parted)
-    if not parted.sequence.any():
-        return _final_states(pair, expected, found, parted)
-    return _order_of_time(pair, found) or _late(pair, expected, found, parted)
+def _from_below(parting: Parting) -> str:
+    """The other possible place, for layers above the lowest."""
+    if not parting.layer:
+        return ""
+    return f" Its input, the output of layer {parting.layer - 1}, may differ already: no call shows it."
 
 
-def _output(pair: Pair, expected: Seen, found: Seen, parted: Parted) -> Divergence:
-    """All states are right, and the sequence is not."""
-    place, step = pair.first(pair.of_top(parted.sequence))
-    half = place - len(pair.passes) + pair.directions
-    a, b = pair.halves(expected.sequence), pair.halves(found.sequence)
-    way = pair.passes[place][1]
-    if pair.alike(a[half, ::-1], b[half]):
-        says = f"hands the outputs of {way} out in the other order of time: they are not flipped back, or flipped once more"
-    elif pair.directions == 2 and pair.alike(a[1 - half], b[half]):
-        says = f"hands out the other direction's outputs where those of {way} belong"
-    elif pair.trajectory and pair.alike(pair.trajectory.before[0, place], b[half]):
-        says = f"hands out the states of {way} before each step, in place of those after it"
-    else:
-        says = f"hands out a {way} sequence that is not made of them"
-    says = f"All states of {pair.B} are those of {pair.A}, but it {says}."
-    return output_report(pair, "output", place, step, a[half], b[half], says)
+# --- The shortest call -----------------------------------------------------------------------------------------------
 
 
-def _final_states(pair: Pair, expected: Seen, found: Seen, parted: Parted) -> Divergence:
-    """The sequence is right, and final states are not."""
-    place = int(np.argmax(parted.final.any(axis=0)))
-    part = int(np.argmax(parted.final[:, place]))
-    a, b = expected.final[part, place], found.final[part, place]
-    end = pair.last_step(place)
-    layer, direction = pair.passes[place]
-    says = f"The outputs agree, and the final state of layer {layer} {direction} does not"
-    if taken := next(_taken_from(pair, b), None):
-        says += f": {pair.B} hands back {taken}, where that after step {end} belongs"
-    return final_report(pair, "final state", place, end, part, a, b, f"{says}.")
+class _Shortest(NamedTuple):
+    """The fewest steps of a direction after which B parts, the passes that then do, and the answers of A and B."""
+
+    steps: int
+    wrong: Marks
+    answers: tuple[Seen, Seen]
 
 
-def _taken_from(pair: Pair, state: np.ndarray) -> Iterator[str]:
-    """Which state of A it is, in words."""
-    if pair.trajectory is not None:
-        for part, name in enumerate(pair.spec.form.states):
-            for place, (layer, direction) in enumerate(pair.passes):
-                for step in range(pair.time):
-                    if pair.alike(pair.trajectory.after[part, place, step], state):
-                        yield f"{name} of layer {layer} {direction} after step {step}"
-
-
-# --- The order of time -----------------------------------------------------------------------------------------------
-
-
-def _order_of_time(pair: Pair, found: Seen) -> Divergence | None:
-    """Whether passes run the other way, or hand their outputs on the wrong way round."""
-    if not isinstance(pair.reference, Known):
-        return None
-    x, initial = pair.full.x, pair.initial
-    reverse = pair.seen(pair.reference.run(x[:, ::-1], initial))
-    for sequence, how in ((reverse.sequence, "in that order"), (reverse.sequence[:, ::-1], "flipped back")):
-        if not pair.parted(found, Seen(sequence, reverse.final)).any:
-            says = f"runs over the sequence from its last step to its first, and hands the outputs out {how}"
-            return _turned(pair, "order of time", 0, says)
-    backward = [direction == "backward" for _, direction in pair.passes]
-    for turn_in, turn_out in ((True, True), (True, False), (False, True)):
-        for places in _groups(pair):
-            turned = [turn != (place in places) for place, turn in enumerate(backward)]
-            turned_in, turned_out = turned if turn_in else backward, turned if turn_out else backward
-            run = pair.reference.run(x, initial, turned_in=turned_in, turned_out=turned_out)
-            if pair.parted(found, pair.seen(run, turned_in)).any:
-                continue
-            layer, direction = pair.passes[places[0]]
-            says = {
-                (True, True): f"runs layer {layer} {direction} the other way in time",
-                (
-                    True,
-                    False,
-                ): f"turns the outputs of layer {layer} {direction} round in time and not its inputs, or the inputs alone",
-                (False, True): f"hands the outputs of layer {layer} {direction} on in the other order of time",
-            }[turn_in, turn_out]
-            also = (
-                "" if len(places) == 1 else f", and those of {len(places) - 1} other{'s' * (len(places) > 2)} likewise"
-            )
-            return _turned(pair, "order of time" if turn_in else "hand-over", places[0], says + also)
-    return None
-
-
-def _turned(pair: Pair, pattern: str, place: int, says: str) -> Divergence:
-    return report(
-        pair,
-        pattern=pattern,
-        place=place,
-        step=pair.first_step(place),
-        quantity="h" if pattern == "order of time" else "output",
-        stepped=False,
-        says=f"Every single step agrees, but {pair.B} {says}.",
-    )
-
-
-def _groups(pair: Pair) -> Iterator[list[int]]:
-    """The passes that may be wrong together: one; of one direction all, or all but the last layer's; or all."""
-    places = list(range(len(pair.passes)))
-    yield from ([place] for place in places)
-    for way in pair.spec.directions:
-        same = [place for place in places if pair.passes[place][1] == way]
-        yield from (group for group in (same, same[:-1]) if len(group) > 1)
-    if pair.spec.bidirectional:
-        yield places
-
-
-# --- Not from the first step on --------------------------------------------------------------------------------------
-
-
-def _late(pair: Pair, expected: Seen, found: Seen, parted: Parted) -> Divergence:
-    """Where the shortest calls part that do."""
-    marks = np.zeros((len(pair.passes), pair.time), bool)
-    for direction in pair.spec.directions:
-        steps, wrong = _shortest(pair, direction)
-        for place in map(int, np.flatnonzero(wrong)):
-            marks[place, abs(pair.first_step(place) - (steps - 1))] = True
+def _shortest_call(pair: Pair, answers: tuple[Seen, Seen], parted: Parted) -> Divergence:
+    """Where the shortest beginning of the call that parts does; single steps agree, or cannot be taken."""
+    shortest = {direction: _shortest(pair, pair.shown, direction) for direction in pair.spec.directions}
+    marks = _marked(pair, shortest) | pair.of_top(parted.sequence)
     if not marks.any():
-        marks = pair.of_top(parted.sequence)
-    place, step = pair.first(marks)
-    run = abs(step - pair.first_step(place))
-    layer, _ = pair.passes[place]
-    says = f"Single steps of {pair.B} agree, and calls part {at(pair, place, step)}: "
-    if run > 1:
-        says += f"it goes wrong only after {run} steps."
-    elif layer:
-        says += f"it is how its steps follow one another, or what comes up from layer {layer - 1}."
-    else:
-        says += "it is how its steps follow one another."
-    if unknown(found.final).any():
-        says += f" {pair.B} hands back no states, so that only the last layer is seen."
-    pattern = "late" if run > 1 else "order of time"
+        for place in _wrong_at_the_end(parted):
+            marks[place, pair.last_step(place)] = True
+    parting = pair.partings(marks)
+    first = parting[0]
+    place = pair.place(first)
+    run = abs((first.step or 0) - pair.first_step(place))
+    says = "Full rows agree. With lengths, calls" if pair.shown.lengths is not None else "Calls"
+    if pair.shown.lengths is None and pair.steps is not None:
+        says = "Single steps from given states agree. Calls"
+    says += f" part {at(pair, first)}{f', after {run} that agree' * bool(run)}.{_from_below(first)}"
+    if unknown(answers[1].final).any():
+        says += f" {pair.B} hands back no states, so only the last layer is seen."
     half = place - len(pair.passes) + pair.directions
-    if half >= 0 and parted.sequence[half, step]:
-        a, b = (pair.halves(seen.sequence)[half] for seen in (expected, found))
-        return output_report(pair, pattern, place, step, a, b, says)
-    part = int(np.argmax(parted.final[:, place]))
-    a, b = expected.final[part, place], found.final[part, place]
-    return final_report(pair, pattern, place, step, part, a, b, says)
+    if half >= 0 and parted.sequence[half, first.step]:
+        return output_report(pair, "call in part", parting, answers, says)
+    return final_report(pair, "call in part", parting, shortest[first.direction or "forward"].answers, says)
 
 
-def _shortest(pair: Pair, direction: str) -> tuple[int, Marks]:
-    """How many steps of a direction it takes to part, and which of its passes then do; by bisection."""
-    wrong = _parting(pair, direction, pair.time)
-    low, high = 0, pair.time
-    while wrong.any() and high - low > 1:
-        middle = (low + high) // 2
-        shorter = _parting(pair, direction, middle)
-        low, high, wrong = (low, middle, shorter) if shorter.any() else (middle, high, wrong)
-    return high, wrong
+def _earlier(pair: Pair, found: Divergence, parted: Parted) -> Divergence:
+    """The divergence of full calls; or an earlier one of calls with lengths, in a pass that is right in full calls."""
+    if pair.call.lengths is None or not pair.time:
+        return found
+    shortest = {direction: _shortest(pair, pair.call, direction) for direction in pair.spec.directions}
+    right = ~parted.final.any(axis=0)
+    shortest = {d: s._replace(wrong=s.wrong & right) for d, s in shortest.items()}
+    parting = pair.partings(_marked(pair, shortest))
+    if not parting or pair.order(found.parting[0]) <= pair.order(parting[0]):
+        return found
+    says = f"With lengths, calls part {at(pair, parting[0])}; full rows part elsewhere."
+    return final_report(pair, "call in part", parting, shortest[parting[0].direction or "forward"].answers, says)
 
 
-def _parting(pair: Pair, direction: str, steps: int) -> Marks:
-    """Which passes of a direction part in a call of its first steps: `(passes,)`.
+def _marked(pair: Pair, shortest: dict[str, _Shortest]) -> Marks:
+    marks = np.zeros((len(pair.passes), pair.time), bool)
+    for found in shortest.values():
+        for place in map(int, np.flatnonzero(found.wrong)):
+            marks[place, abs(pair.first_step(place) - (found.steps - 1))] = True
+    return marks
 
-    The other direction starts from where it has come to, so that all passes run as they do in the whole call.
+
+def _shortest(pair: Pair, call: Call, direction: str) -> _Shortest:
+    """The shortest parting call of a direction, by bisection."""
+    whole = _first_steps(pair, call, direction, pair.time)
+    low, found = 0, whole
+    while found.wrong.any() and found.steps - low > 1:
+        middle = (low + found.steps) // 2
+        shorter = _first_steps(pair, call, direction, middle)
+        low, found = (low, shorter) if shorter.wrong.any() else (middle, found)
+    return found
+
+
+def _first_steps(pair: Pair, call: Call, direction: str, steps: int) -> _Shortest:
+    """The passes of a direction that part in a call of its first steps.
+
+    The other direction starts from the states that it has reached there, so that every pass runs as in the whole call.
     """
     cut = pair.time - steps if direction == "backward" else steps - 1
-    x = pair.full.x[:, cut:] if direction == "backward" else pair.full.x[:, :steps]
-    states = pair.call.states
-    if pair.trajectory is not None and pair.b.layer.takes_state and not isinstance(pair, Rearranged):
+    kept = slice(cut, None) if direction == "backward" else slice(steps)
+    lengths = call.lengths
+    if lengths is not None:
+        lengths = np.clip(lengths - (cut if direction == "backward" else 0), 0, steps)
+    states, trajectory = call.states, pair.trajectory
+    if call.lengths is not None:
+        reference = pair.reference
+        trajectory = reference.run(call.x, pair.initial, call.lengths) if isinstance(reference, Known) else None
+    if states is not None and trajectory is not None:
         states = pair.initial.copy()
         for place, (_, way) in enumerate(pair.passes):
             if way != direction:
-                states[:, place] = pair.trajectory.before[:, place, cut]
+                reached = trajectory.before[:, place, cut]
+                if call.lengths is not None and way == "backward":  # at padding it has not started
+                    reached = np.where((call.lengths > cut)[:, None], reached, states[:, place])
+                states[:, place] = reached
         states = states.astype(pair.dtype).astype(np.float64)
-    call = pair.full._replace(x=x, states=states)
-    parted = pair.parted(pair.b(*call), pair.expected(call))
+    answers = pair.answers(Call(call.x[:, kept], states, lengths))
+    parted = pair.parted(answers[1], answers[0])
     wrong = parted.final.any(axis=0) | pair.of_top(parted.sequence).any(axis=1)
-    return np.asarray(wrong & np.array([way == direction for _, way in pair.passes]))
+    same = np.array([way == direction for _, way in pair.passes])
+    return _Shortest(steps, np.asarray(wrong & same), answers)

@@ -1,19 +1,38 @@
-"""Which gate it is: from the weights where both sides are known by them, and from calls where they tell."""
+"""Which gate has the largest error: from the weights of both sides if they are known, else from calls as far as those tell."""
 
 import numpy as np
 
 from multirnn.divergence.measures import Pair, in_eps, worst
 from multirnn.divergence.stepping import Known, Side
+from multirnn.numerics import difference, tolerance
 from multirnn.spec import RecurrentSpec
 from multirnn.weights import Array, Weights
 
-__all__ = ["gate_errors", "measured_gru"]
+__all__ = ["differing_gate"]
 
 
-def gate_errors(pair: Pair) -> dict[str, Array]:
-    """The normwise error of every gate that is known on both sides, in the steps of `pair.steps`: `(passes, time)`, in eps.
+def differing_gate(pair: Pair, place: int, step: int, row: int, unit: int) -> tuple[str | None, dict[str, Array], str]:
+    """The gate with the largest error at a step of a pass, the errors of all known gates, and a sentence about them."""
+    errors = _gate_errors(pair)
+    if not errors and pair.spec.cell == "gru":
+        gate, says = _measured_gru(pair, place, step, row, unit)
+        return gate, {}, says
+    there = {name: error[place, step] for name, error in errors.items()}
+    known = {name: error for name, error in there.items() if not np.isnan(error)}
+    if not known:
+        return None, errors, " Its gates are not known."
+    if "r" in known and known["r"] * pair.eps > 16 * pair.limit:
+        known.pop("n", None)  # n depends on r
+    gate = max(known, key=lambda name: known[name])
+    if known[gate] * pair.eps <= 16 * pair.limit:
+        return None, errors, " All known gates agree."
+    return gate, errors, f" Gate {gate} has the largest error." if len(known) > 1 else ""
 
-    What calls alone tell of an LSTM is f, o and the product i*g.
+
+def _gate_errors(pair: Pair) -> dict[str, Array]:
+    """The normwise error of every gate known on both sides in `pair.steps`: `(passes, time)`, in eps.
+
+    Calls alone tell f, o and the product i*g of an LSTM.
     """
     if pair.steps is None or not pair.steppable(pair.b):
         return {}
@@ -30,7 +49,7 @@ def gate_errors(pair: Pair) -> dict[str, Array]:
 
 
 def _gates(pair: Pair, side: Side) -> dict[str, Array]:
-    """The gates of a side in these steps, as far as they are known: `(passes, rows, hidden_size)` each."""
+    """The known gates of a side in these steps: `(passes, rows, hidden_size)` each."""
     assert pair.steps is not None
     known = pair.reference if side is pair.a else None
     if side is pair.b and side.layer.readable:
@@ -43,9 +62,9 @@ def _gates(pair: Pair, side: Side) -> dict[str, Array]:
 
 
 def _measured_lstm(pair: Pair, side: Side) -> dict[str, Array]:
-    """The gates of an LSTM by its steps alone.
+    """The gates of an LSTM from its steps alone.
 
-    Where h is fixed, c' = f * c + i * g is a straight line in c: f is its slope, i * g its value at zero; and o = h' / a(c').
+    With h fixed, c' = f * c + i * g is linear in c, with slope f and intercept i * g; and o = h' / a(c').
     """
     assert pair.steps is not None
     x, states = pair.steps.x, pair.steps.states
@@ -66,24 +85,24 @@ def _measured_lstm(pair: Pair, side: Side) -> dict[str, Array]:
 
 
 def _activated(spec: RecurrentSpec, values: Array) -> Array:
-    """The activation of a spec: a simple RNN of one unit without recurrence is nothing else."""
+    """The activation of a spec, computed by a simple RNN of one unit without recurrence."""
     one = RecurrentSpec("simple_rnn", 1, 1, bias="none", activation=spec.activation, dtype="float64")
     weights = Weights(one, {name: np.full(shape, float("_ih" in name)) for name, shape in one.shapes.items()})
     return Known(weights).step(values.reshape(-1, 1), np.zeros((1, 1, values.size, 1))).reshape(values.shape)
 
 
-def measured_gru(pair: Pair, place: int, step: int, row: int, unit: int) -> tuple[str | None, str]:
-    """The gate of one unit of a GRU that differs, by steps alone; and what to say of it.
+def _measured_gru(pair: Pair, place: int, step: int, row: int, unit: int) -> tuple[str | None, str]:
+    """The gate of one unit of a GRU that differs, from steps alone, and a sentence about it.
 
-    Along a direction d of h that no gate of this unit sees, U_q d = 0 for all of them, with d_unit = 1, the new state is
-    a straight line, h' = (1 - z) * n + z * h: its slope is z, and what is left is n. That holds in whatever order the
-    blocks of U are read. r is told from n by a state of which U_n h + d_n = 0, where r makes no difference.
+    Move h along a direction d with U_q d = 0 for every gate q of this unit and d_unit = 1. Then h' = (1 - z) * n + z * h
+    is linear with slope z, and n is the rest; the order in which the blocks of U are read does not matter. A state with
+    U_n h + d_n = 0, where r makes no difference, tells r from n.
     """
-    unknown = " Which gate it is cannot be told from its calls"
+    unknown = " The gate cannot be told from calls"
     if not isinstance(pair.reference, Known) or not pair.steppable(pair.b):
         return None, f"{unknown}."
     if not pair.spec.reset_after:
-        return None, f"{unknown}: where r comes before the recurrent product, the r of every unit enters every n."
+        return None, f"{unknown}: with the reset before the recurrent product, the r of every unit enters every n."
     assert pair.steps is not None
     arrays = pair.reference.weights.at(*pair.passes[place])
     U = arrays["weight_hh"][:, unit]
@@ -94,7 +113,7 @@ def measured_gru(pair: Pair, place: int, step: int, row: int, unit: int) -> tupl
     unseen = _solved(np.vstack([U, np.eye(len(h))[unit]]), np.array([0.0, 0, 0, 1]))
     silent = _solved(np.vstack([U, np.eye(len(h))[unit]]), np.array([0.0, 0, -(U[2] @ h + d_n), 0]))
     if unseen is None or silent is None:
-        return None, f"{unknown}: {len(h)} units are too few to move one that its gates do not see."
+        return None, f"{unknown}: {len(h)} units are too few for a direction of h that its gates do not see."
     moves = np.array([0 * h, unseen, 2 * unseen, silent, silent + unseen])
     rows = np.repeat(states, len(moves), axis=2)
     rows[0, place] += moves
@@ -105,7 +124,7 @@ def measured_gru(pair: Pair, place: int, step: int, row: int, unit: int) -> tupl
     if not np.isfinite([a, b]).all():
         return None, f"{unknown}."
     if abs(b[2] - 2 * b[1] + b[0]) > room:
-        return None, f"{unknown}: they see other units of h than those of {pair.A} do."
+        return None, f"{unknown}: h' is not linear along a direction of h that the gates of {pair.A} do not see."
     z = [made[1] - made[0] for made in (a, b)]
     n = [(made[0] - slope * h[unit]) / max(1 - slope, room) for made, slope in zip((a, b), z, strict=True)]
     n_silent = [
@@ -115,15 +134,17 @@ def measured_gru(pair: Pair, place: int, step: int, row: int, unit: int) -> tupl
     off = {"z": abs(z[1] - z[0]), "n": abs(n[1] - n[0])}
     gate = max(off, key=lambda name: off[name])
     if off[gate] <= room:
-        return None, " Its z and n agree."
+        return None, " z and n agree."
     if gate == "n" and off["z"] <= room and abs(n_silent[1] - n_silent[0]) <= room:
-        return "r", " Its z agrees, and so does n where r makes no difference to it: it is r."
+        return "r", " z agrees, and so does n where r does not enter it."
     values = z if gate == "z" else n
-    return gate, f" Of its gates, {gate} differs most: {values[1]:.4g} where that of {pair.A} is {values[0]:.4g}."
+    return gate, f" Gate {gate} has the largest error: {values[1]:.4g} in {pair.B}, {values[0]:.4g} in {pair.A}."
 
 
 def _solved(matrix: Array, right: Array) -> Array | None:
-    """The shortest exact solution; None where there is none of a size that rounding leaves alone."""
+    """The shortest exact solution; None if there is none, or none small enough to keep rounding small."""
     solution, *_ = np.linalg.lstsq(matrix, right, rcond=None)
-    exact = np.allclose(matrix @ solution, right, atol=1e-9)
+    exact = difference(matrix @ solution, right).normwise <= 2**20 * tolerance(
+        "float64"
+    )  # a residual is small or near one
     return solution if exact and np.abs(solution).max() < 100 else None

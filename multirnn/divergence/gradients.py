@@ -1,26 +1,26 @@
-"""Where gradients part, though the outputs agree."""
+"""Where gradients part, if the outputs agree."""
 
 from typing import Any
 
 import numpy as np
 
 from multirnn.divergence.measures import Pair
-from multirnn.divergence.record import Divergence
+from multirnn.divergence.record import Divergence, Parting
 from multirnn.divergence.report import report
-from multirnn.divergence.stepping import Known
+from multirnn.divergence.stepping import Known, Seen
 from multirnn.layer import Output, State
-from multirnn.numerics import distances, magnitude
+from multirnn.numerics import distances, magnitude, normwise
 from multirnn.registry import backend
 from multirnn.weights import Array, Weights
 
 __all__ = ["gradients"]
 
 Pulled = dict[str, Array]
-"""Gradients by the name of what they are of, in float64."""
+"""Gradients by name, in float64."""
 
 
 def gradients(pair: Pair) -> Divergence | None:
-    """The first gradient of B that is wrong on its way back; None if all agree, or a side has none."""
+    """The first gradient of B to differ, in the order of backpropagation; None if all agree or a side has none."""
     if not (pair.a.layer.differentiable and pair.b.layer.differentiable):
         return None
     expected, room, found = _pulled_back(pair)
@@ -29,16 +29,14 @@ def gradients(pair: Pair) -> Divergence | None:
         if name in found and found[name].shape == array.shape:
             gap = distances(found[name], array).max(initial=0)
             if not gap <= room[name]:
-                parted[name] = float(gap / (magnitude(array, array.dtype) or 1) / pair.eps)
+                parted[name] = float(normwise(gap, magnitude(array, array.dtype)) / pair.eps)
     return _report(pair, parted, expected, found) if parted else None
 
 
 def _pulled_back(pair: Pair) -> tuple[Pulled, dict[str, float], Pulled]:
-    """What a random cotangent is pulled back to: as expected, how far off that may be, and as found."""
+    """The expected gradients of a cotangent, their room, and B's gradients."""
     x, states, lengths = pair.call
-    random = np.random.default_rng(pair.seed)
-    sequence = random.standard_normal((*x.shape[:2], pair.spec.output_size)).astype(pair.dtype)
-    final = random.uniform(-1, 1, pair.initial.shape).astype(pair.dtype)
+    sequence, final = pair.cotangent or _drawn(pair)
     if lengths is not None:
         sequence[np.arange(pair.time) >= lengths[:, None]] = 0
 
@@ -68,47 +66,52 @@ def _pulled_back(pair: Pair) -> tuple[Pulled, dict[str, float], Pulled]:
     return expected, room, found
 
 
+def _drawn(pair: Pair) -> Seen:
+    random = np.random.default_rng(pair.seed)
+    sequence = random.standard_normal((*pair.call.x.shape[:2], pair.spec.output_size)).astype(pair.dtype)
+    return Seen(sequence, random.uniform(-1, 1, pair.initial.shape).astype(pair.dtype))
+
+
 def _report(pair: Pair, parted: dict[str, float], expected: Pulled, found: Pulled) -> Divergence:
     name = _first_back(parted)
     a, b = expected[name], found[name]
     worst = tuple(int(i) for i in np.unravel_index(int(np.argmax(distances(b, a))), a.shape))
+    place: tuple[int | None, str | None] = (None, None)
     where: dict[str, Any] = {}
     if name.startswith("layers."):
-        _, layer, direction, _ = name.split(".")
-        where["place"] = pair.passes.index((int(layer), direction))
+        place = _pass(name)
         where["gate"] = pair.spec.form.gates[worst[0]] if len(a) > 1 else pair.spec.form.candidate
         where["unit"] = worst[1]
     elif name == "x":
         where["row"], _, where["unit"] = worst
     else:
-        where["place"], where["row"], where["unit"] = worst
+        place = pair.passes[worst[0]]
+        _, where["row"], where["unit"] = worst
+    step = None
     if "x" in parted:
         far = distances(found["x"], expected["x"]).max(axis=(0, 2))
-        where["step"] = int(np.flatnonzero(far > pair.limit * magnitude(expected["x"], expected["x"].dtype))[-1])
+        step = int(np.flatnonzero(far > pair.limit * magnitude(expected["x"], expected["x"].dtype))[-1])
+    others = {_pass(other) for other in parted if other.startswith("layers.")} - {place}
     return report(
         pair,
-        pattern="gradient",
+        probe="gradient",
+        parting=[Parting(*place, step), *(Parting(*other, None) for other in sorted(others, reverse=True))],
         quantity=f"gradient of {name}",
         values=(float(a[worst]), float(b[worst])),
         eps=parted[name],
-        says=f"Outputs and final states agree, but the gradient of {name} {_how(pair, a, b)}; it is the first on the way "
-        f"back that does not agree. Of {len(expected)} gradients {len(parted)} part.",
+        says=f"Outputs and final states agree; the gradient of {name} does not. It is the first to differ in the backward pass: "
+        f"{len(parted)} of {len(expected)} gradients part.",
         **where,
     )
 
 
-def _how(pair: Pair, a: Array, b: Array) -> str:
-    """How a gradient differs, in words."""
-    if not b.any():
-        return f"of {pair.B} is zero"
-    factor = float((a * b).sum() / ((a * a).sum() or 1))
-    if np.abs(b - factor * a).max() <= 16 * pair.limit * np.abs(b).max():
-        return f"of {pair.B} is {factor:.4g} times that of {pair.A}"
-    return f"of {pair.B} is another than of {pair.A}"
+def _pass(name: str) -> tuple[int, str]:
+    _, layer, direction, _ = name.split(".")
+    return int(layer), direction
 
 
 def _first_back(parted: dict[str, float]) -> str:
-    """The first on the way back: of the weights of the highest layer, or of the initial states, or of x."""
+    """The first in the backward pass: a weight of the highest layer, else an initial state, else x."""
     weights = [name for name in parted if name.startswith("layers.")]
     if not weights:
         return max((name for name in parted if name != "x"), key=lambda name: parted[name], default="x")

@@ -1,42 +1,39 @@
-"""How far two layers are apart, and how far they may be: `Pair`.
+"""The distance between two layers, and how much of it rounding may explain: `Pair`.
 
-A gap is max|a-b| over rows and units. It has room to be rounding: what the tolerance allows, or as far as A itself moves
-when its input, states and weights are moved by the tolerance. So neither a long chaotic sequence nor cancellation in one
-step is taken for a mistake.
+A gap is max|a-b| over rows and units. Its room is the tolerance, or the distance that A itself moves if its input, states
+and weights are moved by the tolerance. So neither a long chaotic sequence nor cancellation in one step counts as a mistake.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from multirnn.divergence.moves import Move
-from multirnn.divergence.record import Divergence
+from multirnn.divergence.record import Parting
 from multirnn.divergence.stepping import Known, Seen, Side, Stepped, Trajectory, perturbed, swept, unknown
 from multirnn.layer import Lengths
-from multirnn.numerics import difference, distances, magnitude, tolerance
+from multirnn.numerics import difference, distances, magnitude, normwise, tolerance
 from multirnn.weights import Array
 
-__all__ = ["Call", "Marks", "Pair", "Parted", "Rearranged", "Steps", "apart", "gaps", "in_eps", "largest_at", "worst"]
+__all__ = ["Call", "Marks", "Pair", "Parted", "Steps", "apart", "gaps", "in_eps", "largest_at", "worst"]
 
 Marks = NDArray[np.bool_]
 
 CHAOS = 4
-"""How much further than A moves calls may be apart: two runs of a chaotic stack are as far apart as its states are large,
-and where they have got there, one moved run tells that to no better than a factor of two."""
+"""The room of calls, as a multiple of the distance that A moves: runs of a chaotic stack end as far apart as its states are
+large, and one moved run measures that only to a factor of two."""
 
 
 class Call(NamedTuple):
-    """What both are run on, in float64, of numbers that the narrower dtype has.
+    """The call that both run, in float64, of numbers that the narrower dtype represents.
 
     Attributes:
         x: `(batch, time, input_size)`, zero at padding.
-        states: `(parts, passes, batch, hidden_size)`; None where the call has no initial state.
-        lengths: `(batch,)`; None where every row is full.
+        states: `(parts, passes, batch, hidden_size)`; None if the call has no initial state.
+        lengths: `(batch,)`; None if every row is full.
     """
 
     x: Array
@@ -57,7 +54,7 @@ class Parted(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """Every single step of a call: the rows that are stepped, the states made of them, and the room that those have."""
+    """Every single step of a call: inputs, states before and after, and the room of the states after."""
 
     x: Array
     states: Array
@@ -66,23 +63,32 @@ class Steps(NamedTuple):
 
 
 class Pair:
-    """Two sides and a call; every measure is taken when it is asked for.
+    """Two sides and a call; every measure is lazy.
 
     Args:
-        a: the side that is held to be right.
-        b: the suspect one.
-        call: what both are run on.
+        a: the side taken as right.
+        b: the suspect.
+        call: the call that both run.
         dtype: the narrower of both.
         seed: of perturbations.
-        letters: what the two sides are called.
+        letters: the names of the two sides.
+        cotangent: pulled back for the gradients; drawn unless given.
     """
 
     def __init__(
-        self, a: Side, b: Side, call: Call, dtype: str, seed: int, letters: tuple[str, str] = ("A", "B")
+        self,
+        a: Side,
+        b: Side,
+        call: Call,
+        dtype: str,
+        seed: int,
+        letters: tuple[str, str] = ("A", "B"),
+        cotangent: Seen | None = None,
     ) -> None:
         self.a, self.b, self.call, self.dtype, self.seed = a, b, call, dtype, seed
         self.A, self.B = letters
-        self.full = call._replace(lengths=None)
+        self.cotangent = cotangent
+        self.full = call if call.lengths is None else call._replace(lengths=None)
         self.spec = a.spec
         self.passes = list(a.spec.passes)
         self.directions = len(a.spec.directions)
@@ -105,22 +111,25 @@ class Pair:
         """The steps of a pass in the order in which it runs."""
         return slice(None, None, -1 if self.passes[place][1] == "backward" else 1)
 
-    def first(self, marks: Marks) -> tuple[int, int]:
-        """The first place and step of marks `(passes, time)`: the lowest layer, in it the fewest steps run."""
-        found = [
-            (layer, int(np.argmax(marks[place, self.running(place)])), place)
-            for place, (layer, _) in enumerate(self.passes)
-            if marks[place].any()
-        ]
-        _, run, place = min(found)
-        return place, abs(self.first_step(place) - run)
+    def place(self, parting: Parting) -> int:
+        """The place of a pass in `passes`."""
+        return next(place for place, one in enumerate(self.passes) if one == parting[:2])
 
-    def order(self, found: Divergence) -> tuple[float, float, bool]:
-        """What is first: the lower layer, the fewer steps run, forward."""
-        if found.layer is None or found.step is None:
+    def partings(self, marks: Marks) -> tuple[Parting, ...]:
+        """The first marked step of every pass, of marks `(passes, time)`, in the order of `order`."""
+        found = [
+            Parting(*self.passes[place], abs(self.first_step(place) - int(np.argmax(mark[self.running(place)]))))
+            for place, mark in enumerate(marks)
+            if mark.any()
+        ]
+        return tuple(sorted(found, key=self.order))
+
+    def order(self, parting: Parting) -> tuple[float, float, bool]:
+        """Sorts passes that part: the lower layer first, then the one that ran fewer steps, then forward."""
+        layer, direction, step = parting
+        if layer is None or direction is None or step is None:
             return np.inf, np.inf, True
-        run = self.time - 1 - found.step if found.direction == "backward" else found.step
-        return found.layer, run, found.direction == "backward"
+        return layer, self.time - 1 - step if direction == "backward" else step, direction == "backward"
 
     # --- Calls -------------------------------------------------------------------------------------------------------
 
@@ -133,13 +142,19 @@ class Pair:
 
     @cached_property
     def outputs(self) -> tuple[Seen, Seen]:
-        """Of both, as they answer the call."""
+        """The outputs of both for the call."""
         return self.a(*self.call), self.b(*self.call)
 
     @cached_property
-    def full_outputs(self) -> tuple[Seen, Seen]:
-        """Of the full call: what is expected, and what is found."""
-        return self.expected(self.full), self.outputs[1] if self.call.lengths is None else self.b(*self.full)
+    def shown(self) -> Call:
+        """The call that shows the difference: the full one, or the one with lengths if full calls agree."""
+        if self.call.lengths is None or self.parted(*reversed(self.answers(self.full))).any:
+            return self.full
+        return self.call
+
+    def answers(self, call: Call) -> tuple[Seen, Seen]:
+        """The expected output of a call, and B's."""
+        return self.expected(call), self.outputs[1] if call is self.call else self.b(*call)
 
     @cached_property
     def far(self) -> float:
@@ -150,27 +165,23 @@ class Pair:
         return max(difference(v[k], u[k]).normwise for (u, v), k in zip(pairs, known, strict=True))
 
     def expected(self, call: Call) -> Seen:
-        """The output of A: by its weights where they are known."""
+        """The output of A; from its weights if they are known."""
         if not isinstance(self.reference, Known):
             return self.a(*call)
         states = self.initial if call.states is None else call.states
         return self.seen(self.reference.run(call.x, states, call.lengths))
 
-    def seen(self, trajectory: Trajectory, backward: Sequence[bool] | None = None) -> Seen:
-        """The output of a call with these states; at padding they stay, so the last are the final ones.
-
-        Args:
-            trajectory: the states.
-            backward: which passes ran backward, if not those that should.
-        """
+    def seen(self, trajectory: Trajectory) -> Seen:
+        """The output of a call with these states, which stay at padding."""
         if not trajectory.after.shape[2]:
             return Seen(trajectory.sequence, self.initial)
-        backward = [way == "backward" for _, way in self.passes] if backward is None else backward
-        final = [trajectory.after[:, place, 0 if back else -1] for place, back in enumerate(backward)]
+        final = [
+            trajectory.after[:, place, 0 if way == "backward" else -1] for place, (_, way) in enumerate(self.passes)
+        ]
         return Seen(trajectory.sequence, np.stack(final, axis=1))
 
     def parted(self, found: Seen, expected: Seen) -> Parted:
-        """Where two outputs part, of as many steps as the call has or fewer."""
+        """Where two outputs part; they may have fewer steps than the call."""
         room = self.room[0, -self.directions :, : found.sequence.shape[1]]
         return Parted(
             apart(self.halves(found.sequence), self.halves(expected.sequence)) > room,
@@ -184,7 +195,7 @@ class Pair:
         )
 
     def of_top(self, marks: Marks) -> Marks:
-        """Marks of the sequence, `(directions, time)`, as `(passes, time)`: those of the last layer."""
+        """Marks of the sequence, `(directions, time)`, as marks of the last layer, `(passes, time)`."""
         made = np.zeros((len(self.passes), marks.shape[1]), bool)
         made[-len(marks) :] = marks
         return made
@@ -193,7 +204,7 @@ class Pair:
 
     @cached_property
     def reference(self) -> Known | Stepped | None:
-        """A by its weights, if its steps are what they say; or else by its steps; None if neither is known."""
+        """A by its weights if its steps agree with them, else A by its steps; None if neither is known."""
         if self.call.x.size and self.a.layer.readable:
             known = Known(self.a.layer.weights())
             if self.does(self.a, known):
@@ -201,14 +212,14 @@ class Pair:
         return Stepped(self.a) if self.steppable(self.a) else None
 
     def does(self, side: Side, known: Known) -> bool:
-        """Whether a side's steps are those of these weights."""
+        """Whether the steps of a side agree with these weights."""
         if not side.layer.takes_state:
             return True
         steps = self._stepped(known)
         return not (self.gap(side.step(steps.x, steps.states), steps.made) > steps.room).any()
 
     def steppable(self, side: Side) -> bool:
-        """Whether a side can be taken from state to state."""
+        """Whether a side can be stepped from a given state to the next."""
         if not side.layer.takes_state or not self.call.x.size:
             return False
         stepped = (
@@ -218,22 +229,22 @@ class Pair:
 
     @cached_property
     def faithful(self) -> bool:
-        """Whether A is what its weights say, in single steps and in whole calls."""
+        """Whether A agrees with its weights in single steps and in whole calls."""
         if not isinstance(self.reference, Known):
             return False
         return not any(
             self.parted(self.a(*call), self.expected(call)).any
-            for call in {id(c): c for c in (self.call, self.full)}.values()
+            for call in ((self.call,) if self.full is self.call else (self.call, self.full))
         )
 
     @cached_property
     def trajectory(self) -> Trajectory | None:
-        """The states of A over the full call; None where neither its weights nor its steps are known."""
+        """The states of A over the full call; None if neither its weights nor its steps are known."""
         return None if self.reference is None else self.reference.run(self.call.x, self.initial)
 
     @cached_property
     def room(self) -> Array:
-        """How far full calls may be apart: `(parts, passes, time)`. It never gets smaller in running order."""
+        """The room of full calls: `(parts, passes, time)`, increasing in running order."""
         if self.reference is None or self.trajectory is None:
             largest = magnitude(self.a(*self.full).sequence, np.dtype(np.float64))
             return np.full((*self.initial.shape[:2], self.time), self.limit * largest)
@@ -243,13 +254,13 @@ class Pair:
 
     @cached_property
     def size(self) -> Array:
-        """Of the states of A until a step: `(parts, passes, time)`."""
+        """The largest state of A up to each step: `(parts, passes, time)`."""
         if self.trajectory is None:
             return self.room / self.limit
         return self._accumulated(np.maximum(worst(self.trajectory.before), worst(self.trajectory.after)))
 
     def _accumulated(self, values: Array) -> Array:
-        """The largest until then in running order, over `(parts, passes, time)`."""
+        """The running maximum in running order, of `(parts, passes, time)`."""
         made = values.copy()
         for place in range(len(self.passes)):
             order = self.running(place)
@@ -259,7 +270,7 @@ class Pair:
     # --- Single steps of both from the states of A -------------------------------------------------------------------
 
     def _stepped(self, reference: Known | Stepped) -> Steps:
-        """All steps of all rows below one another, from states of numbers that both sides have."""
+        """All steps of all rows as one batch, from states that both dtypes represent."""
         if reference in self._stepped_by:
             return self._stepped_by[reference]
         before = reference.run(self.call.x, self.initial).before.astype(self.dtype).astype(np.float64)
@@ -279,7 +290,7 @@ class Pair:
         return self._moved_from[reference]
 
     def step_room(self, reference: Known | Stepped, x: Array, states: Array, made: Array) -> Array:
-        """How far single steps may be apart: `(parts, passes, time)`."""
+        """The room of single steps: `(parts, passes, time)`."""
         there = self.moved(reference).step(perturbed(x, self.limit, self.rng), perturbed(states, self.limit, self.rng))
         return np.asarray(np.maximum(self.gap(there, made), self.limit * self._step_size(states, made)))
 
@@ -288,12 +299,12 @@ class Pair:
 
     @cached_property
     def steps(self) -> Steps | None:
-        """The single steps of A; from zero where B takes no state."""
+        """The single steps of A; from zero if B takes no state."""
         return None if self.reference is None else self._stepped(self.reference)
 
     @cached_property
     def found(self) -> Array:
-        """What B makes of the same rows."""
+        """The states that B makes of the same rows."""
         assert self.steps is not None
         return self.b.step(self.steps.x, self.steps.states)
 
@@ -302,7 +313,7 @@ class Pair:
         return rows.reshape(*rows.shape[:-2], self.time, len(self.call.x), rows.shape[-1])
 
     def gap(self, a: Array, b: Array) -> Array:
-        """Of two arrays of rows: `(…, time)`."""
+        """The gap of two arrays of rows: `(…, time)`."""
         return apart(self.by_step(a), self.by_step(b))
 
     @cached_property
@@ -315,7 +326,7 @@ class Pair:
 
     @cached_property
     def separate(self) -> Array:
-        """`own`, and NaN above a layer that parts in the same step: there it cannot be told from an echo."""
+        """`own`, with NaN above a layer that parts in the same step: that error is an echo."""
         own, parted = self.own.copy(), np.any(self.own_parted, axis=0)
         for place, (layer, _) in enumerate(self.passes):
             own[place, parted[: layer * self.directions].any(axis=0)] = np.nan
@@ -333,15 +344,11 @@ class Pair:
         """NaN for every pass and step."""
         return np.full((len(self.passes), self.time), np.nan)
 
-    def alike(self, a: Array, b: Array) -> bool:
-        """Whether two arrays `(…, rows, hidden_size)` are the same, but for rounding that may have added up."""
-        return not (apart(a, b) > 16 * self.limit * np.maximum(1, worst(a))).any()
-
     # --- B running on by itself --------------------------------------------------------------------------------------
 
     @cached_property
     def growth(self) -> Array:
-        """The error of B run on by single steps, in eps: `(passes, time)`; what calls show where it cannot be stepped."""
+        """The error of B running on by single steps, in eps: `(passes, time)`; `seen_growth` if B cannot be stepped."""
         if self.trajectory is None or not self.steppable(self.b):
             return self.seen_growth
         after = swept(self.b.step, self.spec, self.call.x, self.initial)
@@ -349,9 +356,9 @@ class Pair:
 
     @cached_property
     def seen_growth(self) -> Array:
-        """The error that the full call of B shows: of the last layer, and of the others at their ends."""
+        """The error that the call of B shows: of the last layer at every step, of the others at their last step."""
         growth = self.unknown
-        expected, found = self.full_outputs
+        expected, found = self.answers(self.shown)
         final = apart(found.final, expected.final)
         for place in range(len(self.passes) if self.time else 0):
             end = self.last_step(place)
@@ -362,52 +369,25 @@ class Pair:
         return growth
 
 
-class Rearranged(Pair):
-    """A pair of which B is known to take and hand back states in other places; A is rearranged likewise.
-
-    Args:
-        pair: the two as they are.
-        taken: what B does to the initial states.
-        out: what B does to the final states.
-    """
-
-    def __init__(self, pair: Pair, taken: Move, out: Move) -> None:
-        super().__init__(pair.a, pair.b, pair.call, pair.dtype, pair.seed, (pair.A, pair.B))
-        self.__dict__ |= {name: pair.__dict__[name] for name in ("reference", "outputs") if name in pair.__dict__}
-        self.initial = taken(pair.initial)
-        self._taken, self._out = taken, out
-
-    def expected(self, call: Call) -> Seen:
-        """See `Pair.expected`."""
-        if call.states is None:
-            return super().expected(call)
-        return super().expected(call._replace(states=self._taken(call.states)))
-
-    def seen(self, trajectory: Trajectory, backward: Sequence[bool] | None = None) -> Seen:
-        """See `Pair.seen`."""
-        seen = super().seen(trajectory, backward)
-        return seen._replace(final=self._out(seen.final))
-
-
 def apart(a: Array, b: Array) -> Array:
-    """The largest of the `gaps` over the last two axes, rows and units."""
+    """The largest of the `gaps` over rows and units, the last two axes."""
     return np.asarray(gaps(a, b).max(axis=(-2, -1), initial=0))
 
 
 def gaps(a: Array, b: Array) -> Array:
-    """The `distances` of two arrays; NaN where one is unknown."""
+    """The `distances` of two arrays; NaN if one is unknown."""
     return np.where(unknown(a) | unknown(b), np.nan, distances(a, b))
 
 
 def worst(a: Array) -> Array:
-    """The largest |a| that is finite over the last two axes."""
+    """The largest finite |a| over the last two axes."""
     return np.asarray(np.max(np.abs(a), axis=(-2, -1), where=np.isfinite(a), initial=0))
 
 
 def in_eps(gap: Array, size: Array, eps: float) -> Array:
-    """Gaps `(parts, …)` in terms of the sizes, of the worst part that is known, in eps; NaN where none is known."""
-    normwise = np.where(gap == 0, 0, gap / np.where(size == 0, np.finfo(float).tiny, size))
-    largest = np.where(np.isnan(normwise), -1, normwise).max(axis=0, initial=-1)
+    """The largest known error of gaps `(parts, …)` relative to sizes, in eps; NaN if none is known."""
+    relative = normwise(gap, size)
+    largest = np.where(np.isnan(relative), -1, relative).max(axis=0, initial=-1)
     return np.asarray(np.where(largest < 0, np.nan, largest) / eps)
 
 

@@ -1,45 +1,56 @@
-"""What a search for the first divergence found: `Divergence`."""
+"""The result of a search for the first divergence: `Divergence`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from multirnn.compare import TOLERANCE
+from multirnn.numerics import TOLERANCE
 from multirnn.spec import RecurrentSpec
 from multirnn.tables import Column, Content, Shown, Styled, Table, json_value
 from multirnn.weights import Array
 
-__all__ = ["Divergence"]
+__all__ = ["Divergence", "Parting"]
+
+
+class Parting(NamedTuple):
+    """A pass that parts, and the first step in its running order at which it does; None where a field is not known."""
+
+    layer: int | None
+    direction: str | None
+    step: int | None
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
 class Divergence(Shown):
-    """Where B parts from A, and how the difference grows; it prints as a table, shows itself in a notebook, exports JSON.
+    """Where B parts from A, and how the difference grows. It prints as a table, also in a notebook, and exports JSON.
+
+    It locates and names no cause; `diagnose` names causes.
 
     Attributes:
-        kind: "none"; "rounding"; or "mistake".
-        pattern: what the difference looks like: "arithmetic" of a step, "recurrence" (only of states that are not zero),
-            "initial state", "order of states", "final state", "output", "hand-over" between layers, "order of time",
-            "late" (only after some steps), "lengths", "gradient", "rows" that are not independent, "repetition"; "" of
-            no mistake.
+        kind: "none", "rounding" or "mistake".
+        probe: the question that showed the difference: "call" (B does not take it), "repetition" (two equal calls),
+            "rows" (a row alone), "step" (single steps from the states of A), "final state", "output", "call in part" (the
+            shortest beginning of the call that parts), "gradient"; "" if there is no mistake. The headline and the table
+            both show its `parting`.
         says: one or two sentences.
-        layer, direction, step: where; None where undefined.
-        gate: the one that differs most there; None where it is not known.
-        quantity: what differs: "h", "c", "output", "final h", "gradient of x", …; "" of no mistake.
+        parting: every pass that parts, the first one first. Passes above a layer that parts in a single step are left out:
+            their inputs differ already.
+        gate: the gate with the largest error there; None if not known.
+        quantity: "h", "c", "output", "final h", "gradient of x" and so on; "" if there is no mistake.
         row, unit: the worst element there.
-        values: that of A and that of B.
+        values: its value in A and in B.
         eps: the normwise difference there, in units of eps.
-        spec: of A.
-        titles: of A and of B.
-        shape: of the input, `(batch, time, input_size)`.
-        dtype: the narrower of both, whose eps is meant everywhere.
-        own: `(passes, time)`: the normwise error that a pass makes in one step when it is given the states of A, in eps.
-            NaN above a layer that parts in the same step, since its outputs are what the pass runs on.
-        growth: `(passes, time)`: that of B running on by itself. NaN where it cannot be seen.
+        spec: the spec of A.
+        titles: the titles of A and B.
+        shape: the shape of the input, `(batch, time, input_size)`.
+        dtype: the narrower of the two dtypes; eps is always its eps.
+        own: `(passes, time)`: the normwise error of one step from the states of A, in eps. NaN above a layer that parts in
+            the same step, whose outputs are the input there.
+        growth: `(passes, time)`: the error of B running on by itself. NaN where it cannot be observed.
         gates: by name, `(passes, time)`: the error of each gate, in eps; NaN where it is not known.
     """
 
@@ -51,10 +62,8 @@ class Divergence(Shown):
     own: Array
     growth: Array
     says: str = ""
-    pattern: str = ""
-    layer: int | None = None
-    direction: str | None = None
-    step: int | None = None
+    probe: str = ""
+    parting: tuple[Parting, ...] = ()
     gate: str | None = None
     quantity: str = ""
     row: int | None = None
@@ -63,11 +72,31 @@ class Divergence(Shown):
     eps: float = 0.0
     gates: Mapping[str, Array] = field(default_factory=dict)
 
+    @property
+    def layer(self) -> int | None:
+        """The layer of the first divergence."""
+        return self._first.layer
+
+    @property
+    def direction(self) -> str | None:
+        """The direction of the first divergence."""
+        return self._first.direction
+
+    @property
+    def step(self) -> int | None:
+        """The step of the first divergence, in original time."""
+        return self._first.step
+
+    @property
+    def _first(self) -> Parting:
+        return self.parting[0] if self.parting else Parting(None, None, None)
+
     def to_dict(self) -> dict[str, Any]:
-        """All that was found, in values that JSON has; what is infinite or not known is null."""
-        plain = ("kind", "pattern", "says", "layer", "direction", "step", "gate", "quantity", "row", "unit", "dtype")
+        """The fields as JSON values; infinite and unknown numbers are null."""
+        plain = ("kind", "probe", "says", "layer", "direction", "step", "gate", "quantity", "row", "unit")
         return {
-            **{name: getattr(self, name) for name in plain},
+            **{name: getattr(self, name) for name in (*plain, "dtype")},
+            "parting": [part._asdict() for part in self.parting],
             "values": json_value(self.values),
             "eps": json_value(self.eps),
             "tolerance_eps": TOLERANCE[self.dtype],
@@ -81,7 +110,7 @@ class Divergence(Shown):
 
     @property
     def title(self) -> str:
-        """Where, in a few words."""
+        """The headline."""
         if self.kind == "none":
             return "No divergence"
         if self.kind == "rounding":
@@ -90,7 +119,7 @@ class Divergence(Shown):
         place += [self.direction] if self.direction else []
         place += [] if self.step is None else [f"step {self.step}"]
         place += [f"gate {self.gate}"] if self.gate else []
-        return f"First divergence: {', '.join(place) or self.pattern}"
+        return f"First divergence: {', '.join(place) or self.probe}"
 
     def _contents(self) -> Iterator[Content]:
         yield Styled(self.title, "bold")
@@ -100,23 +129,23 @@ class Divergence(Shown):
         numbers = (Column(name, number=True) for name in ("parts at", "own", "largest", "last"))
         table = Table("layer", "direction", *numbers, Column("over time", whole=True, spare=True), keys=2)
         for place, cells in zip(self.spec.passes, self._rows(), strict=True):
-            here = self.kind == "mistake" and place == (self.layer, self.direction)
-            table.add_row(*cells, style="bold red" if here else "")
+            table.add_row(*cells, style="bold red" if place == (self.layer, self.direction) else "")
         yield table
         yield ""
         yield (
-            f"Errors: max|a−b| / max|a| at a step, in eps of {self.dtype}; a step parts above {TOLERANCE[self.dtype]}. "
-            "Own: of one step from the states of A. Largest, last, over time: of B running on by itself."
+            f"Errors: max|a−b| / max|a| at a step, in eps of {self.dtype}; {TOLERANCE[self.dtype]} count as rounding. "
+            "Own: one step from the states of A. Largest, last, over time: B running on by itself."
         )
 
     def _rows(self) -> Iterator[tuple[str, ...]]:
-        for (layer, direction), own, growth in zip(self.spec.passes, self.own, self.growth, strict=True):
-            running = slice(None) if direction == "forward" else slice(None, None, -1)
-            over = np.flatnonzero((own > TOLERANCE[self.dtype])[running])
-            parts = "echo" if np.isnan(own).all() else "–"
-            if len(over):
-                parts = str(over[0] if direction == "forward" else len(own) - 1 - over[0])
-            last = growth[running][-1:]
+        parts_at = {(layer, direction): step for layer, direction, step in self.parting}
+        for place, own, growth in zip(self.spec.passes, self.own, self.growth, strict=True):
+            layer, direction = place
+            if place in parts_at:
+                parts = "?" if parts_at[place] is None else str(parts_at[place])
+            else:
+                parts = "echo" if self.probe == "step" and np.isnan(own).all() else "–"
+            last = growth[:: 1 if direction == "forward" else -1][-1:]
             yield (
                 str(layer),
                 direction,
@@ -133,7 +162,7 @@ _LINE = 24  # characters at most
 
 
 def _line(errors: Array) -> str:
-    """The errors over time as a line of blocks, logarithmic: the lowest up to one eps, the highest the whole value."""
+    """The errors over time as blocks on a logarithmic scale, from at most one eps to the size of the value."""
     if not errors.size:
         return ""
     pieces = np.array_split(errors, min(_LINE, len(errors)))
@@ -145,7 +174,7 @@ def _level(error: float) -> int:
 
 
 def _largest(errors: Array) -> float:
-    """NaN where nothing is known."""
+    """The largest known error; NaN if none is known."""
     known = errors[~np.isnan(errors)]
     return float(known.max()) if known.size else float("nan")
 

@@ -1,10 +1,12 @@
-"""From what a search found to a `Divergence`: the parts that all of its answers have."""
+"""Builds a `Divergence` from a pair and the place where it parts."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from multirnn.divergence.measures import Pair, apart, largest_at
-from multirnn.divergence.record import Divergence
-from multirnn.numerics import magnitude
+from multirnn.divergence.record import Divergence, Parting
+from multirnn.divergence.stepping import Seen
+from multirnn.numerics import magnitude, normwise
 from multirnn.weights import Array
 
 __all__ = ["at", "final_report", "output_report", "report"]
@@ -14,24 +16,23 @@ def report(
     pair: Pair,
     *,
     kind: str = "mistake",
-    place: int | None = None,
+    parting: Sequence[Parting] = (),
     values: tuple[float, float] | None = None,
     stepped: bool = True,
     blank: bool = False,
     **found: Any,
 ) -> Divergence:
-    """A record of a pair.
+    """The record of a pair.
 
     Args:
-        pair: what was searched.
+        pair: the pair that was searched.
         kind: see `Divergence`.
-        place: of the pass, out of `pair.passes`.
-        values: that of the right side and that of the suspect one.
-        stepped: whether the growth is that of single steps, and not what the calls show.
+        parting: the passes that part, the first one first.
+        values: in `pair.a` and in `pair.b`.
+        stepped: whether `growth` is measured by single steps; else it is what the call shows.
         blank: whether nothing was measured.
         found: other fields of the record.
     """
-    layer, direction = (None, None) if place is None else pair.passes[place]
     titles = (pair.a.layer.title, pair.b.layer.title)
     if pair.A == "B":
         titles = titles[1], titles[0]
@@ -44,21 +45,24 @@ def report(
         dtype=pair.dtype,
         own=pair.unknown if blank else pair.separate,
         growth=pair.unknown if blank else pair.growth if stepped else pair.seen_growth,
-        layer=layer,
-        direction=direction,
+        parting=tuple(parting),
         values=values,
         **found,
     )
 
 
-def output_report(pair: Pair, pattern: str, place: int, step: int, a: Array, b: Array, says: str) -> Divergence:
-    """A record of an element of the sequence of one direction, `(time, batch, hidden_size)`."""
+def output_report(
+    pair: Pair, probe: str, parting: Sequence[Parting], answers: tuple[Seen, Seen], says: str
+) -> Divergence:
+    """The record of an element of the sequence, where the first of `parting` is a pass of the last layer."""
+    half = pair.spec.directions.index(parting[0].direction or "forward")
+    a, b = (pair.halves(seen.sequence)[half] for seen in answers)
+    step = parting[0].step or 0
     row, unit = largest_at(a[step], b[step])
     return report(
         pair,
-        pattern=pattern,
-        place=place,
-        step=step,
+        probe=probe,
+        parting=parting,
         quantity="output",
         row=row,
         unit=unit,
@@ -70,15 +74,18 @@ def output_report(pair: Pair, pattern: str, place: int, step: int, a: Array, b: 
 
 
 def final_report(
-    pair: Pair, pattern: str, place: int, step: int | None, part: int, a: Array, b: Array, says: str
+    pair: Pair, probe: str, parting: Sequence[Parting], answers: tuple[Seen, Seen], says: str
 ) -> Divergence:
-    """A record of an element of a final state, `(batch, hidden_size)`."""
+    """The record of an element of a final state of the first of `parting`."""
+    place = pair.place(parting[0])
+    parted = pair.parted(answers[1], answers[0]).final[:, place]
+    part = int(parted.argmax())
+    a, b = (seen.final[part, place] for seen in answers)
     row, unit = largest_at(a, b)
     return report(
         pair,
-        pattern=pattern,
-        place=place,
-        step=step,
+        probe=probe,
+        parting=parting,
         quantity=f"final {pair.spec.form.states[part]}",
         row=row,
         unit=unit,
@@ -90,10 +97,11 @@ def final_report(
 
 
 def _eps(pair: Pair, a: Array, b: Array, of: Array) -> float:
-    return float(apart(a, b) / (magnitude(of, of.dtype) or 1) / pair.eps)
+    return float(normwise(apart(a, b), magnitude(of, of.dtype)) / pair.eps)
 
 
-def at(pair: Pair, place: int, step: int) -> str:
+def at(pair: Pair, parting: Parting) -> str:
     """A pass and a step in words."""
-    layer, direction = pair.passes[place]
-    return f"in layer {layer} {direction} at step {step}{', the first that it runs' if step == pair.first_step(place) else ''}"
+    layer, direction, step = parting
+    first = step == pair.first_step(pair.place(parting))
+    return f"in layer {layer} {direction} at step {step}{', the first that it runs' * first}"

@@ -1,4 +1,4 @@
-"""The search: from two layers and a call to what is found."""
+"""`first_divergence`: two layers and a call in, a `Divergence` out."""
 
 from __future__ import annotations
 
@@ -9,27 +9,21 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from multirnn.adoption import adopt, known_spec
-from multirnn.divergence.calls import mixed_rows, repetition, whole_calls
+from multirnn.divergence.calls import outputs_part
 from multirnn.divergence.gradients import gradients
-from multirnn.divergence.lengths import lengths as calls_with_lengths
-from multirnn.divergence.lengths import lengths_too
 from multirnn.divergence.measures import Call, Pair
 from multirnn.divergence.record import Divergence
 from multirnn.divergence.report import report
-from multirnn.divergence.stepping import Side
-from multirnn.divergence.steps import single_steps
+from multirnn.divergence.stepping import Seen, Side
 from multirnn.errors import InvalidCall
-from multirnn.layer import State
+from multirnn.layer import Output, State
 from multirnn.numerics import TOLERANCE, coarser, draw_call, tolerance
 from multirnn.spec import RecurrentSpec
 
 __all__ = ["first_divergence"]
 
-SEARCH = (repetition, calls_with_lengths, mixed_rows, single_steps, whole_calls)
-"""What the outputs may part for, in the order in which it has to be asked: each takes for granted what stands before it."""
 
-
-@np.errstate(all="ignore")  # what a user set for code of his own, and what overflows is compared as it is
+@np.errstate(all="ignore")  # overflow is compared as it is, whatever error state the caller set
 def first_divergence(
     a: Any,
     b: Any,
@@ -37,22 +31,24 @@ def first_divergence(
     state: State | None = None,
     *,
     lengths: ArrayLike | None = None,
+    cotangent: Output | None = None,
     seed: int = 0,
 ) -> Divergence:
-    """Find where B parts from A.
+    """Locate the first place where B parts from A; `diagnose` names the cause.
 
     Args:
-        a: a Layer, or whatever `adopt` takes. Where its weights can be read, and it does what they say, it is run by
-            them in float64. If not, and B does what its own say, B is held to be right and A to part from it.
-        b: likewise; no more than its calls needs to be known.
-        x: `(batch, time, input_size)`, or `(time, input_size)`. Unless given, a call is drawn: `draw_call(spec, seed)`,
-            without state or lengths where one of the two takes none.
-        state: the initial state; zero unless given.
+        a: a Layer, or anything that `adopt` takes. If it computes what its readable weights say, those are run in float64
+            as the reference. If not, and B computes what its own say, B is taken as right and A as the suspect.
+        b: likewise; its calls are enough.
+        x: `(batch, time, input_size)`, or `(time, input_size)`. Unless given, `draw_call(spec, seed)` draws a call, without
+            state or lengths if one of the two takes none.
+        state: the initial state; none unless given.
         lengths: `(batch,)` integers; every row is full unless given.
-        seed: of what is drawn.
+        cotangent: pulled back to compare gradients; drawn unless given.
+        seed: seeds all drawing.
 
     Raises:
-        InvalidCall: the two do not take the same input and states, or x, state or lengths do not fit A.
+        InvalidCall: the two do not take the same input and states, or the call does not fit A.
     """
     spec = known_spec(a) or known_spec(b)
     right = Side(adopt(a, spec=None if known_spec(a) else spec))
@@ -65,14 +61,15 @@ def first_divergence(
         call = _drawn(right, suspect, dtype, seed)
     else:
         call = _given(x, state, lengths, dtype)
-    pair = Pair(right, suspect, call, dtype, seed)
+    seen = None if cotangent is None else _seen(cotangent)
+    pair = Pair(right, suspect, call, dtype, seed, cotangent=seen)
     try:
         pair.outputs  # noqa: B018
     except InvalidCall as error:
-        pair.a(*call)  # what A refuses is the caller's mistake; what B alone refuses is a finding
-        return report(pair, pattern="call", blank=True, says=f"A runs, and B does not: {error}.")
+        pair.a(*call)  # raises if the call is wrong; if B alone refuses it, that is the finding
+        return report(pair, probe="call", blank=True, says=f"A runs, and B does not: {error}.")
     if suspect.layer.readable and not pair.faithful:
-        other = Pair(suspect, right, call, dtype, seed, letters=("B", "A"))
+        other = Pair(suspect, right, call, dtype, seed, letters=("B", "A"), cotangent=seen)
         pair = other if other.faithful else pair
     return _found(pair)
 
@@ -85,7 +82,7 @@ def _comparable(a: RecurrentSpec, b: RecurrentSpec) -> None:
     for name in ("cell", "input_size", "hidden_size", "num_layers", "bidirectional"):
         if getattr(a, name) != getattr(b, name):
             raise InvalidCall(
-                f"two layers are compared on the same input and states; A has {name}={getattr(a, name)!r} and B "
+                f"two layers need the same input and states to be compared; A has {name}={getattr(a, name)!r} and B "
                 f"{getattr(b, name)!r}"
             )
 
@@ -100,7 +97,7 @@ def _drawn(a: Side, b: Side, dtype: str, seed: int) -> Call:
     )
     try:
         b(*call)
-    except InvalidCall:  # as where batch and time are swapped, and the initial state fits only a square
+    except InvalidCall:  # with batch and time swapped, the initial state fits a square batch only
         return call._replace(x=call.x[:, : len(x)], lengths=None)
     return call
 
@@ -119,32 +116,33 @@ def _given(x: ArrayLike, state: State | None, lengths: ArrayLike | None, dtype: 
     return Call(np.where((np.arange(array.shape[1]) < steps[:, None])[:, :, None], array, 0), states, steps)
 
 
+def _seen(cotangent: Output) -> Seen:
+    sequence, final = np.asarray(cotangent.sequence), np.stack([p for p in cotangent.state if p is not None])
+    if sequence.ndim == 2:
+        sequence, final = sequence[None], final[:, :, None]
+    return Seen(sequence.astype(np.float64), final.astype(np.float64))
+
+
 def _found(pair: Pair) -> Divergence:
     if not pair.far <= pair.limit:
-        for ask in SEARCH:
-            if found := ask(pair):
-                also = lengths_too(pair) if ask in (single_steps, whole_calls) else None
-                return found if also is None else min((found, also), key=pair.order)
-        return _rounding(
+        return outputs_part(pair) or _rounding(
             pair,
-            f"Given the same states, all steps of A and B agree, and over the whole sequence they are no further apart than "
-            f"{pair.A} alone moves when its input and weights are moved by {TOLERANCE[pair.dtype]} eps.",
+            f"Single steps of A and B agree given the same states. Over the whole sequence they are no further apart than "
+            f"{pair.A} alone moves if its input and weights are moved by {TOLERANCE[pair.dtype]} eps.",
         )
     if found := gradients(pair):
         return found
     if pair.far > tolerance(max((pair.a.spec.dtype, pair.b.spec.dtype), key=_size)):
-        return _rounding(pair, f"One of the two computes in {pair.dtype}, and they agree as far as that goes.")
+        return _rounding(pair, f"One of the two computes in {pair.dtype}, and they agree to that precision.")
     says = "Outputs and final states agree."
     if pair.own_parted.any():
-        says += (
-            f" But from states that are not zero a step of {pair.B} is another than of {pair.A}; an initial state would "
-            "show it."
-        )
+        says += f" But single steps of {pair.B} from non-zero states part: pass an initial state to see it."
     return report(pair, kind="none", eps=pair.far / pair.eps, says=says)
 
 
 def _rounding(pair: Pair, says: str) -> Divergence:
-    """Against the wider of the two: the errors are those of the narrower one."""
+    """Measured against the side of the wider dtype, which has the smaller errors."""
     if _size(pair.b.spec.dtype) > _size(pair.a.spec.dtype):
-        pair = Pair(pair.b, pair.a, pair.call, pair.dtype, pair.seed, letters=(pair.B, pair.A))
+        letters = pair.B, pair.A
+        pair = Pair(pair.b, pair.a, pair.call, pair.dtype, pair.seed, letters, pair.cotangent)
     return report(pair, kind="rounding", eps=pair.far / pair.eps, says=says)

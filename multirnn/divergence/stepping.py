@@ -1,16 +1,16 @@
-"""A layer taken step by step: what each pass makes of the states that it is given.
+"""A layer run step by step, from given states.
 
-A layer shows the states of its lower layers only after the last step of a call. So it is called a step at a time: with
-the input of that step and with states of our choice for every layer and direction. What is known by its weights is run
-in float64 instead, pass by pass, and shows every state and gate.
+A layer shows the states of its lower layers only after the last step of a call. So it is called one step at a time, with
+the input of that step and a given state for every layer and direction. A side with readable weights is run in float64
+instead, pass by pass, which shows every state and gate.
 
-Arrays are float64. States are one array `(parts, passes, …, hidden_size)`: the parts are h, and of an LSTM c, and the
-passes are in the order of `RecurrentSpec.passes`. `UNKNOWN` stands for what a layer does not hand back.
+Arrays are float64. States are one array `(parts, passes, …, hidden_size)`: the parts are h, and c for an LSTM; passes are
+in the order of `RecurrentSpec.passes`. `UNKNOWN` marks states that a layer does not hand back.
 """
 
 from __future__ import annotations  # or naming np.random.Generator loads numpy.random
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -28,7 +28,7 @@ from multirnn.weights import Array, Weights
 __all__ = ["UNKNOWN", "Known", "Seen", "Side", "Step", "Stepped", "Trajectory", "perturbed", "swept", "unknown"]
 
 UNKNOWN = float(np.array(0x7FF8_0000_0000_0B0E, np.uint64).view(np.float64))
-"""A NaN by its bits, which copies keep and no arithmetic makes: other NaN is what a layer computed."""
+"""A NaN with bits that copies keep and no arithmetic makes: any other NaN was computed by a layer."""
 
 
 def unknown(array: Array) -> NDArray[np.bool_]:
@@ -51,8 +51,8 @@ class Trajectory(NamedTuple):
     """Every state before and after every step, in original time: `(parts, passes, time, batch, hidden_size)`.
 
     Attributes:
-        gates: after their activations, `(passes, time, batch, gates, hidden_size)`; None where they are not known.
-        sequence: what goes out of the last layer, `(batch, time, directions * hidden_size)`.
+        gates: after their activations, `(passes, time, batch, gates, hidden_size)`; None if not known.
+        sequence: the output of the last layer, `(batch, time, directions * hidden_size)`.
     """
 
     before: Array
@@ -69,14 +69,14 @@ class Side:
 
     @property
     def spec(self) -> RecurrentSpec:
-        """What it is held to be."""
+        """Its spec."""
         return self.layer.spec
 
     def __call__(self, x: Array, states: Array | None = None, lengths: Lengths | None = None) -> Seen:
         """Run over `x` `(batch, time, input_size)`, from `states` `(parts, passes, batch, hidden_size)`.
 
         Raises:
-            InvalidCall: what is handed back has another shape.
+            InvalidCall: an output has the wrong shape.
         """
         spec = self.spec
         state = None if states is None else State(*states.astype(spec.dtype))
@@ -89,7 +89,7 @@ class Side:
         return Seen(self._wide("sequence", output.sequence, (*x.shape[:2], spec.output_size)), np.stack(final))
 
     def step(self, x: Array, states: Array) -> Array:
-        """A `Step`. Where no state is handed back, that of the last layer is known from its output."""
+        """A `Step`. If no state is handed back, the output gives the h of the last layer."""
         seen = self(x[:, None], states)
         directions = len(self.spec.directions)
         last = seen.sequence[:, 0].reshape(len(x), directions, -1).swapaxes(0, 1)
@@ -100,11 +100,11 @@ class Side:
     def _wide(self, name: str, array: Any, shape: tuple[int, ...]) -> Array:
         if np.shape(array) != shape:
             raise InvalidCall(f"{self.layer.title} hands back a {name} of the shape {np.shape(array)}, not {shape}")
-        return np.array(array, np.float64)  # of its own: a layer may hand out one buffer again and again
+        return np.array(array, np.float64)  # a copy: a layer may reuse its output buffer
 
 
 class Known:
-    """A stack known by its weights, run in float64 by the NumPy backend, pass by pass."""
+    """A stack with known weights, run in float64 by the NumPy backend, pass by pass."""
 
     def __init__(self, weights: Weights) -> None:
         self.spec = weights.spec
@@ -113,47 +113,32 @@ class Known:
         self._passes = [build(self.weights.part(*place)).native for place in self.spec.passes]
         self._turned = [direction == "backward" for _, direction in self.spec.passes]
 
-    def run(
-        self,
-        x: Array,
-        first: Array,
-        lengths: Lengths | None = None,
-        *,
-        turned_in: Sequence[bool] | None = None,
-        turned_out: Sequence[bool] | None = None,
-        handed: tuple[int, Callable[[Array], Array]] | None = None,
-    ) -> Trajectory:
+    def run(self, x: Array, first: Array, lengths: Lengths | None = None) -> Trajectory:
         """Over a whole sequence.
 
         Args:
             x: `(batch, time, input_size)`, zero at padding.
             first: `(parts, passes, batch, hidden_size)`.
             lengths: `(batch,)`.
-            turned_in: of which passes the input is turned round in time; those that run backward, unless told otherwise.
-            turned_out: of which passes the output is turned round in time; likewise.
-            handed: a layer, and what becomes of its outputs, `(batch, time, directions * hidden_size)`, on their way up.
         """
-        turned_in = self._turned if turned_in is None else turned_in
-        turned_out = self._turned if turned_out is None else turned_out
         directions = len(self.spec.directions)
         padded = None if lengths is None else (np.arange(x.shape[1]) >= lengths[:, None]).T[:, :, None]
         states, gates, outputs = [], [], []
         for place, stack in enumerate(self._passes):
-            taken = reversed_rows(x, lengths) if turned_in[place] else x
+            taken = reversed_rows(x, lengths) if self._turned[place] else x
             _, _, (run,) = stack.forward(taken.swapaxes(0, 1), list(first[:, place : place + 1]), padded)
             along = [np.stack(run.states, axis=2)[:-1], np.stack(run.states, axis=2)[1:]]  # (time, batch, parts, n)
             made = run.z.reshape(*run.z.shape[:2], -1, self.spec.hidden_size)
-            if turned_in[place]:
+            if self._turned[place]:
                 along = [_turned(part, lengths) for part in along]
                 made = _turned(made, lengths)
             states.append(along)
             gates.append(made)
             output = run.outputs.swapaxes(0, 1)
-            outputs.append(reversed_rows(output, lengths) if turned_out[place] else output)
+            outputs.append(reversed_rows(output, lengths) if self._turned[place] else output)
             if len(outputs) == directions:
                 x = np.concatenate(outputs, axis=2)
                 x = x if padded is None else np.where(padded.swapaxes(0, 1), 0, x)
-                x = handed[1](x) if handed and handed[0] == place // directions else x
                 outputs = []
         before, after = np.moveaxis(np.array(states), (1, 4), (0, 1))
         return Trajectory(before, after, np.array(gates), x)
@@ -168,14 +153,14 @@ class Known:
         return gates.reshape(*gates.shape[:2], -1, self.spec.hidden_size)
 
     def moved(self, amount: float, rng: np.random.Generator) -> Known:
-        """The same, with every weight moved up or down by `amount` of itself."""
+        """The stack with every weight moved up or down by the fraction `amount`."""
         arrays = {name: perturbed(array, amount, rng) for name, array in self.weights.arrays.items()}
         return Known(Weights(self.weights.spec, arrays))
 
 
 @dataclass(frozen=True, slots=True)
 class Stepped:
-    """A stack of which only the steps are known."""
+    """A stack known only by its steps."""
 
     side: Side
 
@@ -199,20 +184,20 @@ class Stepped:
 
 
 def _turned(array: Array, lengths: Lengths | None) -> Array:
-    """An array `(time, batch, …)` with every row turned round in time within its length."""
+    """An array `(time, batch, …)` with every row reversed in time within its length."""
     flat = array.reshape(*array.shape[:2], -1).swapaxes(0, 1)
     return reversed_rows(flat, lengths).swapaxes(0, 1).reshape(array.shape)
 
 
 def perturbed(array: Array, amount: float, rng: np.random.Generator) -> Array:
-    """Every element moved up or down by `amount` of itself."""
+    """Every element moved up or down by the fraction `amount`."""
     return array * (1 + amount * rng.choice((-1.0, 1.0), array.shape))
 
 
 def swept(step: Step, spec: RecurrentSpec, x: Array, first: Array) -> Array:
-    """Every state after every step, of a stack of which only single steps are known.
+    """Every state after every step, from single steps of the whole stack.
 
-    In both directions this goes layer by layer, since the steps of a layer need all of the layer below.
+    A bidirectional stack is run layer by layer: every step of a layer needs the whole layer below.
 
     Args:
         step: one step of all passes.
@@ -236,7 +221,7 @@ def swept(step: Step, spec: RecurrentSpec, x: Array, first: Array) -> Array:
         now, end = first[:, forward], first[:, backward]
         for t, u in zip(range(time), reversed(range(time)), strict=True):
             before[:, forward, t], before[:, backward, u] = now, end
-            ahead, back = first.copy(), first.copy()  # what stands in the layers above does not matter
+            ahead, back = first.copy(), first.copy()  # the layers above do not matter
             ahead[:, :forward], back[:, :forward] = before[:, :forward, t], before[:, :forward, u]
             ahead[:, forward], back[:, backward] = now, end
             new = step(np.concatenate([x[:, t], x[:, u]]), np.concatenate([ahead, back], axis=2))

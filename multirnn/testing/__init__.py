@@ -1,19 +1,21 @@
-"""What tests are made of, for every backend and every hand-written layer.
+"""Tests for every backend and every hand-written layer.
 
-suite       every check that a backend has to hold: `cases`, `check_backend`; `VERSION` is the suite's
-large       problems at sizes where a fast implementation goes another way: `large_cases`
-agreement   any two layers held against each other: `assert_layers_agree`
-mutation    backends made wrong on purpose, and how many a test notices: `mutation_score`
-strategies  specs, weights and calls that Hypothesis draws; imported by whoever wants it, since it needs Hypothesis
+suite       every check that a backend must pass: `cases`, `check_backend`; `VERSION` is that of the suite
+grid        the specs of the suite: `covering_specs`
+laws        the laws of the suite, such as "chunks equal the whole"
+large       problems of sizes at which a fast implementation takes other paths: `large_cases`
+agreement   compares any two layers: `assert_layers_agree`
+mutation    backends with a mistake, and how many of them a test catches: `mutation_score`
+strategies  specs, weights and calls drawn by Hypothesis; imported on its own, since it needs Hypothesis
 """
 
 from multirnn.testing.agreement import Agreement, Disagreement, assert_layers_agree
+from multirnn.testing.grid import covering_specs
 from multirnn.testing.large import LargeProblem, large_cases, large_problems
 from multirnn.testing.mutation import Mutant, Score, mutants, mutation_score
-from multirnn.testing.suite import FORMS, VERSION, Check, cases, check_backend, covering_specs
+from multirnn.testing.suite import VERSION, Check, cases, check_backend
 
 __all__ = [
-    "FORMS",
     "VERSION",
     "Agreement",
     "Check",

@@ -1,4 +1,4 @@
-"""Two layers are one function: `assert_layers_agree`, for any two that `multirnn.adoption.adopt` takes."""
+"""`assert_layers_agree`: asserts that two layers are one function, for any two that `multirnn.adoption.adopt` takes."""
 
 from __future__ import annotations  # or naming np.random.Generator loads numpy.random
 
@@ -23,20 +23,20 @@ from multirnn.weights import Array, Weights, fold_biases
 
 __all__ = ["Agreement", "Disagreement", "assert_layers_agree"]
 
-FORMS = ("eager", "compiled")
+MODES = ("eager", "compiled")
 
-# Where layers disagree, pytest shows the line of the test and none of this file; an error of another kind it shows whole.
+# pytest hides this file in the traceback of a disagreement; it shows other errors in full.
 __tracebackhide__ = methodcaller("errisinstance", AssertionError)
 
 Answers = dict[str, Array]
-"""What a layer said, by name: "output", "final h", "gradient of x", "gradient of initial c", "gradient of layers.0.…"."""
+"""The arrays of an answer by name: "output", "final h", "gradient of x", "gradient of initial c", "gradient of layers.0.…"."""
 
 
 class Disagreement(AssertionError):
-    """Two layers gave other numbers.
+    """Two layers gave different numbers.
 
     Attributes:
-        smallest: the smallest tolerance that would pass, in eps; infinite where none would.
+        smallest: the smallest tolerance that would pass, in eps; infinite if none would.
         where: the worst element, in words.
     """
 
@@ -48,15 +48,15 @@ class Disagreement(AssertionError):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Agreement:
-    """That two layers agree, and how closely; it prints as a few lines.
+    """How closely two layers agree; it prints as a few lines.
 
     Attributes:
-        titles: of A and of B.
-        spec: of A.
-        forms: in which they were run.
+        titles: the titles of A and B.
+        spec: the spec of A.
+        forms: the forms that were run.
         eps: the largest normwise difference of each quantity over all forms, in units of eps.
-        tolerance: what was allowed, in the same units.
-        notes: what was not compared, and what could not have shown.
+        tolerance: the tolerance in the same units.
+        notes: what was not compared, and mistakes that could not show.
     """
 
     titles: tuple[str, str]
@@ -98,38 +98,35 @@ def assert_layers_agree(
     tolerance: float | None = None,
     seed: int = 0,
 ) -> Agreement:
-    """Hold two layers against each other: outputs, final states, gradients, and how many parameters they have.
+    """Assert that two layers agree in outputs, final states, gradients and number of parameters.
 
-    Gradients are compared of x and of the initial state, and of the weights where both sides can be read. What cannot be
-    compared is named in the notes of what is returned.
+    Gradients of x and of the initial state are compared, and those of the weights if both sides can be read. The notes of
+    the result list everything that could not be compared.
 
     Args:
         a: a multirnn Layer; a framework's own layer, module, model or compiled function; or a plain callable
             `f(x, h0) -> (y, h)` on NumPy arrays. See `multirnn.adoption.adopt`.
         b: likewise.
-        spec: what is held to be the spec of a side that does not tell it; that of the other side unless given.
+        spec: the spec of a side whose spec cannot be read; defaults to the other side's.
         x: `(batch, time, input_size)`, or `(time, input_size)`. Unless given, x, an initial state and ragged lengths are
-            drawn by `draw_call(spec, seed)`, as far as both sides take them.
+            drawn by `draw_call(spec, seed)`, if both sides take them.
         state: the initial state for that x; zero unless given.
         lengths: `(batch,)` integers for that x; every row is full unless given.
         gradients: compare them, under random cotangents.
         counts: compare the numbers of trainable parameters, by each framework's own counting.
-        forms: "eager", or "compiled" (`torch.compile`, `jax.jit`, `tf.function`), or both. A side that has no compiled
-            form is held, as it is, against the compiled one.
-        tolerance: how many eps of the dtype count as rounding; `TOLERANCE` unless given.
-        seed: of what is drawn.
-
-    Returns:
-        How closely they agree.
+        forms: "eager", or "compiled" (`torch.compile`, `jax.jit`, `tf.function`), or both. A side without a compiled form
+            runs eagerly against the compiled one.
+        tolerance: the number of eps that count as rounding; `TOLERANCE` unless given.
+        seed: seeds all drawing.
 
     Raises:
-        Disagreement: an `AssertionError`: their numbers differ; it says in what, where, how far, and who is wrong.
-        AssertionError: they are of two specs, have other numbers of parameters, or one returned no sequence or states.
-        InvalidCall: neither tells a spec, one of them cannot be run, or x, state or lengths do not fit.
+        Disagreement: an `AssertionError`: the numbers differ. It says which, where, by how much, and which side is wrong.
+        AssertionError: the specs or the numbers of parameters differ, or one returned no sequence or states.
+        InvalidCall: neither spec can be read, one of them cannot be run, or x, state or lengths do not fit.
     """
     forms = (forms,) if isinstance(forms, str) else tuple(forms)
-    if not forms or not set(forms) <= set(FORMS):
-        raise InvalidCall(f"forms must be one or both of {', '.join(FORMS)}, not {forms!r}")
+    if not forms or not set(forms) <= set(MODES):
+        raise InvalidCall(f"forms must be one or both of {', '.join(MODES)}, not {forms!r}")
     if x is None and not (state is None and lengths is None):
         raise InvalidCall("a state or lengths belong to an x: pass x too")
     agreements = []
@@ -143,7 +140,7 @@ def assert_layers_agree(
 
 
 def _together(one: Agreement, other: Agreement) -> Agreement:
-    """What was found in two forms."""
+    """The agreement over two forms."""
     eps = {name: max(one.eps.get(name, 0.0), other.eps.get(name, 0.0)) for name in {**one.eps, **other.eps}}
     notes = tuple(dict.fromkeys((*one.notes, *other.notes)))
     return replace(one, forms=(*one.forms, *other.forms), eps=eps, notes=notes)
@@ -151,7 +148,7 @@ def _together(one: Agreement, other: Agreement) -> Agreement:
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """What both are asked; `state` is None where it is zero, `lengths` where every row is full."""
+    """A call of both; `state` is None if it is zero, `lengths` if every row is full."""
 
     x: Array
     state: State | None
@@ -159,7 +156,7 @@ class _Call:
 
 
 class _Pair:
-    """Two adopted layers of one spec, and what was noted about comparing them."""
+    """Two adopted layers of one spec, and notes about comparing them."""
 
     def __init__(self, a: Adopted, b: Adopted, allowed: float | None) -> None:
         self.a, self.b = a, b
@@ -169,11 +166,11 @@ class _Pair:
         self.notes = [f"Note: {letter} {side.remark}." for letter, side in (("A", a), ("B", b)) if side.remark]
         self._named = f"A, {a.title}, and B, {b.title},"
         apart = [field.name for field in fields(a.spec) if getattr(a.spec, field.name) != getattr(b.spec, field.name)]
-        if set(apart) - {"bias"}:  # a framework has its own form of biases, and the function may be one
+        if set(apart) - {"bias"}:  # two forms of the biases may be one function
             said = " and ".join(f"{name} ({getattr(a.spec, name)!r}, {getattr(b.spec, name)!r})" for name in apart)
             raise AssertionError(f"{self._named} are of two specs, which differ in {said}.")
 
-    # --- What they are asked -----------------------------------------------------------------------------------------
+    # --- Calls -------------------------------------------------------------------------------------------------------
 
     def draw(self, seed: int) -> _Call:
         """A call that both take."""
@@ -190,7 +187,7 @@ class _Pair:
         Raises:
             InvalidCall: it does not fit the spec, or not both sides.
         """
-        build(self.spec, "numpy")(x, state, lengths=lengths)  # what does not fit is refused as by any layer
+        build(self.spec, "numpy")(x, state, lengths=lengths)  # raises if the call does not fit
         for side in (self.a, self.b):
             if lengths is not None and not side.takes_lengths:
                 raise InvalidCall(f"{side.title} takes no lengths: leave them out")
@@ -199,16 +196,16 @@ class _Pair:
         return _Call(*batched(x, state, lengths, self.spec))
 
     def _both(self, ability: str, note: str) -> bool:
-        """Whether both sides can do it; noted, if not."""
+        """Whether both sides have an ability; adds a note if not."""
         unable = [name for name, side in (("A", self.a), ("B", self.b)) if not getattr(side, ability)]
         if unable:
             self.notes.append(f"Note: {note.format(unable[0])}.")
         return not unable
 
-    # --- What they answer --------------------------------------------------------------------------------------------
+    # --- Answers -----------------------------------------------------------------------------------------------------
 
     def compare(self, call: _Call, *, gradients: bool, counts: bool, seed: int) -> dict[str, Difference]:
-        """Every quantity that both have.
+        """The difference of every quantity that both have.
 
         Raises:
             AssertionError: they do not agree.
@@ -240,10 +237,10 @@ class _Pair:
         return found
 
     def _comparable(self, ours: Answers, theirs: Answers) -> tuple[Answers, Answers]:
-        """What both have, in one form.
+        """The quantities of both, in one form of the biases.
 
         Raises:
-            AssertionError: one lacks what it has to have, or has it in another shape or dtype than the other.
+            AssertionError: a required quantity is missing, or shapes or dtypes differ.
         """
         for name in {**ours, **theirs}:
             for letter, side, parts in (("A", self.a, ours), ("B", self.b, theirs)):
@@ -281,7 +278,7 @@ class _Pair:
             return f"A counts {counted[0]} trainable parameters and B {counted[1]}.{why} Leave it out by counts=False."
         return ""
 
-    # --- What is said of a difference --------------------------------------------------------------------------------
+    # --- The report of a difference ----------------------------------------------------------------------------------
 
     def _report(
         self,
@@ -319,7 +316,7 @@ class _Pair:
         return text
 
     def _who(self, call: _Call, cotangent: Output | None, failed: Mapping[str, Difference]) -> Iterator[str]:
-        """Which of the two is off the reference: NumPy in float64 with the weights that can be read."""
+        """Which side misses the reference: NumPy in float64 with the readable weights."""
         weights = [side.weights() if side.readable else None for side in (self.a, self.b)]
         yield from _apart(*weights)
         known = [one for one in weights if one is not None]
@@ -380,7 +377,7 @@ def _gradients(side: Adopted, call: _Call, cotangent: Output) -> Answers:
 
 
 def _expected(side: Adopted, name: str, parts: Mapping[str, Any]) -> bool:
-    """Whether a side has to have what the other has."""
+    """Whether a side must have a quantity that the other has."""
     if name.startswith("gradient of layers."):
         return side.readable and name.removeprefix("gradient of ") in side.spec.shapes
     if name.startswith("gradient of initial "):
@@ -389,7 +386,7 @@ def _expected(side: Adopted, name: str, parts: Mapping[str, Any]) -> bool:
 
 
 def _cotangent(spec: RecurrentSpec, batch: int, time: int, seed: int, *, state: bool) -> Output:
-    """Of the sequence, and of the final state if both sides have one."""
+    """A drawn cotangent of the sequence, and of the final state if both sides have one."""
     rng = np.random.default_rng(seed + 1)
     sequence = rng.standard_normal((batch, time, spec.output_size)).astype(spec.dtype)
     drawn = draw_state(spec, batch, rng)
@@ -397,7 +394,7 @@ def _cotangent(spec: RecurrentSpec, batch: int, time: int, seed: int, *, state: 
 
 
 def _common(ours: Answers, theirs: Answers) -> tuple[Answers, Answers]:
-    """What both have. Of recurrent biases in two forms that is the candidate's, the last of its gates."""
+    """The quantities of both; of recurrent biases in two forms the candidate's, the last gate's, alone."""
     names = [name for name, array in ours.items() if array is not None and theirs.get(name) is not None]
     rows = {name: min(len(ours[name]), len(theirs[name])) for name in names if "bias_hh" in name}
     return tuple(
@@ -417,7 +414,7 @@ def _reference(weights: Weights, call: _Call, cotangent: Output | None) -> Answe
 
 
 def _apart(a: Weights | None, b: Weights | None) -> Iterator[str]:
-    """Whether the two have other weights, which then is the reason."""
+    """Says whether their weights differ, which is then the reason."""
     if a is None or b is None or "none" in (a.spec.bias, b.spec.bias):
         return
     if a.spec.bias != b.spec.bias:
@@ -440,7 +437,7 @@ def _one_a_group(failed: Mapping[str, Difference]) -> list[str]:
 
 
 def _two(a: float, b: float) -> tuple[str, str]:
-    """Two numbers, with as few digits as show that they are two."""
+    """Two numbers, with as few digits as tell them apart."""
     texts = [(f"{a:.{digits}g}", f"{b:.{digits}g}") for digits in (4, 9, 17)]
     return next((pair for pair in texts if pair[0] != pair[1]), texts[-1])
 

@@ -1,8 +1,8 @@
-"""Problems at sizes where a fast implementation goes another way: few steps of large weights, wide units, many rows.
+"""Problems of sizes at which fast implementations take other paths: few steps of large weights, wide units, many rows.
 
-The grid of `cases` has small layers, which find wrong conventions. An implementation that packs weights, deals rows or units
-to threads, or multiplies blocks of steps at once does so from some size on, and may be wrong there alone. These problems lie
-on both sides of such thresholds, on any number of threads:
+The grid of `cases` has small layers, which find wrong conventions. Fast implementations pack weights, split rows or units
+among threads, or multiply several steps at once only from some size on, and may be wrong only there. These problems lie on
+both sides of such thresholds, for any number of threads:
 
     @pytest.mark.parametrize("check", [pytest.param(check, id=name) for name, check in large_cases()])
     def test_large_sizes(check):
@@ -17,10 +17,11 @@ from typing import NamedTuple
 import numpy as np
 
 from multirnn.backend import Backend
+from multirnn.cells import FORMS, Cell
 from multirnn.compare import compare, draw_state
 from multirnn.layer import Lengths, State
 from multirnn.spec import RecurrentSpec
-from multirnn.testing.suite import FORMS, Check
+from multirnn.testing.suite import Check
 from multirnn.weights import Array, Weights, initialise
 
 __all__ = ["LargeProblem", "large_cases", "large_problems"]
@@ -71,21 +72,21 @@ class LargeProblem(NamedTuple):
 def large_problems() -> Iterator[LargeProblem]:
     """Every size with every cell."""
     for name in SIZES:
-        for cell, reset_after in FORMS:
-            yield _problem(name, cell, reset_after)
+        for form in FORMS.values():
+            yield _problem(name, form)
 
 
 def large_cases() -> list[tuple[str, Check]]:
-    """A check for every problem, by its name: the backend agrees with the reference there, or refuses the spec.
+    """A check for every problem, by name: the backend agrees with the reference, or refuses the spec.
 
-    A check is a function of a backend that raises `AssertionError` with a sentence, as those of `cases` are.
+    A check is a function of a backend that raises `AssertionError` with a sentence, as in `cases`.
     """
-    return [(_name(size, cell, after), _check(size, cell, after)) for size in SIZES for cell, after in FORMS]
+    return [(f"{size}: {form.form}", _check(size, form)) for size in SIZES for form in FORMS.values()]
 
 
-def _check(name: str, cell: str, reset_after: bool) -> Check:
+def _check(name: str, form: Cell) -> Check:
     def check(backend: Backend) -> None:
-        problem = _problem(name, cell, reset_after)
+        problem = _problem(name, form)
         if backend.refuses(problem.weights.spec) is not None:
             return
         row = compare(problem.weights, problem.x, problem.state, lengths=problem.lengths, backends=[backend]).rows[0]
@@ -95,19 +96,15 @@ def _check(name: str, cell: str, reset_after: bool) -> Check:
     return check
 
 
-def _name(size: str, cell: str, reset_after: bool) -> str:
-    return f"{size}: {cell if reset_after else f'{cell} reset before'}"
-
-
-def _problem(name: str, cell: str, reset_after: bool) -> LargeProblem:
+def _problem(name: str, form: Cell) -> LargeProblem:
     size = SIZES[name]
     spec = RecurrentSpec(
-        cell,
+        form.name,
         size.input_size,
         size.hidden_size,
         num_layers=size.num_layers,
         bidirectional=size.bidirectional,
-        reset_after=reset_after,
+        reset_after=form.reset_after,
         dtype=size.dtype,
     )
     rng = np.random.default_rng(6)
@@ -116,6 +113,4 @@ def _problem(name: str, cell: str, reset_after: bool) -> LargeProblem:
     if size.ragged:
         lengths = rng.integers(0, size.time + 1, size.batch)
         lengths[0], lengths[-1] = size.time, 0
-    return LargeProblem(
-        _name(name, cell, reset_after), initialise(spec, seed=6), x, draw_state(spec, size.batch, rng), lengths
-    )
+    return LargeProblem(f"{name}: {form.form}", initialise(spec, seed=6), x, draw_state(spec, size.batch, rng), lengths)

@@ -1,4 +1,4 @@
-"""Are the tests any good? Backends made wrong on purpose, and how many of them a test notices.
+"""Mutation score: how many backends with a deliberate mistake a test catches.
 
     def check(backend):
         layer = backend.build(weights)
@@ -6,8 +6,8 @@
 
     print(mutation_score(check))
 
-A check is any function of a backend that raises where it is not satisfied. It is run once on the right backend, where it
-has to hold, and then once on every `Mutant` whose mistake can be seen in the stacks that it built.
+A check is any function of a backend that raises if it fails. It runs once on the right backend, where it must pass, and
+then once on every `Mutant` whose mistake makes a difference to the stacks it built.
 """
 
 import json
@@ -32,7 +32,7 @@ __all__ = ["Mutant", "Score", "mutants", "mutation_score"]
 
 
 class _Around:
-    """A backend with another `build`, which keeps the specs of what it built."""
+    """A backend whose `build` records the specs."""
 
     def __init__(self, backend: str | Backend, name: str) -> None:
         self.inner = load_backend(backend)
@@ -41,7 +41,7 @@ class _Around:
         self.built: list[RecurrentSpec] = []
 
     def refuses(self, spec: RecurrentSpec) -> str | None:
-        """What the inner backend says."""
+        """See `Backend.refuses`."""
         return self.inner.refuses(spec)
 
     def build(self, weights: Weights, *, device: str | None = None) -> Layer:
@@ -51,34 +51,34 @@ class _Around:
         return layer
 
     def read(self, native: Any) -> Weights:
-        """What the inner backend reads."""
+        """See `Backend.read`."""
         return self.inner.read(native)
 
     def versions(self) -> Mapping[str, str]:
-        """Those of the inner backend."""
+        """See `Backend.versions`."""
         return self.inner.versions()
 
     def __getattr__(self, name: str) -> Any:
-        """Whatever else the inner backend has, as `engine` or `devices`."""
-        if name == "inner":  # not there yet, while it is being copied
+        """Other attributes of the inner backend, such as `engine` or `devices`."""
+        if name == "inner":  # while it is being copied
             raise AttributeError(name)
         return getattr(self.inner, name)
 
 
 class Mutant(_Around):
-    """A backend with one mistake in it.
+    """A backend with one mistake.
 
-    It counts its parameters and hands back its weights as the right one does, and builds the right layer of a spec on
-    which the mistake makes no difference, or of which its framework cannot make it: one in gradients where there are none.
+    It counts parameters and returns weights as the right one does. It builds the right layer if the mistake makes no
+    difference to the spec, or if its framework cannot make it, such as a mistake in gradients where there are none.
 
     Args:
-        backend: which is made wrong.
-        mistake: out of `multirnn.catalogue.MISTAKES`, or one of your own.
+        backend: the right backend.
+        mistake: one of `multirnn.catalogue.MISTAKES`, or your own.
 
     Attributes:
         inner: the right backend.
-        mistake: what is wrong.
-        built: the specs of the layers that were built with the mistake.
+        mistake: the mistake.
+        built: the specs of the layers built with the mistake.
     """
 
     def __init__(self, backend: str | Backend, mistake: Mistake) -> None:
@@ -99,14 +99,14 @@ class Mutant(_Around):
             return build(weights)
         try:
             wrong = self.mistake.realise(build, weights)
-        except Unsupported:  # PyTorch has no GRU with the reset before, so nobody can take it by mistake there
+        except Unsupported:  # as PyTorch, which has no GRU with the reset before the product
             return build(weights)
         self.built.append(weights.spec)
         return MutantLayer(weights, wrong, build)
 
 
 class MutantLayer:
-    """Runs wrong; everything else is asked of the right layer, built when something is."""
+    """Runs wrong; everything else comes from the right layer, built on demand."""
 
     def __init__(self, weights: Weights, wrong: Runs, build: Callable[[Weights], Layer]) -> None:
         self.spec = weights.spec
@@ -152,6 +152,7 @@ def mutants(backend: str | Backend = "numpy") -> tuple[Mutant, ...]:
 
 _SEEN = {
     "outputs": "seen in outputs",
+    "no state": "seen only in calls without an initial state",
     "lengths": "seen only in calls with lengths",
     "gradients": "seen only in gradients",
     "float64": "seen only in float64",
@@ -160,13 +161,13 @@ _SEEN = {
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """How many mutants a check kills. It prints as a sentence and the list of those that survive.
+    """The mutants that a check kills. It prints as a sentence and a list of the survivors.
 
     Attributes:
-        backend: the name of the one that was made wrong.
-        killed: by the name of its mistake, how the check failed.
-        survivors: by the name of its mistake, what is wrong there and was not noticed.
-        not_exercised: by the name of its mistake, what could not be tried: the framework has no such layer.
+        backend: the name of the backend.
+        killed: by mistake, how the check failed.
+        survivors: by mistake, what is wrong and was not caught.
+        not_exercised: by mistake, what could not be tried because the framework has no such layer.
     """
 
     backend: str
@@ -176,7 +177,7 @@ class Score:
 
     @property
     def fraction(self) -> float:
-        """The mutants killed, of all that were tried."""
+        """The share of killed mutants among those tried."""
         return len(self.killed) / (len(self.killed) + len(self.survivors))
 
     def __str__(self) -> str:
@@ -192,7 +193,7 @@ class Score:
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
-        """All that was found, in values that JSON has."""
+        """The fields as JSON values."""
         return {
             "backend": self.backend,
             "fraction": self.fraction,
@@ -220,16 +221,15 @@ def mutation_score(
     """Count the mutants that a check kills.
 
     Args:
-        check: a function of a backend that raises where it is not satisfied: an AssertionError as pytest's and NumPy's,
-            or any other exception, which would fail a test as well. It has to build its layers with the backend that it
-            is given, and to hold every time on a right one.
-        backend: which is made wrong; NumPy's is fast.
-        specs: where mistakes have to be seen; those of the layers that the check builds unless given.
-        mistakes: names of the catalogue or mistakes of your own; the whole catalogue unless given.
+        check: a function of a backend that raises if it fails: an AssertionError as of pytest and NumPy, or any other
+            exception that fails a test. It must build its layers with the given backend, and always pass on a right one.
+        backend: the right backend; NumPy's is fast.
+        specs: the specs in which a mistake must make a difference; those that the check builds unless given.
+        mistakes: names of known mistakes, or your own; all known ones unless given.
 
     Raises:
-        InvalidCall: the check fails on the right backend too, or builds no layer there, or no mistake makes a difference
-            to what it builds: nothing can be learned from it.
+        InvalidCall: the check fails on the right backend, builds no layer there, or no mistake makes a difference to the
+            layers it builds.
     """
     right = _Around(backend, load_backend(backend).name)
     if (failure := _failure(check, right)) is not None:
@@ -258,7 +258,7 @@ def mutation_score(
 
 
 def _failure(check: Callable[[Any], object], backend: _Around) -> str | None:
-    """How the check fails, in one line; None where it holds."""
+    """How the check fails, in one line; None if it passes."""
     try:
         check(backend)
     except _failures() as error:
@@ -268,6 +268,6 @@ def _failure(check: Callable[[Any], object], backend: _Around) -> str | None:
 
 
 def _failures() -> tuple[type[BaseException], ...]:
-    """What fails a test. `pytest.fail` and a `pytest.raises` that sees nothing raise no Exception."""
+    """The exceptions that fail a test. Those of `pytest.fail` and of `pytest.raises` do not derive from Exception."""
     pytest = sys.modules.get("pytest")
     return (Exception,) if pytest is None else (Exception, pytest.fail.Exception)

@@ -1,0 +1,216 @@
+"""The support of several backends as a table with notes: `summarise`."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from types import MappingProxyType
+from typing import Any
+
+from multirnn.cells import CELLS, FORMS
+from multirnn.spec import BIASES
+from multirnn.support import AXES, Rule, Support, blanks, grid
+
+__all__ = ["LABELS", "Entry", "Note", "Row", "Summary", "summarise"]
+
+LABELS: Mapping[str, str] = MappingProxyType(
+    {
+        "form": "cell",
+        "bias": "bias",
+        "num_layers": "layers",
+        "bidirectional": "directions",
+        "activation": "activation",
+        "recurrent_activation": "recurrent activation",
+        "dtype": "dtype",
+    }
+)
+"""The names of the axes in the table."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One backend's entry of a row.
+
+    Attributes:
+        text: "yes", "no", the accepted values, or "–" if it refuses the cells of the row altogether.
+        notes: numbers of the notes with the reasons for the rest.
+    """
+
+    text: str
+    notes: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        but = ", but" if self.notes and self.text in ("yes", "all") else ""
+        return f"{self.text}{but} [{', '.join(map(str, self.notes))}]" if self.notes else self.text
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of the table.
+
+    Attributes:
+        label: a cell form, or a field.
+        of: the bias form; for a field, the cells of the row, or its values if there are only two.
+        entries: one per backend.
+    """
+
+    label: str
+    of: str
+    entries: tuple[Entry, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A reason, and the specs it applies to if the table does not show them.
+
+    Attributes:
+        number: its number in the table.
+        backend: the backend's name.
+        reason: the sentence, with "…" for quotes of the spec.
+        where: the specs in words; empty if the rows that refer to the note show them.
+    """
+
+    number: int
+    backend: str
+    reason: str
+    where: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.reason}" if self.where else self.reason
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The answers of several backends as a table with notes.
+
+    Attributes:
+        titles: of the backends.
+        cells: the cell forms with their bias forms, all other fields at whatever is accepted.
+        fields: the other fields, then lengths and gradients.
+        notes: every reason that any backend gave.
+    """
+
+    titles: tuple[str, ...]
+    cells: tuple[Row, ...]
+    fields: tuple[Row, ...]
+    notes: tuple[Note, ...]
+
+
+def summarise(supports: Sequence[Support]) -> Summary:
+    """The table of what backends have answered, all of them asked about the same cells."""
+    forms = supports[0].axes["form"] if supports else ()
+    cells = [(form, bias, [_of_cell(one, form, bias) for one in supports]) for form, bias in product(forms, BIASES)]
+    fields = [
+        *(row for axis in AXES if axis not in ("form", "bias") for row in _field_rows(supports, axis)),
+        ("lengths", "", [_Said("yes" if one.takes_lengths else "no") for one in supports]),
+        ("gradients", "", [_Said("yes" if one.differentiable else "no") for one in supports]),
+    ]
+    numbers: dict[tuple[int, str], int] = {}  # by the place of the backend and the reason
+
+    def rows(drafts: Iterable[tuple[str, str, list[_Said]]]) -> Iterator[Row]:
+        for label, of, said in drafts:
+            entries = []
+            for column, one in enumerate(said):
+                keys = [(column, rule.reason) for rule in one.rules]
+                notes = {numbers.setdefault(key, len(numbers) + 1) for key in keys}
+                entries.append(Entry(one.text, tuple(sorted(notes))))
+            yield Row(label, of, tuple(entries))
+
+    return Summary(
+        titles=tuple(one.title for one in supports),
+        cells=tuple(rows(cells)),
+        fields=tuple(rows(fields)),
+        notes=tuple(_notes(supports, numbers)),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """An entry before its notes have numbers."""
+
+    text: str
+    rules: Sequence[Rule] = ()
+
+
+def _of_cell(support: Support, form: str, bias: str) -> _Said:
+    rules = [rule for rule in support.rules if rule.meets(form=form, bias=bias)]
+    if support.takes(form=form, bias=bias):
+        return _Said("yes", [rule for rule in rules if "bias" in rule.where and not rule.plain])
+    alone = [rule for rule in rules if rule.where.keys() <= {"form", "bias"}]
+    return _Said("no", alone[:1] or rules)
+
+
+def _of_field(support: Support, form: str, axis: str) -> _Said:
+    if not support.takes(form=form):
+        return _Said("–")
+    values = support.axes[axis]
+    taken = [value for value in values if support.takes(**{"form": form, axis: value})]
+    return _Said(_listed(axis, taken), [rule for rule in support.rules if axis in rule.where and rule.meets(form=form)])
+
+
+def _field_rows(supports: Sequence[Support], axis: str) -> Iterator[tuple[str, str, list[_Said]]]:
+    """One row for all cells with the same answers; "–" for a cell that a backend refuses altogether fits any answer."""
+    groups: list[tuple[list[str], list[_Said]]] = []
+    for form in supports[0].axes["form"] if supports else ():
+        if axis == "recurrent_activation" and len(FORMS[form].gates) == 1:
+            continue
+        row = [_of_field(one, form, axis) for one in supports]
+        for members, said in reversed(groups):
+            if all("–" in (a.text, b.text) or a.text == b.text for a, b in zip(said, row, strict=True)):
+                members.append(form)
+                said[:] = [_both(a, b) for a, b in zip(said, row, strict=True)]
+                break
+        else:
+            groups.append(([form], row))
+    every = ", ".join(_word(axis, value) for value in AXES[axis]) if len(AXES[axis]) == 2 else ""
+    for members, said in groups:
+        yield LABELS[axis], _cell_names(members) if len(groups) > 1 else every, said
+
+
+def _both(a: _Said, b: _Said) -> _Said:
+    return _Said(b.text if a.text == "–" else a.text, [*a.rules, *b.rules])
+
+
+def _notes(supports: Sequence[Support], numbers: dict[tuple[int, str], int]) -> Iterator[Note]:
+    """Every reason: first those that rows refer to, then those that no row shows."""
+    shown = set(numbers)
+    for column, support in enumerate(supports):
+        for rule in support.rules:
+            numbers.setdefault((column, rule.reason), len(numbers) + 1)
+    for (column, reason), number in numbers.items():
+        support = supports[column]
+        hidden = (column, reason) not in shown
+        rules = [rule for rule in support.rules if rule.reason == reason and (hidden or not rule.plain)]
+        yield Note(number, support.name, _readable(reason), " / ".join(_where(rule) for rule in rules))
+
+
+def _readable(reason: str) -> str:
+    for blank in blanks(next(grid())):
+        reason = reason.replace(blank, "…")
+    return reason
+
+
+def _where(rule: Rule) -> str:
+    cells = _cell_names(rule.where.get("form", ()))
+    fields = [f"{LABELS[axis]} {_listed(axis, values)}" for axis, values in rule.where.items() if axis != "form"]
+    return f"{cells}{' with ' if fields else ''}{' and '.join(fields)}".lstrip()
+
+
+def _listed(axis: str, values: Sequence[Any]) -> str:
+    """Values of an axis, or the values left out if these are fewer."""
+    rest = [value for value in AXES[axis] if value not in values]
+    if not rest:
+        return "all"
+    if len(rest) < len(values) and len(AXES[axis]) > 3:
+        return f"all but {', '.join(_word(axis, value) for value in rest)}"
+    return ", ".join(_word(axis, value) for value in values)
+
+
+def _word(axis: str, value: Any) -> str:
+    return {False: "forward", True: "both"}[value] if axis == "bidirectional" else str(value)
+
+
+def _cell_names(forms: Sequence[str]) -> str:
+    """The names of cell forms; the cell's name if all its forms are listed."""
+    names = {name: [form for form in FORMS if FORMS[form].name == name] for name in CELLS}
+    parts = ([name] if set(names[name]) <= set(forms) else [f for f in names[name] if f in forms] for name in CELLS)
+    return ", ".join(part for one in parts for part in one)

@@ -1,0 +1,280 @@
+"""Laws that every layer keeps, whatever its weights: rows are independent, chunks equal the whole, padding reaches nothing.
+
+A law is a function of a backend and of a spec that it accepts, and raises `AssertionError` with a sentence.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from types import MappingProxyType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from multirnn.backend import Backend
+from multirnn.compare import compare, difference, draw_call, tolerance
+from multirnn.errors import InvalidCall
+from multirnn.layer import Gradients, Layer, Output, State
+from multirnn.spec import RecurrentSpec
+from multirnn.weights import Array, Weights, initialise
+
+__all__ = ["LAWS", "Law", "hold"]
+
+Law = Callable[[Backend, RecurrentSpec], None]
+
+
+def hold(condition: bool, sentence: str) -> None:
+    """An assertion that `python -O` keeps."""
+    if not condition:
+        raise AssertionError(sentence)
+
+
+def _equal(what: str, actual: Array | None, expected: Array | None) -> None:
+    if actual is None or expected is None:
+        hold(actual is expected, f"{what}: one side has it and the other has not")
+        return
+    found = difference(actual, expected.astype("float64"))
+    hold(
+        found.normwise <= tolerance(actual.dtype),
+        f"{what} differs by {found.eps:.3g} eps at {found.where}, where {tolerance(actual.dtype):.2g} is allowed",
+    )
+
+
+def _equal_states(what: str, actual: State, expected: State) -> None:
+    _equal(f"{what}.h", actual.h, expected.h)
+    _equal(f"{what}.c", actual.c, expected.c)
+
+
+def _equal_outputs(what: str, actual: Output, expected: Output) -> None:
+    _equal(f"{what}: sequence", actual.sequence, expected.sequence)
+    _equal_states(f"{what}: final state", actual.state, expected.state)
+
+
+def _equal_gradients(what: str, actual: Gradients, expected: Gradients) -> None:
+    for name, array in expected.weights.items():
+        _equal(f"{what}: gradient of {name}", actual.weights[name], array)
+    _equal(f"{what}: gradient of x", actual.x, expected.x)
+    _equal_states(f"{what}: gradient of the initial state", actual.state, expected.state)
+
+
+def _with_both_directions(backend: Backend, spec: RecurrentSpec) -> RecurrentSpec:
+    both = replace(spec, bidirectional=True)
+    return both if backend.refuses(both) is None else spec
+
+
+def _cotangent(layer: Layer, output: Output) -> Output:
+    rng = np.random.default_rng(3)
+
+    def like(array: Array) -> Array:
+        return rng.standard_normal(array.shape).astype(layer.spec.dtype)
+
+    state = output.state
+    return Output(like(output.sequence), State(like(state.h), None if state.c is None else like(state.c)))
+
+
+def _rows(state: State, rows: NDArray[np.intp]) -> State:
+    return State(state.h[:, rows], None if state.c is None else state.c[:, rows])
+
+
+def _full_rows(backend: Backend, spec: RecurrentSpec) -> None:
+    spec = _with_both_directions(backend, spec)
+    x, _, _ = draw_call(spec, 4)
+    row = compare(initialise(spec, seed=1), x, backends=[backend]).rows[0]
+    hold(row.verdict == "equal", row.reason)
+
+
+def _weights_exact(backend: Backend, spec: RecurrentSpec) -> None:
+    weights = initialise(_with_both_directions(backend, spec), seed=1)
+    layer = backend.build(weights)
+    hold(layer.spec == weights.spec, f"layer.spec is {layer.spec!r}, built from {weights.spec!r}")
+    count = weights.spec.parameter_count
+    hold(layer.parameter_count == count, f"it counts {layer.parameter_count} parameters; the spec has {count}")
+    hold(layer.weights() == weights, "layer.weights() is not, bit for bit, what it was built from")
+    hold(layer.native is not None, "layer.native is None")
+    read = backend.read(layer.native)
+    hold(read == weights, f"read(layer.native) gives {read!r}, not the weights it was built from")
+
+
+def _row_alone(backend: Backend, spec: RecurrentSpec) -> None:
+    spec = _with_both_directions(backend, spec)
+    layer = backend.build(initialise(spec, seed=1))
+    x, state, lengths = draw_call(spec, 4)
+    whole = layer(x, state, lengths=lengths)
+    for row in range(len(x)):
+        one = np.array([row], np.intp)
+        length = int(lengths[row])
+        alone = layer(x[one, :length], _rows(state, one))
+        expected = Output(whole.sequence[one, :length], _rows(whole.state, one))
+        _equal_outputs(f"row {row} of length {length} run alone", alone, expected)
+        hold(not whole.sequence[row, length:].any(), f"the output at the padding of row {row} is not zero")
+
+
+def _permuted_batch(backend: Backend, spec: RecurrentSpec) -> None:
+    spec = _with_both_directions(backend, spec)
+    layer = backend.build(initialise(spec, seed=1))
+    x, state, lengths = draw_call(spec, 4)
+    order = np.array([3, 0, 4, 2, 1])
+    whole = layer(x, state, lengths=lengths)
+    permuted = layer(x[order], _rows(state, order), lengths=lengths[order])
+    _equal_outputs("the permuted batch", permuted, Output(whole.sequence[order], _rows(whole.state, order)))
+
+
+def _unbatched(backend: Backend, spec: RecurrentSpec) -> None:
+    spec = _with_both_directions(backend, spec)
+    layer = backend.build(initialise(spec, seed=1))
+    x, state, _ = draw_call(spec, 4)
+    one = np.array([2])
+    batched = layer(x[one], _rows(state, one))
+    state = State(state.h[:, 2], None if state.c is None else state.c[:, 2])
+    output = layer(x[2], state)
+    for what, shape, expected in (
+        ("sequence", output.sequence.shape, batched.sequence.shape[1:]),
+        ("state", output.state.h.shape, batched.state.h[:, 0].shape),
+    ):
+        hold(shape == expected, f"the unbatched {what} has the shape {shape}, not {expected}")
+    with_batch = Output(output.sequence[None], _with_batch(output.state))
+    _equal_outputs("unbatched", with_batch, batched)
+    if backend.differentiable:
+        gradients = layer.vjp(x[2], state, cotangent=_cotangent(layer, output))
+        expected_gradients = layer.vjp(x[one], _with_batch(state), cotangent=_cotangent(layer, batched))
+        with_batch_too = Gradients(gradients.weights, gradients.x[None], _with_batch(gradients.state))
+        _equal_gradients("unbatched", with_batch_too, expected_gradients)
+
+
+def _with_batch(state: State) -> State:
+    return State(state.h[:, None], None if state.c is None else state.c[:, None])
+
+
+def _chunks(backend: Backend, spec: RecurrentSpec) -> None:
+    stacked = replace(spec, num_layers=2)
+    spec = stacked if backend.refuses(stacked) is None else spec
+    layer = backend.build(initialise(spec, seed=1))
+    x, state, _ = draw_call(spec, 4)
+    whole = layer(x, state)
+    stream = layer.stream()
+    stream.reset(state)
+    parts = [stream(chunk).sequence for chunk in (x[:, :3], x[:, 3:4], x[:, 4:4], x[:, 4:])]
+    hold(stream.state is not None, "the stream has no state after four chunks")
+    _equal("the chunks' sequence", np.concatenate(parts, axis=1), whole.sequence)
+    _equal_states("the stream's state", stream.state or state, whole.state)
+    stream.reset()
+    _equal("a stream that was reset", stream(x[:, :2]).sequence, layer(x[:, :2]).sequence)
+
+
+def _reversal(backend: Backend, spec: RecurrentSpec) -> None:
+    spec = replace(spec, bidirectional=True)
+    if backend.refuses(spec) is not None:
+        return
+    weights = initialise(spec, seed=1)
+    other = {"forward": "backward", "backward": "forward"}
+    swapped = {}
+    for name in weights.arrays:
+        layers, number, direction, kind = name.split(".")
+        swapped[name] = weights.arrays[f"{layers}.{number}.{other[direction]}.{kind}"]
+    x, state, _ = draw_call(spec, 4)
+    there = backend.build(weights)(x, state)
+    swapped_state = State(state.h[::-1], None if state.c is None else state.c[::-1])
+    back = backend.build(Weights(spec, swapped))(x[:, ::-1], swapped_state)
+    forward, backward = np.split(back.sequence[:, ::-1], 2, axis=2)
+    expected = Output(np.concatenate([backward, forward], axis=2), back.state)
+    state_back = State(back.state.h[::-1], None if back.state.c is None else back.state.c[::-1])
+    _equal_outputs("the reversed layer", there, Output(expected.sequence, state_back))
+
+
+def _padding(backend: Backend, spec: RecurrentSpec) -> None:
+    spec = _with_both_directions(backend, spec)
+    layer = backend.build(initialise(spec, seed=1))
+    x, state, lengths = draw_call(spec, 4)
+    padding = np.arange(x.shape[1]) >= lengths[:, None]
+    dirty = x.copy()
+    dirty[padding] = np.nan
+    clean = layer(x, state, lengths=lengths)
+    _equal_outputs("NaN in padding", layer(dirty, state, lengths=lengths), clean)
+    if backend.differentiable:
+        cotangent = _cotangent(layer, clean)
+        expected = layer.vjp(x, state, lengths=lengths, cotangent=cotangent)
+        cotangent.sequence[padding] = np.nan
+        gradients = layer.vjp(dirty, state, lengths=lengths, cotangent=cotangent)
+        _equal_gradients("NaN in padding", gradients, expected)
+        hold(not gradients.x[padding].any(), "the gradient of x at padding is not zero")
+
+
+def _empty(backend: Backend, spec: RecurrentSpec) -> None:
+    spec = _with_both_directions(backend, spec)
+    layer = backend.build(initialise(spec, seed=1))
+    x, state, _ = draw_call(spec, 4)
+    nobody = np.array([], np.intp)
+    for what, empty_x, empty_state, lengths in (
+        ("no time steps", x[:, :0], state, None),
+        ("no rows", x[:0], _rows(state, nobody), None),
+        ("no rows, with lengths", x[:0], _rows(state, nobody), nobody),
+        ("rows of length 0 only", x, state, np.zeros(len(x), int)),
+    ):
+        output = layer(empty_x, empty_state, lengths=lengths)
+        zeros = np.zeros((*empty_x.shape[:2], spec.output_size), spec.dtype)
+        hold(output.sequence.shape == zeros.shape, f"{what}: sequence {output.sequence.shape}, not {zeros.shape}")
+        _equal_outputs(what, output, Output(zeros, empty_state))
+        if backend.differentiable:
+            cotangent = _cotangent(layer, output)
+            gradients = layer.vjp(empty_x, empty_state, lengths=lengths, cotangent=cotangent)
+            hold(not any(a.any() for a in gradients.weights.values()), f"{what}: a weight has a gradient")
+            hold(gradients.x.shape == empty_x.shape and not gradients.x.any(), f"{what}: x has a gradient")
+            _equal_states(f"{what}: gradient of the initial state", gradients.state, cotangent.state)
+
+
+def _no_trace(backend: Backend, spec: RecurrentSpec) -> None:
+    spec = _with_both_directions(backend, spec)
+    layer = backend.build(initialise(spec, seed=1))
+    x, state, lengths = draw_call(spec, 4)
+    given = (x, state.h, lengths)
+    copies = [array.copy() for array in given]
+    first = layer(x, state, lengths=lengths)
+    kept = first.sequence.copy(), first.state.h.copy()
+    strided = np.repeat(x, 2, axis=1)[:, ::2]
+    strided.flags.writeable = False
+    layer(-x, state, lengths=lengths)
+    if backend.differentiable:
+        layer.vjp(x, state, lengths=lengths, cotangent=_cotangent(layer, first))
+    again = layer(strided, state, lengths=list(map(int, lengths)))
+    hold(all(map(np.array_equal, given, copies)), "a call changed the arrays that it was given")
+    hold(
+        np.array_equal(first.sequence, kept[0]) and np.array_equal(first.state.h, kept[1]),
+        "a later call changed the output of an earlier one",
+    )
+    _equal_outputs("the same call again, strided and read-only", again, first)
+    _equal_outputs("the same call with lists", layer(x.tolist(), state, lengths=lengths), first)
+
+
+def _gradients_as_said(backend: Backend, spec: RecurrentSpec) -> None:
+    """Checks that a non-differentiable backend raises; correct gradients are checked elsewhere."""
+    layer = backend.build(initialise(spec, seed=1))
+    x, state, _ = draw_call(spec, 4)
+    hold(
+        backend.differentiable or not getattr(layer, "differentiable", False), "its layers say that they have gradients"
+    )
+    for rows in (len(x), 0):
+        first = np.arange(rows)
+        given, initial = x[first], _rows(state, first)
+        try:
+            layer.vjp(given, initial, cotangent=_cotangent(layer, layer(given, initial)))
+        except (InvalidCall, AttributeError) as error:
+            hold(not backend.differentiable, f"it is differentiable, and a batch of {rows} has no gradients: {error}")
+        else:
+            hold(backend.differentiable, f"it is not differentiable, and hands out gradients of a batch of {rows}")
+
+
+LAWS: Mapping[str, Law] = MappingProxyType(
+    {
+        "full rows agree without lengths and from zero": _full_rows,
+        "counts and hands back the weights exactly": _weights_exact,
+        "a row alone equals its slice": _row_alone,
+        "permuting the batch permutes the result": _permuted_batch,
+        "unbatched equals a batch of one": _unbatched,
+        "chunks equal the whole": _chunks,
+        "reversing a layer and its input reverses the output": _reversal,
+        "what stands in padding reaches nothing": _padding,
+        "empty rows, batches and times": _empty,
+        "calls leave no trace": _no_trace,
+        "gradients are there, or refused": _gradients_as_said,
+    }
+)
+"""Every law by its name."""
