@@ -63,7 +63,6 @@ def handed_over(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
     """Whether each array that the compiled loop gives back is aligned."""
     found: list[bool] = []
     for name in ("forward", "backward"):
-
         monkeypatch.setattr(Host, name, _watched(getattr(Host, name), found))
     yield found
     assert found

@@ -8,7 +8,6 @@ need not be a parameter. The forward of a cell computes with the attributes.
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from operator import is_
 from types import MethodType
 from typing import Any, cast
 
