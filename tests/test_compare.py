@@ -346,7 +346,9 @@ NOT_FINITE = [np.nan, np.inf, -np.inf]
 
 
 @pytest.mark.parametrize("number", NOT_FINITE)
-@pytest.mark.parametrize("spec", [replace(GRU, cell="simple_rnn"), LSTM, replace(GRU, bias="double")], ids=lambda spec: spec.cell)
+@pytest.mark.parametrize(
+    "spec", [replace(GRU, cell="simple_rnn"), LSTM, replace(GRU, bias="double")], ids=lambda spec: spec.cell
+)
 def test_what_is_not_finite_in_the_input_is_in_the_same_places_of_the_output(
     spec: mr.RecurrentSpec, number: float
 ) -> None:
