@@ -54,7 +54,7 @@ bench: install
 
 # Writes the generated parts of README.md, docs/ and benchmarks/RESULTS.md again; `make test` fails while they differ.
 readme: install
-	$(BIN)/python -m pytest tests/test_agreement.py -k drawn --observed tests/observed.json --numprocesses 2 --quiet
+	$(BIN)/python -m pytest tests/test_agreement.py tests/test_large_sizes.py -k "drawn or large_sizes_agree" --observed tests/observed.json --numprocesses 2 --quiet
 	$(BIN)/python -m pytest tests/test_readme.py --write-readme --quiet
 
 clean:

@@ -30,7 +30,7 @@ GENERATED_IN = (*RUN, "benchmarks/RESULTS.md")
 """The documents with generated parts."""
 LINKING = (*GENERATED_IN, "docs/command-line.md", "docs/benchmarks.md", "CONTRIBUTING.md", "SECURITY.md")
 LINKING += ("backends/README.md", "examples/README.md", "benchmarks/NOTES.md")
-NAMES = {"jax": "JAX", "keras": "Keras", "numpy": "NumPy", "torch": "PyTorch"}
+NAMES = {"jax": "JAX", "keras": "Keras", "numpy": "NumPy", "onnxruntime": "ONNX Runtime", "torch": "PyTorch"}
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -89,7 +89,9 @@ def observed() -> str:
         for dtype, row in dtypes.items():
             worst = f"{row['worst_eps']:.2g}" if row["worst_eps"] else "0 (it is the reference)"
             bound = TOLERANCE[dtype]
-            rows.append([NAMES[name], dtype, f"{row['accepted']} of {row['drawn']}", worst, str(bound)])
+            first, _, rest = name.partition(" ")
+            title = f"{NAMES[first]} {rest}".strip()
+            rows.append([title, dtype, f"{row['accepted']} of {row['drawn']}", worst, str(bound)])
     return table(["backend", "dtype", "specs accepted", "worst difference (eps)", "allowed (eps)"], rows)
 
 
