@@ -29,7 +29,8 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *import_module("multirnn.public").__all__})
+    """What Tab shows: what is offered, and neither the files nor what this one imports."""
+    return sorted(("__doc__", "__version__", *import_module("multirnn.public").__all__))
 
 
 class _Package(ModuleType):

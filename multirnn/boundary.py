@@ -82,7 +82,7 @@ class Boundary(ABC):
     def run_from_zero(self, x: Array) -> Output:
         """`run` from a state that was not given, over full rows of x that are writeable and C-contiguous.
 
-        It is to be overridden where there is a shorter way: these are the calls of which what is around them counts.
+        Override it for a faster path; wrapper overhead dominates these calls.
         """
         return self.run(Inputs(x, self._zero_state(len(x)), None, False))
 
@@ -224,6 +224,11 @@ class BoundaryLayer(Boundary):
     """A `Layer` whose backend writes `run` and `pull_back` over checked, batched arrays with at least one valid step."""
 
     @property
+    def implementation(self) -> str:
+        """Which of the backend's implementations it is: "native", "fast" or "frozen"."""
+        return "native"
+
+    @property
     @abstractmethod
     def native(self) -> Any:
         """The framework's own object, live: it shares the layer's parameters."""
@@ -240,6 +245,19 @@ class BoundaryLayer(Boundary):
     def stream(self) -> Stream:
         """A runner that carries the state from chunk to chunk; see `Layer.stream`."""
         return Stream(self)
+
+    def __repr__(self) -> str:
+        spec = self.spec
+        parts = [f"{spec.cell} {spec.input_size}→{spec.hidden_size}"]
+        parts += [f"{spec.num_layers} layers"] if spec.num_layers > 1 else []
+        parts += ["bidirectional"] if spec.bidirectional else []
+        parts += [spec.dtype] if spec.dtype != "float32" else []
+        return f"<{type(self).__name__} {', '.join((*parts, self.implementation))}>"
+
+    def __dir__(self) -> list[str]:
+        """What Tab shows: the contract of a `Layer`, and what an implementation offers beside it."""
+        offered = [name for name in ("plan", "threads") if hasattr(self, name)]
+        return sorted(("implementation", "native", "parameter_count", "spec", "stream", "vjp", "weights", *offered))
 
 
 class InferenceLayer(BoundaryLayer):

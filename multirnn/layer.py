@@ -125,6 +125,9 @@ class Stream:
         self._layer = layer
         self.state: State | None = None
 
+    def __repr__(self) -> str:
+        return f"<Stream of {self._layer!r}>"
+
     def __call__(self, chunk: ArrayLike, *, lengths: ArrayLike | None = None) -> Output:
         """Run over the next chunk `(batch, time, input_size)`; the batch is that of the first chunk."""
         output = self._layer(chunk, self.state, lengths=lengths)

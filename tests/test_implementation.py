@@ -107,3 +107,25 @@ def test_a_fast_layer_tells_what_it_runs(made_fast: mr.Backend, batch: int, time
             plan = layer.plan(batch, time, lengths=lengths, gradients=gradients)
             assert plan.implementation in ("fast", "native", *([FROZEN] if FROZEN in made_fast.name else []))
             assert len(plan.sentence.split()) > 2
+
+
+@pytest.mark.parametrize("implementation", ["native", "fast", "frozen"])
+def test_a_layer_says_what_it_is(backend, implementation) -> None:
+    if implementation not in implementations(backend):
+        return
+    spec = mr.RecurrentSpec("gru", 4, 6, num_layers=2, bidirectional=True, bias="double")
+    layer = mr.build(spec, backend, implementation=implementation)
+    assert layer.implementation == implementation
+    assert repr(layer) == f"<{type(layer).__name__} gru 4→6, 2 layers, bidirectional, {implementation}>"
+    contract = {"implementation", "native", "parameter_count", "spec", "stream", "vjp", "weights"}
+    assert contract <= set(dir(layer)) <= contract | {"plan", "threads"}
+
+
+def test_a_stream_says_of_what_it_is() -> None:
+    assert (
+        repr(mr.build(mr.RecurrentSpec("lstm", 4, 6), "numpy").stream()) == "<Stream of <NumpyLayer lstm 4→6, native>>"
+    )
+
+
+def test_tab_after_the_package_shows_what_it_offers() -> None:
+    assert set(dir(mr)) - {"__doc__", "__version__"} == set(mr.__all__)

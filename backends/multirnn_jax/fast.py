@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from multirnn import Gradients, Inputs, Output, RecurrentSpec, State, Weights
-from multirnn.implementation import Plan
+from multirnn.implementation import FAST, Plan
 from multirnn_jax import kernel, recursion
 from multirnn_jax.apply import Params, Recurrence
 from multirnn_jax.layer import Compiled, JaxLayer, compiled
@@ -61,6 +61,11 @@ class FastJaxLayer(JaxLayer):
     def __init__(self, native: FastRecurrence) -> None:
         super().__init__(native)
         self._short = self._short and kernel.refuses() is None
+
+    @property
+    def implementation(self) -> str:
+        """See `BoundaryLayer.implementation`."""
+        return FAST
 
     def plan(self, batch: int, time: int, *, lengths: bool = False, gradients: bool = False) -> Plan:
         """What runs for an input of this shape; see `multirnn.implementation.Planned`."""

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from multirnn import Gradients, Inputs, InvalidCall, Output, RecurrentSpec, State, Unrepresentable, Weights
-from multirnn.implementation import Plan
+from multirnn.implementation import FAST, Plan
 from multirnn.spec import DTYPES
 from multirnn_keras.activations import from_keras
 from multirnn_keras.cells import Form
@@ -192,6 +192,11 @@ class FastKerasLayer(KerasLayer):
         super().__init__(spec, native, device)
         self._host: Any = Host(spec) if there(device) else None
         self._variables = [variable.value for variable in native.weights]
+
+    @property
+    def implementation(self) -> str:
+        """See `BoundaryLayer.implementation`."""
+        return FAST
 
     def plan(self, batch: int, time: int, *, lengths: bool = False, gradients: bool = False) -> Plan:
         """What runs for calls of this shape."""

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from operator import is_not
 
 from multirnn import Gradients, Inputs, InvalidCall, Output, Weights
-from multirnn.implementation import FROZEN, NATIVE, Plan
+from multirnn.implementation import FAST, FROZEN, NATIVE, Plan
 from multirnn.kernel import missing
 from multirnn_numpy.both import faster_together
 from multirnn_numpy.cells import CELLS
@@ -70,6 +70,11 @@ class FastNumpyLayer(NumpyLayer):
         self._apart, self._together = (
             Stack(native.spec, native.parameters, cells, together=together) for together in (False, True)
         )
+
+    @property
+    def implementation(self) -> str:
+        """See `BoundaryLayer.implementation`."""
+        return FAST if self._constants is None else FROZEN
 
     def plan(self, batch: int, time: int, *, lengths: bool = False, gradients: bool = False) -> Plan:
         """What runs for a shape; see `multirnn.implementation.Planned`."""

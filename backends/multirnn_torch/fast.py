@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from multirnn import InvalidCall, RecurrentSpec, Weights, kernel
-from multirnn.implementation import FROZEN, Plan
+from multirnn.implementation import FAST, FROZEN, Plan
 from multirnn.layer import Lengths
 from multirnn_torch.calls import run
 from multirnn_torch.conversions import KeptWhole
@@ -334,6 +334,15 @@ _FAST_LAYERS = {"simple_rnn": FastRNN, "lstm": FastLSTM, "gru": FastGRU, "candid
 class FastTorchLayer(TorchLayer):
     """A stack realised by a `FastRNN`, `FastLSTM` or `FastGRU`; all else is as of a `TorchLayer`."""
 
+    def __init__(self, spec: RecurrentSpec, native: nn.RNNBase, *, frozen: bool = False) -> None:
+        super().__init__(spec, native)
+        self._frozen = frozen
+
+    @property
+    def implementation(self) -> str:
+        """See `BoundaryLayer.implementation`."""
+        return FROZEN if self._frozen else FAST
+
     def call(self, native: Any, x: Tensor, state: list[Tensor], lengths: Lengths | None) -> list[Tensor]:
         """The module, called with lengths as they are."""
         hx: Any = (tuple(state) if len(state) == 2 else state[0]) if state else None
@@ -354,4 +363,4 @@ def build(weights: Weights, device: str | None, *, frozen: bool = False) -> Fast
         native = module(weights, device_of(device, getattr(torch, spec.dtype)), _FAST_LAYERS)
     if frozen:
         cast("Fast", native).freeze()
-    return FastTorchLayer(spec, native)
+    return FastTorchLayer(spec, native, frozen=frozen)
