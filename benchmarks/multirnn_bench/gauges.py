@@ -70,7 +70,10 @@ def reading(size: int, seconds: float) -> dict[str, float]:
 
 
 def recurrence(size: int, seconds: float) -> float | None:
-    """Bytes a second of weights that the compiled recurrence reads with a batch of one; None where it is not there."""
+    """Bytes a second of weights that the compiled recurrence reads with a batch of one; None where it is not there.
+
+    The weights are packed before: packed in the call, they are read at 0.6 to 0.9 of the rate.
+    """
     import numpy as np
 
     import multirnn as mr
@@ -81,8 +84,8 @@ def recurrence(size: int, seconds: float) -> float | None:
     hidden = max(16, round((size / 4) ** 0.5))
     spec = mr.RecurrentSpec("simple_rnn", 1, hidden, activation="linear", bias="none")
     weights = mr.Weights(spec, {name: np.zeros(shape, "float32") for name, shape in spec.shapes.items()})
-    layer = mr.build(weights, "numpy", implementation="fast")
-    steps = max(4, 2**24 // size)
+    layer = mr.build(weights, "numpy", implementation="frozen")
+    steps = max(4, 2**26 // size)
     x = np.zeros((1, steps, 1), "float32")
     bytes_read: int = steps * 4 * hidden**2
     return bytes_read * _rate(lambda: layer(x), seconds)
