@@ -1,4 +1,4 @@
-"""What Hatchling does besides, when it builds or installs multirnn: compile the recurrence, and add the peers to the wheel."""
+"""Build hook of Hatchling: compiles the recurrence, and adds the peers to the wheel."""
 
 import runpy
 import sysconfig

@@ -29,7 +29,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """What Tab shows: what is offered, and neither the files nor what this one imports."""
+    """The public names, for Tab; no submodules and no imports."""
     return sorted(("__doc__", "__version__", *import_module("multirnn.public").__all__))
 
 

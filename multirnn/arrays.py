@@ -1,4 +1,4 @@
-"""What is given as an array, as NumPy reads it; what NumPy would drop or could not read is refused in a sentence."""
+"""Reads an argument as a NumPy array. Refuses a mask that NumPy would drop, and objects that it cannot read."""
 
 from __future__ import annotations
 

@@ -67,5 +67,5 @@ def an(word: str) -> str:
 
 
 def kind_of(thing: object) -> str:
-    """What a thing is, to be told beside what would be right: "an int"; "None" for None."""
+    """The type of a thing with its article, for an error message: "an int"; "None" for None."""
     return "None" if thing is None else an(type(thing).__name__)

@@ -82,7 +82,7 @@ def stacked(native: Any) -> list[Any]:
 
 
 def returned(native: Any, layers: list[Any]) -> list[tuple[int, int]]:
-    """What an object returns: of which layer, and of what that layer returns, 0 for its output and then its states.
+    """The outputs of an object as pairs: the place of a layer, and 0 for its sequence, 1 and more for its states.
 
     Raises:
         Unrepresentable: it returns the output of a layer below the last.

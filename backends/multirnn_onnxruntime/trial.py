@@ -148,7 +148,7 @@ class Trial:
             raise Unrepresentable("the model returns nothing of its last layer, so that this layer is of no effect")
 
     def _forms(self, y: Array, sequence: Array, states: list[Array]) -> Iterator[tuple[str, Array]]:
-        """What a model may return, by what it is.
+        """The arrays that a model may return, each with its name.
 
         Args:
             y: of the last operator, `(time, directions, batch, hidden_size)`.
