@@ -20,6 +20,7 @@ static _Thread_local uint64_t delays;   /* of this thread */
 static _Thread_local int memory_left = -1; /* allocations until one fails; -1: none does */
 static _Thread_local int no_threads;
 static _Atomic int crowded;         /* whether threads lose their cores */
+static int with_others;             /* whether other callers run, whose memory a call may be given in place of new one */
 static _Atomic int helped, skipped; /* pieces of others that were done, and phases that went by without a thread */
 static double tolerance;
 
@@ -544,6 +545,7 @@ int main(int count, char **arguments)
     crowded = 0;
     pthread_t threads[64];
     errand errands[64];
+    with_others = callers > 1;
     for (long i = 0; i < callers; i++) {
         errands[i] = (errand){seed + (uint64_t)(1000000 * (i + 1)), problems};
         if (pthread_create(&threads[i], NULL, caller, &errands[i]))
