@@ -27,9 +27,9 @@ import numpy as np
 import multirnn as mr
 from multirnn.assembly import Plumbing
 from multirnn.catalogue import MISTAKES, mistakes_for
-from multirnn.compare import difference, tolerance
 from multirnn.diagnosis import Diagnosis, diagnose
 from multirnn.mistakes import Mistake, Runs, composed
+from multirnn.numerics import difference, tolerance
 
 RESULTS = Path(__file__).parent / "results" / "diagnosis.json"
 PAIRS = {0: 200, 1: 500, 2: 200}  # by the number of planted mistakes

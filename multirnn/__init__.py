@@ -7,9 +7,7 @@
 >>> layer = mr.build(spec, backend="numpy", seed=0)
 """
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -31,14 +29,3 @@ def __getattr__(name: str) -> Any:
 def __dir__() -> list[str]:
     """The public names, for Tab; no submodules and no imports."""
     return sorted(("__doc__", "__version__", *import_module("multirnn.public").__all__))
-
-
-class _Package(ModuleType):
-    """`multirnn.backend` and `multirnn.compare` are functions, and files too: importing the file hides no function."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in ("backend", "compare") and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

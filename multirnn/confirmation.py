@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from multirnn.boundary import Inputs
-from multirnn.compare import difference, draw_state, tolerance, widened
+from multirnn.comparison import widened
 from multirnn.errors import Unrepresentable
 from multirnn.layer import Output, State
+from multirnn.numerics import difference, draw_state, tolerance
 from multirnn.registry import backend as load_backend
 from multirnn.weights import Array, Weights
 

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
-from multirnn.backend import Backend
 from multirnn.errors import InvalidCall
 from multirnn.layer import Layer
+from multirnn.protocol import Backend
 from multirnn.spec import RecurrentSpec
 from multirnn.weights import Weights
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from multirnn.compare import TOLERANCE, Comparison
+from multirnn.comparison import Comparison
 from multirnn.divergence import Divergence
 from multirnn.errors import InvalidCall, MissingFramework
+from multirnn.numerics import TOLERANCE
 from multirnn.parity import Parity
 from multirnn.weights import Array
 

@@ -7,10 +7,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from multirnn.activations import ACTIVATIONS, Activation
-from multirnn.backend import Backend, accept
 from multirnn.boundary import BoundaryLayer, InferenceLayer, Inputs
 from multirnn.cells import CELLS, Cell
-from multirnn.compare import Comparison, Difference, compare, difference, tolerance
+from multirnn.comparison import Comparison, compare
 from multirnn.conventions import CONVENTIONS, Convention
 from multirnn.errors import (
     InvalidCall,
@@ -25,7 +24,9 @@ from multirnn.errors import (
 )
 from multirnn.implementation import Plan, with_implementation
 from multirnn.layer import Gradients, Layer, Output, State, Stream
+from multirnn.numerics import Difference, difference, tolerance
 from multirnn.packing import from_arrays, to_arrays
+from multirnn.protocol import Backend, accept
 from multirnn.registry import backend, backends, build, read
 from multirnn.spec import RecurrentSpec
 from multirnn.weights import Weights, fold_biases, initialise, split_biases

@@ -34,7 +34,7 @@ import pytest
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-    from multirnn.backend import Backend
+    from multirnn.protocol import Backend
 
 OPTION = "--rnn-backends"
 MARKER = "rnn_backends"

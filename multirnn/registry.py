@@ -16,10 +16,10 @@ from difflib import get_close_matches
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from multirnn.backend import Backend, offers
 from multirnn.errors import MissingFramework, UnknownBackend, Unrepresentable, an, kind_of
 from multirnn.implementation import NATIVE, realise
 from multirnn.layer import Layer
+from multirnn.protocol import Backend, offers
 from multirnn.spec import RecurrentSpec
 from multirnn.weights import Weights, weights_of
 

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from multirnn.activations import ACTIVATIONS, Activation
-from multirnn.backend import Backend
 from multirnn.cells import CELLS, FORMS
+from multirnn.protocol import Backend
 from multirnn.spec import BIASES, DTYPES, RecurrentSpec
 
 __all__ = ["AXES", "QUOTED", "Rule", "Support", "ask", "axis_value", "blanks", "grid"]

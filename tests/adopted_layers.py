@@ -6,7 +6,8 @@ import numpy as np
 
 import multirnn as mr
 from multirnn.adoption import Adopted
-from multirnn.compare import draw_call, draw_state, gradient_pairs, state_pairs, widened
+from multirnn.comparison import gradient_pairs, state_pairs, widened
+from multirnn.numerics import draw_call, draw_state
 
 SIZES = {"input_size": 5, "hidden_size": 11}
 GRU = mr.RecurrentSpec("gru", **SIZES)

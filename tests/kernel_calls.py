@@ -5,8 +5,8 @@ import pytest
 
 import multirnn as mr
 from multirnn import RecurrentSpec, State, cells, kernel
-from multirnn.compare import difference, tolerance
 from multirnn.kernel import build
+from multirnn.numerics import difference, tolerance
 
 if build.LIBRARY.exists() and kernel.missing():  # it is there and not what is tested: to pass over it would look green
     pytest.fail(str(kernel.missing()), pytrace=False)

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from multirnn import kernel
-from multirnn.compare import tolerance
 from multirnn.kernel import build
+from multirnn.numerics import tolerance
 
 HERE = Path(__file__).parent
 DRIVER = HERE / "kernel_fuzz.c"

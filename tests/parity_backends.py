@@ -10,7 +10,7 @@ import multirnn_numpy
 import numpy as np
 
 import multirnn as mr
-from multirnn.compare import draw_call
+from multirnn.numerics import draw_call
 from multirnn.parity import Batch, Optimiser, Parity, Trained, train_parity
 
 NUMPY = type(multirnn_numpy.BACKEND)

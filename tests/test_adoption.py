@@ -11,7 +11,8 @@ from adopted_layers import GRU, LSTM, SIZES, STACK, assert_equal, assert_right, 
 import multirnn as mr
 from multirnn import registry
 from multirnn.adoption import adopt, adopt_both, known_spec
-from multirnn.compare import draw_call, widened
+from multirnn.comparison import widened
+from multirnn.numerics import draw_call
 
 
 @pytest.fixture

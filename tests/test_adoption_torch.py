@@ -10,7 +10,8 @@ from adopted_layers import GRU, LSTM, assert_equal, assert_right, reference
 
 import multirnn as mr
 from multirnn.adoption import adopt
-from multirnn.compare import draw_call, widened
+from multirnn.comparison import widened
+from multirnn.numerics import draw_call
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from hypothesis import HealthCheck, given, settings
 
 import multirnn as mr
 from multirnn.cells import FORMS, Cell
-from multirnn.compare import TOLERANCE
+from multirnn.numerics import TOLERANCE
 from multirnn.spec import BIASES, DTYPES
 from multirnn.testing import cases
 from multirnn.testing import strategies as rnn

@@ -10,7 +10,7 @@ import pytest
 
 import multirnn as mr
 from multirnn.adoption import AdoptedLayer
-from multirnn.compare import TOLERANCE, draw_call
+from multirnn.numerics import TOLERANCE, draw_call
 from multirnn.testing import Agreement, Disagreement, assert_layers_agree
 
 GRU = mr.RecurrentSpec("gru", 5, 11)

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 
 import multirnn as mr
-from multirnn.compare import TOLERANCE, draw_call
 from multirnn.diagnosis.probes import distance
-from multirnn.numerics import normwise
+from multirnn.numerics import TOLERANCE, draw_call, normwise
 
 EPS = {dtype: float(np.finfo(dtype).eps) for dtype in ("float32", "float64")}
 

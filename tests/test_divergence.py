@@ -30,8 +30,8 @@ import multirnn as mr
 from multirnn.adoption import AdoptedLayer, adopt
 from multirnn.assembly import Assembly, Plumbing
 from multirnn.catalogue import mistakes_for
-from multirnn.compare import draw_call
 from multirnn.divergence import first_divergence
+from multirnn.numerics import draw_call
 
 # The pairs are those on which `diagnose` is measured.
 _source = spec_from_file_location("diagnosis_benchmark", Path(__file__).parents[1] / "benchmarks" / "diagnosis.py")

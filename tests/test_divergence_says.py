@@ -22,8 +22,8 @@ from diverging_layers import (
 import multirnn as mr
 from multirnn.adoption import AdoptedLayer, adopt
 from multirnn.catalogue import MISTAKES, mistakes_for
-from multirnn.compare import draw_call
 from multirnn.divergence import first_divergence
+from multirnn.numerics import draw_call
 
 # --- The probe that shows it -----------------------------------------------------------------------------------------
 

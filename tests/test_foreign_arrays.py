@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import multirnn as mr
-from multirnn.compare import draw_call
+from multirnn.numerics import draw_call
 
 GRU = mr.RecurrentSpec("gru", 5, 4)
 X, STATE, LENGTHS = draw_call(GRU)

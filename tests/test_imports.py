@@ -32,7 +32,6 @@ ORDER = (  # each may import from what stands before it
         "layer",
         "protocol",
         "boundary",
-        "backend",
     ),
     *(
         "implementation",
@@ -40,7 +39,7 @@ ORDER = (  # each may import from what stands before it
         "registry",
         "tables",
         "numerics",
-        "compare",
+        "comparison",
         "confirmation",
         "returned",
         "adoption",
@@ -189,8 +188,8 @@ def test_the_description_loads_no_framework_and_says_nothing() -> None:
     assert after(DESCRIPTION) == ([], [], "")
 
 
-@pytest.mark.parametrize("first", ["", "import multirnn.registry", "import multirnn.compare", "mr.RecurrentSpec"])
-def test_a_function_is_not_hidden_by_the_file_of_its_name(first: str) -> None:
+@pytest.mark.parametrize("first", ["", "import multirnn.registry", "import multirnn.comparison", "mr.RecurrentSpec"])
+def test_names_and_files_are_found_in_any_order(first: str) -> None:
     program = f"""
 import sys
 import multirnn as mr
@@ -198,12 +197,18 @@ assert "numpy" not in sys.modules
 {first}
 from multirnn import *
 from multirnn import registry
-import multirnn.backend
-assert mr.backend is backend is registry.backend and mr.compare is compare
-assert sys.modules["multirnn.backend"].Backend is mr.Backend
+import multirnn.comparison as c
+assert mr.backend is backend is registry.backend and mr.compare is compare is c.compare
+assert c.TOLERANCE
 assert set(mr.__all__) <= set(dir(mr))
 """
     assert after(program) == ([], [], "")
+
+
+def test_no_public_name_is_that_of_a_file() -> None:
+    """Or importing the file would hide it."""
+    files = {path.relative_to(ROOT / "multirnn").parts[0].removesuffix(".py") for _, path in SOURCES if _ == "multirnn"}
+    assert not files & set(mr.__all__)
 
 
 def test_a_name_that_is_not_offered_is_an_attribute_error() -> None:

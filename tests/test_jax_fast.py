@@ -12,8 +12,8 @@ import pytest
 from multirnn_bench.verify import allowed, answer, error, expected
 
 import multirnn as mr
-from multirnn.compare import draw_call
 from multirnn.implementation import Plan, with_implementation
+from multirnn.numerics import draw_call
 from multirnn.protocol import MODES, Work
 from multirnn.testing import cases
 

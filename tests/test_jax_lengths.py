@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import multirnn as mr
-from multirnn.compare import difference, tolerance
+from multirnn.numerics import difference, tolerance
 
 jax = pytest.importorskip("jax")
 

@@ -10,8 +10,8 @@ import pytest
 
 import multirnn as mr
 from multirnn import kernel
-from multirnn.compare import draw_call
 from multirnn.implementation import with_implementation
+from multirnn.numerics import draw_call
 
 multirnn_keras = pytest.importorskip("multirnn_keras")
 keras = pytest.importorskip("keras")
@@ -144,7 +144,7 @@ import numpy as np
 import multirnn as mr
 import multirnn_keras
 import tensorflow as tf
-from multirnn.compare import draw_call
+from multirnn.numerics import draw_call
 setting = sys.argv[1]
 if setting == "deterministic":
     tf.config.experimental.enable_op_determinism()

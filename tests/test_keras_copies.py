@@ -10,7 +10,7 @@ import pytest
 
 import multirnn as mr
 from multirnn.adoption import adopt
-from multirnn.compare import draw_call
+from multirnn.numerics import draw_call
 
 multirnn_keras = pytest.importorskip("multirnn_keras")
 keras = pytest.importorskip("keras")

@@ -14,8 +14,8 @@ import pytest
 
 import multirnn as mr
 from multirnn import kernel
-from multirnn.compare import draw_call
 from multirnn.implementation import with_implementation
+from multirnn.numerics import draw_call
 from multirnn.protocol import MODES, SGD_RATE, Work
 from multirnn.testing import cases
 

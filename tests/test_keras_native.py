@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import multirnn as mr
-from multirnn.compare import draw_call
+from multirnn.numerics import draw_call
 
 multirnn_keras = pytest.importorskip("multirnn_keras")
 keras = pytest.importorskip("keras")
@@ -505,7 +505,7 @@ AGREEMENT = """
 import warnings
 import multirnn as mr
 from multirnn import cells
-from multirnn.compare import draw_call
+from multirnn.numerics import draw_call
 for cell, reset_after in [(form.name, form.reset_after) for form in cells.FORMS.values()]:
     for ragged in (False, True):
         layers = 2 if ragged and cell == "simple_rnn" else 1

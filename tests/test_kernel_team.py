@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from kernel_calls import THREADED, WIDE, Call, aligned, close, gradients_close, needs_kernel, outputs_close, ragged
 
-from multirnn.compare import difference, tolerance
+from multirnn.numerics import difference, tolerance
 
 pytestmark = needs_kernel
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import pytest
 
 import multirnn as mr
-from multirnn.compare import Row
+from multirnn.comparison import Row
 from multirnn.implementation import with_implementation
 from multirnn.testing import LargeProblem, large_cases, large_problems
 

@@ -11,8 +11,8 @@ import multirnn as mr
 from multirnn.assembly import Plumbing
 from multirnn.catalogue import MISTAKES, mistakes_for
 from multirnn.cells import FORMS, Cell
-from multirnn.compare import difference, tolerance
 from multirnn.mistakes import Mistake, composed
+from multirnn.numerics import difference, tolerance
 from multirnn.spec import BIASES
 
 RIGHT = mr.backend("numpy").build

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import multirnn as mr
-from multirnn.compare import difference, tolerance
+from multirnn.numerics import difference, tolerance
 
 LSTM = mr.RecurrentSpec("lstm", 3, 5, num_layers=2, bidirectional=True, bias="double")
 

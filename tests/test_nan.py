@@ -8,7 +8,8 @@ import pytest
 
 import multirnn as mr
 from multirnn import cells
-from multirnn.compare import draw_call, widened
+from multirnn.comparison import widened
+from multirnn.numerics import draw_call
 
 HARD = mr.Activation("hard_sigmoid", 0.2, 0.5)
 ACTIVATIONS = ["tanh", "relu", "sigmoid", "linear", "elu", "softsign", HARD]

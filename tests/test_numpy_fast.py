@@ -11,7 +11,8 @@ from multirnn_numpy.halved import halvable
 
 import multirnn as mr
 from multirnn import kernel
-from multirnn.compare import draw_call, draw_state, widened
+from multirnn.comparison import widened
+from multirnn.numerics import draw_call, draw_state
 from multirnn.protocol import MODES, SGD_RATE, Work
 from multirnn.testing import cases, covering_specs
 

@@ -10,7 +10,7 @@ from multirnn_numpy import BACKEND, NumpyLayer, Stack
 from multirnn_numpy import build as build_numpy
 
 import multirnn as mr
-from multirnn.compare import difference, draw_call, tolerance
+from multirnn.numerics import difference, draw_call, tolerance
 
 STACK = {"input_size": 5, "hidden_size": 11, "num_layers": 2, "bidirectional": True}
 FORMS = [

@@ -9,7 +9,7 @@ import pytest
 from multirnn_numpy import BACKEND, FastNumpyLayer, Stack
 
 import multirnn as mr
-from multirnn.compare import draw_call
+from multirnn.numerics import draw_call
 
 GRU = mr.RecurrentSpec("gru", 5, 4, num_layers=2)
 every_layer = pytest.mark.parametrize("kind", ["native", "fast", "fast without C"])

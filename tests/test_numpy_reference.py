@@ -12,7 +12,7 @@ from multirnn_numpy import Stack, build
 
 import multirnn as mr
 from multirnn import cells
-from multirnn.compare import difference, draw_call, tolerance
+from multirnn.numerics import difference, draw_call, tolerance
 from multirnn.spec import BIASES
 
 FORMS = [(form.name, form.reset_after) for form in cells.FORMS.values()]

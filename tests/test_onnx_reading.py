@@ -12,7 +12,7 @@ from onnx_models import BOTH, ONE_WAY, appended, attribute, changed, constant, m
 
 import multirnn as mr
 from multirnn.adoption import adopt
-from multirnn.compare import draw_call
+from multirnn.numerics import draw_call
 from multirnn.testing import assert_layers_agree
 
 

@@ -22,7 +22,8 @@ from onnx import numpy_helper
 from onnx_models import BOTH, FORMS, spec_of
 
 import multirnn as mr
-from multirnn.compare import difference, draw_call, draw_state, tolerance, widened
+from multirnn.comparison import widened
+from multirnn.numerics import difference, draw_call, draw_state, tolerance
 from multirnn.protocol import Work
 from multirnn.support import ACTIVATIONS_ASKED
 from multirnn.testing import assert_layers_agree, mutation_score

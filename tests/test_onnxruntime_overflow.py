@@ -9,7 +9,7 @@ from multirnn_onnxruntime.overflow import LIMITS, Guard
 
 import multirnn as mr
 from multirnn import cells
-from multirnn.compare import difference, draw_call, tolerance
+from multirnn.numerics import difference, draw_call, tolerance
 from multirnn.weights import Array
 
 BOTH = {"num_layers": 2, "bidirectional": True}

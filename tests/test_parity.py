@@ -17,7 +17,7 @@ from parity_backends import (
 )
 
 import multirnn as mr
-from multirnn.compare import TOLERANCE
+from multirnn.numerics import TOLERANCE
 from multirnn.parity import OPTIMISERS, Optimiser, train_parity
 
 

@@ -13,7 +13,7 @@ import hypothesis  # noqa: F401  # loaded once here, and not anew in every run
 import pytest
 
 from multirnn import registry
-from multirnn.compare import TOLERANCE
+from multirnn.numerics import TOLERANCE
 
 pytest_plugins = ["pytester"]
 

@@ -10,7 +10,7 @@ from multirnn_numpy import Stack
 
 import multirnn as mr
 from multirnn.adoption import adopt
-from multirnn.compare import draw_call
+from multirnn.numerics import draw_call
 
 GRU = mr.RecurrentSpec("gru", 3, 5, num_layers=2, bidirectional=True)
 LSTM = mr.RecurrentSpec("lstm", 3, 5)

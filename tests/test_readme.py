@@ -18,7 +18,7 @@ import pytest
 import multirnn as mr
 from multirnn.catalogue import MISTAKES, mistakes_for
 from multirnn.cells import FORMS
-from multirnn.compare import TOLERANCE
+from multirnn.numerics import TOLERANCE
 from multirnn.support import AXES, ask
 from multirnn.support_table import Row, summarise
 from multirnn.testing import cases

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 import multirnn as mr
-from multirnn.compare import draw_call
 from multirnn.implementation import implementations, with_implementation
+from multirnn.numerics import draw_call
 
 SPECS = {
     "simple_rnn": mr.RecurrentSpec("simple_rnn", 5, 11),

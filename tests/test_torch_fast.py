@@ -3,7 +3,7 @@
 import pytest
 
 import multirnn as mr
-from multirnn.compare import draw_call
+from multirnn.numerics import draw_call
 from multirnn.testing import cases
 
 torch = pytest.importorskip("torch")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import multirnn as mr
-from multirnn.compare import draw_call
+from multirnn.numerics import draw_call
 
 torch = pytest.importorskip("torch")
 

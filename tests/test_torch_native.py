@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import multirnn as mr
-from multirnn.compare import draw_call
+from multirnn.numerics import draw_call
 
 torch = pytest.importorskip("torch")
 
@@ -283,7 +283,7 @@ import sys
 import numpy as np
 import torch
 import multirnn as mr
-from multirnn.compare import draw_call
+from multirnn.numerics import draw_call
 
 rank, folder = int(sys.argv[1]), sys.argv[2]
 torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)

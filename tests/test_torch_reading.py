@@ -12,7 +12,8 @@ from adopted_layers import assert_equal, assert_right, reference
 
 import multirnn as mr
 from multirnn.adoption import adopt
-from multirnn.compare import draw_call, widened
+from multirnn.comparison import widened
+from multirnn.numerics import draw_call
 
 torch = pytest.importorskip("torch")
 

@@ -16,7 +16,7 @@ import pytest
 
 import multirnn as mr
 from multirnn import cells
-from multirnn.compare import draw_call
+from multirnn.numerics import draw_call
 from multirnn.weights import SCHEMES
 
 SPEC = mr.RecurrentSpec("gru", 5, 4, num_layers=2, bidirectional=True, bias="single")

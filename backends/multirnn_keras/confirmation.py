@@ -11,7 +11,7 @@ import numpy as np
 
 from multirnn import Inputs, Output, State, Unrepresentable, Weights
 from multirnn import build as build_layer
-from multirnn.compare import widened
+from multirnn.comparison import widened
 from multirnn.confirmation import confirmed, probe
 from multirnn.weights import Array
 from multirnn_keras.engine import ENGINE, float64_refused

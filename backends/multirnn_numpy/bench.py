@@ -12,8 +12,8 @@ import numpy as np
 
 from multirnn import Inputs, Output, State
 from multirnn.protocol import SGD_RATE, Prepared, Work
-from multirnn_numpy.compiled import CompiledStack
 from multirnn_numpy.fast import FastNumpyLayer
+from multirnn_numpy.kernel import CompiledStack
 from multirnn_numpy.layer import NumpyLayer, batch_first, padding, time_first
 
 __all__ = ["prepare"]

@@ -9,8 +9,8 @@ from multirnn.implementation import FAST, FROZEN, NATIVE, Plan
 from multirnn.kernel import missing
 from multirnn_numpy.both import faster_together
 from multirnn_numpy.cells import CELLS
-from multirnn_numpy.compiled import CompiledStack
 from multirnn_numpy.halved import HALVED, halvable
+from multirnn_numpy.kernel import CompiledStack
 from multirnn_numpy.layer import NumpyLayer, batch_first, padding, refuse_device, time_first
 from multirnn_numpy.stack import Stack
 from multirnn_numpy.weights import stack

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from multirnn import BoundaryLayer, Gradients, Inputs, InvalidCall, Output, RecurrentSpec, State, Weights
 from multirnn.weights import Array
-from multirnn_numpy.compiled import CompiledStack
+from multirnn_numpy.kernel import CompiledStack
 from multirnn_numpy.parameters import Parameters
 from multirnn_numpy.passes import Padding
 from multirnn_numpy.stack import Stack

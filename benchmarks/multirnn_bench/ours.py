@@ -6,10 +6,9 @@ A backend that is `Timed` is timed on inputs in its framework's own type, any ot
 from collections.abc import Mapping
 from typing import Any
 
-from multirnn.backend import Backend
 from multirnn.implementation import FROZEN, Planned, implementations, realise
 from multirnn.layer import Layer
-from multirnn.protocol import Prepared, Timed, Work
+from multirnn.protocol import Backend, Prepared, Timed, Work
 from multirnn.registry import backend as load_backend
 
 __all__ = ["NoImplementation", "Ours"]

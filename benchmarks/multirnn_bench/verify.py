@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from multirnn.compare import difference, tolerance
 from multirnn.errors import InvalidCall
 from multirnn.layer import Gradients, Output, State
+from multirnn.numerics import difference, tolerance
 from multirnn.protocol import SGD_RATE, Work
 from multirnn.registry import build
 from multirnn.spec import RecurrentSpec

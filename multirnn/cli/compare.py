@@ -13,7 +13,7 @@ import click
 from multirnn.cells import CELLS, cell_form
 from multirnn.cli import options
 from multirnn.cli.console import heading, progress, show, show_json
-from multirnn.compare import Comparison, Row, compare
+from multirnn.comparison import Comparison, Row, compare
 from multirnn.implementation import FAST, FROZEN, NATIVE
 from multirnn.layer import Lengths
 from multirnn.parity import OPTIMISERS, STEPS, Parity, Trained, train_parity

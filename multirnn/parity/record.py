@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from multirnn.compare import TOLERANCE, Difference, Part
+from multirnn.comparison import Part
+from multirnn.numerics import TOLERANCE, Difference
 from multirnn.parity.optimiser import Optimiser
 from multirnn.spec import RecurrentSpec
 from multirnn.tables import Column, Content, Shown, Styled, Table, json_value

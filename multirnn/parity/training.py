@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from multirnn.backend import Backend, offers
-from multirnn.compare import TOLERANCE, Difference, Part, difference, draw_call, worst_part
+from multirnn.comparison import Part, worst_part
 from multirnn.conventions import CONVENTIONS
 from multirnn.errors import InvalidCall
+from multirnn.numerics import TOLERANCE, Difference, difference, draw_call
 from multirnn.parity.causes import CAUSES, Setting
 from multirnn.parity.optimiser import OPTIMISERS, STEPS, Batch, Optimiser, Trains
 from multirnn.parity.record import Parity, Trained, worse_eps
+from multirnn.protocol import Backend, offers
 from multirnn.registry import Absent, present
 from multirnn.registry import backend as load_backend
 from multirnn.registry import backends as installed_backends

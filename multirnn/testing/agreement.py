@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from multirnn.adoption import Adopted, adopt, adopt_both
-from multirnn.compare import TOLERANCE, Difference, batched, difference, draw_call, draw_state, place, widened
+from multirnn.comparison import batched, place, widened
 from multirnn.divergence import first_divergence
 from multirnn.errors import InvalidCall, MultirnnError
 from multirnn.layer import Output, State
+from multirnn.numerics import TOLERANCE, Difference, difference, draw_call, draw_state
 from multirnn.registry import build
 from multirnn.spec import RecurrentSpec
 from multirnn.weights import Array, Weights, fold_biases

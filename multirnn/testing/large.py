@@ -16,10 +16,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from multirnn.backend import Backend
 from multirnn.cells import FORMS, Cell
-from multirnn.compare import compare, draw_state
+from multirnn.comparison import compare
 from multirnn.layer import Lengths, State
+from multirnn.numerics import draw_state
+from multirnn.protocol import Backend
 from multirnn.spec import RecurrentSpec
 from multirnn.testing.suite import Check
 from multirnn.weights import Array, Weights, initialise

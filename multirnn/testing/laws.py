@@ -10,10 +10,11 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from multirnn.backend import Backend
-from multirnn.compare import compare, difference, draw_call, tolerance
+from multirnn.comparison import compare
 from multirnn.errors import InvalidCall
 from multirnn.layer import Gradients, Layer, Output, State
+from multirnn.numerics import difference, draw_call, tolerance
+from multirnn.protocol import Backend
 from multirnn.spec import RecurrentSpec
 from multirnn.weights import Array, Weights, initialise
 

@@ -19,11 +19,11 @@ from typing import Any
 
 from numpy.typing import ArrayLike
 
-from multirnn.backend import Backend, accept
 from multirnn.catalogue import MISTAKES
 from multirnn.errors import InvalidCall, Unsupported
 from multirnn.layer import Gradients, Layer, Output, State, Stream
 from multirnn.mistakes import Mistake, Runs
+from multirnn.protocol import Backend, accept
 from multirnn.registry import backend as load_backend
 from multirnn.spec import RecurrentSpec
 from multirnn.weights import Weights

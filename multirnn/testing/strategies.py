@@ -33,10 +33,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from multirnn.activations import Activation
-from multirnn.backend import Backend
 from multirnn.cells import CELLS
 from multirnn.errors import InvalidSpec, MissingFramework, Unsupported
 from multirnn.layer import Lengths, Output, State
+from multirnn.protocol import Backend
 from multirnn.registry import backend as load_backend
 from multirnn.spec import BIASES, DTYPES, RecurrentSpec
 from multirnn.weights import Array, Weights

@@ -15,10 +15,10 @@ layers of a backend that is not `differentiable` must refuse gradients.
 
 from collections.abc import Callable, Mapping
 
-from multirnn.backend import Backend
 from multirnn.cells import FORMS, Cell
-from multirnn.compare import compare
+from multirnn.comparison import compare
 from multirnn.errors import Unsupported
+from multirnn.protocol import Backend
 from multirnn.spec import RecurrentSpec
 from multirnn.testing.grid import HIDDEN_SIZE, INPUT_SIZE, covering_specs
 from multirnn.testing.laws import LAWS, Law, hold

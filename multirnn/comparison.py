@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from multirnn.backend import Backend
 from multirnn.errors import InvalidCall
 from multirnn.implementation import NATIVE, implementations, realise
 from multirnn.layer import Gradients, Layer, Output, State
@@ -29,6 +28,7 @@ from multirnn.numerics import (
     normwise,
     tolerance,
 )
+from multirnn.protocol import Backend
 from multirnn.registry import Absent, present
 from multirnn.registry import backend as load_backend
 from multirnn.registry import backends as installed_backends
