@@ -5,6 +5,7 @@ two sentences that say what was wrong and what would be right.
 """
 
 __all__ = [
+    "FormatError",
     "InvalidCall",
     "InvalidData",
     "InvalidSpec",
@@ -37,6 +38,10 @@ class InvalidCall(MultirnnError, ValueError):
 
 class InvalidData(MultirnnError, ValueError):
     """A file, or the numbers in it, that no series can be read from: names the file, the place, and what is allowed."""
+
+
+class FormatError(MultirnnError, ValueError):
+    """A file that cannot be read as the weights of recurrent layers: names the file, the place, and what would be right."""
 
 
 class Unrepresentable(MultirnnError, ValueError):

@@ -1,0 +1,48 @@
+"""safetensors, the home format: canonical names, and the spec as JSON in the metadata. Needs the package of that name."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from numpy.typing import NDArray
+
+from multirnn.errors import FormatError
+from multirnn.formats.contents import BFLOAT16, Contents, Tensor, Unread, needed
+from multirnn.formats.npz import SPEC
+
+__all__ = ["read", "write"]
+
+READ = ("F64", "F32", "F16", "I64", "I32", "I16", "I8", "U8", "BOOL")
+
+
+def read(path: Path) -> Contents:
+    """The tensors by name. Facts: `spec`, the text of the spec in a file of ours.
+
+    Raises:
+        FormatError: it is damaged.
+        MissingFramework: the package safetensors is not installed.
+    """
+    safetensors = needed("safetensors", path)
+    arrays: dict[str, Tensor] = {}
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            for name in file.keys():  # noqa: SIM118  # it is no mapping
+                one = file.get_slice(name)
+                dtype = one.get_dtype()
+                if dtype in READ:
+                    arrays[name] = file.get_tensor(name)
+                else:
+                    arrays[name] = Unread(BFLOAT16 if dtype == "BF16" else dtype.lower(), tuple(one.get_shape()))
+    except safetensors.SafetensorError as error:
+        raise FormatError(f"{path} is no safetensors file, or damaged: {error}") from error
+    return Contents("safetensors", arrays, {"spec": metadata[SPEC]} if SPEC in metadata else {})
+
+
+def write(arrays: Mapping[str, NDArray[Any]], file: BinaryIO, *, spec: Mapping[str, Any] | None = None) -> None:
+    """Write arrays by name, and the spec in the metadata."""
+    needed("safetensors", file.name)
+    from safetensors.numpy import save
+
+    file.write(save(dict(arrays), {SPEC: json.dumps(spec)} if spec is not None else None))
