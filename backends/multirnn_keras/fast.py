@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from multirnn import Gradients, Inputs, InvalidCall, Output, RecurrentSpec, State, Unrepresentable, Weights
-from multirnn.implementation import FAST, Plan
+from multirnn.layer import FAST, Plan
 from multirnn.spec import DTYPES
 from multirnn_keras.activations import from_keras
 from multirnn_keras.cells import Form

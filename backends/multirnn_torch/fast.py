@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from multirnn import InvalidCall, RecurrentSpec, Weights, kernel
-from multirnn.implementation import FAST, FROZEN, Plan
-from multirnn.layer import Lengths
+from multirnn.layer import FAST, FROZEN, Lengths, Plan
 from multirnn_torch.calls import run
 from multirnn_torch.conversions import KeptWhole
 from multirnn_torch.evaluated import evaluated, is_evaluated, renewed
@@ -84,7 +83,7 @@ class Fast(KeptWhole, nn.RNNBase):
         return self._run_any(input, hx, lengths)
 
     def plan(self, batch: int, time: int, *, lengths: bool = False, gradients: bool = False) -> Plan:
-        """What runs for an input of this size; see `multirnn.implementation.Planned.plan`."""
+        """What runs for an input of this size; see `multirnn.layer.Planned.plan`."""
         reason = self._native_because()
         if reason is None:
             loop, dtype = self._loop_name(), self._first_weight().dtype
@@ -350,7 +349,7 @@ class FastTorchLayer(TorchLayer):
         return [sequence, *final] if isinstance(final, tuple) else [sequence, final]
 
     def plan(self, batch: int, time: int, *, lengths: bool = False, gradients: bool = False) -> Plan:
-        """What runs for a shape; see `multirnn.implementation.Planned.plan`."""
+        """What runs for a shape; see `multirnn.layer.Planned.plan`."""
         native: Any = self.native
         plan: Plan = native.plan(batch, time, lengths=lengths, gradients=gradients)
         return plan

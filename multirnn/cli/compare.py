@@ -14,8 +14,7 @@ from multirnn.cells import CELLS, cell_form
 from multirnn.cli import options
 from multirnn.cli.console import heading, progress, show, show_json
 from multirnn.comparison import Comparison, Row, compare
-from multirnn.implementation import FAST, FROZEN, NATIVE
-from multirnn.layer import Lengths
+from multirnn.layer import FAST, FROZEN, NATIVE, Lengths
 from multirnn.parity import OPTIMISERS, STEPS, Parity, Trained, train_parity
 from multirnn.plot import picture_format, plot_curves, plot_errors, write_figure
 from multirnn.registry import Absent, present
