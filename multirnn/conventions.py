@@ -88,8 +88,8 @@ class Convention:
         """The stack with the biases it has there by default; unchanged if there is no such cell."""
         return replace(spec, bias=self.default_bias[spec.form.form]) if spec.form.form in self.arrays else spec
 
-    def holds(self, spec: RecurrentSpec) -> str | None:
-        """None if this convention holds the arrays of the spec exactly, else the reason why not."""
+    def refuses(self, spec: RecurrentSpec) -> str | None:
+        """None: this convention holds the arrays of the spec exactly. A string: why not."""
         form = spec.form.form
         if form not in self.arrays:
             return f"{self.title} has no GRU whose reset gate acts {'after' if spec.reset_after else 'before'} the recurrent product"

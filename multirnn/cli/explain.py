@@ -66,7 +66,7 @@ def _count(spec: RecurrentSpec, bias: str) -> dict[str, Any]:
     by_default = [
         convention.name
         for convention in CONVENTIONS.values()
-        if (default := convention.by_default(spec)).bias == bias and not convention.holds(default)
+        if (default := convention.by_default(spec)).bias == bias and not convention.refuses(default)
     ]
     return {
         "bias": bias,
@@ -93,7 +93,7 @@ def _product(passes: int, *factors: int | str) -> str:
 def _framework(convention: Convention, spec: RecurrentSpec, bias_given: bool) -> dict[str, Any]:
     """How a framework holds the stack: with the biases that were asked for, or its own."""
     held = spec if bias_given else convention.by_default(spec)
-    refused = convention.holds(held)
+    refused = convention.refuses(held)
     places = () if refused else layout(held, convention=convention)
     return {
         "name": convention.name,
