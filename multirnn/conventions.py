@@ -23,7 +23,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from multirnn.activations import Activation
-from multirnn.cells import FORMS
+from multirnn.cells import FORMS, Bias
 from multirnn.errors import Unrepresentable, an
 from multirnn.spec import DIRECTIONS, RecurrentSpec
 
@@ -74,7 +74,7 @@ class Convention:
     title: str
     gates: Mapping[str, Mapping[str, str]]
     arrays: Mapping[str, Held]
-    default_bias: Mapping[str, str]
+    default_bias: Mapping[str, Bias]
     place: str
     place_bidirectional: str
     directions: tuple[str, str]

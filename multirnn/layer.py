@@ -6,7 +6,7 @@ no `batch` axis anywhere.
 """
 
 from collections.abc import Mapping
-from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Final, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,6 +20,7 @@ __all__ = [
     "FROZEN",
     "NATIVE",
     "Gradients",
+    "Implementation",
     "Layer",
     "Lengths",
     "Output",
@@ -29,6 +30,7 @@ __all__ = [
     "Stream",
 ]
 
+Implementation = Literal["native", "fast", "frozen"]
 NATIVE: Final = "native"
 """The implementation that is the framework's own layer: the default, and the subject of a comparison of frameworks."""
 FAST: Final = "fast"
@@ -166,7 +168,7 @@ class Plan(NamedTuple):
         sentence: the code that runs, and the reason if it is native.
     """
 
-    implementation: str
+    implementation: Implementation
     sentence: str
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from multirnn.activations import Activation
 from multirnn.arrays import as_array
-from multirnn.cells import FORMS
+from multirnn.cells import FORMS, CellName
 from multirnn.conventions import FLAX_LINEN, TORCH, Convention, convention_named
 from multirnn.errors import InvalidWeights, Unrepresentable, an, kind_of
 from multirnn.names import numbered_cells, of_a_cell, prefixes, unprefixed
@@ -43,7 +43,7 @@ def from_arrays(
     arrays: Mapping[str, Any],
     *,
     convention: str | Convention,
-    cell: str | None = None,
+    cell: CellName | None = None,
     reset_after: bool | None = None,
     activation: str | Activation = "tanh",
     recurrent_activation: str | Activation = "sigmoid",

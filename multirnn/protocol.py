@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from inspect import get_annotations
-from typing import TYPE_CHECKING, Any, Protocol, TypeGuard, TypeVar, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeGuard, TypeVar, cast, runtime_checkable
 
 from multirnn.errors import InvalidCall, Unsupported, kind_of
-from multirnn.layer import NATIVE, Layer, Lengths, Output
+from multirnn.layer import NATIVE, Implementation, Layer, Lengths, Output
 from multirnn.spec import RecurrentSpec
 from multirnn.weights import Array, Weights
 
@@ -29,6 +29,7 @@ __all__ = [
     "Abilities",
     "Adopts",
     "Backend",
+    "BackendName",
     "Prepared",
     "Timed",
     "Trains",
@@ -41,6 +42,10 @@ __all__ = [
     "realise",
     "with_implementation",
 ]
+
+
+BackendName = Literal["numpy", "torch", "keras", "jax", "onnxruntime"]
+"""Ours, for an editor to complete; annotated beside `str`, since a third party's are found by name too."""
 
 
 @runtime_checkable
@@ -97,7 +102,7 @@ class Abilities:
         engine: the framework's own backend, if the user has a choice.
     """
 
-    implementations: tuple[str, ...] = (NATIVE,)
+    implementations: tuple[Implementation, ...] = (NATIVE,)
     takes_lengths: bool = True
     engine: str | None = None
 
@@ -199,7 +204,7 @@ def abilities(backend: Backend) -> Abilities:
     return found
 
 
-def backend_title(backend: Backend, implementation: str = NATIVE) -> str:
+def backend_title(backend: Backend, implementation: Implementation = NATIVE) -> str:
     """A backend's name with its engine and its implementation: `keras (tensorflow) fast`."""
     engine = abilities(backend).engine
     return (
@@ -210,7 +215,7 @@ def backend_title(backend: Backend, implementation: str = NATIVE) -> str:
 # --- Building --------------------------------------------------------------------------------------------------------
 
 
-def accept(backend: Backend, spec: RecurrentSpec, implementation: str = NATIVE) -> None:
+def accept(backend: Backend, spec: RecurrentSpec, implementation: Implementation = NATIVE) -> None:
     """The first line of every `build`: go on only if the backend implements this spec, in this implementation.
 
     Raises:
@@ -222,14 +227,16 @@ def accept(backend: Backend, spec: RecurrentSpec, implementation: str = NATIVE) 
     _check_implementation(backend, implementation)
 
 
-def _check_implementation(backend: Backend, implementation: str) -> None:
+def _check_implementation(backend: Backend, implementation: Implementation) -> None:
     known = abilities(backend).implementations
     if implementation not in known:
         there = f"the implementations {', '.join(map(repr, known))}" if len(known) > 1 else f"{NATIVE!r} alone"
         raise InvalidCall(f"backend {backend.name!r} has {there}, not the implementation {implementation!r}")
 
 
-def realise(backend: Backend, weights: Weights, *, device: str | None = None, implementation: str = NATIVE) -> Layer:
+def realise(
+    backend: Backend, weights: Weights, *, device: str | None = None, implementation: Implementation = NATIVE
+) -> Layer:
     """`backend.build`, with an implementation that the backend has.
 
     Raises:
@@ -243,7 +250,7 @@ def realise(backend: Backend, weights: Weights, *, device: str | None = None, im
     return layer
 
 
-def with_implementation(backend: Backend, implementation: str) -> Backend:
+def with_implementation(backend: Backend, implementation: Implementation) -> Backend:
     """A backend that builds this implementation, named `torch fast`; accepted wherever a Backend object is.
 
     Raises:
@@ -256,7 +263,7 @@ def with_implementation(backend: Backend, implementation: str) -> Backend:
 class _Implemented(Abilities):
     """A backend with its implementation chosen; all other attributes are the backend's."""
 
-    def __init__(self, backend: Backend, implementation: str) -> None:
+    def __init__(self, backend: Backend, implementation: Implementation) -> None:
         vars(self).update({name: getattr(backend, name) for name in _KNOWN - {"build"} if hasattr(backend, name)})
         self.name, self.implementations = f"{backend.name} {implementation}", (NATIVE,)
         self._backend, self._implementation = backend, implementation

@@ -17,8 +17,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from multirnn.errors import MissingFramework, UnknownBackend, Unrepresentable, an
-from multirnn.layer import NATIVE, Layer
-from multirnn.protocol import Backend, contract_refuses, realise
+from multirnn.layer import NATIVE, Implementation, Layer
+from multirnn.protocol import Backend, BackendName, contract_refuses, realise
 from multirnn.spec import RecurrentSpec
 from multirnn.weights import Weights, weights_of
 
@@ -33,7 +33,7 @@ def backends() -> tuple[str, ...]:
     return tuple(sorted({point.name for point in _points("multirnn.backends")}))
 
 
-def backend(name: str | Backend) -> Backend:
+def backend(name: BackendName | str | Backend) -> Backend:
     """The backend of this name, its framework loaded; a Backend object is itself.
 
     Raises:
@@ -63,7 +63,7 @@ class Absent(NamedTuple):
     error: BaseException
 
 
-def present(name: str | Backend) -> Backend | Absent:
+def present(name: BackendName | str | Backend) -> Backend | Absent:
     """`backend`, for a table of several: one that cannot be had is told, and ends nothing for the others.
 
     Raises:
@@ -83,11 +83,11 @@ def present(name: str | Backend) -> Backend | Absent:
 
 def build(
     spec_or_weights: RecurrentSpec | Weights,
-    backend: str | Backend,
+    backend: BackendName | str | Backend,
     *,
     seed: int = 0,
     device: str | None = None,
-    implementation: str = NATIVE,
+    implementation: Implementation = NATIVE,
 ) -> Layer:
     """Realise a stack with a backend.
 

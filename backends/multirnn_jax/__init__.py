@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from importlib.metadata import version
 
 from multirnn import Weights, accept
+from multirnn.layer import Implementation
 from multirnn.protocol import Abilities, Prepared, Work
 from multirnn_jax import adoption, fast, layer, training, weights
 from multirnn_jax.apply import Recurrence
@@ -26,7 +27,9 @@ class JaxBackend(Abilities):
     default_epsilon = staticmethod(training.default_epsilon)
     devices = staticmethod(weights.devices)
 
-    def build(self, weights: Weights, *, device: str | None = None, implementation: str = "native") -> JaxLayer:
+    def build(
+        self, weights: Weights, *, device: str | None = None, implementation: Implementation = "native"
+    ) -> JaxLayer:
         """A layer of `weights.spec` in JAX.
 
         Args:

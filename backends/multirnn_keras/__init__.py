@@ -5,6 +5,7 @@ by KERAS_BACKEND or `keras.json`, else on TensorFlow.
 """
 
 from multirnn import Weights, accept
+from multirnn.layer import Implementation
 from multirnn.protocol import Abilities, Prepared, Work
 from multirnn_keras import engine  # before all that imports Keras: it loads what Keras runs on, quietly
 
@@ -45,7 +46,9 @@ class KerasBackend(Abilities):
     devices = staticmethod(engine.devices)
     engine = engine.ENGINE  # hides the module from here on
 
-    def build(self, weights: Weights, *, device: str | None = None, implementation: str = "native") -> KerasLayer:
+    def build(
+        self, weights: Weights, *, device: str | None = None, implementation: Implementation = "native"
+    ) -> KerasLayer:
         """A layer of `weights.spec` in Keras.
 
         Args:

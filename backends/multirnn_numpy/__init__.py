@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from multirnn import Weights, accept
+from multirnn.layer import Implementation
 from multirnn.protocol import Abilities, Prepared, Work
 from multirnn_numpy import adoption, fast, layer, training, weights
 from multirnn_numpy.fast import FastNumpyLayer
@@ -26,7 +27,9 @@ class NumpyBackend(Abilities):
     train = staticmethod(training.train)
     default_epsilon = staticmethod(training.default_epsilon)
 
-    def build(self, weights: Weights, *, device: str | None = None, implementation: str = "native") -> NumpyLayer:
+    def build(
+        self, weights: Weights, *, device: str | None = None, implementation: Implementation = "native"
+    ) -> NumpyLayer:
         """A layer of `weights.spec` in NumPy.
 
         Args:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 
 from multirnn import Weights, accept
+from multirnn.layer import Implementation
 from multirnn.protocol import Abilities, Prepared, Work
 from multirnn_torch import adoption, fast, layer, reading, training
 from multirnn_torch.layer import TorchLayer
@@ -25,7 +26,9 @@ class TorchBackend(Abilities):
     train = staticmethod(training.train)
     default_epsilon = staticmethod(training.default_epsilon)
 
-    def build(self, weights: Weights, *, device: str | None = None, implementation: str = "native") -> TorchLayer:
+    def build(
+        self, weights: Weights, *, device: str | None = None, implementation: Implementation = "native"
+    ) -> TorchLayer:
         """A layer of `weights.spec` in PyTorch.
 
         Args:

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from multirnn import InvalidCall, RecurrentSpec, Weights, kernel
+from multirnn.cells import CellName
 from multirnn.layer import FAST, FROZEN, Lengths, Plan
+from multirnn.spec import DType
 from multirnn_torch.calls import run
 from multirnn_torch.conversions import KeptWhole
 from multirnn_torch.evaluated import evaluated, is_evaluated, renewed
@@ -38,8 +40,8 @@ _FROZEN_SENTENCES = {
     "tensors": "oneDNN's LSTM, on weights that were reordered once",
 }
 
-_CELLS = {"RNN_TANH": "simple_rnn", "RNN_RELU": "simple_rnn", "LSTM": "lstm", "GRU": "gru"}
-_DTYPES = {torch.float32: "float32", torch.float64: "float64"}
+_CELLS: dict[str, CellName] = {"RNN_TANH": "simple_rnn", "RNN_RELU": "simple_rnn", "LSTM": "lstm", "GRU": "gru"}
+_DTYPES: dict[torch.dtype, DType] = {torch.float32: "float32", torch.float64: "float64"}
 
 
 # --- The modules -----------------------------------------------------------------------------------------------------

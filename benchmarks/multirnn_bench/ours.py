@@ -6,7 +6,7 @@ A backend that is `Timed` is timed on inputs in its framework's own type, any ot
 from collections.abc import Mapping
 from typing import Any
 
-from multirnn.layer import FROZEN, Layer, Planned
+from multirnn.layer import FROZEN, Implementation, Layer, Planned
 from multirnn.protocol import Backend, Prepared, Timed, Work, abilities, realise
 from multirnn.registry import backend as load_backend
 
@@ -32,7 +32,7 @@ class Ours:
 
     kind = "ours"
 
-    def __init__(self, backend: str | Backend, implementation: str, name: str) -> None:
+    def __init__(self, backend: str | Backend, implementation: Implementation, name: str) -> None:
         self.backend = load_backend(backend)
         self.implementation, self.name = implementation, name
         self.implementations = abilities(self.backend).implementations

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from multirnn.cells import Bias
 from multirnn.cli import options
 from multirnn.cli.console import heading, show, show_json, table
 from multirnn.conventions import CONVENTIONS, Convention
@@ -56,7 +57,7 @@ def command(as_json: bool, **fields: Any) -> None:
 # --- What there is to say, in values that JSON has -------------------------------------------------------------------
 
 
-def _count(spec: RecurrentSpec, bias: str) -> dict[str, Any]:
+def _count(spec: RecurrentSpec, bias: Bias) -> dict[str, Any]:
     """How many parameters the stack has with this form of its biases, and who gives it that form by default."""
     form, passes = spec.form, spec.num_layers * len(spec.directions)
     biases = {"none": [], "single": [len(form.gates)], "double": [2, len(form.gates)]}[bias]
