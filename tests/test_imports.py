@@ -34,7 +34,6 @@ ORDER = (  # each may import from what stands before it
         "boundary",
     ),
     *(
-        "implementation",
         "kernel",
         "registry",
         "tables",
@@ -67,9 +66,19 @@ SOURCES = [
 ]
 
 
-def imports(path: Path) -> Iterator[str]:
+def loading(path: Path) -> Iterator[ast.AST]:
+    """The nodes of a file but for its imports for type checkers, which load nothing."""
+    waiting: list[ast.AST] = [ast.parse(path.read_text())]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
+            waiting += ast.iter_child_nodes(node)
+
+
+def imports(path: Path, *, loaded: bool = False) -> Iterator[str]:
     """The modules that a file names in its imports, wherever in it."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in loading(path) if loaded else ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -126,7 +135,7 @@ def test_no_module_imports_itself_by_way_of_others(package: str) -> None:
 
 def needed(path: Path, modules: Container[str]) -> Iterator[str]:
     """Those of some modules that a file imports, by their own names where it takes them out of a package."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in loading(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -141,7 +150,7 @@ def test_the_description_is_built_from_below() -> None:
             continue
         own = path.relative_to(ROOT / "multirnn").parts[0].removesuffix(".py")
         seen.add(own)
-        for name in imports(path):
+        for name in imports(path, loaded=True):
             if name.startswith("multirnn."):
                 other = name.split(".")[1]
                 assert ORDER.index(other) <= ORDER.index(own), f"{own} imports {other}"

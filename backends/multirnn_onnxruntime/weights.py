@@ -10,7 +10,7 @@ from typing import Any
 from onnx import ModelProto, numpy_helper
 
 from multirnn import CONVENTIONS, Activation, RecurrentSpec, Unrepresentable, Weights, from_arrays, to_arrays
-from multirnn.cells import FORMS
+from multirnn.cells import FORMS, CellName
 from multirnn.conventions import Convention, Entry
 from multirnn.weights import Array
 from multirnn_onnxruntime import activations, graph
@@ -84,7 +84,7 @@ def tried(native: Any) -> Trial:
 
 def _weights(
     arrays: dict[str, Array],
-    cell: str,
+    cell: CellName,
     reset_after: bool,
     activation: str | Activation,
     recurrent_activation: str | Activation,
