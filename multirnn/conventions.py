@@ -10,20 +10,23 @@ of the canonical ones, and the order of its gates. Axes are written as in einops
     source      the size of the multiplied vector: the input's features, or hidden_size
 
 so PyTorch's `weight_ih_l0`, gates stacked along the rows, is `(gate unit) source`, and a Keras kernel, its transpose,
-is `source (gate unit)`. An axis in neither the array nor its name has size one.
+is `source (gate unit)`. An axis in neither the array nor its name has size one. An array that holds both weights has them
+one after the other along `source`.
 
 Sources: `torch.nn.RNN`/`LSTM`/`GRU` under "Variables"; `keras/src/layers/rnn/{simple_rnn,lstm,gru}.py`, `build` and
-`call`; the ONNX operators RNN, GRU and LSTM, inputs W, R and B; `flax/linen/recurrent.py`, the cells' docstrings.
+`call`; `tf_keras/src/saving/legacy/hdf5_format.py` for CuDNN's layers; the ONNX operators RNN, GRU and LSTM, inputs W, R
+and B; the cells of `flax/linen/recurrent.py`, `flax/nnx/nn/recurrent.py`, `haiku/_src/recurrent.py` and
+`equinox/nn/_rnn.py`; `tensorflow/python/ops/rnn_cell_impl.py` of TensorFlow 1.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Literal
 
 from multirnn.activations import Activation
-from multirnn.cells import FORMS, Bias
+from multirnn.cells import CELLS, FORMS, Bias
 from multirnn.errors import Unrepresentable, an
 from multirnn.spec import DIRECTIONS, RecurrentSpec
 
@@ -39,12 +42,15 @@ class Entry:
         holds: the canonical arrays in it; two are stacked along the axis `bias`.
         axes: its axes in terms of the canonical ones.
         gates: the gates in it; empty for all.
+        raveled: whether the numbers of a gate's `(unit, source)` lie in memory as in the canonical array, and only the
+            sizes of the two axes are exchanged; CuDNN's layers in Keras keep their kernels so.
     """
 
     name: str
     holds: tuple[str, ...]
     axes: str
     gates: tuple[str, ...] = ()
+    raveled: bool = False
 
 
 Held = Mapping[str, tuple[Entry, ...]]
@@ -64,10 +70,13 @@ class Convention:
         update: what z weighs in the GRU's `h' = (1 - z) * n + z * h`: the "old" state, or the "new" candidate.
         gaps: whether layer numbers may have gaps: other layers share the numbering.
         place: the full name of an array in a unidirectional stack; `{layer}` is `number(layer, layers)`.
-        place_bidirectional: the same in a bidirectional stack.
+        place_bidirectional: the same in a bidirectional stack; empty if there are none.
         directions: the names of the directions.
         number: the spelling of a layer's number.
         pattern: matches a full name, with the groups `name`, `layer` and `direction`.
+        modules: by cell, what `{cell}` stands for in a name; the cell's own name unless given.
+        forget_offset: what the framework adds to the forget gate while it runs.
+        zero: by the cell's form, canonical arrays that the framework does not have, and which have to be zero.
     """
 
     name: str
@@ -83,6 +92,9 @@ class Convention:
     update: Literal["old", "new"] = "old"
     default_reset_after: bool = True
     gaps: bool = False
+    modules: Mapping[str, str] = field(default_factory=dict)
+    forget_offset: float = 0
+    zero: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def by_default(self, spec: RecurrentSpec) -> RecurrentSpec:
         """The stack with the biases it has there by default; unchanged if there is no such cell."""
@@ -91,11 +103,15 @@ class Convention:
     def refuses(self, spec: RecurrentSpec) -> str | None:
         """None: this convention holds the arrays of the spec exactly. A string: why not."""
         form = spec.form.form
+        if form not in self.arrays and spec.cell != "gru":
+            return f"{self.title} has no {CELLS[spec.cell].title}"
         if form not in self.arrays:
             return f"{self.title} has no GRU whose reset gate acts {'after' if spec.reset_after else 'before'} the recurrent product"
         if spec.bias not in self.arrays[form]:
             held = " or ".join(f'bias="{bias}"' for bias in self.arrays[form])
             return f'{self.title} holds {an(spec.cell)} with {held}, not bias="{spec.bias}"; {_CURES[spec.bias]}'
+        if spec.bidirectional and not self.place_bidirectional:
+            return f"{self.title} has no bidirectional layers; read each direction by itself"
         if self.update == "new" and spec.cell == "gru" and not _odd_about_half(spec):
             return (
                 f"{self.title} lets z weigh the new state, which negating z's block turns into ours only for a sigmoid, "
@@ -136,7 +152,8 @@ TORCH = Convention(
     place_bidirectional="{name}_l{layer}{direction}",
     directions=("", "_reverse"),
     number=lambda layer, layers: str(layer),
-    pattern=r"(?P<name>weight_ih|weight_hh|bias_ih|bias_hh)_l(?P<layer>\d+)(?P<direction>|_reverse)",
+    # nn.RNNCell, LSTMCell and GRUCell have the same names without a number.
+    pattern=r"(?P<name>weight_ih|weight_hh|bias_ih|bias_hh)(?:_l(?P<layer>\d+)(?P<direction>|_reverse))?",
 )
 
 
@@ -164,8 +181,33 @@ KERAS = Convention(
     place_bidirectional="bidirectional{layer}/{direction}_{cell}{layer}/{cell}_cell/{name}",
     directions=DIRECTIONS,
     number=lambda layer, layers: f"_{layer}" if layer else "",
-    pattern=r"(?:.*/)?(?P<layer>(?!forward_|backward_)[^/]+)/(?:(?P<direction>forward|backward)_[^/]+/)?\w+_cell/(?P<name>kernel|recurrent_kernel|bias)",
+    pattern=r"(?P<layer>(?!forward_|backward_)[^/]+)/(?:(?P<direction>forward|backward)_[^/]+/)?\w+_cell/(?P<name>kernel|recurrent_kernel|bias)(?::0)?",
     gaps=True,
+)
+
+
+def _cudnn_arrays() -> dict[str, Held]:
+    arrays = (
+        Entry("kernel", ("weight_ih",), "source (gate unit)", raveled=True),
+        Entry("recurrent_kernel", ("weight_hh",), "unit (gate source)"),
+        Entry("bias", ("bias_ih", "bias_hh"), "(bias gate unit)"),
+    )
+    return {"lstm": {"double": arrays}, "gru reset after": {"double": arrays}}
+
+
+KERAS_CUDNN = Convention(
+    name="keras-cudnn",
+    title="Keras' CuDNN layers",
+    gates=KERAS.gates,
+    arrays=_cudnn_arrays(),
+    default_bias=dict.fromkeys(FORMS, "double"),
+    place="{cell}{layer}/{name}",
+    place_bidirectional="bidirectional{layer}/{direction}_{cell}{layer}/{name}",
+    directions=DIRECTIONS,
+    number=KERAS.number,
+    pattern=r"(?P<layer>(?!forward_|backward_)[^/]+)/(?:(?P<direction>forward|backward)_[^/]+/)?(?P<name>kernel|recurrent_kernel|bias)(?::0)?",
+    gaps=True,
+    modules={"lstm": "cu_dnnlstm", "gru": "cu_dnngru"},
 )
 
 
@@ -224,11 +266,191 @@ FLAX_LINEN = Convention(
     place_bidirectional="{layer}{direction}_rnn/cell/{name}",
     directions=DIRECTIONS,
     number=lambda layer, layers: f"layers_{layer}/" if layers > 1 else "",
-    pattern=r"(?:.*?/)??(?:layers_(?P<layer>\d+)/)?(?:(?P<direction>forward|backward)_rnn/)?cell/(?P<name>[ih][a-z]?/(?:kernel|bias))",
+    pattern=r"(?:layers_(?P<layer>\d+)/)?(?:(?P<direction>forward|backward)_rnn/)?cell/(?P<name>[ih][a-z]?/(?:kernel|bias))",
     gaps=True,
 )
 
-CONVENTIONS: Mapping[str, Convention] = MappingProxyType({c.name: c for c in (TORCH, KERAS, ONNX, FLAX_LINEN)})
+
+def _fused(*biases: Entry) -> tuple[Entry, ...]:
+    """The kernels of Flax NNX's cells, all gates in one; and biases."""
+    return (
+        Entry("dense_i/kernel", ("weight_ih",), "source (gate unit)"),
+        Entry("dense_h/kernel", ("weight_hh",), "source (gate unit)"),
+        *biases,
+    )
+
+
+FLAX_NNX = Convention(
+    name="flax-nnx",
+    title="Flax NNX",
+    gates=_CANONICAL_GATES,
+    arrays={
+        "simple_rnn": {"single": _fused(Entry("dense_i/bias", ("bias_ih",), "(gate unit)"))},
+        "lstm": {"single": _fused(Entry("dense_h/bias", ("bias_ih",), "(gate unit)"))},  # OptimizedLSTMCell
+        "gru reset after": {"single": _fused(Entry("dense_i/bias", ("bias_ih",), "(gate unit)"))},
+    },
+    default_bias=dict.fromkeys(FORMS, "single"),
+    place="{layer}cell/{name}",
+    place_bidirectional="{layer}{direction}_rnn/cell/{name}",
+    directions=DIRECTIONS,
+    number=lambda layer, layers: f"layers/{layer}/" if layers > 1 else "",
+    pattern=r"(?:layers/(?P<layer>\d+)/)?(?:(?P<direction>forward|backward)_rnn/)?(?:cell/)?(?P<name>dense_[ih]/(?:kernel|bias))",
+    gaps=True,
+    zero={"gru reset after": ("bias_hh",)},  # google/flax#5594: its docstring has one, its code none
+)
+
+
+def _haiku_arrays() -> dict[str, Held]:
+    rnn = (
+        Entry("linear/w", ("weight_ih",), "source (gate unit)"),
+        Entry("linear_1/w", ("weight_hh",), "source (gate unit)"),
+        Entry("linear/b", ("bias_ih",), "(gate unit)"),
+    )
+    return {
+        "simple_rnn": {"single": rnn, "double": (*rnn, Entry("linear_1/b", ("bias_hh",), "(gate unit)"))},
+        "lstm": {
+            "single": (
+                Entry("linear/w", ("weight_ih", "weight_hh"), "source (gate unit)"),
+                Entry("linear/b", ("bias_ih",), "(gate unit)"),
+            )
+        },
+        "gru reset before": {
+            "single": (
+                Entry("w_i", ("weight_ih",), "source (gate unit)"),
+                Entry("w_h", ("weight_hh",), "source (gate unit)"),
+                Entry("b", ("bias_ih",), "(gate unit)"),
+            )
+        },
+    }
+
+
+HAIKU = Convention(
+    name="haiku",
+    title="Haiku",
+    gates={
+        "simple_rnn": {"h": "h"},
+        "lstm": {"i": "i", "g": "g", "f": "f", "o": "o"},
+        "gru": {"z": "z", "r": "r", "n": "a"},
+    },
+    arrays=_haiku_arrays(),
+    default_bias={form: "double" if form == "simple_rnn" else "single" for form in FORMS},
+    default_reset_after=False,
+    update="new",
+    forget_offset=1,
+    place="{cell}{layer}/{name}",
+    place_bidirectional="",
+    directions=DIRECTIONS,
+    number=lambda layer, layers: f"_{layer}" if layer else "",
+    pattern=r"(?P<layer>(?:lstm|gru|vanilla_rnn)(?:_\d+)?)/(?P<name>linear/w|linear/b|linear_1/w|linear_1/b|w_i|w_h|b)",
+    gaps=True,
+    modules={"simple_rnn": "vanilla_rnn"},
+)
+
+
+def _equinox_arrays() -> dict[str, Held]:
+    weights = (
+        Entry("weight_ih", ("weight_ih",), "(gate unit) source"),
+        Entry("weight_hh", ("weight_hh",), "(gate unit) source"),
+    )
+    bias = Entry("bias", ("bias_ih",), "(gate unit)")
+    return {
+        "lstm": {"none": weights, "single": (*weights, bias)},
+        "gru reset after": {
+            "none": weights,
+            "single": (*weights, bias, Entry("bias_n", ("bias_hh",), "(gate unit)", gates=("n",))),
+        },
+    }
+
+
+EQUINOX = Convention(
+    name="equinox",
+    title="Equinox",
+    gates=_CANONICAL_GATES,
+    arrays=_equinox_arrays(),
+    default_bias=dict.fromkeys(FORMS, "single"),
+    place="{layer}{name}",
+    place_bidirectional="{layer}{direction}/{name}",
+    directions=DIRECTIONS,
+    number=lambda layer, layers: f"layers/{layer}/" if layers > 1 else "",
+    pattern=r"(?:layers/(?P<layer>\d+)/)?(?:(?P<direction>forward|backward)/)?(?P<name>weight_ih|weight_hh|bias_n|bias)",
+)
+
+
+def _tensorflow_arrays() -> dict[str, Held]:
+    one = (
+        Entry("kernel", ("weight_ih", "weight_hh"), "source (gate unit)"),
+        Entry("bias", ("bias_ih",), "(gate unit)"),
+    )
+    two = tuple(
+        entry
+        for name, gates in (("gates", ("r", "z")), ("candidate", ("n",)))
+        for entry in (
+            Entry(f"{name}/kernel", ("weight_ih", "weight_hh"), "source (gate unit)", gates),
+            Entry(f"{name}/bias", ("bias_ih",), "(gate unit)", gates),
+        )
+    )
+    return {"simple_rnn": {"single": one}, "lstm": {"single": one}, "gru reset before": {"single": two}}
+
+
+TENSORFLOW_V1 = Convention(
+    name="tensorflow-v1",
+    title="TensorFlow 1",
+    gates={
+        "simple_rnn": {"h": "h"},
+        "lstm": {"i": "i", "g": "j", "f": "f", "o": "o"},
+        "gru": {"r": "r", "z": "u", "n": "c"},
+    },
+    arrays=_tensorflow_arrays(),
+    default_bias=dict.fromkeys(FORMS, "single"),
+    default_reset_after=False,
+    forget_offset=1,
+    place="rnn/{layer}{cell}/{name}",
+    place_bidirectional="{layer}bidirectional_rnn/{direction}/{cell}/{name}",
+    directions=("fw", "bw"),
+    number=lambda layer, layers: f"multi_rnn_cell/cell_{layer}/" if layers > 1 else "",
+    pattern=r"(?:multi_rnn_cell/)?(?:cell_(?P<layer>\d+)/)?(?:bidirectional_rnn/)?(?:(?P<direction>fw|bw)/)?(?:basic_lstm_cell|lstm_cell|gru_cell|basic_rnn_cell)/(?P<name>(?:gates/|candidate/)?(?:kernel|bias))(?::0)?",
+    modules={"simple_rnn": "basic_rnn_cell", "lstm": "basic_lstm_cell", "gru": "gru_cell"},
+)
+
+
+def _textbook(name: str, title: str, axes: str) -> Convention:
+    weights = (Entry("Wx", ("weight_ih",), axes), Entry("Wh", ("weight_hh",), axes))
+    return Convention(
+        name=name,
+        title=title,
+        gates={"simple_rnn": {"h": "h"}},
+        arrays={"simple_rnn": {"none": weights, "single": (*weights, Entry("b", ("bias_ih",), "unit"))}},
+        default_bias=dict.fromkeys(FORMS, "single"),
+        place="{name}{layer}",
+        place_bidirectional="",
+        directions=DIRECTIONS,
+        number=lambda layer, layers: f"{layer + 1}" if layers > 1 else "",
+        pattern=r"(?P<name>Wx|Wh|b)(?P<layer>\d*)",
+        gaps=True,
+    )
+
+
+TEXTBOOK = _textbook("textbook", "the textbook's W x", "unit source")
+TEXTBOOK_ROWS = _textbook("textbook-rows", "the textbook's x W", "source unit")
+
+CONVENTIONS: Mapping[str, Convention] = MappingProxyType(
+    {
+        convention.name: convention
+        for convention in (
+            TORCH,
+            KERAS,
+            KERAS_CUDNN,
+            ONNX,
+            FLAX_LINEN,
+            FLAX_NNX,
+            HAIKU,
+            EQUINOX,
+            TENSORFLOW_V1,
+            TEXTBOOK,
+            TEXTBOOK_ROWS,
+        )
+    }
+)
 
 
 def convention_named(convention: str | Convention) -> Convention:

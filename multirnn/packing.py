@@ -1,23 +1,18 @@
-"""Weights as the arrays of a framework and back, exactly: `to_arrays`, `from_arrays`, by the table of `conventions`."""
+"""Weights as the arrays of a framework and back, exactly, by the table of `conventions`: `to_arrays`, `unpacked`."""
 
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any
 
 import numpy as np
 
-from multirnn.activations import Activation
-from multirnn.arrays import as_array
-from multirnn.cells import FORMS, CellName
-from multirnn.conventions import FLAX_LINEN, TORCH, Convention, convention_named
-from multirnn.errors import InvalidWeights, Unrepresentable, an, kind_of
-from multirnn.names import numbered_cells, of_a_cell, prefixes, unprefixed
-from multirnn.spec import BIASES, DIRECTIONS, DTYPES, RecurrentSpec
+from multirnn.conventions import Convention, convention_named
+from multirnn.errors import Unrepresentable, an
+from multirnn.spec import DIRECTIONS, RecurrentSpec
 from multirnn.weights import Array, Weights
 
-__all__ = ["Place", "from_arrays", "layout", "to_arrays"]
+__all__ = ["Key", "Place", "groups_of", "layout", "shapes_of", "to_arrays", "unpacked"]
 
 
 def to_arrays(weights: Weights, *, convention: str | Convention) -> dict[str, Array]:
@@ -32,63 +27,19 @@ def to_arrays(weights: Weights, *, convention: str | Convention) -> dict[str, Ar
     """
     convention = convention_named(convention)
     spec = weights.spec
+    places = layout(spec, convention=convention)
+    for name in convention.zero.get(spec.form.form, ()):
+        if any(array.any() for full, array in weights.arrays.items() if full.endswith(name)):
+            raise Unrepresentable(
+                f"{convention.title} has no {name} in {an(spec.cell)}, and this stack has one that is not zero"
+            )
+    arrays = _shifted(weights.arrays, spec, -convention.forget_offset)
     packed: dict[str, Array] = {}
-    for place in layout(spec, convention=convention):
-        parts = [[_gates_of(weights.arrays, spec, name, place.gates) for name in row] for row in place.holds]
-        packed[place.name] = _join(_turned(np.array(parts), convention, spec, place.gates), place.axes)
+    for place in places:
+        parts = [[_gates_of(arrays, spec, name, place.gates) for name in row] for row in place.holds]
+        full = np.array([[np.concatenate(row, -1)] for row in parts] if place.joined else parts)
+        packed[place.name] = _join(_turned(full, convention, spec, place.gates), place)
     return packed
-
-
-def from_arrays(
-    arrays: Mapping[str, Any],
-    *,
-    convention: str | Convention,
-    cell: CellName | None = None,
-    reset_after: bool | None = None,
-    activation: str | Activation = "tanh",
-    recurrent_activation: str | Activation = "sigmoid",
-) -> Weights:
-    """The weights in a framework's arrays, exactly; the spec is read from names and shapes.
-
-    Args:
-        arrays: by the framework's names, of this stack alone; a common prefix ("module.") is ignored. Nested dictionaries
-            (Flax) are joined with "/".
-        convention: a name out of `CONVENTIONS`, or a `Convention`.
-        cell, reset_after: needed only if names and shapes leave two possibilities.
-        activation, recurrent_activation: as of the layer; the arrays do not show them.
-
-    Raises:
-        Unrepresentable: there is no such convention, a name is not of it, or names and shapes fit no cell or several.
-        InvalidWeights: dtypes are mixed, or neither float32 nor float64.
-    """
-    convention = convention_named(convention)
-    flat = unprefixed(_flatten(arrays), convention.pattern)
-    found = _read_names(convention, numbered_cells(flat) if convention is FLAX_LINEN else flat)
-    sizes = _sizes(convention, found)
-    candidates = []
-    for form in FORMS.values():
-        for bias in BIASES:
-            if cell in (None, form.name) and (form.name != "gru" or reset_after in (None, form.reset_after)):
-                candidate = RecurrentSpec(
-                    form.name,
-                    **sizes,
-                    bias=bias,
-                    reset_after=form.reset_after,
-                    activation=activation,
-                    recurrent_activation="sigmoid" if len(form.gates) == 1 else recurrent_activation,
-                )
-                if convention.refuses(candidate) is None:
-                    candidates.append(candidate)
-    shapes = {key: array.shape for key, array in found.items()}
-    fitting = [spec for spec in candidates if _shapes(spec, convention) == shapes]
-    if len(fitting) > 1:
-        raise Unrepresentable(
-            f"names and shapes do not tell {' from '.join(spec.form.form for spec in fitting)}; "
-            f"pass {'reset_after=True or reset_after=False' if len({s.cell for s in fitting}) == 1 else 'cell='}"
-        )
-    if not fitting:
-        raise Unrepresentable(_why_none_fits(convention, candidates, shapes))
-    return Weights(fitting[0], _unpack(convention, fitting[0], found))
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +55,7 @@ class Place:
         axes: the axes of the shape, as in `Entry`.
         holds: the names of the canonical arrays in it, (direction, bias).
         gates: the canonical names of the gates in it, in the order of its blocks.
+        raveled: as in `Entry`.
     """
 
     layer: int
@@ -114,6 +66,12 @@ class Place:
     axes: str
     holds: tuple[tuple[str, ...], ...]
     gates: tuple[str, ...]
+    raveled: bool = False
+
+    @property
+    def joined(self) -> bool:
+        """Whether it holds both weights, one after the other along `source`."""
+        return len(self.holds[0]) == 2 and self.holds[0][0].endswith("weight_ih")
 
     @property
     def key(self) -> "Key":
@@ -158,37 +116,51 @@ def _places(convention: Convention, spec: RecurrentSpec) -> Iterator[Place]:
                             name=own,
                             layer=convention.number(layer, spec.num_layers),
                             direction=convention.directions[DIRECTIONS.index(directions[0])],
-                            cell=spec.cell,
+                            cell=convention.modules.get(spec.cell, spec.cell),
                         ),
-                        shape=tuple(prod(full[axis] for axis in group) for group in _groups(entry.axes)),
+                        shape=tuple(prod(full[axis] for axis in group) for group in groups_of(entry.axes)),
                         axes=entry.axes,
                         holds=holds,
                         gates=inside,
+                        raveled=entry.raveled,
                     )
 
 
 _AXES = ("direction", "bias", "gate", "unit", "source")
 
 
-def _groups(axes: str) -> list[list[str]]:
+def groups_of(axes: str) -> list[list[str]]:
     return [group.split() for group in re.findall(r"\(([^)]*)\)|(\w+)", axes) for group in group if group]
 
 
-def _join(full: Array, axes: str) -> Array:
-    """From an array over `_AXES` (without `source` for a bias) to one over the named axes."""
-    groups = _groups(axes)
+def _join(full: Array, place: Place) -> Array:
+    """From an array over `_AXES` (without `source` for a bias) to a native one."""
+    if place.raveled:
+        full = np.ascontiguousarray(full).reshape(*full.shape[:-2], full.shape[-1], full.shape[-2]).swapaxes(-1, -2)
+    groups = groups_of(place.axes)
     order = [_AXES.index(axis) for group in groups for axis in group]
     rest = [axis for axis in range(full.ndim) if axis not in order]  # of size one
-    shape = [prod(full.shape[_AXES.index(axis)] for axis in group) for group in groups]
-    return np.ascontiguousarray(full.transpose(*rest, *order).reshape(shape))
+    return np.ascontiguousarray(full.transpose(*rest, *order).reshape(place.shape))
 
 
-def _split(array: Array, axes: str, full_shape: tuple[int, ...]) -> Array:
+def _split(array: Array, place: Place, full_shape: tuple[int, ...]) -> Array:
     """The inverse of `_join`."""
-    order = [_AXES.index(axis) for group in _groups(axes) for axis in group]
+    order = [_AXES.index(axis) for group in groups_of(place.axes) for axis in group]
     rest = [axis for axis in range(len(full_shape)) if axis not in order]
     permutation = [*rest, *order]
-    return array.reshape([full_shape[axis] for axis in permutation]).transpose(np.argsort(permutation))
+    full = array.reshape([full_shape[axis] for axis in permutation]).transpose(np.argsort(permutation))
+    return np.ascontiguousarray(full.swapaxes(-1, -2)).reshape(full.shape) if place.raveled else full
+
+
+def _shifted(arrays: Mapping[str, Array], spec: RecurrentSpec, offset: float) -> Mapping[str, Array]:
+    """The arrays with an offset added to the bias of the forget gate, which a framework adds while it runs."""
+    if not offset or spec.cell != "lstm":
+        return arrays
+    shifted = {name: array.copy() if name.endswith("bias_ih") else array for name, array in arrays.items()}
+    for name, array in shifted.items():
+        if name.endswith("bias_ih"):
+            array[spec.form.gates.index("f")] += np.asarray(offset, array.dtype)
+    return shifted
 
 
 def _gates_present(spec: RecurrentSpec, name: str) -> tuple[str, ...]:
@@ -203,23 +175,28 @@ def _gates_of(arrays: Mapping[str, Array], spec: RecurrentSpec, name: str, gates
 
 
 def _full_shape(spec: RecurrentSpec, holds: tuple[tuple[str, ...], ...], gates: tuple[str, ...]) -> tuple[int, ...]:
-    return (len(holds), len(holds[0]), len(gates), *spec.shapes[holds[0][0]][1:])
+    shapes = [spec.shapes[name][1:] for name in holds[0]]
+    if (len(shapes) == 2 and shapes[0] != shapes[1]) or (holds[0][0].endswith("weight_ih") and len(shapes) == 2):
+        return len(holds), 1, len(gates), spec.hidden_size, sum(source for _, source in shapes)
+    return (len(holds), len(shapes), len(gates), *shapes[0])
 
 
-def _shapes(spec: RecurrentSpec, convention: Convention) -> dict[Key, tuple[int, ...]]:
+def shapes_of(spec: RecurrentSpec, convention: Convention) -> dict[Key, tuple[int, ...]]:
     return {place.key: place.shape for place in layout(spec, convention=convention)}
 
 
-def _unpack(convention: Convention, spec: RecurrentSpec, found: Mapping[Key, Array]) -> dict[str, Array]:
-    arrays = {name: np.empty(shape, spec.dtype) for name, shape in spec.shapes.items()}
+def unpacked(convention: Convention, spec: RecurrentSpec, found: Mapping[Key, Array]) -> dict[str, Array]:
+    arrays = {name: np.zeros(shape, spec.dtype) for name, shape in spec.shapes.items()}
     for place in layout(spec, convention=convention):
         full_shape = _full_shape(spec, place.holds, place.gates)
-        full = _turned(_split(found[place.key], place.axes, full_shape), convention, spec, place.gates)
+        full = _turned(_split(found[place.key], place, full_shape), convention, spec, place.gates)
         for row, names in zip(full, place.holds, strict=True):
+            if place.joined:
+                row = np.split(row[0], [spec.shapes[names[0]][-1]], axis=-1)
             for part, name in zip(row, names, strict=True):
                 present = _gates_present(spec, name)
                 arrays[name][[present.index(gate) for gate in place.gates]] = part
-    return arrays
+    return dict(_shifted(arrays, spec, convention.forget_offset))
 
 
 def _turned(full: Array, convention: Convention, spec: RecurrentSpec, gates: tuple[str, ...]) -> Array:
@@ -229,117 +206,3 @@ def _turned(full: Array, convention: Convention, spec: RecurrentSpec, gates: tup
     turned = full.copy()
     turned[:, :, gates.index("z")] *= -1
     return turned
-
-
-# --- Reading names ---------------------------------------------------------------------------------------------------
-
-
-def _flatten(arrays: Mapping[str, Any]) -> dict[str, Array]:
-    if not isinstance(arrays, Mapping):
-        raise InvalidWeights(f"arrays must be a mapping from names to arrays, not {kind_of(arrays)}")
-    flat: dict[str, Array] = {}
-    for name, value in arrays.items():
-        if isinstance(value, Mapping):
-            flat |= {f"{name}/{inner}": array for inner, array in _flatten(value).items()}
-        else:
-            flat[str(name)] = as_array(repr(name), value, error=InvalidWeights)
-    return flat
-
-
-def _read_names(convention: Convention, arrays: Mapping[str, Array]) -> dict[Key, Array]:
-    parsed = {}
-    for name, array in arrays.items():
-        match = re.fullmatch(convention.pattern, name)
-        if match is None:
-            odd = next((other for other in arrays if not prefixes({other: array}, convention.pattern)), name)
-            raise Unrepresentable(
-                f"{odd!r} is not the name of an array of the {convention.name} convention{_hint(convention, odd, arrays)}"
-            )
-        parts = match.groupdict()
-        parsed[name] = (parts["layer"] or "", parts.get("direction") or "", parts["name"], array)
-    layers = _in_order([layer for layer, *_ in parsed.values()])
-    if not convention.gaps and layers not in ([""], [str(number) for number in range(len(layers))]):
-        raise Unrepresentable(
-            f"the arrays are of the layers {', '.join(map(repr, layers))}; "
-            f"the {convention.name} convention numbers them from 0 without gaps"
-        )
-    stacked = "direction" in next(iter(convention.arrays["lstm"].values()))[0].axes
-    found: dict[Key, Array] = {}
-    for name, (layer, direction, own, array) in parsed.items():
-        word = direction or convention.directions[0]
-        key = (layers.index(layer), "" if stacked else DIRECTIONS[convention.directions.index(word)], own)
-        if key in found:
-            raise Unrepresentable(f"two arrays stand for {own} of layer {key[0]}; the second is {name!r}")
-        found[key] = array
-    return found
-
-
-def _hint(convention: Convention, name: str, arrays: Mapping[str, Array]) -> str:
-    if convention is TORCH and of_a_cell(name):
-        return f"; it is a cell's, whose arrays are those of a layer as {name.rpartition('.')[2] + '_l0'!r}"
-    found = [prefix for prefix in prefixes(arrays, convention.pattern) if prefix]
-    return f"; pass those alone that begin with {' or with '.join(map(repr, found))}" if found else ""
-
-
-def _in_order(layers: list[str]) -> list[str]:
-    """The layers' names without repetition: sorted by number if they differ in nothing else, else in the given order.
-
-    Keras numbers the layers of a class in the order of creation over the whole process: lstm, lstm_1, … lstm_10.
-    """
-    names = list(dict.fromkeys(layers))
-    numbers = {name: int(re.sub(r"\D", "", name[len(name.rstrip("0123456789")) :]) or 0) for name in names}
-    stems = {name.rstrip("0123456789").rstrip("_") for name in names}
-    return sorted(names, key=lambda name: numbers[name]) if len(stems) == 1 else names
-
-
-def _sizes(convention: Convention, found: Mapping[Key, Array]) -> dict[str, Any]:
-    """The fields of a spec that do not depend on the cell."""
-    if not found:
-        raise Unrepresentable(f"there are no arrays here; the {convention.name} convention has some for every layer")
-    dtypes = sorted({str(array.dtype) for array in found.values()})
-    if len(dtypes) > 1 or dtypes[0] not in DTYPES:
-        raise InvalidWeights(f"the arrays must all be float32 or all float64, not {' and '.join(dtypes)}")
-    sizes: dict[str, int] = {}
-    directions = {direction for _, direction, _ in found}
-    for entry in next(iter(convention.arrays["lstm"].values()))[:2]:
-        own = re.compile(re.escape(entry.name).replace(r"\{gate\}", "[a-z]?"))
-        array = next((a for (layer, _, name), a in found.items() if not layer and own.fullmatch(name)), None)
-        if array is None:
-            raise Unrepresentable(f"layer 0 has no array {entry.name}, which the {convention.name} convention has")
-        groups = _groups(entry.axes)
-        if array.ndim != len(groups) or 0 in array.shape:
-            raise Unrepresentable(
-                f"{entry.name} of layer 0 must have the axes {entry.axes}, not the shape {array.shape}"
-            )
-        sizes[entry.holds[0]] = array.shape[groups.index(["source"])]
-        if ["direction"] in groups:
-            directions = set(DIRECTIONS[: array.shape[groups.index(["direction"])]])
-    return {
-        "input_size": sizes["weight_ih"],
-        "hidden_size": sizes["weight_hh"],
-        "num_layers": 1 + max(layer for layer, _, _ in found),
-        "bidirectional": "backward" in directions,
-        "dtype": dtypes[0],
-    }
-
-
-def _why_none_fits(
-    convention: Convention, candidates: list[RecurrentSpec], shapes: Mapping[Key, tuple[int, ...]]
-) -> str:
-    """The first mismatch with the candidate that fits the most arrays."""
-    if not candidates:
-        return f"the {convention.name} convention has no such cell"
-    best = max(candidates, key=lambda spec: len(_shapes(spec, convention).items() & shapes.items()))
-    wanted = _shapes(best, convention)
-    what = f"as {an(best.form.form)} with {best.input_size} inputs and {best.hidden_size} units"
-    for (layer, direction, name), shape in shapes.items():
-        where = f"{name} of layer {layer}{' ' + direction if direction else ''}"
-        expected = wanted.get((layer, direction, name))
-        if expected is None:
-            return f"the arrays fit no cell: read {what}, there is no place for {where}"
-        if expected != shape:
-            return f"the arrays fit no cell: read {what}, {where} must have the shape {expected}, not {shape}"
-    layer, direction, name = next(key for key in wanted if key not in shapes)
-    return (
-        f"the arrays fit no cell: read {what}, {name} of layer {layer}{' ' + direction if direction else ''} is missing"
-    )

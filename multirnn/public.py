@@ -24,8 +24,9 @@ from multirnn.errors import (
 )
 from multirnn.layer import Gradients, Layer, Output, Plan, State, Stream
 from multirnn.numerics import Difference, difference, tolerance
-from multirnn.packing import from_arrays, to_arrays
+from multirnn.packing import to_arrays
 from multirnn.protocol import Backend, accept, with_implementation
+from multirnn.recognition import from_arrays
 from multirnn.registry import backend, backends, build, read
 from multirnn.spec import RecurrentSpec
 from multirnn.weights import Weights, fold_biases, initialise, split_biases

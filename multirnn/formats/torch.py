@@ -114,9 +114,8 @@ KNOWN: Mapping[tuple[str, str], Any] = {
     ("torch.storage", "UntypedStorage"): "<u1",
     ("torch", "UntypedStorage"): "<u1",
     **{("torch", name): dtype for name, dtype in DTYPES.items()},
-    **{
-        name: _Inert
-        for name in (
+    **dict.fromkeys(
+        (
             ("torch", "device"),
             ("torch", "Tensor"),
             ("torch.nn.parameter", "Parameter"),
@@ -125,8 +124,9 @@ KNOWN: Mapping[tuple[str, str], Any] = {
             ("numpy.core.multiarray", "scalar"),
             ("numpy._core.multiarray", "scalar"),
             ("_codecs", "encode"),
-        )
-    },
+        ),
+        _Inert,
+    ),
 }
 """The names that a pickle may use, and what stands for each. Nothing is imported."""
 
