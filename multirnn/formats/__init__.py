@@ -1,0 +1,160 @@
+"""Files of weights: `load`, `save`, `convert`, `inspect`. One file per format; needs no framework.
+
+Nothing that is read is executed. What is written appears whole or not at all.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from multirnn.errors import FormatError, Unrepresentable
+from multirnn.formats.atomic import replacing
+from multirnn.formats.contents import Contents, Unread
+from multirnn.formats.stacks import Found, Stack, stacks
+from multirnn.packing import to_arrays
+from multirnn.recognition import from_arrays
+from multirnn.weights import Weights
+
+__all__ = ["FORMATS", "Format", "Found", "inspect", "load", "save"]
+
+
+@dataclass(frozen=True)
+class Format:
+    """A file format.
+
+    Attributes:
+        name: its name, and that of its file here.
+        suffixes: of its files.
+        convention: how `save` lays arrays in it unless told otherwise; empty if it is only read.
+    """
+
+    name: str
+    suffixes: tuple[str, ...]
+    convention: str
+
+
+FORMATS: Mapping[str, Format] = {
+    one.name: one
+    for one in (
+        Format("safetensors", (".safetensors",), "canonical"),
+        Format("npz", (".npz",), "canonical"),
+        Format("torch", (".pt", ".pth", ".bin", ".jit", ".ckpt"), "torch"),
+        Format("keras", (".keras", ".weights.h5", ".h5", ".hdf5"), "keras"),
+        Format("msgpack", (".msgpack",), "flax-linen"),
+        Format("rtneural", (".json",), "keras"),
+        Format("nam", (".nam",), ""),
+    )
+}
+
+
+def _format(path: Path) -> Format:
+    for one in FORMATS.values():
+        if path.name.lower().endswith(one.suffixes):
+            return one
+    known = ", ".join(suffix for one in FORMATS.values() for suffix in one.suffixes)
+    raise FormatError(f"{path} has none of the suffixes that tell the format: {known}")
+
+
+def read(path: str | Path) -> Contents:
+    """The arrays of a file, and what it says of them.
+
+    Raises:
+        FormatError: the format is not known, or the file is damaged or unsafe.
+        MissingFramework: the package that reads the format is not installed.
+    """
+    path = Path(path)
+    module = import_module(f"multirnn.formats.{_format(path).name}")
+    try:
+        contents: Contents = module.read(path)
+    except OSError as error:
+        raise FormatError(f"{path} cannot be read: {error.strerror or error}") from error
+    return contents
+
+
+def inspect(path: str | Path) -> tuple[Found, ...]:
+    """Every recurrent stack in a file.
+
+    Raises:
+        FormatError, MissingFramework: as for `load`.
+    """
+    return tuple(stack.found for stack in _stacks(Path(path), {}))
+
+
+def load(path: str | Path, name: str | None = None, *, names: Mapping[str, str] | None = None, **known: Any) -> Weights:
+    """The weights of a recurrent stack in a file.
+
+    Args:
+        path: the suffix tells the format.
+        name: of the stack, as `inspect` gives it; needed if the file holds several.
+        names: a convention's name of each array of the file, such as `{"enc_w_ih": "weight_ih_l0"}`.
+        known: what the file does not tell: `cell`, `reset_after`, `activation`, `recurrent_activation`; see `from_arrays`.
+
+    Raises:
+        FormatError: it has no such stack, or several, or is damaged; the sentence says which there are.
+        MissingFramework: the package that reads the format is not installed.
+    """
+    path = Path(path)
+    if names is not None:
+        contents = read(path)
+        try:
+            return from_arrays(
+                {own: array for own, array in contents.arrays.items() if not isinstance(array, Unread)},
+                names=names,
+                **known,
+            )
+        except Unrepresentable as error:
+            raise FormatError(f"{path}: {error}") from error
+    found = _stacks(path, known)
+    if name is not None:
+        chosen = [stack for stack in found if stack.found.name == name]
+    else:
+        chosen = found
+    there = ", ".join(repr(stack.found.name) for stack in found)
+    if not found:
+        raise FormatError(
+            f"{path} holds no recurrent stack that is known here; if its arrays have names of your own, pass names="
+        )
+    if len(chosen) != 1:
+        raise FormatError(f"{path} holds the stacks {there}; pass name=")
+    return chosen[0].weights
+
+
+def _stacks(path: Path, known: Mapping[str, Any]) -> list[Stack]:
+    try:
+        return list(stacks(read(path), **known))
+    except FormatError as error:
+        text = str(error)
+        raise FormatError(text if text.startswith(str(path)) else f"{path}: {text}") from error
+
+
+def save(weights: Weights, path: str | Path, *, convention: str | None = None) -> None:
+    """Write weights to a file, whole or not at all.
+
+    Args:
+        weights: canonical.
+        path: the suffix tells the format.
+        convention: how the arrays lie; that of the format unless given.
+
+    Raises:
+        FormatError: the format is not written, or the file cannot be.
+        Unrepresentable: the convention cannot hold these weights; the sentence says what helps.
+        MissingFramework: the package that writes the format is not installed.
+    """
+    path = Path(path)
+    chosen = _format(path)
+    module = import_module(f"multirnn.formats.{chosen.name}")
+    if not hasattr(module, "write"):
+        raise FormatError(f"{path} cannot be written: files of this format are only read")
+    laid = convention or chosen.convention
+    if laid == "canonical":
+        arrays = {name: np.asarray(array) for name, array in weights.arrays.items()}
+        with replacing(path) as file:
+            module.write(arrays, file, spec=weights.spec.to_dict())
+        return
+    arrays = to_arrays(weights, convention=laid)
+    with replacing(path) as file:
+        module.write(arrays, file)
