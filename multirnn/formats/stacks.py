@@ -74,6 +74,8 @@ def stacks(contents: Contents, **known: Any) -> Iterator[Stack]:
         yield _canonical(contents)
     elif "layers" in contents.facts:
         yield from _of_keras(contents, known)
+    elif "operators" in contents.facts:
+        yield from _of_onnx(contents, known)
     else:
         yield from _by_names(contents.arrays, known)
 
@@ -238,3 +240,27 @@ def _activation(layer: str, value: Any, version: str | None) -> str | Activation
 def _before(version: str | None, limit: tuple[int, ...]) -> bool:
     parts = tuple(int(part) for part in (version or "").split(".")[: len(limit)] if part.isdigit())
     return bool(parts) and parts < limit
+
+
+# --- ONNX's operators ------------------------------------------------------------------------------------------------
+
+ONNX_ACTIVATIONS = {
+    "Tanh": ("tanh", {}),
+    "Sigmoid": ("sigmoid", {}),
+    "Relu": ("relu", {}),
+    "Softsign": ("softsign", {}),
+    "Elu": ("elu", {"alpha": 1.0}),
+    "HardSigmoid": ("hard_sigmoid", {"alpha": 0.2, "beta": 0.5}),
+}
+
+
+def _of_onnx(contents: Contents, known: Mapping[str, Any]) -> Iterator[Stack]:
+    """A stack for each operator; those that share their weights are one."""
+    seen: dict[Weights, str] = {}
+    for operator in contents.facts["operators"]:
+        if operator.reason:
+            raise FormatError(f"the operator {operator.name[:80]!r} cannot be read: {operator.reason}")
+        stack = _operator(operator, known)
+        if not any(stack.weights == weights for weights in seen):
+            seen[stack.weights] = operator.name
+            yield stack
