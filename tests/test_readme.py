@@ -29,7 +29,7 @@ RUN = ("README.md", "docs/conventions.md", "docs/backends.md", "docs/diagnosis.m
 GENERATED_IN = (*RUN, "benchmarks/RESULTS.md")
 """The documents with generated parts."""
 LINKING = (*GENERATED_IN, "docs/command-line.md", "docs/benchmarks.md", "CONTRIBUTING.md", "SECURITY.md")
-LINKING += ("backends/README.md", "examples/README.md", "benchmarks/NOTES.md")
+LINKING += ("backends/README.md", "docs/lessons/README.md", "benchmarks/NOTES.md")
 NAMES = {"jax": "JAX", "keras": "Keras", "numpy": "NumPy", "onnxruntime": "ONNX Runtime", "torch": "PyTorch"}
 
 
