@@ -13,7 +13,7 @@ from multirnn.cli.console import heading, progress, show, show_json, table
 from multirnn.registry import Absent, present
 from multirnn.spec import BIASES, RecurrentSpec
 from multirnn.support import AXES, Support, ask, axis_value
-from multirnn.support_table import Entry, Row, summarise
+from multirnn.support_table import Answer, Line, summarise
 from multirnn.tables import Content, Styled, Table
 
 __all__ = ["command"]
@@ -205,13 +205,13 @@ def _support_report(found: list[Found]) -> Iterator[Content]:
         yield missing
 
 
-def _add_rows(made: Table, rows: Sequence[Row]) -> None:
+def _add_rows(made: Table, rows: Sequence[Line]) -> None:
     before = ""
     for row in rows:
         again, before = row.label == before, row.label
-        made.add_row("" if again else row.label, row.of, *map(_entry, row.entries))
+        made.add_row("" if again else row.label, row.of, *map(_answer, row.answers))
     made.add_section()
 
 
-def _entry(entry: Entry) -> Styled:
-    return Styled(entry, "yellow" if entry.notes or entry.text == "no" else "")
+def _answer(answer: Answer) -> Styled:
+    return Styled(answer, "yellow" if answer.notes or answer.text == "no" else "")
