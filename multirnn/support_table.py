@@ -9,7 +9,7 @@ from multirnn.cells import CELLS, FORMS
 from multirnn.spec import BIASES
 from multirnn.support import AXES, Rule, Support, blanks, grid
 
-__all__ = ["LABELS", "Answer", "Note", "Line", "Summary", "summarise"]
+__all__ = ["LABELS", "Answer", "Line", "Note", "Summary", "summarise"]
 
 LABELS: Mapping[str, str] = MappingProxyType(
     {
