@@ -25,7 +25,6 @@ class JaxBackend(Abilities):
     adopt = staticmethod(adoption.adopt)
     train = staticmethod(training.train)
     default_epsilon = staticmethod(training.default_epsilon)
-    devices = staticmethod(weights.devices)
 
     def build(
         self, weights: Weights, *, device: str | None = None, implementation: Implementation = "native"
@@ -53,6 +52,10 @@ class JaxBackend(Abilities):
     def versions(self) -> Mapping[str, str]:
         """The versions of JAX and of its compiler."""
         return {package: version(package) for package in ("jax", "jaxlib")}
+
+    def devices(self) -> tuple[str, ...]:
+        """The platforms that this process can use."""
+        return weights.devices()
 
 
 BACKEND = JaxBackend()

@@ -43,7 +43,6 @@ class KerasBackend(Abilities):
     train = staticmethod(training.train)
     default_epsilon = staticmethod(training.default_epsilon)
     versions = staticmethod(engine.versions)
-    devices = staticmethod(engine.devices)
     engine = engine.ENGINE  # hides the module from here on
 
     def build(
@@ -68,6 +67,10 @@ class KerasBackend(Abilities):
         from multirnn_keras.bench import prepare  # only benchmarks need it
 
         return prepare(layer, work, threads)
+
+    def devices(self) -> tuple[str, ...]:
+        """The engine's devices."""
+        return engine.devices()
 
 
 BACKEND = KerasBackend()

@@ -114,6 +114,7 @@ class Fast(keras.layers.RNN):  # type: ignore[misc]
 
     def _spec(self, form: Form) -> RecurrentSpec:
         features, _ = self.cell.kernel.shape
+        dtype: Any = self.compute_dtype
         held: Bias = "double" if form.cell == "gru" and form.reset_after else "single"
         return RecurrentSpec(
             form.cell,
@@ -123,7 +124,7 @@ class Fast(keras.layers.RNN):  # type: ignore[misc]
             reset_after=form.reset_after,
             activation=form.activation,
             recurrent_activation=form.recurrent_activation,
-            dtype=self.compute_dtype,
+            dtype=dtype,
         )
 
 

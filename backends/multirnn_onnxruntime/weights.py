@@ -77,7 +77,7 @@ def tried(native: Any) -> Trial:
     pair = activations.read(first)
     if any(activations.read(node) != pair for node in others):
         raise Unrepresentable("the layers of a spec are alike, and those of the model differ in their activations")
-    cell = next(cell for cell, operator in OPERATORS.items() if operator == first.op_type)
+    cell: CellName = next(cell for cell, operator in OPERATORS.items() if operator == first.op_type)
     reset_after = cell != "gru" or bool(attribute(first, "linear_before_reset"))
     return Trial(chain, _weights(chain.arrays(), cell, reset_after, *pair))
 

@@ -34,7 +34,8 @@ class Ours:
 
     def __init__(self, backend: str | Backend, implementation: Implementation, name: str) -> None:
         self.backend = load_backend(backend)
-        self.implementation, self.name = implementation, name
+        self.implementation: Implementation = implementation
+        self.name = name
         self.implementations = abilities(self.backend).implementations
         if implementation not in self.implementations:
             raise NoImplementation(name)
