@@ -10,6 +10,7 @@ import click
 from multirnn.cells import CELLS, FORMS
 from multirnn.cli import options
 from multirnn.cli.console import heading, progress, show, show_json, table
+from multirnn.protocol import abilities
 from multirnn.registry import Absent, present
 from multirnn.spec import BIASES, RecurrentSpec
 from multirnn.support import AXES, Support, ask, axis_value
@@ -89,9 +90,8 @@ def _found(ctx: click.Context, name: str, cells: tuple[str, ...], say: Callable[
         return {"name": name, "title": name, "status": backend.verdict, "reason": reason}, None
     say(f"asking {name}")
     support = ask(backend, cells)
-    devices = getattr(backend, "devices", tuple)
     row = {"name": name, "title": support.title, "status": "installed", "reason": None}
-    about = {"versions": dict(backend.versions()), "devices": list(devices())}
+    about = {"versions": dict(backend.versions()), "devices": list(abilities(backend).devices())}
     return {**row, **about, "differentiable": support.differentiable}, support
 
 
