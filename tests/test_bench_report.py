@@ -5,13 +5,13 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
-from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from bench_examples import varied
 from multirnn_bench import charts, quantities
 from multirnn_bench.charts import FAMILIES, LETTERS, MARKS, Palette
 from multirnn_bench.fields import STATUSES
@@ -22,6 +22,8 @@ from multirnn_bench.report import markdown
 from multirnn_bench.results import Results, read
 from multirnn_bench.standing import views
 from multirnn_bench.statistics import quartiles
+
+from multirnn.spec import RecurrentSpec
 
 HOSTILE = """</script><script>alert("1")</script> | <b onclick='x'> & *`_ \\"""
 CELLS = {"simple_rnn": 11, "lstm": 13, "gru": 17}
@@ -38,7 +40,7 @@ def row(problem: Problem, name: str, milliseconds: float, seed: int, **changes: 
         "kind": "row", "problem": problem.to_dict(), "mode": "inference", "threads": 1,
         "contender": {"name": name, "kind": kind, "implementation": implementation, "versions": {"numpy": "2.4.6"},
                       "flags": {"OMP_NUM_THREADS": "1"}, "plan": ""},
-        "status": "timed", "reason": "", "error_eps": 3.25, "allowed_eps": 64, "parameters": 187, "flops": 10**6 * problem.hidden_size,
+        "status": "timed", "reason": "", "error_eps": 3.25, "allowed_eps": 64, "parameters": 187, "flops": 10**6 * problem.spec.hidden_size,
         "bytes": 4096, "import_s": 0.1, "prepare_s": 0.01, "first_call_s": 0.02, "rounds": rounds, "repetitions": 9,
         "median": median, "low": low, "high": high, "stable": True, "boundary_median": median, "peak_memory_bytes": 2**20,
         "steal": 0.0, "limit_s": 4e-4, "share": 4e-4 / median,
@@ -59,9 +61,9 @@ def not_timed(problem: Problem, name: str, status: str, **changes: Any) -> dict[
 def sample() -> Results:
     rows = []
     for place, (cell, hidden) in enumerate(CELLS.items()):
-        problem = Problem(f"{cell} {hidden}", cell, batch=3, time=7, input_size=5, hidden_size=hidden)
+        problem = Problem(f"{cell} {hidden}", RecurrentSpec(cell, 5, hidden), 3, 7)
         rows += [row(problem, name, ms * (place + 1), seed) for seed, (name, ms) in enumerate(CONTENDERS.items())]
-    lasting = replace(problem, name=HOSTILE, lengths=(1, 7), num_layers=2, bidirectional=True, dtype="float64", bias="")
+    lasting = varied(problem, name=HOSTILE, lengths=(1, 7), num_layers=2, bidirectional=True, dtype="float64", bias="")
     rows += [row(lasting, "numpy fast", 1, 9)]
     rows += [not_timed(lasting, f"{status}er", status) for status in STATUSES if status != "timed"]
     rows += [row(problem, name, ms, 5, mode="training", threads=2) for name, ms in CONTENDERS.items()]
@@ -156,7 +158,7 @@ def test_a_hostile_name_stays_text(page: Page) -> None:
 
 
 def test_the_mark_says_which_of_ours_it_is_and_ours_stand_before_peers() -> None:
-    problem = Problem("one", "lstm", 2, 3, 5, 7)
+    problem = Problem("one", RecurrentSpec("lstm", 5, 7), 2, 3)
     made = {"torch frozen": "frozen", "torch fast": "fast", "torch": "native"}
     rows = [row(problem, "torch.nn", 1, 0)]
     for name, implementation in made.items():
@@ -177,7 +179,7 @@ def test_every_mark_leads_to_a_row(page: Page) -> None:
 
 def places(shares: list[float]) -> list[tuple[str, float, float]]:
     """The contenders of a chart of these shares in the order in which they are drawn, where, and where 100 % is."""
-    problem = Problem("p", "gru", 3, 7, 5, 11)
+    problem = Problem("p", RecurrentSpec("gru", 5, 11), 3, 7)
     rows = [row(problem, f"c{place}", 1, 0, share=share) for place, share in enumerate(shares)]
     (view,) = views(rows)
     palette = Palette(rows)
@@ -210,7 +212,7 @@ def test_there_is_a_view_for_every_mode_and_number_of_threads(page: Page) -> Non
 def test_a_file_without_rows_or_with_none_timed_is_a_page() -> None:
     header = sample().header
     Page(html(Results(header, [])))
-    Page(html(Results({}, [not_timed(Problem("p", "gru", 3, 7, 5, 11), "torch", "failed")])))
+    Page(html(Results({}, [not_timed(Problem("p", RecurrentSpec("gru", 5, 11), 3, 7), "torch", "failed")])))
     assert markdown(Results(header, []))
 
 
@@ -308,7 +310,7 @@ def test_markdown_tells_the_duels_and_the_reasons() -> None:
 
 
 def test_no_difference_is_said() -> None:
-    problem = Problem("p", "gru", 3, 7, 5, 11)
+    problem = Problem("p", RecurrentSpec("gru", 5, 11), 3, 7)
     rows = [row(problem, "numpy fast", 1, 0), row(problem, "peer", 1, 1)]
     assert "no difference" in markdown(Results({}, rows))
 
@@ -317,7 +319,7 @@ def test_no_difference_is_said() -> None:
 
 
 def test_only_what_was_timed_can_win() -> None:
-    problem = Problem("p", "gru", 3, 7, 5, 11)
+    problem = Problem("p", RecurrentSpec("gru", 5, 11), 3, 7)
     rows = [row(problem, "slow", 5, 0), row(problem, "quick and wrong", 1, 1, status="wrong", reason="off")]
     (view,) = views(rows)
     assert view.best["p"]["contender"]["name"] == "slow"

@@ -57,6 +57,14 @@ LENGTHS: Kind = (
     lambda value: isinstance(value, list) and len(value) == 2 and all(map(_is_number, value)),
 )
 
+PAIRS: Kind = (
+    "pairs of positive numbers",
+    lambda value: (
+        isinstance(value, list)
+        and all(isinstance(one, list) and len(one) == 2 and all(map(_is_positive, one)) for one in value)
+    ),
+)
+
 NEEDED: Mapping[str, Kind] = {
     "problem": OBJECT,
     "problem.name": TEXT,
@@ -86,6 +94,7 @@ KNOWN: Mapping[str, Kind] = {
     "reason": WORDS,
     "problem.lengths": _or_null(LENGTHS),
     "round_numbers": _or_null(COUNTS),
+    "boundaries": _or_null(PAIRS),
     **dict.fromkeys(("contender.versions", "contender.flags"), _or_null(OBJECT)),
     **dict.fromkeys(("flops", "bytes", "parameters", "limit_s", "share", "boundary_median"), _or_null(NUMBER)),
     **dict.fromkeys(("error_eps", "allowed_eps", "import_s", "prepare_s", "first_call_s"), _or_null(NUMBER)),

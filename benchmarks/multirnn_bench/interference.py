@@ -10,10 +10,10 @@ import time
 from bisect import insort
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import NamedTuple
 
-from multirnn_bench.alone import allowed_cores
-from multirnn_bench.machine import steal
+from multirnn_bench.machine import allowed_cores, steal
 
 __all__ = ["TAKEN", "UNTAKEN", "Interference", "Pace", "Taken"]
 
@@ -102,29 +102,26 @@ class Taken(NamedTuple):
 UNTAKEN = Taken(0.0, 0.0)
 
 
+@dataclass(frozen=True)
 class Interference:
     """Measures interference during a block.
 
-    Args:
+    Attributes:
         pace: the slowdown on a number of cores; see `Pace`.
         stolen: seconds stolen so far; None where the system does not report it.
     """
 
-    def __init__(
-        self,
-        pace: Callable[[int], float] = lambda cores: 1.0,
-        stolen: Callable[[], float | None] = steal,
-    ) -> None:
-        self._pace, self._stolen = pace, stolen
+    pace: Callable[[int], float] = lambda cores: 1.0
+    stolen: Callable[[], float | None] = steal
 
     def watch(self, cores: int) -> Callable[[], Taken]:
         """Start measuring on a number of cores; call the result at the end of the block."""
-        pace, stolen, start = self._pace(cores), self._stolen(), time.monotonic()
+        pace, stolen, start = self.pace(cores), self.stolen(), time.monotonic()
 
         def taken() -> Taken:
             seconds = time.monotonic() - start
-            share = stolen_share(stolen, self._stolen(), seconds, cores)
-            return Taken(share, slowed_share(max(pace, self._pace(cores))))
+            share = stolen_share(stolen, self.stolen(), seconds, cores)
+            return Taken(share, slowed_share(max(pace, self.pace(cores))))
 
         return taken
 
@@ -133,8 +130,7 @@ def stolen_share(before: float | None, after: float | None, seconds: float, core
     """The stolen share of the cores' time; 0 where steal time is not reported.
 
     Args:
-        before: seconds stolen before the block.
-        after: seconds stolen after it.
+        before, after: seconds stolen before and after the block.
         seconds: length of the block.
         cores: busy cores; idle ones have nothing to steal.
     """

@@ -27,7 +27,7 @@ from typing import Any, Self
 
 from multirnn.errors import InvalidCall, InvalidData
 from multirnn.spec import RecurrentSpec
-from multirnn_bench.ceilings import OWN, bandwidths, first_cores, joint_products, matrix_products, with_its_part
+from multirnn_bench.ceilings import OWN, Means, bandwidths, first_cores, joint_products, matrix_products, with_its_part
 from multirnn_bench.machine import cache_sizes
 from multirnn_bench.problems import Problem
 
@@ -154,21 +154,47 @@ class Ceilings:
     """The ceilings of a number of threads together.
 
     Attributes:
-        products: the best rate of a matrix product by dtype, floating-point operations a second.
-        product_means: by dtype, every method tried and its rate.
-        bandwidths: bytes a second read from each level, "L1", "L2", "L3" and "memory".
-        bandwidth_means: by level, every method tried and its rate.
+        product_means: by dtype, floating-point operations a second of a matrix product.
+        bandwidth_means: by level, "L1", "L2", "L3" and "memory", bytes a second that are read from it.
     """
 
-    products: Mapping[str, float]
-    product_means: Mapping[str, Mapping[str, float]]
-    bandwidths: Mapping[str, float]
-    bandwidth_means: Mapping[str, Mapping[str, float]]
+    product_means: Means
+    bandwidth_means: Means
+
+    @classmethod
+    def of(cls, products: Mapping[str, float], bandwidths: Mapping[str, float]) -> Self:
+        """Rates of an unnamed method."""
+        return cls(*({name: {"": rate} for name, rate in rates.items()} for rates in (products, bandwidths)))
+
+    @property
+    def products(self) -> dict[str, float]:
+        """The best rate of each dtype."""
+        return _best(self.product_means)
+
+    @property
+    def bandwidths(self) -> dict[str, float]:
+        """The best rate of each level."""
+        return _best(self.bandwidth_means)
+
+
+def _best(means: Means) -> dict[str, float]:
+    return {name: max(rates.values()) for name, rates in means.items()}
+
+
+def _higher(means: Means, others: Means) -> Means:
+    """The higher rate of each method, for the names in `means`."""
+    return {
+        name: {
+            by: max(each.get(name, {}).get(by, 0.0) for each in (means, others))
+            for by in {**rates, **others.get(name, {})}
+        }
+        for name, rates in means.items()
+    }
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The ceilings of this machine, by number of threads.
+    """The ceilings of this machine.
 
     Attributes:
         caches: bytes of each level; L1 and L2 are a core's own, L3 is shared.
@@ -223,10 +249,8 @@ class Limits:
         made = {}
         for threads, found in self.ceilings.items():
             there = other.ceilings.get(threads, found)
-            made[threads] = _ceilings(
-                _higher(found.product_means, found.products, there.product_means, there.products),
-                _higher(found.bandwidth_means, found.bandwidths, there.bandwidth_means, there.bandwidths),
-            )
+            products = _higher(found.product_means, there.product_means)
+            made[threads] = Ceilings(products, _higher(found.bandwidth_means, there.bandwidth_means))
         return Limits(self.caches, made)
 
     def share(self, problem: Problem, mode: str, threads: int, seconds: float) -> float:
@@ -234,8 +258,11 @@ class Limits:
         return self.seconds(problem, mode, threads) / seconds
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, in values that JSON has."""
-        ceilings = {str(threads): asdict(found) for threads, found in self.ceilings.items()}
+        """Everything, as JSON values."""
+        ceilings = {
+            str(threads): {"products": found.products, "bandwidths": found.bandwidths, **asdict(found)}
+            for threads, found in self.ceilings.items()
+        }
         return {"caches": dict(self.caches), "ceilings": ceilings}
 
     @classmethod
@@ -246,12 +273,18 @@ class Limits:
             InvalidData: the values are not those of limits.
         """
         try:
-            ceilings = {int(threads): Ceilings(**found) for threads, found in values["ceilings"].items()}
+            ceilings = {}
+            for threads, found in values["ceilings"].items():
+                best = Ceilings.of(found["products"], found["bandwidths"])  # older files may have no methods
+                products = {**best.product_means, **found["product_means"]}
+                ceilings[int(threads)] = Ceilings(products, {**best.bandwidth_means, **found["bandwidth_means"]})
             caches = {str(level): int(size) for level, size in values["caches"].items()}
-            rates = [{**found.products, **found.bandwidths} for found in ceilings.values()]
+            rates = [
+                rate for found in ceilings.values() for rate in (*found.products.values(), *found.bandwidths.values())
+            ]
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InvalidData(f"its limits are none that were measured: {type(error).__name__}: {error}") from None
-        if not all(isinstance(rate, int | float) and rate > 0 for one in rates for rate in one.values()):
+        if not all(isinstance(rate, int | float) and rate > 0 for rate in rates):
             raise InvalidData("its limits are none that were measured: a rate is no positive number")
         return cls(caches, ceilings)
 
@@ -273,7 +306,7 @@ def measure(*threads: int, dtypes: Sequence[str] = tuple(BYTES)) -> Limits:
     methods, of which the best counts: a ceiling that is too low makes everything look good.
 
     Args:
-        threads: how many; may be several numbers, `measure(1, 2)`.
+        threads: one or more numbers, `measure(1, 2)`.
         dtypes: of the products; other dtypes then have no limit.
 
     Raises:
@@ -285,11 +318,11 @@ def measure(*threads: int, dtypes: Sequence[str] = tuple(BYTES)) -> Limits:
     ceilings = {}
     for count in sorted(threads, reverse=True):
         if count == 1:
-            ceilings[1] = _ceilings(products, levels)
+            ceilings[1] = Ceilings(products, levels)
             continue
         together = bandwidths(count, levels)
         levels = with_its_part(count, levels, together)
-        ceilings[count] = _ceilings(joint_products(count, products), together)
+        ceilings[count] = Ceilings(joint_products(count, products), together)
     return Limits(cache_sizes(), {count: ceilings[count] for count in threads})
 
 
@@ -302,33 +335,11 @@ def measure_again(limits: Limits) -> Limits:
     Raises:
         InvalidCall: this process may not run on so many cores.
     """
-    products = matrix_products(sorted({dtype for found in limits.ceilings.values() for dtype in found.products}), 1)
-    made = {}
-    for threads, found in limits.ceilings.items():
-        rates = products if threads == 1 else joint_products(threads, products)
-        made[threads] = _ceilings(
-            rates, found.bandwidth_means or {at: {"": one} for at, one in found.bandwidths.items()}
-        )
-    return limits.highest(Limits(limits.caches, made))
-
-
-Means = Mapping[str, Mapping[str, float]]
-
-
-def _higher(means: Means, best: Mapping[str, float], others: Means, best_other: Mapping[str, float]) -> Means:
-    """By name, the higher rate of each method; a rate without a method counts too."""
-    made: dict[str, Mapping[str, float]] = {}
-    for name in best:
-        one, other = means.get(name, {"": best[name]}), others.get(name, {"": best_other.get(name, 0.0)})
-        made[name] = {by: max(one.get(by, 0.0), other.get(by, 0.0)) for by in {**one, **other}}
-    return made
-
-
-def _ceilings(products: Means, levels: Means) -> Ceilings:
-    """The best of all methods."""
-    return Ceilings(
-        {dtype: max(means.values()) for dtype, means in products.items()},
-        products,
-        {level: max(means.values()) for level, means in levels.items()},
-        levels,
+    products = matrix_products(
+        sorted({dtype for found in limits.ceilings.values() for dtype in found.product_means}), 1
     )
+    made = {
+        threads: Ceilings(products if threads == 1 else joint_products(threads, products), found.bandwidth_means)
+        for threads, found in limits.ceilings.items()
+    }
+    return limits.highest(Limits(limits.caches, made))

@@ -8,8 +8,8 @@ from importlib.resources import files
 from typing import Any
 
 from multirnn_bench import charts, quantities
-from multirnn_bench.alone import VARIABLES
 from multirnn_bench.charts import Palette
+from multirnn_bench.machine import VARIABLES
 from multirnn_bench.markup import Markup, join, tag
 from multirnn_bench.results import Results
 from multirnn_bench.standing import Row, View, duel_mean, label, reasons, views

@@ -14,8 +14,8 @@ from typing import Any, Self
 
 from multirnn.errors import InvalidCall
 from multirnn_bench import keeper
-from multirnn_bench.alone import allowed_cores, thread_variables
 from multirnn_bench.contenders import Source
+from multirnn_bench.machine import allowed_cores, thread_variables
 from multirnn_bench.said import Said
 
 __all__ = ["RESTS", "Lost", "Process"]
@@ -55,7 +55,7 @@ ANSWERS: Mapping[str, Mapping[str, Sequence[str]]] = {
         **dict.fromkeys(("wrong", "refused", "failed"), ("reason",)),
     },
     "estimate": {"estimated": ("seconds",), "failed": ("reason",)},
-    "time": {"timed": ("seconds",), "failed": ("reason",)},
+    "time": {"timed": ("seconds", "beside"), "failed": ("reason",)},
     "finish": {"finished": ("peak_memory_bytes", "added_memory_bytes"), "failed": ("reason",)},
 }
 """By message, the statuses of its answers and the fields each must have."""
@@ -218,7 +218,14 @@ class Process:
                 raise Lost("slow", f"no answer within {cap:.3g} s")
         self._signal(signal.SIGSTOP)
         line, _, self._buffer = self._buffer.partition(b"\n")
-        return self._checked(line)
+        answer: Any = None
+        with suppress(ValueError, RecursionError):
+            answer = json.loads(line)
+        status = answer.get("status") if isinstance(answer, dict) else None
+        fields = ANSWERS[self._asked_to].get(status) if isinstance(status, str) else None
+        if fields is None or not set(fields) <= set(answer) or answer.pop("number", None) != self._number:
+            raise self._nonsense(f"what it wrote is no answer: {line[:SHOWN].decode(errors='replace')!r}")
+        return dict(answer)
 
     def _receive(self) -> None:
         """Read available bytes into the buffer.
@@ -232,21 +239,6 @@ class Process:
         self._buffer += chunk
         if len(self._buffer) > LONGEST_ANSWER:
             raise self._nonsense(f"it answered with more than {LONGEST_ANSWER} bytes")
-
-    def _checked(self, line: bytes) -> dict[str, Any]:
-        """The parsed answer.
-
-        Raises:
-            Lost: it does not answer the last message.
-        """
-        answer: Any = None
-        with suppress(ValueError, RecursionError):
-            answer = json.loads(line)
-        status = answer.get("status") if isinstance(answer, dict) else None
-        fields = ANSWERS[self._asked_to].get(status) if isinstance(status, str) else None
-        if fields is None or not set(fields) <= set(answer) or answer.get("number") != self._number:
-            raise self._nonsense(f"what it wrote is no answer: {line[:SHOWN].decode(errors='replace')!r}")
-        return {name: value for name, value in answer.items() if name != "number"}
 
     def _signal(self, number: int) -> None:
         """Stop or continue it and its children."""
@@ -283,20 +275,19 @@ class Process:
         """Why it ended, with the last line that it printed."""
         status = self._wait()
         self.end()
+        what = f"ended with status {status}"
         if status is None:
-            return Lost("failed", self._with_last_line("closed its pipe and did not end, so it was killed"))
-        if status < 0:
-            return Lost("killed", self._with_last_line(f"killed by signal {-status}"))
-        return Lost("failed", self._with_last_line(f"ended with status {status}"))
+            what = "closed its pipe and did not end, so it was killed"
+        elif status < 0:
+            what = f"killed by signal {-status}"
+        if last := self._said.last_line():
+            what += f": {last[:LONGEST]}"
+        return Lost("killed" if status is not None and status < 0 else "failed", what)
 
     def _nonsense(self, what: str) -> Lost:
         """Kill it: it wrote an invalid answer, so no other can be trusted."""
         self.end()
         return Lost("failed", f"{what}; it was killed")
-
-    def _with_last_line(self, what: str) -> str:
-        last = self._said.last_line()
-        return f"{what}: {last[:LONGEST]}" if last else what
 
 
 class _Keeper:
@@ -318,34 +309,28 @@ class _Keeper:
         self._kept.pop(leader, None)
         self._tell(f"-{leader}\n")
         if not self._kept:
-            self._end()
+            self._stop()
 
     def _tell(self, line: str) -> None:
-        if not RESTS:
-            return
-        if self._process is None and self._kept:
-            self._start()
-        elif self._process is not None:
+        if self._process is not None:
             assert self._process.stdin is not None
-            try:
+            with suppress(BrokenPipeError):  # it was killed
                 self._process.stdin.write(line.encode())
-            except BrokenPipeError:  # it was killed
-                self._start()
+                return
+            self._stop()
+        if RESTS and self._kept:
+            self._process = subprocess.Popen(  # noqa: S603  # ourselves
+                [sys.executable, "-I", "-S", keeper.__file__],
+                bufsize=0,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,  # survives what ends this process
+            )
+            assert self._process.stdin is not None
+            self._process.stdin.write("".join(f"{leader} {mark}\n" for leader, mark in self._kept.items()).encode())
 
-    def _start(self) -> None:
-        self._end()
-        self._process = subprocess.Popen(  # noqa: S603  # ourselves
-            [sys.executable, "-I", "-S", keeper.__file__],
-            bufsize=0,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,  # survives what ends this process
-        )
-        assert self._process.stdin is not None
-        self._process.stdin.write("".join(f"{leader} {mark}\n" for leader, mark in self._kept.items()).encode())
-
-    def _end(self) -> None:
+    def _stop(self) -> None:
         if self._process is not None:
             assert self._process.stdin is not None
             self._process.stdin.close()

@@ -1,4 +1,4 @@
-"""Contenders with a number of threads; their processes start on demand and prepare in parallel, one a core."""
+"""A contender with a number of threads: its process starts on demand; several prepare in parallel, one a core."""
 
 import select
 import time
@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from multirnn_bench.alone import allowed_cores
 from multirnn_bench.contenders import Source
 from multirnn_bench.limits import flops
+from multirnn_bench.machine import allowed_cores
 from multirnn_bench.problems import Problem
 from multirnn_bench.process import LOOK, Lost, Process
 
@@ -66,7 +66,7 @@ class Seat:
     def slower_before(self, problem: Problem, mode: str) -> str:
         """The name of a smaller problem that was too slow; empty if there is none."""
         for before, smaller in self.slow:
-            alike = before == mode and smaller.cell == problem.cell
+            alike = before == mode and smaller.spec.cell == problem.spec.cell
             if alike and smaller.time <= problem.time and flops(smaller, mode) <= flops(problem, mode):
                 return smaller.name
         return ""

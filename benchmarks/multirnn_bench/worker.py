@@ -116,7 +116,8 @@ class _Session:
     def __init__(self, contender: Contender, threads: int) -> None:
         self.contender, self.threads = contender, threads
         self.prepared: Prepared | None = None
-        self.memory: int | None = None
+        self.memory: int | None = None  # before the problem
+        self.peak: int | None = None  # of the input and the first calls
         self.seconds = 0.0  # of a call, about
         self.settled = False
 
@@ -132,12 +133,16 @@ class _Session:
         if answer["status"] != "ready" or self.prepared is None:
             self.prepared = None
             return answer
-        if not boundary:
-            self.prepared.boundary = None
+        call, through = self.prepared.call, self.prepared.boundary if boundary else None
         _release_memory()
-        _forget_peak()
-        answer |= {"boundary": self._boundary(), "blas": blas_libraries()}
-        seconds = warm(self.prepared.call)
+        with suppress(OSError):  # without permission the peak remains that of the whole process
+            Path("/proc/self/clear_refs").write_text("5")  # proc_pid_clear_refs(5)
+        seconds = warm(call)
+        self.peak = _memory("VmHWM")  # before arrays are converted from and to NumPy
+        if through is not None and through is not call:
+            through()  # traced here
+        kind = None if through is None else "same" if through is call else "other"
+        answer |= {"boundary": kind, "blas": blas_libraries()}
         # Tracing may happen only now: the verified call may be another function.
         answer["first_call_s"] = max(answer["first_call_s"], seconds[0])
         self.seconds = seconds[-1]
@@ -157,26 +162,19 @@ class _Session:
         first = time.perf_counter()
         found, where = verify.error(work, verify.answer(work, result), inputs.load_arrays(reference))
         allowed = verify.allowed(problem.spec)
-        wrong = not found <= allowed
+        wrong, reason = not found <= allowed, where
+        if found < math.inf:
+            reason = f"{where} is {found:.3g} eps from the float64 reference, where {allowed:.3g} are allowed"
         self.prepared = prepared  # all of it: a closure of `result` may hold the buffers that `call` writes to
         return {
             "status": "wrong" if wrong else "ready",
-            "reason": _wrong(found, allowed, where) if wrong else "",
-            "error_eps": found if found < float("inf") else None,
+            "reason": reason if wrong else "",
+            "error_eps": found if found < math.inf else None,
             "allowed_eps": allowed,
             "plan": prepared.plan,
             "prepare_s": ready - start,
             "first_call_s": first - ready,
         }
-
-    def _boundary(self) -> str | None:
-        """None: no call from NumPy to NumPy; "same": it is the timed call; "other": it is another, traced here."""
-        assert self.prepared is not None
-        boundary = self.prepared.boundary
-        if boundary is None or boundary is self.prepared.call:
-            return None if boundary is None else "same"
-        boundary()
-        return "other"
 
     def estimate(self) -> dict[str, Any]:
         """The seconds of a call, while nothing else runs."""
@@ -193,22 +191,26 @@ class _Session:
         return {"status": "estimated", "seconds": seconds}
 
     def time(self, what: str, repetitions: int, settle: float) -> dict[str, Any]:
-        """The seconds of one call, from a block of calls."""
+        """The seconds of one call, from a block of calls; of "boundary" also those of the call beside it."""
         assert self.prepared is not None
-        call = self.prepared.call if what == "call" else self.prepared.boundary
-        assert call is not None
+        calls = [self.prepared.call]
+        if what == "boundary":
+            assert self.prepared.boundary is not None
+            calls, repetitions = [self.prepared.boundary, *calls], math.ceil(repetitions / 2)
         if self.seconds > LONG:
             time.sleep(settle)
         else:
-            _settle(call, settle)
-        return {"status": "timed", "seconds": block(call, repetitions)}
+            start = time.perf_counter()
+            while time.perf_counter() - start < settle:
+                calls[0]()
+        seconds, *beside = in_turns(repetitions, *calls)
+        return {"status": "timed", "seconds": seconds, "beside": beside}
 
     def finish(self) -> dict[str, Any]:
         """The memory that the problem took; releases it."""
-        peak = _memory("VmHWM")
         self.prepared = None
-        added = None if peak is None or self.memory is None else max(peak - self.memory, 0)
-        return {"status": "finished", "peak_memory_bytes": peak, "added_memory_bytes": added}
+        added = None if self.peak is None or self.memory is None else max(self.peak - self.memory, 0)
+        return {"status": "finished", "peak_memory_bytes": self.peak, "added_memory_bytes": added}
 
 
 def _reason(error: Exception) -> str:
@@ -218,33 +220,36 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(line[:LONGEST] for line in shown)}"
 
 
-def _wrong(found: float, allowed: float, where: str) -> str:
-    if found == float("inf"):
-        return where
-    return f"{where} is {found:.3g} eps from the float64 reference, where {allowed:.3g} are allowed"
-
-
 # --- Time ------------------------------------------------------------------------------------------------------------
 
 
 def block(call: Callable[[], Any], repetitions: int) -> float:
-    """The seconds of a call, the median over the parts of a block, which one disturbed call cannot move.
+    """The seconds of a call; see `in_turns`."""
+    return in_turns(repetitions, call)[0]
 
-    As in `timeit`, garbage collection is off.
+
+def in_turns(repetitions: int, *calls: Callable[[], Any]) -> list[float]:
+    """The seconds of each call: the median over the parts of a block, which one disturbed call cannot move.
+
+    In each part the calls take turns of some milliseconds, after one that is not timed: it meets the caches as the
+    other has left them. As in `timeit`, garbage collection is off.
     """
     parts = min(repetitions, PARTS)
-    seconds = []
+    seconds: list[list[float]] = [[] for _ in calls]
     gc.disable()
     try:
         for part in range(parts):
-            calls = (repetitions + part) // parts
-            start = time.perf_counter()
-            for _ in itertools.repeat(None, calls):
-                call()
-            seconds.append((time.perf_counter() - start) / calls)
+            number = (repetitions + part) // parts
+            for call, spent in zip(calls, seconds, strict=True):
+                if len(calls) > 1:
+                    call()
+                start = time.perf_counter()
+                for _ in itertools.repeat(None, number):
+                    call()
+                spent.append((time.perf_counter() - start) / number)
     finally:
         gc.enable()
-    return median(seconds)
+    return list(map(median, seconds))
 
 
 def warm(call: Callable[[], Any]) -> list[float]:
@@ -262,13 +267,6 @@ def warm(call: Callable[[], Any]) -> list[float]:
     return seconds
 
 
-def _settle(call: Callable[[], Any], seconds: float) -> None:
-    """Call, untimed, for a number of seconds."""
-    start = time.perf_counter()
-    while time.perf_counter() - start < seconds:
-        call()
-
-
 # --- Memory ----------------------------------------------------------------------------------------------------------
 
 
@@ -284,12 +282,6 @@ def _memory(name: str) -> int | None:
 def _faults() -> int:
     """Page faults of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-
-
-def _forget_peak() -> None:
-    """Reset the peak to the present use; without permission it remains the peak of the whole process."""
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # proc_pid_clear_refs(5)
 
 
 def _release_memory() -> None:

@@ -18,11 +18,11 @@ from multirnn.cli.console import heading, show, show_json, table
 from multirnn.errors import InvalidData
 from multirnn.protocol import MODES
 from multirnn_bench import results
-from multirnn_bench.alone import allowed_cores
 from multirnn_bench.cli.bar import bar
 from multirnn_bench.cli.rows import report as shown
 from multirnn_bench.contenders import PEERS, find
-from multirnn_bench.problems import TABLES, Case, Problem, Table, read_table, title_of
+from multirnn_bench.machine import allowed_cores
+from multirnn_bench.problems import TABLES, Case, Problem, Table, read_table
 from multirnn_bench.run import Progress, Run, settings
 
 if TYPE_CHECKING:
@@ -276,9 +276,8 @@ def _table(ctx: click.Context, name: str | None, cell: str | None, given: dict[s
     if given["hidden_size"] is None:
         raise click.UsageError("--cell describes a problem of your own: give its --hidden too.")
     hidden, batch, steps = given["hidden_size"], given["batch"] or 1, given["time"] or 100
-    shape = (steps, batch, given["input_size"] or hidden, hidden)
-    stack = {field: given[field] for field in STACK}
-    problem = Problem(title_of(cell, *shape), cell, batch, steps, shape[2], hidden, lengths=given["lengths"], **stack)
+    more = {field: given[field] for field in ("lengths", *STACK)}
+    problem = Problem.shaped(cell, steps, batch, given["input_size"] or hidden, hidden, **more)
     return Table("own", (Case(problem, ("inference",)),))
 
 
@@ -298,7 +297,7 @@ def _header(
         limits = Limits.from_dict(resumed.header["limits"])
     else:
         tell(Progress(0, 1, "measuring what this machine can do"))
-        limits = measure(*threads, dtypes=sorted({case.problem.dtype for case in chosen.cases}))
+        limits = measure(*threads, dtypes=sorted({case.problem.spec.dtype for case in chosen.cases}))
     header = {
         "table": chosen.name,
         "machine": describe(),
@@ -353,8 +352,8 @@ def list_problems(name: str | None, as_json: bool) -> None:
         made = table("problem", "cell", *columns, "modes", right=columns)
         for case in one.cases:
             problem = case.problem
-            sizes = (problem.batch, problem.time, problem.input_size, problem.hidden_size)
-            made.add_row(problem.name, problem.cell, *map(str, sizes), " ".join(case.modes))
+            sizes = (problem.batch, problem.time, problem.spec.input_size, problem.spec.hidden_size)
+            made.add_row(problem.name, problem.spec.cell, *map(str, sizes), " ".join(case.modes))
         show(heading(one.name), "", made, "")
 
 
