@@ -183,12 +183,6 @@ def test_sequences_that_are_large_are_bound_by_memory() -> None:
     assert MACHINE.seconds(problem, "inference", 1) == pytest.approx(seconds)
 
 
-def test_a_share_is_the_limit_over_the_time() -> None:
-    problem = rnn(8, 100, 64)
-    limit = MACHINE.seconds(problem, "inference", 2)
-    assert MACHINE.share(problem, "inference", 2, 4 * limit) == pytest.approx(0.25)
-
-
 def test_threads_that_were_not_measured_are_refused() -> None:
     with pytest.raises(InvalidCall, match="with 1, 2 threads, not with 3"):
         MACHINE.seconds(RNN, "inference", 3)

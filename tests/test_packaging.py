@@ -68,7 +68,7 @@ def test_the_wheel_has_the_seven_packages_and_the_peers_and_nothing_else(built: 
 def test_each_package_is_typed_and_the_sample_is_there(built: Built) -> None:
     assert {f"{package}/py.typed" for package in ("multirnn", *BACKENDS, "multirnn_bench")} <= built.wheel
     assert "multirnn/samples/seattle-weather.csv" in built.wheel
-    assert {f"multirnn_bench/{name}" for name in ("deepbench-rnn.csv", "report.css", "report.js")} <= built.wheel
+    assert {f"multirnn_bench/{name}" for name in ("tables/deepbench.csv", "report.css", "report.js")} <= built.wheel
     assert "multirnn/kernel/source/recurrence.c" in built.wheel
 
 

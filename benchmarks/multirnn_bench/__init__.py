@@ -1,7 +1,7 @@
 """Benchmarks: the same function on every backend and on its peers, verified first and timed side by side.
 
 What is timed; a computation and its answer are `Work` and `Prepared` of `multirnn.protocol`
-    problems      tables of shapes
+    problems      shapes, and their tables in CSV files
     inputs        weights and arrays drawn once for a problem
     contenders    every backend and implementation, and files of peers: those in `peers/` ship
     ours          a backend in one of its implementations as a contender

@@ -122,10 +122,10 @@ def bandwidths(threads: int, alone: Means | None = None) -> dict[str, dict[str, 
             if None not in walked:
                 rates[level]["weights of the compiled recurrence"] = sum(walked)
     behind = 0.0
-    for found in reversed(rates.values()):
-        if max(found.values()) < behind:
-            found["that of the level behind"] = behind
-        behind = max(found.values())
+    for level in reversed(rates):
+        if max(rates[level].values()) < behind:
+            rates[level]["that of the level behind"] = behind
+        behind = max(rates[level].values())
     return rates
 
 

@@ -1,4 +1,4 @@
-"""What slows recurrent layers on this machine, each claim measured on the spot.
+"""Causes of slow recurrent layers on this machine, each measured on the spot.
 
 A check returns a `Finding`: the measurement, its meaning, and what to do. Installed frameworks are loaded in processes
 of their own, never in this one.

@@ -43,7 +43,7 @@ def draw(problem: Problem, mode: str, seed: int = 0) -> Work:
 
 def save(work: Work, folder: Path) -> None:
     """Write a work into an empty folder, a file an array."""
-    arrays = {f"weights.{name}": array for name, array in work.weights.arrays.items()}
+    arrays: dict[str, Any] = {f"weights.{name}": array for name, array in work.weights.arrays.items()}
     arrays |= {"x": work.x, "lengths": work.lengths, "target": work.target}
     if work.cotangent is not None:
         sequence, state = work.cotangent

@@ -1,7 +1,7 @@
 """The processes of a contender, and the process that kills them all when the benchmark has died.
 
 Contenders are stopped while others are timed. If the benchmark itself is killed, they and their children would stay
-stopped for ever, holding memory. So a benchmark has one more process, this file run as a script: it waits until its
+stopped for ever, holding memory. So a benchmark has one more process, this file run as a script. It waits until its
 standard input is closed, which happens however the benchmark dies, and then kills every contender it was told of.
 
 It imports the standard library alone, to stay small. Linux only.

@@ -61,21 +61,14 @@ def flops(problem: Problem, mode: str) -> int:
     batch * time, or the mean of the range of lengths. A backward pass has twice that: the gradients of the weights and
     of what they multiply. Training needs no gradient of `x`, and updates each parameter by a product and a sum.
     Streaming is one step. Sources: the products of the cells' equations; backpropagation through time.
-
-    Args:
-        problem: a stack and the shape of its input.
-        mode: one of `multirnn.protocol.MODES`.
     """
-    forward, first_input = 0, 0
-    for layer, inputs, recurrence in _products(problem.spec):
-        forward += inputs + recurrence
-        first_input += inputs if layer == 0 else 0
-    steps = _steps(problem, mode)
+    products, steps = _products(problem.spec), _steps(problem, mode)
+    forward = sum(map(sum, products))
     if mode in ("inference", "streaming"):
         return round(steps * forward)
     if mode == "gradients":
         return round(3 * steps * forward)
-    return round(steps * (3 * forward - first_input)) + 2 * problem.spec.parameter_count
+    return round(steps * (3 * forward - products[0][0])) + 2 * problem.spec.parameter_count
 
 
 def bytes_moved(problem: Problem, mode: str) -> int:
@@ -85,10 +78,6 @@ def bytes_moved(problem: Problem, mode: str) -> int:
     can be computed in blocks that stay in a cache. Gradients add what the backward pass needs besides the output,
     written and read (`STASH` arrays a step: the gates, and the cell state of the LSTM or the recurrent candidate of the
     GRU), the outputs and the input read again, the cotangents, and the gradients.
-
-    Args:
-        problem: a stack and the shape of its input.
-        mode: one of `multirnn.protocol.MODES`.
     """
     spec = problem.spec
     steps, size = _steps(problem, mode), BYTES[spec.dtype]
@@ -119,14 +108,11 @@ def minimum_memory(problem: Problem) -> int:
     return BYTES[spec.dtype] * (numbers + spec.parameter_count)
 
 
-def _products(spec: RecurrentSpec) -> list[tuple[int, int, int]]:
-    """For each layer: its index, and the operations a step of its input projection and of its recurrence."""
-    gates = len(spec.form.gates) * len(spec.directions)
-    made = []
-    for layer in range(spec.num_layers):
-        features = spec.output_size if layer else spec.input_size
-        made.append((layer, 2 * gates * spec.hidden_size * features, 2 * gates * spec.hidden_size**2))
-    return made
+def _products(spec: RecurrentSpec) -> list[tuple[int, int]]:
+    """For each layer: the operations a step of its input projection and of its recurrence."""
+    rows = 2 * len(spec.form.gates) * len(spec.directions) * spec.hidden_size
+    features = [spec.input_size, *[spec.output_size] * (spec.num_layers - 1)]
+    return [(rows * width, rows * spec.hidden_size) for width in features]
 
 
 def _steps(problem: Problem, mode: str) -> float:
@@ -139,11 +125,9 @@ def _steps(problem: Problem, mode: str) -> float:
 
 def _activations(spec: RecurrentSpec) -> int:
     """How many costly activations a unit and step has: 1 of the simple RNN, 3 of the GRU, 5 of the LSTM."""
-    of_gates = len(spec.form.gates) - 1
-    others = 2 if spec.cell == "lstm" else 1
-    name = {"activation": spec.activation, "recurrent_activation": spec.recurrent_activation}
-    costly = {which: getattr(given, "name", given) in SMOOTH for which, given in name.items()}
-    return of_gates * costly["recurrent_activation"] + others * costly["activation"]
+    given = spec.recurrent_activation, spec.activation
+    gates, others = (getattr(one, "name", one) in SMOOTH for one in given)
+    return (len(spec.form.gates) - 1) * gates + (2 if spec.cell == "lstm" else 1) * others
 
 
 # --- The ceilings of a machine ---------------------------------------------------------------------------------------
@@ -183,13 +167,11 @@ def _best(means: Means) -> dict[str, float]:
 
 def _higher(means: Means, others: Means) -> Means:
     """The higher rate of each method, for the names in `means`."""
-    return {
-        name: {
-            by: max(each.get(name, {}).get(by, 0.0) for each in (means, others))
-            for by in {**rates, **others.get(name, {})}
-        }
-        for name, rates in means.items()
-    }
+    made = {name: dict(rates) for name, rates in means.items()}
+    for name, rates in made.items():
+        for by, rate in others.get(name, {}).items():
+            rates[by] = max(rate, rates.get(by, 0.0))
+    return made
 
 
 @dataclass(frozen=True)
@@ -205,12 +187,7 @@ class Limits:
     ceilings: Mapping[int, Ceilings]
 
     def seconds(self, problem: Problem, mode: str, threads: int) -> float:
-        """The least time of one call, by the model of this module. A share of the limit is this over a measured time.
-
-        Args:
-            problem: a stack and the shape of its input.
-            mode: one of `multirnn.protocol.MODES`.
-            threads: how many the call may use.
+        """The least time of one call with so many threads, by the model of this module.
 
         Raises:
             InvalidCall: nothing was measured with so many threads.
@@ -227,7 +204,7 @@ class Limits:
             again = self._seconds_a_byte(size * len(spec.form.gates) * spec.hidden_size**2, threads)
         activations = steps * spec.output_size * _activations(spec) * ACTIVATION / rate
         total = 0.0
-        for layer, inputs, recurrence in _products(spec):
+        for layer, (inputs, recurrence) in enumerate(_products(spec)):
             # An operation in a product is a multiplication or an addition: two for each weight.
             project = max(steps * inputs / rate, size * inputs / 2 * once)
             walk = max(steps * recurrence / rate, time * size * recurrence / 2 * again)
@@ -241,21 +218,12 @@ class Limits:
         return max(total, moved * self._seconds_a_byte(min(moved, minimum_memory(problem)), threads))
 
     def highest(self, other: "Limits") -> "Limits":
-        """The higher of both ceilings, for every number of threads of this one.
-
-        Args:
-            other: measured on the same machine at another time.
-        """
-        made = {}
-        for threads, found in self.ceilings.items():
-            there = other.ceilings.get(threads, found)
-            products = _higher(found.product_means, there.product_means)
-            made[threads] = Ceilings(products, _higher(found.bandwidth_means, there.bandwidth_means))
+        """The higher of both ceilings, measured at two times, for every number of threads of this one."""
+        made = dict(self.ceilings)
+        for threads in made.keys() & other.ceilings.keys():
+            pairs = zip(vars(made[threads]).values(), vars(other.ceilings[threads]).values(), strict=True)
+            made[threads] = Ceilings(*(_higher(*pair) for pair in pairs))
         return Limits(self.caches, made)
-
-    def share(self, problem: Problem, mode: str, threads: int, seconds: float) -> float:
-        """The share of the limit that a measured time reaches: 1 is as fast as this machine can."""
-        return self.seconds(problem, mode, threads) / seconds
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, as JSON values."""
@@ -270,7 +238,7 @@ class Limits:
         """The limits that `to_dict` wrote.
 
         Raises:
-            InvalidData: the values are not those of limits.
+            InvalidData: the values are no limits.
         """
         try:
             ceilings = {}
@@ -303,7 +271,7 @@ def measure(*threads: int, dtypes: Sequence[str] = tuple(BYTES)) -> Limits:
     """Measure the ceilings of this machine, some seconds for each number of threads.
 
     Nothing else should run meanwhile. Each measurement runs in processes of its own, bound to cores, by several
-    methods, of which the best counts: a ceiling that is too low makes everything look good.
+    methods; the best counts, since a ceiling that is too low makes everything look good.
 
     Args:
         threads: one or more numbers, `measure(1, 2)`.

@@ -1,7 +1,7 @@
 """The problems: a `Problem` is a stack and the shape of its input; a `Table` is problems and the modes of each.
 
-Three tables have names, and `read_table` reads a user's own from CSV. The header must have the columns `cell`, `batch`,
-`time` and `hidden_size`, and may have any other field of a problem or its spec, and `modes`, separated by spaces:
+A table is a CSV file; three that ship have names. The header must have the columns `cell`, `batch`, `time` and
+`hidden_size`, and may have any other field of a problem or its spec, and `modes`, separated by spaces:
 
     cell,batch,time,hidden_size,modes
     gru,32,100,256,inference training
@@ -13,10 +13,10 @@ import csv
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from importlib.resources import as_file, files
 from io import StringIO
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Self
 
 from multirnn.errors import InvalidCall, InvalidData, InvalidSpec
@@ -25,7 +25,6 @@ from multirnn.spec import RecurrentSpec
 
 __all__ = ["TABLES", "Case", "Problem", "Table", "read_table"]
 
-SHORT = {"simple_rnn": "rnn", "lstm": "lstm", "gru": "gru"}
 STACK = tuple(field.name for field in fields(RecurrentSpec))
 
 
@@ -75,10 +74,9 @@ class Problem:
 
         Args:
             cell, time, batch, input_size, hidden_size: its shape.
-            more: other fields of the problem and its spec; a `name` replaces the shape, a `prefix` precedes it.
+            more: other fields of the problem and its spec; a `name` replaces the shape.
         """
-        prefix = more.pop("prefix", "")
-        name = f"{prefix}{SHORT.get(cell, cell)}-t{time}-b{batch}-i{input_size}-h{hidden_size}"
+        name = f"{'rnn' if cell == 'simple_rnn' else cell}-t{time}-b{batch}-i{input_size}-h{hidden_size}"
         sizes = {"cell": cell, "time": time, "batch": batch, "input_size": input_size, "hidden_size": hidden_size}
         return cls.from_dict({"name": name, **sizes, **more})
 
@@ -173,111 +171,33 @@ def _has(problem: Problem, mode: str) -> bool:
     return mode != "streaming" or not problem.spec.bidirectional
 
 
-# --- The named tables ------------------------------------------------------------------------------------------------
+# --- Tables in CSV files ---------------------------------------------------------------------------------------------
 
 FEW = 3
 """Rounds of the call from NumPy to NumPy in the named tables, where it is shown beside the others and not judged."""
 
+SETTINGS: Mapping[str, Mapping[str, Any]] = {
+    "smoke": {"threads": (1,), "seconds": 35, "cap": 10, "boundary": ("streaming",)},
+    "standard": {"seconds": 16 * 60, "cap": 45, "boundary": ("inference", "streaming")},
+    "deepbench": {},
+}
+"""The named tables, whose problems are in `tables/`.
 
-def _both_ways(cell: str) -> Problem:
-    return Problem.shaped(cell, 100, 16, 128, 128, prefix="stacked-", num_layers=2, bidirectional=True)
-
-
-def _ragged(cell: str) -> Problem:
-    return Problem.shaped(cell, 100, 32, 256, 256, prefix="ragged-", lengths=(10, 100))
-
-
-def _smoke() -> Table:
-    """Six shapes that between them reach every kind of bound, on one thread."""
-    shapes = [
-        *(("simple_rnn", 96, 1, 64, 64), ("simple_rnn", 100, 8, 256, 256), ("simple_rnn", 30, 32, 512, 512)),
-        *(("lstm", 25, 4, 512, 512), ("gru", 50, 16, 256, 256)),
-    ]
-    problems = [*(Problem.shaped(*shape) for shape in shapes), _both_ways("simple_rnn")]
-    cases = (Case(problem, ("inference",) if place else MODES) for place, problem in enumerate(problems))
-    return Table("smoke", tuple(cases), (1,), seconds=35, cap=10, boundary=("streaming",), boundaries=FEW)
+smoke: six shapes that between them reach every kind of bound.
+standard: the shapes of small devices, of DeepBench, of glample/rnn-benchmarks (30 steps), of PyTorch's fastrnns (100
+    steps, 64 x 512) and of translation and speech. A training step costs three inferences, so few are trained.
+deepbench: all recurrent problems of Baidu DeepBench; those of its training set with their gradients. It times the
+    recurrence alone, its simple RNN has the activation ReLU, and its backward pass is the gradient of weights and
+    input, without an update: baidu-research/DeepBench, code/nvidia/rnn_bench.cu.
+"""
 
 
-# cell, time, batch, input_size, hidden_size. The shapes of small devices, of DeepBench, of glample/rnn-benchmarks
-# (30 steps), of PyTorch's fastrnns (100 steps, 64 x 512) and of translation and speech.
-STANDARD = (
-    ("simple_rnn", 672, 1, 32, 32),
-    ("simple_rnn", 96, 1, 64, 64),
-    ("simple_rnn", 1000, 1, 64, 128),
-    ("simple_rnn", 100, 1, 256, 256),
-    ("simple_rnn", 100, 8, 256, 256),
-    ("simple_rnn", 100, 32, 128, 128),
-    ("simple_rnn", 30, 32, 128, 128),
-    ("simple_rnn", 30, 128, 128, 128),
-    ("simple_rnn", 30, 32, 512, 512),
-    ("simple_rnn", 30, 128, 512, 512),
-    ("simple_rnn", 30, 32, 1024, 1024),
-    ("simple_rnn", 30, 128, 1024, 1024),
-    ("simple_rnn", 100, 64, 512, 512),
-    ("simple_rnn", 50, 16, 1760, 1760),
-    ("simple_rnn", 1500, 1, 1024, 1024),
-    ("lstm", 150, 1, 256, 256),
-    ("lstm", 25, 1, 512, 512),
-    ("lstm", 25, 4, 512, 512),
-    ("lstm", 150, 16, 256, 256),
-    ("lstm", 25, 16, 512, 512),
-    ("lstm", 100, 64, 512, 512),
-    ("gru", 1, 1, 512, 512),
-    ("gru", 50, 16, 256, 256),
-    ("gru", 187, 1, 1536, 1536),
-    ("gru", 375, 1, 1024, 1024),
-)
-
-TRAINED = (
-    ("simple_rnn", 96, 1, 64, 64),
-    ("simple_rnn", 100, 8, 256, 256),
-    ("simple_rnn", 100, 32, 128, 128),
-    ("simple_rnn", 30, 32, 512, 512),
-    ("lstm", 150, 16, 256, 256),
-    ("gru", 50, 16, 256, 256),
-)
-"""The shapes of `STANDARD` that are trained too: a training step costs three inferences, and tracing it more."""
+def _named(name: str) -> Table:
+    with as_file(files("multirnn_bench") / "tables" / f"{name}.csv") as path:
+        return replace(read_table(path), name=name, boundaries=FEW, **SETTINGS[name])
 
 
-def _standard() -> Table:
-    """The public grid."""
-    cases = [
-        Case(Problem.shaped(*shape), ("inference", "training") if shape in TRAINED else ("inference",))
-        for shape in STANDARD
-    ]
-    cases += [Case(_both_ways(cell), ("inference",)) for cell in SHORT]
-    cases += [Case(_ragged("lstm"), ("inference",)), Case(_ragged("gru"), ("inference", "gradients"))]
-    cases += [Case(Problem.shaped(cell, 1, 1, 256, 256), ("streaming",)) for cell in SHORT]
-    boundary = ("inference", "streaming")
-    return Table("standard", tuple(cases), seconds=16 * 60, cap=45, boundary=boundary, boundaries=FEW)
-
-
-def _deepbench() -> Table:
-    """All recurrent problems of Baidu DeepBench; those of its training set with their gradients.
-
-    DeepBench times the recurrence alone, its simple RNN has the activation ReLU, and its backward pass is the gradient
-    of weights and input, without an update: baidu-research/DeepBench, code/nvidia/rnn_bench.cu.
-    """
-    cases = []
-    with as_file(files("multirnn_bench") / "deepbench-rnn.csv") as path, path.open(newline="") as file:
-        for row in csv.DictReader(file):
-            cell, time, batch, hidden = row["cell"], int(row["time"]), int(row["batch"]), int(row["hidden_size"])
-            name = f"{row['set']}-{SHORT[cell]}-t{time}-b{batch}-h{hidden}"
-            activation = "relu" if cell == "simple_rnn" else "tanh"
-            problem = Problem.shaped(
-                cell, time, batch, 1, hidden, name=name, activation=activation, recurrent_only=True
-            )
-            modes = ("inference", "gradients") if row["set"] == "training" else ("inference",)
-            cases.append(Case(problem, modes))
-    return Table("deepbench", tuple(cases), boundaries=FEW)
-
-
-TABLES: Mapping[str, Callable[[], Table]] = MappingProxyType(
-    {"smoke": _smoke, "standard": _standard, "deepbench": _deepbench}
-)
-
-
-# --- A user's own ----------------------------------------------------------------------------------------------------
+TABLES: Mapping[str, Callable[[], Table]] = {name: partial(_named, name) for name in SETTINGS}
 
 NEEDED = ("cell", "batch", "time", "hidden_size")
 SHOWN = 5  # sentences about bad rows; more would hide the first

@@ -34,7 +34,7 @@ from multirnn_bench.statistics import quartiles
 __all__ = ["Progress", "Run", "settings"]
 
 MEASURED_AGAIN = 120.0  # seconds between measurements of the limits; one takes 2 or 3 s
-USABLE_MEMORY = 0.6  # of the free memory; the frameworks themselves need the rest
+USABLE_MEMORY = 0.6  # share of the free memory; the frameworks themselves need the rest
 ESTIMATES = 2  # tries at most, while the hypervisor interferes
 TRIED = 9  # calls at the limit that must fit under the cap: three to prepare, by a contender three times as slow
 LONG = 0.02  # seconds at the limit from which the first round itself is the estimate
@@ -180,7 +180,7 @@ class Run:
     def _start(self) -> None:
         """Start every process once, to leave out contenders that are missing."""
         absent: set[str] = set()
-        implementations: dict[str, Sequence[str]] = {}  # of a backend, as the first of its contenders that is up tells
+        implementations: dict[str, Sequence[str]] = {}  # by backend, reported by its first contender
 
         def launch(seat: Seat, place: int) -> bool:
             source = seat.source
@@ -292,7 +292,7 @@ class Run:
                 return False
             self._say(f"{task.title}: {seat.source.name}")
             asked = task.mode in self.table.boundary and seat.threads == self._seats[0].threads
-            message = {"do": "prepare", "problem": task.problem.to_dict(), "mode": task.mode}
+            message: dict[str, Any] = {"do": "prepare", "problem": task.problem.to_dict(), "mode": task.mode}
             message |= {name: str(task.folder / name) for name in ("inputs", "reference")}
             message |= {"boundary": asked and (limit < CONVERTED or self.table.boundaries is None)}
             try:

@@ -191,7 +191,7 @@ class _Session:
         return {"status": "estimated", "seconds": seconds}
 
     def time(self, what: str, repetitions: int, settle: float) -> dict[str, Any]:
-        """The seconds of one call, from a block of calls; of "boundary" also those of the call beside it."""
+        """The seconds of one call, from a block of calls; for "boundary" also the seconds of the call in turns with it."""
         assert self.prepared is not None
         calls = [self.prepared.call]
         if what == "boundary":
