@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(not RESTS, reason="processes are stopped, and fo
 
 @pytest.fixture(autouse=True)
 def _contenders_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(HOSTILE.parent))
+    monkeypatch.setenv("PYTHONPATH", str(HOSTILE.parent), prepend=os.pathsep)
 
 
 def source(name: str) -> Source:

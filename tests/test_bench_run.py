@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from bench_examples import LIMITS, PEERS, SMALL, a_header, begun
-from multirnn_bench import limits, run, seats
+from multirnn_bench import limits, process, run
 from multirnn_bench.contenders import find
 from multirnn_bench.limits import Ceilings, Limits
 from multirnn_bench.machine import describe
@@ -102,7 +102,7 @@ class Asked:
 
 
 def test_as_many_get_ready_at_once_as_there_are_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(seats, "allowed_cores", lambda: (3, 5))
+    monkeypatch.setattr(process, "allowed_cores", lambda: (3, 5))
     begun: list[tuple[str, int]] = []
 
     def begin(seat: Any, place: int) -> bool:
@@ -113,7 +113,7 @@ def test_as_many_get_ready_at_once_as_there_are_cores(monkeypatch: pytest.Monkey
         return bool(seat.name != "refused")
 
     asked: list[Any] = [Asked(name) for name in ("hanging", "quick", "refused", "last")]
-    at_once: Iterator[Any] = seats.at_once(asked, begin, 0.2)
+    at_once: Iterator[Any] = process.at_once(asked, begin, 0.2)
     assert next(at_once).name == "quick"
     assert begun == [("hanging", 1), ("quick", 0)]
     assert next(at_once).name == "last"

@@ -8,9 +8,9 @@ What is timed; a computation and its answer are `Work` and `Prepared` of `multir
 
 How
     verify        the float64 reference, and the error of a contender
-    worker        the process of one contender; `process` its other end, `said` its output, `keeper` its end
+    worker        the process of one contender; `process` its other end, alone and in parallel, `said` its output, `keeper` its end
     rounds        interleaved rounds over all contenders
-    run           a table from its first problem to its last; `seats`, its contenders
+    run           a table from its first problem to its last
     results       the file of rows, and `fields`, what each must have
 
 On what

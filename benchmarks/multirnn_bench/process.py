@@ -1,4 +1,4 @@
-"""A contender's process seen from the harness: started, asked, and given up when it dies or does not answer."""
+"""The contenders' processes: started on demand, asked, and given up when they die or do not answer."""
 
 import json
 import os
@@ -8,8 +8,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 from multirnn.errors import InvalidCall
@@ -18,7 +20,7 @@ from multirnn_bench.contenders import Source
 from multirnn_bench.machine import allowed_cores, thread_variables
 from multirnn_bench.said import Said
 
-__all__ = ["RESTS", "Lost", "Process"]
+__all__ = ["RESTS", "START_CAP", "Lost", "Process", "Seat", "at_once"]
 
 RESTS = sys.platform == "linux"
 """Whether an idle contender is stopped, so that its threads do not spin on another's cores. Outside Linux a stopped
@@ -40,6 +42,7 @@ WAKING = 0.001 if RESTS else 0.0
 one, for a whole block. That happened to 6 of 100 blocks on two threads, and to 1 or 2 of 100 after 1 or 3 ms.
 """
 
+START_CAP = 120.0  # seconds for imports; TensorFlow's take 5, from a cold disk 30
 ENDING = 2.0  # seconds to end after closing the pipe, and to disappear after being killed
 LOOK = 0.5  # seconds between checks that a silent process is alive
 LONGEST_ANSWER = 2**20  # bytes; usual are a few thousand
@@ -288,6 +291,77 @@ class Process:
         """Kill it: it wrote an invalid answer, so no other can be trusted."""
         self.end()
         return Lost("failed", f"{what}; it was killed")
+
+
+@dataclass
+class Seat:
+    """A contender with a number of threads, and its process."""
+
+    source: Source
+    threads: int
+    process: Process | None = None
+    up: bool = False
+    hello: dict[str, Any] = field(default_factory=dict)
+    lost: Lost | None = None  # while starting: not tried again
+
+    def launch(self, place: int = 0) -> None:
+        """Start the process unless it runs; `start` waits until it is up."""
+        if self.lost is None and self.process is None:
+            try:
+                self.process, self.up = Process(self.source, self.threads, place), False
+            except Lost as lost:
+                self.lost = lost
+
+    def start(self) -> Process:
+        """The process, started unless it runs.
+
+        Raises:
+            Lost: it does not start, now or earlier.
+        """
+        self.launch()
+        if self.lost is not None:
+            raise self.lost
+        assert self.process is not None
+        if not self.up:
+            try:
+                self.hello, self.up = self.process.answer(START_CAP), True
+            except Lost as lost:
+                self.process = None
+                self.lost = Lost(lost.status, f"could not start: {lost.reason}")
+                raise self.lost from None
+        return self.process
+
+    def end(self) -> None:
+        """End the process; it starts again on demand."""
+        if self.process is not None:
+            self.process.end()
+            self.process = None
+
+
+def at_once(seats: Iterable[Seat], begin: Callable[[Seat, int], bool], cap: float) -> Iterator[Seat]:
+    """Run seats in parallel, one a core; yields each when it has answered or its time is over.
+
+    Args:
+        seats: in the order in which they start.
+        begin: starts a seat on the cores from an index on; False if there is no answer to wait for.
+        cap: seconds that an answer may take.
+    """
+    waiting, places = deque(seats), list(range(len(allowed_cores())))
+    busy: dict[Process, tuple[Seat, int]] = {}
+    while waiting or busy:
+        while waiting and places:
+            seat = waiting.popleft()
+            if begin(seat, places[-1]) and seat.process is not None:
+                busy[seat.process] = seat, places.pop()
+        over = min((process.asked for process in busy), default=0.0) + cap
+        left = max(0.0, over - time.monotonic())
+        answered, _, _ = select.select(busy, [], [], min(left, LOOK))
+        if not answered and left <= LOOK:
+            answered = [process for process in busy if process.asked + cap <= over]
+        for process in answered or [process for process in busy if process.over]:
+            seat, place = busy.pop(process)
+            places.append(place)
+            yield seat
 
 
 class _Keeper:

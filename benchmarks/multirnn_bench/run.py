@@ -25,10 +25,9 @@ from multirnn_bench.interference import TAKEN, UNTAKEN, Interference, Pace
 from multirnn_bench.limits import Limits, bytes_moved, flops
 from multirnn_bench.machine import free_memory, steal
 from multirnn_bench.problems import Problem, Table
-from multirnn_bench.process import Lost
+from multirnn_bench.process import START_CAP, Lost, Seat, at_once
 from multirnn_bench.results import DONE, NotSaved, Writer, key, taken
 from multirnn_bench.rounds import ROUNDS, Entrant, Estimate, interleave, plans, unstable
-from multirnn_bench.seats import START_CAP, Seat, at_once
 from multirnn_bench.statistics import quartiles
 
 __all__ = ["Progress", "Run", "settings"]
@@ -119,9 +118,11 @@ class Run:
             for row in done
             if row["status"] != "timed" or (row["problem"]["name"], row["mode"]) not in self._before
         }
-        for row in writer.rows:
-            if row["status"] == "slow":
-                self._remember_slow(row["contender"]["name"], row["mode"], Problem.from_dict(row["problem"]))
+        self._slow = [
+            (row["contender"]["name"], row["mode"], Problem.from_dict(row["problem"]))
+            for row in writer.rows
+            if row["status"] == "slow"
+        ]
 
     def __enter__(self) -> "Run":
         return self
@@ -211,10 +212,14 @@ class Run:
         """The least seconds of a call, with the fewest threads."""
         return self.limits.seconds(problem, mode, self._fewest)
 
-    def _remember_slow(self, name: str, mode: str, problem: Problem) -> None:
-        for seat in self._seats:
-            if seat.source.name == name:
-                seat.slow.append((mode, problem))
+    def _slower_before(self, task: _Task, seat: Seat) -> str:
+        """The name of a smaller problem that was too slow for the contender; empty if there is none."""
+        problem, mode = task.problem, task.mode
+        for name, before, smaller in self._slow:
+            alike = (name, before, smaller.spec.cell) == (seat.source.name, mode, problem.spec.cell)
+            if alike and smaller.time <= problem.time and flops(smaller, mode) <= flops(problem, mode):
+                return smaller.name
+        return ""
 
     # --- One problem -------------------------------------------------------------------------------------------------
 
@@ -286,7 +291,7 @@ class Run:
         """The verified contenders, bound to the timing cores, with their answers; writes rows of the others."""
 
         def ask(seat: Seat, place: int) -> bool:
-            if smaller := seat.slower_before(task.problem, task.mode):
+            if smaller := self._slower_before(task, seat):
                 reason = f"not tried, since {smaller} was too much for it"
                 self._write(task, seat, {"status": "slow", "reason": reason})
                 return False
@@ -384,7 +389,7 @@ class Run:
         if seat.process is not None and not seat.process.alive:
             seat.end()
         if lost.status == "slow":
-            self._remember_slow(seat.source.name, task.mode, task.problem)
+            self._slow.append((seat.source.name, task.mode, task.problem))
         return {"status": lost.status, "reason": lost.reason}
 
     def _write(self, task: _Task, seat: Seat, found: dict[str, Any]) -> None:
