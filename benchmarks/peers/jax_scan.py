@@ -8,54 +8,32 @@ import numpy as np
 import multirnn as mr
 from multirnn.protocol import Prepared, Work
 
-from ._jax import prepared, versions
+from ._jax import FLOAT32, jitted
+from ._peer import Peer
 
-ACTIVATIONS = ("tanh", "relu", "sigmoid")
 
+def prepare(work: Work, threads: int) -> Prepared:
+    """The stack, differentiated by JAX."""
+    import jax.numpy as jnp
 
-class JaxScan:
-    """Pure functions over a dictionary of the weights, by their canonical names."""
+    spec = work.weights.spec
+    weights = {name: jnp.asarray(array) for name, array in work.weights.arrays.items()}
+    lengths = None if work.lengths is None else jnp.asarray(work.lengths)
+    zero = (jnp.zeros((spec.num_layers * len(spec.directions), len(work.x), spec.hidden_size)),) * len(spec.form.states)
 
-    name = "JAX scan"
-    kind = "peer"
+    def forward(weights: Any, x: Any, state: Any) -> Any:
+        return _stack(spec, weights, x, state, lengths)
 
-    def versions(self) -> Mapping[str, str]:
-        """The versions of JAX and of its compiler."""
-        return versions()
+    def output(found: Any) -> mr.Output:
+        return mr.Output(np.asarray(found[0]), mr.State(*map(np.asarray, found[1])))
 
-    def refuses(self, work: Work) -> str | None:
-        """What is not written out here."""
-        spec = work.weights.spec
-        if spec.dtype != "float32":
-            return "JAX computes in float32 unless the whole process is set to float64"
-        if not {spec.activation, spec.recurrent_activation} <= set(ACTIVATIONS):
-            return f"this contender has the activations {', '.join(ACTIVATIONS)} alone"
-        return None
+    def carried(state: mr.State) -> Any:
+        return tuple(jnp.asarray(part) for part in state if part is not None)
 
-    def prepare(self, work: Work, threads: int) -> Prepared:
-        """The stack, differentiated by JAX."""
-        import jax.numpy as jnp
+    def canonical(weights: Any) -> Mapping[str, Any]:
+        return {name: np.asarray(array) for name, array in weights.items()}
 
-        spec = work.weights.spec
-        weights = {name: jnp.asarray(array) for name, array in work.weights.arrays.items()}
-        lengths = None if work.lengths is None else jnp.asarray(work.lengths)
-        shape = (spec.num_layers * len(spec.directions), len(work.x), spec.hidden_size)
-        zero = tuple(jnp.zeros(shape, jnp.float32) for _ in spec.form.states)
-
-        def forward(weights: Any, x: Any, state: Any) -> Any:
-            return _stack(spec, weights, x, state, lengths)
-
-        def output(found: Any) -> mr.Output:
-            sequence, state = found
-            return mr.Output(np.asarray(sequence), mr.State(*map(np.asarray, state)))
-
-        def carried(state: mr.State) -> Any:
-            return tuple(jnp.asarray(part) for part in state if part is not None)
-
-        def canonical(weights: Any) -> Mapping[str, Any]:
-            return {name: np.asarray(array) for name, array in weights.items()}
-
-        return prepared(work, forward, weights, zero, output, carried, canonical)
+    return jitted(work, forward, weights, zero, output, carried, canonical)
 
 
 def _stack(spec: mr.RecurrentSpec, weights: Any, x: Any, state: Any, lengths: Any) -> Any:
@@ -122,4 +100,4 @@ def _pass(spec: mr.RecurrentSpec, p: Any, x: Any, start: Any, valid: Any, revers
     return jax.lax.scan(step, start, (z, valid), reverse=reverse)
 
 
-CONTENDERS = (JaxScan(),)
+CONTENDERS = (Peer("JAX scan", prepare, ("jax", "jaxlib"), lacks={"float64": FLOAT32}),)
