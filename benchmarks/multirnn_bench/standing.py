@@ -13,7 +13,7 @@ from multirnn.protocol import MODES
 from multirnn_bench.quantities import count
 from multirnn_bench.statistics import Interval, geometric_mean, independent_ratio, paired_ratio
 
-__all__ = ["Duel", "Row", "Standing", "View", "label", "views"]
+__all__ = ["Duel", "Row", "Standing", "View", "label", "reasons", "views"]
 
 Row = dict[str, Any]
 FEWEST = 3  # shared rounds for a paired ratio
@@ -98,13 +98,8 @@ class View:
 
     @cached_property
     def reasons(self) -> dict[tuple[str, str, str], list[Row]]:
-        """The rows that were not timed, by contender, status and reason."""
-        found: dict[tuple[str, str, str], list[Row]] = {}
-        for row in self.rows:
-            if row["status"] != "timed":
-                why = row.get("reason") or "no reason was given"
-                found.setdefault((label(row), row["status"], why), []).append(row)
-        return found
+        """See `reasons`."""
+        return reasons(self.rows)
 
     @cached_property
     def best(self) -> dict[str, Row]:
@@ -160,6 +155,16 @@ def views(rows: Iterable[Row]) -> list[View]:
         found.setdefault((row["mode"], row["threads"]), []).append(row)
     order = sorted(found, key=lambda one: (MODES.index(one[0]) if one[0] in MODES else len(MODES), one[1]))
     return [View(mode, threads, found[mode, threads]) for mode, threads in order]
+
+
+def reasons(rows: Iterable[Row]) -> dict[tuple[str, str, str], list[Row]]:
+    """The rows that were not timed, by contender, status and reason."""
+    found: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        if row["status"] != "timed":
+            why = row.get("reason") or "no reason was given"
+            found.setdefault((label(row), row["status"], why), []).append(row)
+    return found
 
 
 def _timed(rows: Iterable[Row]) -> list[Row]:

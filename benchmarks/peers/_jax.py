@@ -8,7 +8,6 @@ from multirnn.protocol import SGD_RATE, Prepared, Work
 
 from ._peer import modes
 
-
 FLOAT32 = "JAX computes in float32 unless the whole process is set to float64"
 
 
