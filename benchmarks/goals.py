@@ -13,11 +13,12 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from operator import itemgetter
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from multirnn_bench.results import read
 from multirnn_bench.standing import Row, View, label, views
@@ -98,37 +99,8 @@ GOALS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Judged:
-    """A goal over the problems of one number of threads.
-
-    Attributes:
-        mode, threads: of the rows.
-        what: in words.
-        problems: how many took part.
-        mean: the geometric mean of the ratios, or of the shares.
-        low, high: its interval.
-        least: the smallest of them.
-        where: the problem with the smallest.
-        goal: in words.
-        held: whether it is reached.
-    """
-
-    mode: str
-    threads: int
-    what: str
-    problems: int
-    mean: float
-    low: float
-    high: float
-    least: float
-    where: str
-    goal: str
-    held: bool
-
-
-def judged(rows: Sequence[Row]) -> list[Judged]:
-    """Every goal, for every number of threads; one without rows is left out."""
+def judged(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Every goal, for every number of threads, as it is written; one without rows is left out."""
     seen = {(view.mode, view.threads): view for view in views(rows)}
     found = []
     for threads in sorted({row["threads"] for row in rows if row["status"] == "timed"}):
@@ -136,11 +108,12 @@ def judged(rows: Sequence[Row]) -> list[Judged]:
             view = seen.get((goal.mode, threads))
             values = dict(goal.values(view)) if view else {}
             if values:
-                interval = geometric_mean(list(values.values()))
                 where = min(values, key=lambda name: values[name])
-                held = interval.value >= (goal.mean or 0) and values[where] >= (goal.least or 0)
-                measured = interval.value, interval.low, interval.high, values[where]
-                found.append(Judged(goal.mode, threads, goal.what, len(values), *measured, where, goal.words, held))
+                mean, least = geometric_mean(list(values.values())), values[where]
+                held = mean.value >= (goal.mean or 0) and least >= (goal.least or 0)
+                of = {"mode": goal.mode, "threads": threads, "what": goal.what, "problems": len(values)}
+                interval = {"mean": mean.value, "low": mean.low, "high": mean.high}
+                found.append({**of, **interval, "least": least, "where": where, "goal": goal.words, "held": held})
     return found
 
 
@@ -164,9 +137,9 @@ def main(arguments: list[str]) -> int:
     found = judged(results.rows)
     table = Table("mode", "threads", "what", "problems", "mean", "least", "where", "goal", "held")
     for one in found:
-        numbers = f"{one.mean:.2f} ({one.low:.2f}–{one.high:.2f})", f"{one.least:.2f}"
-        cells = one.mode, str(one.threads), one.what, str(one.problems), *numbers, one.where, one.goal
-        table.add_row(*cells, "yes" if one.held else "NO")
+        mean, least = f"{one['mean']:.2f} ({one['low']:.2f}–{one['high']:.2f})", f"{one['least']:.2f}"
+        shown = one | {"mean": mean, "least": least, "held": "yes" if one["held"] else "NO"}
+        table.add_row(*(str(shown[str(column.header)]) for column in table.columns))
     Console(width=200).print(table)
     if arguments[1:2] == ["--write"]:
         name = " ".join(arguments[2:]) or results.header["machine"]["processor"]
@@ -176,11 +149,11 @@ def main(arguments: list[str]) -> int:
             "machine": results.header["machine"],
             "taken": {"median": median(taken), "most": max(taken)},
             "rows": {"all": len(results.rows), "again": results.again},
-            "goals": [asdict(one) for one in found],
+            "goals": found,
         }
         path = RESULTS / f"{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')}.json"
         path.write_text(json.dumps(written, indent=2, ensure_ascii=False) + "\n")
-    return 0 if found and all(one.held for one in found) else 1
+    return 0 if found and all(one["held"] for one in found) else 1
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """The geometry of a page's charts: scales, ticks, and the order of what is drawn. `templates/charts.html` draws it."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
@@ -10,8 +11,8 @@ from multirnn.implementation import FAST, FROZEN, NATIVE
 from multirnn_bench.standing import Duel, Row, View, label
 
 __all__ = [
-    *("BOTTOM", "FAMILIES", "HEIGHT", "LEFT", "LETTERS", "RIGHT", "TOP", "WIDTH"),
-    *("duel_scale", "error_scale", "having", "looks", "panels", "share_scale", "wait_scale", "waits"),
+    *("BOTTOM", "FAMILIES", "HEIGHT", "LEFT", "LETTERS", "RIGHT", "TOP", "WIDTH", "Scale"),
+    *("duel_scale", "error_scale", "having", "looks", "panels", "waits"),
 ]
 
 FAMILIES = ("numpy", "torch", "keras", "jax", "onnx", "flax")
@@ -47,19 +48,21 @@ def looks(rows: Iterable[Row]) -> dict[str, Look]:
     return {name: Look(number, family, MARKS[mark]) for number, (name, (_, family, mark)) in enumerate(ordered)}
 
 
+@dataclass
 class Scale:
     """An axis.
 
-    Args:
+    Attributes:
         low, high: the values at its ends; of a logarithmic one, their exponents.
         base: of the logarithm; None for a linear axis.
         start, end: where it begins and ends on the page.
     """
 
-    def __init__(
-        self, low: float, high: float, base: float | None = None, *, start: float = 0, end: float = 100
-    ) -> None:
-        self.low, self.high, self.base, self.start, self.end = low, high, base, start, end
+    low: float
+    high: float
+    base: float | None = None
+    start: float = 0
+    end: float = 100
 
     def at(self, value: float) -> float:
         """Where a value stands; a value below a logarithmic axis stands at its start."""
@@ -87,11 +90,6 @@ def having(rows: Iterable[Row], field: str) -> list[Row]:
     return [row for row in rows if row.get(field) is not None]
 
 
-def share_scale(rows: Sequence[Row]) -> Scale:
-    """From 0 to the largest share, and at least to 100 %."""
-    return Scale(0, math.ceil(5 * max(1.0, *(float(row["share"]) for row in rows))) / 5)
-
-
 def duel_scale(duels: Sequence[Duel]) -> Scale:
     """All ratios with their intervals, in powers of two."""
     ends = [math.log2(end) for duel in duels for end in (duel.ratio.low, duel.ratio.high)]
@@ -105,22 +103,17 @@ def error_scale(rows: Sequence[Row]) -> Scale:
     return Scale(math.floor(math.log10(min(ends))), math.ceil(math.log10(max(ends)) + 0.1), 10, start=1, end=99)
 
 
-def wait_scale(waits: Mapping[str, Sequence[float]]) -> Scale:
-    """From 0 to the longest wait, in seconds."""
-    return Scale(0, max(map(sum, waits.values())))
-
-
-PARTS = ("import_s", "prepare_s", "first_call_s", "median")
-
-
 def waits(view: View, calls: int) -> dict[str, list[float]]:
     """By contender, the seconds of import, preparation, first call and later calls; medians over problems, shortest first."""
-    parts: dict[str, list[float]] = {}
+    found: dict[str, list[float]] = {}
     for one in view.standings:
         if one.timed:
-            middles = [sorted(float(row.get(part) or 0) for row in one.timed)[len(one.timed) // 2] for part in PARTS]
-            parts[one.name] = [*middles[:3], calls * middles[3]]
-    return dict(sorted(parts.items(), key=lambda item: sum(item[1])))
+            *once, call = (
+                sorted(float(row.get(part) or 0) for row in one.timed)[len(one.timed) // 2]
+                for part in ("import_s", "prepare_s", "first_call_s", "median")
+            )
+            found[one.name] = [*once, calls * call]
+    return dict(sorted(found.items(), key=lambda item: sum(item[1])))
 
 
 WIDTH, HEIGHT = 380, 290

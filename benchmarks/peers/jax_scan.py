@@ -67,13 +67,9 @@ def _pass(spec: mr.RecurrentSpec, p: Any, x: Any, start: Any, valid: Any, revers
     act, gate = named[str(spec.activation)], named[str(spec.recurrent_activation)]
     gates, H = len(spec.form.gates), spec.hidden_size
     U = p["weight_hh"].reshape(gates * H, H).T
-    bias = p["bias_ih"] if "bias_ih" in p else jnp.zeros((gates, H))
-    candidate = jnp.zeros(H)  # the recurrent bias of the candidate, which the reset gate multiplies
-    if "bias_hh" in p:
-        whole = len(p["bias_hh"]) == gates
-        kept = spec.form.recurrent_candidate_bias
-        candidate = p["bias_hh"][-1] if kept else candidate
-        bias = bias.at[: gates - kept].add(p["bias_hh"][: gates - kept]) if whole else bias
+    zeros = jnp.zeros((gates, H))
+    d = zeros.at[-len(p["bias_hh"]) :].set(p["bias_hh"]) if "bias_hh" in p else zeros  # of all gates, or the candidate
+    bias = p.get("bias_ih", zeros) + (d.at[-1].set(0) if spec.form.recurrent_candidate_bias else d)
     z = x @ p["weight_ih"].reshape(gates * H, -1).T + bias.reshape(-1)
 
     def step(state: Any, now: Any) -> Any:
@@ -89,7 +85,7 @@ def _pass(spec: mr.RecurrentSpec, p: Any, x: Any, start: Any, valid: Any, revers
             h_r, h_z, h_n = jnp.split(h @ U, 3, axis=-1)
             z_r, z_z, z_n = jnp.split(z_t, 3, axis=-1)
             update = gate(z_z + h_z)
-            new = ((1 - update) * act(z_n + gate(z_r + h_r) * (h_n + candidate)) + update * h,)
+            new = ((1 - update) * act(z_n + gate(z_r + h_r) * (h_n + d[-1])) + update * h,)
         else:
             reset, update = jnp.split(gate(z_t[:, : 2 * H] + h @ U[:, : 2 * H]), 2, axis=-1)
             new = ((1 - update) * act(z_t[:, 2 * H :] + (reset * h) @ U[:, 2 * H :]) + update * h,)

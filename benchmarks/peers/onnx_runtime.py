@@ -84,21 +84,18 @@ def _model(work: Work) -> bytes:
         nodes.append(helper.make_node("Transpose", [f"Y_{k}"], [f"Z_{k}"], perm=[0, 2, 1, 3]))
         nodes.append(helper.make_node("Reshape", [f"Z_{k}", "shape"], [y]))
         x = y
-    sizes = (directions, "batch", spec.hidden_size)
+
+    def floats(name: str, *sizes: Any) -> Any:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, sizes)
+
     passes = [f"{s}_{k}" for k in range(spec.num_layers) for s in states]
-    described = helper.make_tensor_value_info
+    start, end = ([floats(name + n, directions, "batch", spec.hidden_size) for name in passes] for n in ("", "_n"))
+    lengths = helper.make_tensor_value_info("lengths", TensorProto.INT32, ("batch",))
     graph = helper.make_graph(
         nodes,
         spec.cell,
-        [
-            described("x", TensorProto.FLOAT, ("time", "batch", spec.input_size)),
-            described("lengths", TensorProto.INT32, ("batch",)),
-            *(described(name, TensorProto.FLOAT, sizes) for name in passes),
-        ],
-        [
-            described("y", TensorProto.FLOAT, ("time", "batch", spec.output_size)),
-            *(described(f"{name}_n", TensorProto.FLOAT, sizes) for name in passes),
-        ],
+        [floats("x", "time", "batch", spec.input_size), lengths, *start],
+        [floats("y", "time", "batch", spec.output_size), *end],
         [
             *(numpy_helper.from_array(array, name) for name, array in arrays.items()),
             numpy_helper.from_array(np.array([0, 0, spec.output_size]), "shape"),
