@@ -6,7 +6,7 @@ from typing import Any
 import multirnn as mr
 from multirnn.protocol import SGD_RATE, Prepared, Work
 
-from ._peer import modes
+from ._peer import flat, gathered, modes
 
 FLOAT32 = "JAX computes in float32 unless the whole process is set to float64"
 
@@ -16,9 +16,9 @@ def jitted(
     forward: Callable[[Any, Any, Any], Any],
     parameters: Any,
     zero: Any,
-    output: Callable[[Any], mr.Output],
-    carried: Callable[[mr.State], Any],
     canonical: Callable[[Any], Mapping[str, Any]],
+    *,
+    c_first: bool = False,
 ) -> Prepared:
     """One jitted function of each mode.
 
@@ -26,10 +26,9 @@ def jitted(
         work: what is computed.
         forward: from parameters, x and a state to the sequence, batch first, and the final state.
         parameters: of `forward`.
-        zero: the initial state, as `forward` takes it.
-        output: the result of `forward` in NumPy.
-        carried: a state, as `forward` returns one.
+        zero: the initial state, a tree of the states of every pass.
         canonical: parameters, or their gradients, by canonical names.
+        c_first: whether a pass has (c, h), not (h, c).
     """
     import jax
     import jax.numpy as jnp
@@ -40,7 +39,8 @@ def jitted(
         return jax.block_until_ready(step(parameters, x, state))
 
     def gradients(cotangent: mr.Output) -> Callable[[], Any]:
-        given = jnp.asarray(cotangent.sequence), carried(cotangent.state)
+        states = map(jnp.asarray, flat(cotangent.state, c_first=c_first))
+        given = jnp.asarray(cotangent.sequence), jax.tree.unflatten(jax.tree.structure(zero), states)
 
         @jax.jit
         def pull(parameters: Any, x: Any, given: Any) -> Any:
@@ -63,5 +63,8 @@ def jitted(
             return trained
 
         return train
+
+    def output(found: Any) -> mr.Output:
+        return gathered(work.weights.spec, found[0], jax.tree.leaves(found[1]), c_first=c_first)
 
     return modes(work, run, zero, output, canonical, gradients, training)

@@ -54,6 +54,19 @@ class Peer:
         return self.also_refuses(work)
 
 
+def flat(state: mr.State, *, c_first: bool = False) -> list[Any]:
+    """The state of every pass, as most frameworks keep it: h, c of the first, h, c of the next; or c before h."""
+    parts = [part for part in state if part is not None]
+    return [part[n] for n in range(len(state.h)) for part in (reversed(parts) if c_first else parts)]
+
+
+def gathered(spec: mr.RecurrentSpec, sequence: Any, states: Sequence[Any], *, c_first: bool = False) -> mr.Output:
+    """The result in NumPy, from states in the order of `flat`."""
+    count = len(spec.form.states)
+    parts = [np.stack([np.asarray(part) for part in states[n::count]]) for n in range(count)]
+    return mr.Output(np.asarray(sequence), mr.State(*(reversed(parts) if c_first else parts)))
+
+
 def modes(
     work: Work,
     run: Callable[[Any], Any],

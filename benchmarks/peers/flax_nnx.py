@@ -1,4 +1,4 @@
-"""Flax: `nnx.RNN` over SimpleCell, OptimizedLSTMCell or GRUCell, `nnx.Bidirectional` over two, split into a graph and its parameters and jitted with JAX.
+"""Flax: `nnx.RNN` over its cells, `nnx.Bidirectional` over two, split into a graph and parameters and jitted by JAX.
 
 `nnx.GRUCell` has no recurrent bias in its candidate, so a GRU that has one is refused.
 """
@@ -35,9 +35,9 @@ def prepare(work: Work, threads: int) -> Prepared:
     layers = _layers(work.weights)
     graph, parameters, rest = nnx.split(layers, nnx.Param, ...)
     lengths = None if work.lengths is None else jnp.asarray(work.lengths)
-    cell = (jnp.zeros((len(work.x), spec.hidden_size)),) * len(spec.form.states)
-    pass_ = tuple(reversed(cell)) if spec.cell == "lstm" else cell[0]  # the carry of an LSTM is (c, h)
-    zero = [(pass_, pass_) if spec.bidirectional else pass_] * spec.num_layers
+    state = jnp.zeros((len(work.x), spec.hidden_size))
+    carry = (state, state) if spec.cell == "lstm" else state
+    zero = [(carry, carry) if spec.bidirectional else carry] * spec.num_layers
 
     def forward(parameters: Any, x: Any, carries: Any) -> Any:
         ends = []
@@ -48,12 +48,6 @@ def prepare(work: Work, threads: int) -> Prepared:
             ends.append(end)
         return x, ends
 
-    def output(found: Any) -> mr.Output:
-        sequence, ends = found
-        passes = [end for layer in ends for end in (layer if spec.bidirectional else (layer,))]
-        parts = [tuple(reversed(end)) if spec.cell == "lstm" else (end,) for end in passes]
-        return mr.Output(np.asarray(sequence), mr.State(*map(np.stack, zip(*parts, strict=True))))
-
     def canonical(parameters: Any) -> dict[str, Any]:
         merged, found = nnx.merge(graph, parameters, rest), {}
         for prefix, cell in _cells(spec, merged):
@@ -61,13 +55,7 @@ def prepare(work: Work, threads: int) -> Prepared:
                 found[prefix + name] = np.asarray(variable[...].T).reshape(spec.shapes[prefix + name])
         return found
 
-    def carried(state: mr.State) -> Any:
-        """A state as the layers return theirs."""
-        states = [jnp.asarray(part) for part in reversed(state) if part is not None]
-        passes = list(zip(*states, strict=True)) if spec.cell == "lstm" else list(states[0])
-        return list(zip(passes[::2], passes[1::2], strict=True)) if spec.bidirectional else passes
-
-    return jitted(work, forward, parameters, zero, output, carried, canonical)
+    return jitted(work, forward, parameters, zero, canonical, c_first=True)
 
 
 def _layers(weights: mr.Weights) -> Any:

@@ -19,25 +19,19 @@ def prepare(work: Work, threads: int) -> Prepared:
     spec = work.weights.spec
     weights = {name: jnp.asarray(array) for name, array in work.weights.arrays.items()}
     lengths = None if work.lengths is None else jnp.asarray(work.lengths)
-    zero = (jnp.zeros((spec.num_layers * len(spec.directions), len(work.x), spec.hidden_size)),) * len(spec.form.states)
+    zero = [(jnp.zeros((len(work.x), spec.hidden_size)),) * len(spec.form.states) for _ in spec.passes]
 
     def forward(weights: Any, x: Any, state: Any) -> Any:
         return _stack(spec, weights, x, state, lengths)
 
-    def output(found: Any) -> mr.Output:
-        return mr.Output(np.asarray(found[0]), mr.State(*map(np.asarray, found[1])))
-
-    def carried(state: mr.State) -> Any:
-        return tuple(jnp.asarray(part) for part in state if part is not None)
-
     def canonical(weights: Any) -> Mapping[str, Any]:
         return {name: np.asarray(array) for name, array in weights.items()}
 
-    return jitted(work, forward, weights, zero, output, carried, canonical)
+    return jitted(work, forward, weights, zero, canonical)
 
 
 def _stack(spec: mr.RecurrentSpec, weights: Any, x: Any, state: Any, lengths: Any) -> Any:
-    """The sequence, batch first, and the final state."""
+    """The sequence, batch first, and the final states of all passes."""
     import jax.numpy as jnp
 
     x, ends = x.swapaxes(0, 1), []
@@ -50,12 +44,11 @@ def _stack(spec: mr.RecurrentSpec, weights: Any, x: Any, state: Any, lengths: An
                 for name, array in weights.items()
                 if name.startswith(f"layers.{layer}.{direction}.")
             }
-            start = tuple(part[len(ends)] for part in state)
-            end, y = _pass(spec, parameters, x, start, valid, direction == "backward")
+            end, y = _pass(spec, parameters, x, state[len(ends)], valid, direction == "backward")
             outputs.append(y)
             ends.append(end)
         x = jnp.concatenate(outputs, axis=-1)
-    return x.swapaxes(0, 1), tuple(jnp.stack(parts) for parts in zip(*ends, strict=True))
+    return x.swapaxes(0, 1), ends
 
 
 def _pass(spec: mr.RecurrentSpec, p: Any, x: Any, start: Any, valid: Any, reverse: bool) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 import multirnn as mr
 from multirnn.protocol import SGD_RATE, Prepared, Work
 
-from ._peer import Peer, modes
+from ._peer import Peer, flat, gathered, modes
 
 
 def _refuses(work: Work) -> str | None:
@@ -47,18 +47,14 @@ def prepare(work: Work, threads: int, *, jit_compile: bool) -> Prepared:
         return tf.function(function, jit_compile=jit_compile)
 
     def output(found: Any) -> mr.Output:
-        sequence, ends = found
-        states = len(spec.form.states)
-        passes = [end[n : n + states] for end in ends for n in range(0, len(end), states)]
-        parts = [np.stack([np.asarray(part) for part in one]) for one in zip(*passes, strict=True)]
-        return mr.Output(np.asarray(sequence), mr.State(*parts))
+        return gathered(spec, found[0], tf.nest.flatten(found[1]))
 
     def canonical(arrays: Any) -> Mapping[str, Any]:
         named = dict(zip(held, map(np.asarray, arrays), strict=True))
         return mr.from_arrays(named, convention="keras", cell=spec.cell, reset_after=spec.reset_after).arrays
 
     def gradients(cotangent: mr.Output) -> Callable[[], Any]:
-        given = tf.nest.flatten([tf.constant(cotangent.sequence), _ends(tf, spec, cotangent.state)])
+        given = [tf.constant(array) for array in (cotangent.sequence, *flat(cotangent.state))]
 
         @compiled
         def pulled(x: Any) -> Any:
@@ -122,15 +118,6 @@ def _layers(weights: mr.Weights) -> tuple[list[Any], list[str]]:
         layer.set_weights([waiting.pop(0) for _ in layer.weights])
         layers.append(layer)
     return layers, list(arrays)
-
-
-def _ends(tf: Any, spec: mr.RecurrentSpec, state: mr.State) -> list[Any]:
-    """A state as the layers return theirs: of each layer, of each direction, its parts."""
-    parts = [tf.constant(part) for part in state if part is not None]
-    directions = len(spec.directions)
-    return [
-        [part[n] for n in range(k * directions, (k + 1) * directions) for part in parts] for k in range(spec.num_layers)
-    ]
 
 
 PACKAGES = ("keras", "tensorflow")

@@ -10,7 +10,7 @@ import numpy as np
 import multirnn as mr
 from multirnn.protocol import Prepared, Work
 
-from ._peer import Peer, modes
+from ._peer import Peer, gathered, modes
 
 
 def sigmoid(x: Any) -> Any:
@@ -45,8 +45,7 @@ def prepare(work: Work, threads: int) -> Prepared:
         return x, ends
 
     def output(found: Any) -> mr.Output:
-        sequence, ends = found
-        return mr.Output(sequence, mr.State(*map(np.stack, zip(*ends, strict=True))))
+        return gathered(spec, found[0], [part for end in found[1] for part in end])
 
     return modes(work, run, start, output)
 

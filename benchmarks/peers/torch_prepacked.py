@@ -5,7 +5,7 @@ from typing import Any
 import multirnn as mr
 from multirnn.protocol import Prepared, Work
 
-from ._peer import Peer, modes
+from ._peer import Peer, gathered, modes
 
 LSTM_MODE = 2  # of at::native::mkldnn_rnn_layer: rnn_relu, rnn_tanh, lstm, gru
 
@@ -61,9 +61,7 @@ def prepare(work: Work, threads: int) -> Prepared:
         return y, ends
 
     def output(found: Any) -> mr.Output:
-        y, ends = found
-        h, c = (torch.stack(parts).numpy() for parts in zip(*ends, strict=True))
-        return mr.Output(y.numpy().swapaxes(0, 1), mr.State(h, c))
+        return gathered(spec, found[0].swapaxes(0, 1), [part for end in found[1] for part in end])
 
     return modes(work, run, [(zero, zero)] * len(packed), output)
 
