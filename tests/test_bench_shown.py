@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from bench_examples import LIMITS, PEERS
-from multirnn_bench.cli.rows import FEW, report
+from multirnn_bench.cli.rows import FEW, summary
 from multirnn_bench.problems import Problem
 from multirnn_bench.quantities import seconds
 from multirnn_bench.results import Results
@@ -42,7 +42,7 @@ def rows(problems: int) -> list[dict[str, Any]]:
 def shown(found: list[dict[str, Any]], width: int, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> str:
     monkeypatch.setenv("COLUMNS", str(width))
     header = {"table": "standard", "machine": {"processor": "Intel(R) Xeon(R) Processor @ 2.10GHz"}}
-    show(*report(Results(header, found), Path("r.jsonl"), {"jax": "backend 'jax' needs 'jax'"}))
+    show(*summary(Results(header, found), Path("r.jsonl"), {"jax": "backend 'jax' needs 'jax'"}))
     text: str = capsys.readouterr().out
     return text
 

@@ -21,7 +21,7 @@ On what
 What came out
     statistics    quartiles, paired ratios, intervals, and two files compared
     standing      who is fastest, by how much, and what was not timed
-    report        Markdown; `page`, one HTML page, of `charts` and `markup`; `quantities`, numbers in words
+    report        Markdown; `page`, one HTML page by `templates/` and `charts`; `quantities`, numbers in words
 
 On the command line
     cli           `multirnn bench` and `multirnn doctor`, which `multirnn.cli` finds by the name of this package

@@ -3,10 +3,12 @@
 A group of commands; `run` may be left out: `multirnn bench smoke`.
 """
 
+import re
 import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +20,8 @@ from multirnn.cli.console import heading, show, show_json, table
 from multirnn.errors import InvalidData
 from multirnn.protocol import MODES
 from multirnn_bench import results
-from multirnn_bench.cli.bar import bar
-from multirnn_bench.cli.rows import report as shown
+from multirnn_bench.cli.bar import progress_bar
+from multirnn_bench.cli.rows import summary
 from multirnn_bench.contenders import PEERS, find
 from multirnn_bench.machine import allowed_cores
 from multirnn_bench.problems import TABLES, Case, Problem, Table, read_table
@@ -75,32 +77,33 @@ def _threads(ctx: click.Context, param: click.Parameter, value: str | None) -> t
     parts = [part.strip() for part in value.split(",")]
     if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
         raise click.BadParameter(f"numbers of threads with commas between them, as in 1,2, not {value!r}")
-    numbers = tuple(dict.fromkeys(int(part) for part in parts))
+    numbers = tuple(dict.fromkeys(map(int, parts)))
     if (most := max(numbers)) > (cores := len(allowed_cores())):
         raise click.BadParameter(f"{most} threads need as many cores, and this process may run on {cores}")
     return numbers
 
 
+def _two_numbers(value: str, separator: str, wanted: str) -> tuple[int, int]:
+    match = re.fullmatch(rf"(\d+){separator}(\d+)", value, re.ASCII)
+    if match is None:
+        raise click.BadParameter(f"{wanted}, not {value!r}")
+    return int(match[1]), int(match[2])
+
+
 def _part(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
     if value is None:
         return None
-    number, _, count = value.partition("/")
-    if not (number.isascii() and number.isdigit() and count.isascii() and count.isdigit()):
-        raise click.BadParameter(f"a part is N/M, as in 3/10, not {value!r}")
-    if not 1 <= int(number) <= int(count):
+    number, count = _two_numbers(value, "/", "a part is N/M, as in 3/10")
+    if not 1 <= number <= count:
         raise click.BadParameter(f"the parts of {count} are 1/{count} to {count}/{count}, not {value}")
-    return int(number), int(count)
+    return number, count
 
 
 def _lengths(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
-    if value is None:
-        return None
-    shortest, _, longest = value.partition("-")
-    if not (shortest.isascii() and shortest.isdigit() and longest.isascii() and longest.isdigit()):
-        raise click.BadParameter(f"the shortest and the longest row, as in 10-100, not {value!r}")
-    return int(shortest), int(longest)
+    return None if value is None else _two_numbers(value, "-", "the shortest and the longest row, as in 10-100")
 
 
+_repeatable = partial(click.option, multiple=True)
 OWN = ("hidden_size", "input_size", "batch", "time", "lengths")
 STACK = ("num_layers", "bidirectional", "bias", "reset_after", "activation", "recurrent_activation", "dtype")
 
@@ -131,34 +134,25 @@ STACK = ("num_layers", "bidirectional", "bias", "reset_after", "activation", "re
 @click.option("--time", type=options.POSITIVE, metavar="N", help="Steps of the input.  [default: 100]")
 @click.option("--lengths", metavar="N-M", callback=_lengths, help="Rows of N to M steps.  [default: all full]")
 @options.stack
-@click.option(
-    "--problem", "problems", multiple=True, metavar="NAME", help="Only this problem; * and ? match; repeatable."
-)
+@_repeatable("--problem", "problems", metavar="NAME", help="Only this problem; * and ? match; repeatable.")
 @click.option("--part", metavar="N/M", callback=_part, help="Only the Nth of M parts of the table.")
-@click.option(
+@_repeatable(
     "--mode",
     "modes",
     type=click.Choice(MODES),
-    multiple=True,
-    help="Run each problem in this mode; may be repeated.  [default: the table's]",
+    help="Run each problem in this mode; repeatable.  [default: the table's]",
 )
 @click.option(
-    "--threads",
-    metavar="N,…",
-    callback=_threads,
-    help="Numbers of threads, each a row of its own.  [default: the table's]",
+    "--threads", metavar="N,…", callback=_threads, help="Numbers of threads, each a row.  [default: the table's]"
 )
 @options.backends
-@click.option(
+@_repeatable(
     "--peers",
     type=click.Path(path_type=Path),
-    multiple=True,
     metavar="FOLDER",
-    help="More peers: Python files with CONTENDERS; may be repeated. Without --backend those that ship run too.",
+    help="More peers: Python files with CONTENDERS; repeatable. Without --backend those that ship run too.",
 )
-@click.option(
-    "--contender", "contenders", multiple=True, metavar="NAME", help="Only this one; * and ? match; repeatable."
-)
+@_repeatable("--contender", "contenders", metavar="NAME", help="Only this one; * and ? match; repeatable.")
 @click.option(
     "--out", type=click.Path(path_type=Path), metavar="FILE", help="Where rows go.  [default: named by the time]"
 )
@@ -172,9 +166,7 @@ STACK = ("num_layers", "bidirectional", "bias", "reset_after", "activation", "re
 )
 @click.option("--minutes", type=click.FloatRange(min=0), help="Cut rounds to fit.  [default: the table's]")
 @click.option(
-    "--cap",
-    type=click.FloatRange(min=0, min_open=True),
-    help="Seconds until a contender without an answer is given up.",
+    "--cap", type=click.FloatRange(min=0, min_open=True), help="Seconds until a silent contender is given up."
 )
 @click.option(
     "--seed",
@@ -229,7 +221,7 @@ def run(
     threads = threads or tuple(n for n in chosen.threads if n <= cores)
     sources = find(options.chosen(names), _peers(names, peers), contenders)
     out = out or Path(f"multirnn-{Path(chosen.name).stem}-{time.strftime('%Y%m%d-%H%M%S')}.jsonl")
-    with results.Writer(out, resume=resume) as writer, bar() as tell:
+    with results.Writer(out, resume=resume) as writer, progress_bar() as tell:
         header, limits = _header(chosen, threads, seed, writer.found, tell)
         writer.begin(header)
         with Run(
@@ -248,7 +240,7 @@ def run(
     if as_json:
         show_json({"ok": status == 0, "file": str(out), "missing": running.missing, **vars(found)})
     else:
-        show(*shown(found, out, running.missing))
+        show(*summary(found, out, running.missing))
     ctx.exit(status)
 
 
@@ -265,12 +257,9 @@ def _table(ctx: click.Context, name: str | None, cell: str | None, given: dict[s
     described = [field for field in (*OWN, *STACK) if ctx.get_parameter_source(field) is not default]
     if cell is None:
         if described:
-            raise click.UsageError(f"{_option(described[0])} describes a problem of your own: give its --cell too.")
-        if name is None or name in TABLES:
-            return TABLES[name or "smoke"]()
-        if name.endswith(".csv"):
-            return read_table(name)
-        raise click.UsageError(f"no table {name!r}: there are {', '.join(TABLES)}, or the name of a .csv file.")
+            option = next(one.opts[0] for one in ctx.command.params if one.name == described[0])
+            raise click.UsageError(f"{option} describes a problem of your own: give its --cell too.")
+        return _named_table(name or "smoke")
     if name is not None:
         raise click.UsageError(f"a table ({name}) and a problem of your own (--cell) are two runs: leave one out.")
     if given["hidden_size"] is None:
@@ -281,9 +270,12 @@ def _table(ctx: click.Context, name: str | None, cell: str | None, given: dict[s
     return Table("own", (Case(problem, ("inference",)),))
 
 
-def _option(field: str) -> str:
-    parameter = next(one for one in run.params if one.name == field)
-    return parameter.opts[0]
+def _named_table(name: str) -> Table:
+    if name in TABLES:
+        return TABLES[name]()
+    if name.endswith(".csv"):
+        return read_table(name)
+    raise click.UsageError(f"no table {name!r}: there are {', '.join(TABLES)}, or the name of a .csv file.")
 
 
 def _header(
@@ -317,15 +309,11 @@ def _status(rows: Sequence[dict[str, Any]], names: tuple[str, ...], missing: Seq
         return 1
     if statuses & {"failed", "killed"}:
         return 2
-    refusing = [name for name in names if _refuses_all(name, rows)]
+    found = {(row["contender"]["name"].split()[0], row["status"]) for row in rows if row["contender"]["kind"] == "ours"}
+    refusing = [name for name in names if {status for of, status in found if of == name} == {"refused"}]
     for name in refusing:
         click.echo(f"Error: backend {name!r} refuses every problem", err=True)
     return 3 if refusing or (names and missing) else 0
-
-
-def _refuses_all(name: str, rows: Sequence[dict[str, Any]]) -> bool:
-    own = [row for row in rows if row["contender"]["kind"] == "ours" and row["contender"]["name"].split()[0] == name]
-    return bool(own) and all(row["status"] == "refused" for row in own)
 
 
 # --- Results ---------------------------------------------------------------------------------------
@@ -337,15 +325,11 @@ def _refuses_all(name: str, rows: Sequence[dict[str, Any]]) -> bool:
 @options.debug
 def list_problems(name: str | None, as_json: bool) -> None:
     """Show the problems of a table, or of all."""
-    names = [name] if name else list(TABLES)
-    if unknown := [one for one in names if one not in TABLES and not one.endswith(".csv")]:
-        raise click.UsageError(f"no table {unknown[0]!r}: there are {', '.join(TABLES)}, or the name of a .csv file.")
-    found = [TABLES[one]() if one in TABLES else read_table(one) for one in names]
+    found = [_named_table(one) for one in ([name] if name else TABLES)]
     if as_json:
-        cases = {
-            one.name: [{"problem": e.problem.to_dict(), "modes": list(e.modes)} for e in one.cases] for one in found
-        }
-        show_json(cases)
+        show_json(
+            {one.name: [{"problem": e.problem.to_dict(), "modes": list(e.modes)} for e in one.cases] for one in found}
+        )
         return
     for one in found:
         columns = ("batch", "time", "input", "hidden")
@@ -397,10 +381,10 @@ def report(file: Path, page: Path | None, markdown: Path | None) -> None:
     found = results.read(file)
     if page is None and markdown is None:
         click.echo(tables(found))
-    for path, text in ((page, html), (markdown, tables)):
+    for path, make in ((page, html), (markdown, tables)):
         if path is not None:
             try:
-                path.write_text(text(found), encoding="utf-8")
+                path.write_text(make(found), encoding="utf-8")
             except OSError as error:
                 raise click.UsageError(f"{path} cannot be written: {error.strerror}") from None
             click.echo(f"written: {path}", err=True)
