@@ -22,7 +22,7 @@ from typing import Any
 
 from multirnn_bench.results import read
 from multirnn_bench.standing import Row, View, label, views
-from multirnn_bench.statistics import geometric_mean
+from multirnn_bench.statistics import geometric_mean, shared_rounds
 
 RESULTS = Path(__file__).parent / "results" / "goals"
 """A file for every kind of processor."""
@@ -119,8 +119,7 @@ def judged(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 def paired(above: Row, below: Row) -> float:
     """The median of the ratios of two rows in the rounds that both were in; of their medians, if there are none."""
-    first, second = (dict(zip(row["round_numbers"], row["rounds"], strict=True)) for row in (above, below))
-    ratios = [first[number] / second[number] for number in first if number in second]
+    ratios = [a / b for a, b in zip(*shared_rounds(above, below), strict=True)]
     return median(ratios) if ratios else float(above["median"] / below["median"])
 
 

@@ -22,6 +22,7 @@ from typing import Any
 from multirnn_bench.limits import minimum_memory
 from multirnn_bench.problems import Problem
 from multirnn_bench.results import Results, read
+from multirnn_bench.statistics import shared_rounds
 
 RESULTS = Path(__file__).parent / "results"
 MEMORY = 1.3  # times the minimum
@@ -80,9 +81,7 @@ def beside(row: Row, what: str, goal: Goal) -> Pair:
 
 def against(ours: Row, theirs: Row, what: str, goal: Goal) -> Pair:
     """A row against another in the rounds of both."""
-    one, other = (dict(zip(row["round_numbers"], row["rounds"], strict=True)) for row in (ours, theirs))
-    both = sorted(set(one) & set(other))
-    return Pair.of(what, shape(ours), [one[n] for n in both], [other[n] for n in both], goal)
+    return Pair.of(what, shape(ours), *shared_rounds(ours, theirs), goal)
 
 
 def foundation(results: Results) -> Iterator[Pair]:

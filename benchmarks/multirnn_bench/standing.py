@@ -11,7 +11,7 @@ from typing import Any
 
 from multirnn.protocol import MODES
 from multirnn_bench.quantities import count
-from multirnn_bench.statistics import Interval, geometric_mean, independent_ratio, paired_ratio
+from multirnn_bench.statistics import Interval, geometric_mean, independent_ratio, paired_ratio, shared_rounds
 
 __all__ = ["Duel", "Row", "Standing", "View", "label", "reasons", "views"]
 
@@ -37,14 +37,10 @@ class Duel:
     @cached_property
     def ratio(self) -> Interval:
         """By shared rounds; by medians if fewer than three are shared."""
-        ours, peers = (
-            dict(zip(row.get("round_numbers") or range(len(row["rounds"])), row["rounds"], strict=True))
-            for row in (self.ours, self.peer)
-        )
-        shared = sorted(set(ours) & set(peers))
-        if len(shared) < FEWEST:
+        shared = shared_rounds(self.ours, self.peer)
+        if len(shared[0]) < FEWEST:
             return independent_ratio(self.ours["rounds"], self.peer["rounds"])
-        return paired_ratio([ours[number] for number in shared], [peers[number] for number in shared])
+        return paired_ratio(*shared)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ __all__ = [
     "independent_ratio",
     "paired_ratio",
     "quartiles",
+    "shared_rounds",
 ]
 
 CONFIDENCE = 0.95
@@ -92,6 +93,16 @@ def independent_ratio(times: ArrayLike, others: ArrayLike, *, seed: int = 0) -> 
     generator = np.random.default_rng(seed)
     below, above = (np.median(_resampled(side, generator), axis=1) for side in (times, others))
     return _interval(float(np.median(others) / np.median(times)), above / below)
+
+
+def shared_rounds(row: Row, other: Row) -> tuple[list[float], list[float]]:
+    """The seconds of two rows in the rounds that both took part in."""
+    one, two = (
+        dict(zip(each.get("round_numbers") or range(len(each["rounds"])), each["rounds"], strict=True))
+        for each in (row, other)
+    )
+    shared = sorted(one.keys() & two.keys())
+    return [one[number] for number in shared], [two[number] for number in shared]
 
 
 def geometric_mean(ratios: ArrayLike, *, seed: int = 0) -> Interval:
