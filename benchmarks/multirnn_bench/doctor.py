@@ -168,9 +168,14 @@ def _compiled_loop(check: str) -> Finding:
 
     native = measure_alone("numpy_layer", "native", PERIOD)
     if reason := missing():
-        says = f"it is not there, and a GRU over 50 steps takes {seconds(native)} in NumPy: {reason}"
-        remedy = "install multirnn where there is a C compiler."
-        return Finding(check, "slow", says, remedy, None, {"native": native})
+        return Finding(
+            check,
+            "slow",
+            f"it is not there, and a GRU over 50 steps takes {seconds(native)} in NumPy: {reason}",
+            "install multirnn where there is a C compiler.",
+            None,
+            {"native": native},
+        )
     fast = measure_alone("numpy_layer", "fast", PERIOD)
     says = f'a GRU over 50 steps takes {seconds(fast)} with implementation="fast" and {seconds(native)} without'
     return Finding(check, "fine", says, measured={"native": native, "fast": fast})

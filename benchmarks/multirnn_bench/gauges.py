@@ -37,8 +37,9 @@ def tile(dtype: str, seconds: float) -> float | None:
     if missing():
         return None
     batch, time, features, hidden = 12, 16, 512, 96
-    linear: dict[str, Any] = {"activation": "linear", "recurrent_activation": "linear"}
-    spec = mr.RecurrentSpec("lstm", features, hidden, bias="none", dtype=dtype, **linear)
+    spec = mr.RecurrentSpec(
+        "lstm", features, hidden, activation="linear", recurrent_activation="linear", bias="none", dtype=dtype
+    )
     stack = Stack(spec)
     weights = {name: np.full(shape, 1e-3, dtype) for name, shape in spec.shapes.items()}
     table = stack.bind({name: operand(array) for name, array in weights.items()})
