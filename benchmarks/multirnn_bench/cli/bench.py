@@ -103,9 +103,8 @@ def _lengths(ctx: click.Context, param: click.Parameter, value: str | None) -> t
     return None if value is None else _two_numbers(value, "-", "the shortest and the longest row, as in 10-100")
 
 
+PATH = click.Path(path_type=Path)
 _repeatable = partial(click.option, multiple=True)
-OWN = ("hidden_size", "input_size", "batch", "time", "lengths")
-STACK = ("num_layers", "bidirectional", "bias", "reset_after", "activation", "recurrent_activation", "dtype")
 
 
 @command.command(
@@ -130,8 +129,8 @@ STACK = ("num_layers", "bidirectional", "bias", "reset_after", "activation", "re
 @click.option(
     "--input", "input_size", type=options.POSITIVE, metavar="N", help="Features of the input.  [default: as --hidden]"
 )
-@click.option("--batch", type=options.POSITIVE, metavar="N", help="Rows of the input.  [default: 1]")
-@click.option("--time", type=options.POSITIVE, metavar="N", help="Steps of the input.  [default: 100]")
+@click.option("--batch", type=options.POSITIVE, metavar="N", default=1, show_default=True, help="Rows of the input.")
+@click.option("--time", type=options.POSITIVE, metavar="N", default=100, show_default=True, help="Steps of the input.")
 @click.option("--lengths", metavar="N-M", callback=_lengths, help="Rows of N to M steps.  [default: all full]")
 @options.stack
 @_repeatable("--problem", "problems", metavar="NAME", help="Only this problem; * and ? match; repeatable.")
@@ -147,39 +146,25 @@ STACK = ("num_layers", "bidirectional", "bias", "reset_after", "activation", "re
 )
 @options.backends
 @_repeatable(
-    "--peers",
-    type=click.Path(path_type=Path),
-    metavar="FOLDER",
-    help="More peers: Python files with CONTENDERS; repeatable. Without --backend those that ship run too.",
-)
+    "--peers", type=PATH, metavar="FOLDER", help="More peers: Python files with CONTENDERS; repeatable. "
+    "Without --backend those that ship run too.",
+)  # fmt: skip
 @_repeatable("--contender", "contenders", metavar="NAME", help="Only this one; * and ? match; repeatable.")
-@click.option(
-    "--out", type=click.Path(path_type=Path), metavar="FILE", help="Where rows go.  [default: named by the time]"
-)
+@click.option("--out", type=PATH, metavar="FILE", help="Where rows go.  [default: named by the time]")
 @click.option("--resume", is_flag=True, help="Continue the file of --out: only missing rows are run.")
 @click.option(
-    "--disturbed",
-    type=click.FloatRange(0, 1),
-    metavar="SHARE",
-    help="With --resume: run problems again that lost more than this share of the cores to the hypervisor; "
-    "the calmer time counts.",
-)
+    "--disturbed", type=click.FloatRange(0, 1), metavar="SHARE", help="With --resume: run problems again that lost "
+    "more than this share of the cores to the hypervisor; the calmer time counts.",
+)  # fmt: skip
 @click.option("--minutes", type=click.FloatRange(min=0), help="Cut rounds to fit.  [default: the table's]")
+@click.option("--cap", type=click.FloatRange(0, min_open=True), help="Seconds until a silent contender is given up.")
 @click.option(
-    "--cap", type=click.FloatRange(min=0, min_open=True), help="Seconds until a silent contender is given up."
-)
-@click.option(
-    "--seed",
-    type=click.IntRange(min=0),
-    metavar="N",
-    default=0,
-    show_default=True,
-    help="Of weights, inputs and the order.",
+    "--seed", type=click.IntRange(0), metavar="N", default=0, show_default=True, help="Of weights, inputs, order."
 )
 @options.json_output
 @options.debug
 @click.pass_context
-def run(
+def run_table(
     ctx: click.Context,
     /,
     name: str | None,
@@ -211,7 +196,6 @@ def run(
         raise click.UsageError("--resume goes on with a file: name it with --out.")
     if disturbed is not None and not resume:
         raise click.UsageError("--disturbed runs a part of a file again: give --resume too.")
-    again = float("inf") if disturbed is None else disturbed
     chosen = _table(ctx, name, cell, given).only(names=problems, modes=modes, part=part)
     if minutes is not None:
         chosen = replace(chosen, seconds=60 * minutes)
@@ -219,13 +203,23 @@ def run(
         chosen = replace(chosen, cap=cap)
     cores = len(allowed_cores())
     threads = threads or tuple(n for n in chosen.threads if n <= cores)
-    sources = find(options.chosen(names), _peers(names, peers), contenders)
+    if not names and PEERS is not None and PEERS not in [folder.resolve() for folder in peers]:
+        peers = PEERS, *peers
+    sources = find(options.chosen(names), peers, contenders)
     out = out or Path(f"multirnn-{Path(chosen.name).stem}-{time.strftime('%Y%m%d-%H%M%S')}.jsonl")
     with results.Writer(out, resume=resume) as writer, progress_bar() as tell:
         header, limits = _header(chosen, threads, seed, writer.found, tell)
         writer.begin(header)
         with Run(
-            chosen, sources, threads, writer, limits, seed=seed, measure=measure_again, again=again, tell=tell
+            chosen,
+            sources,
+            threads,
+            writer,
+            limits,
+            seed=seed,
+            measure=measure_again,
+            again=float("inf") if disturbed is None else disturbed,
+            tell=tell,
         ) as running:
             try:
                 # SIGTERM ends the contenders too: one that compiles would go on for minutes.
@@ -244,17 +238,10 @@ def run(
     ctx.exit(status)
 
 
-def _peers(names: tuple[str, ...], given: tuple[Path, ...]) -> tuple[Path, ...]:
-    """The peers that were given, after those that ship unless backends were named."""
-    if names or PEERS is None or PEERS in [folder.resolve() for folder in given]:
-        return given
-    return PEERS, *given
-
-
 def _table(ctx: click.Context, name: str | None, cell: str | None, given: dict[str, Any]) -> Table:
     """The named table, or the problem that the options describe."""
     default = click.core.ParameterSource.DEFAULT
-    described = [field for field in (*OWN, *STACK) if ctx.get_parameter_source(field) is not default]
+    described = [field for field in given if ctx.get_parameter_source(field) is not default]
     if cell is None:
         if described:
             option = next(one.opts[0] for one in ctx.command.params if one.name == described[0])
@@ -264,9 +251,8 @@ def _table(ctx: click.Context, name: str | None, cell: str | None, given: dict[s
         raise click.UsageError(f"a table ({name}) and a problem of your own (--cell) are two runs: leave one out.")
     if given["hidden_size"] is None:
         raise click.UsageError("--cell describes a problem of your own: give its --hidden too.")
-    hidden, batch, steps = given["hidden_size"], given["batch"] or 1, given["time"] or 100
-    more = {field: given[field] for field in ("lengths", *STACK)}
-    problem = Problem.shaped(cell, steps, batch, given["input_size"] or hidden, hidden, **more)
+    given["input_size"] = given["input_size"] or given["hidden_size"]
+    problem = Problem.shaped(cell, **given)
     return Table("own", (Case(problem, ("inference",)),))
 
 
@@ -342,8 +328,8 @@ def list_problems(name: str | None, as_json: bool) -> None:
 
 
 @command.command("compare")
-@click.argument("a", type=click.Path(path_type=Path))
-@click.argument("b", type=click.Path(path_type=Path))
+@click.argument("a", type=PATH)
+@click.argument("b", type=PATH)
 @click.option(
     "--threshold",
     type=click.FloatRange(min=1),
@@ -354,7 +340,7 @@ def list_problems(name: str | None, as_json: bool) -> None:
 @options.json_output
 @options.debug
 @click.pass_context
-def compare(ctx: click.Context, /, a: Path, b: Path, threshold: float, as_json: bool) -> None:
+def compare_files(ctx: click.Context, /, a: Path, b: Path, threshold: float, as_json: bool) -> None:
     """Compare results A with results B; exit 1 if anything became slower."""
     from multirnn_bench.statistics import compare_results
 
@@ -369,11 +355,11 @@ def compare(ctx: click.Context, /, a: Path, b: Path, threshold: float, as_json: 
 
 
 @command.command("report")
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option("--html", "page", type=click.Path(path_type=Path), metavar="FILE", help="Write one self-contained page.")
-@click.option("--markdown", type=click.Path(path_type=Path), metavar="FILE", help="Write tables in Markdown.")
+@click.argument("file", type=PATH)
+@click.option("--html", "page", type=PATH, metavar="FILE", help="Write one self-contained page.")
+@click.option("--markdown", type=PATH, metavar="FILE", help="Write tables in Markdown.")
 @options.debug
-def report(file: Path, page: Path | None, markdown: Path | None) -> None:
+def write_report(file: Path, page: Path | None, markdown: Path | None) -> None:
     """Make a report of results: a page with charts, or tables in Markdown, on stdout unless a file is named."""
     from multirnn_bench.page import html
     from multirnn_bench.report import markdown as tables
