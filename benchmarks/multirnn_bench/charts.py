@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from multirnn.cells import CELLS
-from multirnn.implementation import FAST, FROZEN, NATIVE
+from multirnn.layer import FAST, FROZEN, NATIVE
 from multirnn_bench.standing import Duel, Row, View, label
 
 __all__ = [
