@@ -5,13 +5,14 @@ layer called with NumPy arrays, the same written by hand; of one call of many st
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from multirnn_bench.ours import Ours
 
 import multirnn as mr
+from multirnn.layer import FAST, NATIVE, Implementation
 from multirnn.protocol import Prepared, Work
 
 Run = Callable[[Any], tuple[Any, Any]]
@@ -65,38 +66,33 @@ def onnxruntime_by_hand(native: Any) -> Run:
     return run
 
 
+@dataclass(frozen=True)
 class Counterpart:
-    """The counterpart of a backend's layer; a `Contender` when it refuses and prepares."""
+    """A `Contender`, described by data."""
 
-    kind = "peer"
-
-    def __init__(self, backend: str, implementation: str, of: str) -> None:
-        self.backend, self.implementation = backend, implementation
-        self.name = f"{backend if implementation == 'native' else f'{backend} {implementation}'} {of}"
+    name: str
+    backend: str
+    refuses: Callable[[Work], str | None]
+    prepare: Callable[[Work, int], Prepared]
+    kind: str = "peer"
 
     def versions(self) -> Mapping[str, str]:
         """The versions of the backend."""
         return mr.backend(self.backend).versions()
 
 
-class ByHand(Counterpart):
+def by_hand(backend: str, implementation: Implementation, write: Callable[[Any], Run]) -> Counterpart:
     """The layer's native object, called from NumPy to NumPy without a wrapper."""
 
-    def __init__(self, backend: str, implementation: str, write: Callable[[Any], Run]) -> None:
-        super().__init__(backend, implementation, "by hand")
-        self.write = write
-
-    def refuses(self, work: Work) -> str | None:
-        """It is written for one layer of a simple RNN."""
+    def refuses(work: Work) -> str | None:
         spec = work.weights.spec
         if spec.cell != "simple_rnn" or spec.input_size != spec.hidden_size or work.x.shape[1] > STEPS:
             return f"written for a simple RNN of one layer, as many features as units, at most {STEPS} steps"
         return None if work.mode == "inference" else "written for inference"
 
-    def prepare(self, work: Work, threads: int) -> Prepared:
-        """See `Counterpart`."""
-        layer = mr.build(work.weights, self.backend, implementation=self.implementation)
-        run, x = self.write(layer.native), work.x
+    def prepare(work: Work, threads: int) -> Prepared:
+        layer = mr.build(work.weights, backend, implementation=implementation)
+        run, x = write(layer.native), work.x
 
         def result() -> mr.Output:
             y, h = run(x)
@@ -104,23 +100,22 @@ class ByHand(Counterpart):
 
         return Prepared(lambda: run(x), result, lambda: layer(x))
 
+    name = backend if implementation == "native" else f"{backend} {implementation}"
+    return Counterpart(f"{name} by hand", backend, refuses, prepare)
 
-class InParts(Counterpart):
-    """Calls of 100 steps, as many as the input is long."""
 
-    def __init__(self, backend: str) -> None:
-        super().__init__(backend, "fast", f"in calls of {STEPS} steps")
+def in_parts(backend: str) -> Counterpart:
+    """Calls of 100 steps of the fast layer, as many as the input is long."""
+    name = f"{backend} fast in calls of {STEPS} steps"
 
-    def refuses(self, work: Work) -> str | None:
-        """It is for inference of long inputs."""
+    def refuses(work: Work) -> str | None:
         time = work.x.shape[1]
         if work.mode == "inference" and time > STEPS and time % STEPS == 0:
             return None
         return f"for inference over more than {STEPS} steps, a multiple of them"
 
-    def prepare(self, work: Work, threads: int) -> Prepared:
-        """See `Counterpart`; both are calls of the framework on its own arrays."""
-        ours = Ours(self.backend, self.implementation, self.name)
+    def prepare(work: Work, threads: int) -> Prepared:
+        ours = Ours(backend, "fast", name)
         part = ours.prepare(replace(work, x=np.ascontiguousarray(work.x[:, :STEPS])), threads).call
         whole, parts = ours.prepare(work, threads), work.x.shape[1] // STEPS
 
@@ -130,11 +125,13 @@ class InParts(Counterpart):
 
         return Prepared(call, whole.result, whole.call)
 
+    return Counterpart(name, backend, refuses, prepare)
+
 
 CONTENDERS = (
-    ByHand("numpy", "native", numpy_by_hand),
-    *(ByHand("torch", implementation, torch_by_hand) for implementation in ("native", "fast")),
-    *(ByHand("jax", implementation, jax_by_hand) for implementation in ("native", "fast")),
-    ByHand("onnxruntime", "native", onnxruntime_by_hand),
-    *(InParts(backend) for backend in ("numpy", "torch", "keras", "jax")),
+    by_hand("numpy", "native", numpy_by_hand),
+    *(by_hand("torch", implementation, torch_by_hand) for implementation in (NATIVE, FAST)),
+    *(by_hand("jax", implementation, jax_by_hand) for implementation in (NATIVE, FAST)),
+    by_hand("onnxruntime", "native", onnxruntime_by_hand),
+    *map(in_parts, ("numpy", "torch", "keras", "jax")),
 )

@@ -141,20 +141,20 @@ def start_up() -> Iterator[Pair]:
     more: Goal = "at most 100 ms more", lambda ours, theirs, ratio: ours - theirs <= 100_000
     whole: Goal = "under 300 ms", lambda ours, theirs, ratio: ours < 300_000
     imports = [python, "-c", "import multirnn; multirnn.build"], [python, "-c", "import numpy"]
-    yield Pair.of("import multirnn, and its first use, against import numpy", (), *in_turn(*imports), more)
     helps = [multirnn, "--help"], [python, "-c", "pass"]
-    yield Pair.of("multirnn --help against python -c pass", (), *in_turn(*helps), whole)
+    for what, commands, goal in (
+        ("import multirnn, and its first use, against import numpy", imports, more),
+        ("multirnn --help against python -c pass", helps, whole),
+    ):
+        rounds = [[seconds(command) for command in commands] for _ in range(STARTS + 1)][1:]  # one warms the caches
+        yield Pair.of(what, (), *zip(*rounds, strict=True), goal)
 
 
-def in_turn(*commands: Sequence[str]) -> list[list[float]]:
-    """The seconds of each command; the first round warms the caches."""
-    found: list[list[float]] = [[] for _ in commands]
-    for _ in range(STARTS + 1):
-        for command, seconds in zip(commands, found, strict=True):
-            start = time.perf_counter()
-            subprocess.run(command, check=True, capture_output=True)
-            seconds.append(time.perf_counter() - start)
-    return [seconds[1:] for seconds in found]
+def seconds(command: Sequence[str]) -> float:
+    """The time of a process."""
+    start = time.perf_counter()
+    subprocess.run(command, check=True, capture_output=True)
+    return time.perf_counter() - start
 
 
 def main(arguments: list[str]) -> int:

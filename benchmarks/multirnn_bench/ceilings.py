@@ -42,12 +42,7 @@ def best_kernels() -> tuple[str, str] | None:
 
 
 def matrix_products(dtypes: Sequence[str], passes: int = PASSES) -> dict[str, dict[str, float]]:
-    """Floating-point operations a second of one core, by dtype and method.
-
-    Args:
-        dtypes: of the products.
-        passes: in each of which every method is tried; the best counts.
-    """
+    """Floating-point operations a second of one core, by dtype and method; the best of several passes."""
     core = allowed_cores()[:1]
     environments = {"NumPy as installed": thread_variables(1)}
     if best := best_kernels():
@@ -65,10 +60,6 @@ def matrix_products(dtypes: Sequence[str], passes: int = PASSES) -> dict[str, di
 
 def joint_products(threads: int, alone: Means) -> dict[str, dict[str, float]]:
     """The same of several cores: in one product, each in its own, and as many times the rate of one by itself.
-
-    Args:
-        threads: how many.
-        alone: the result of `matrix_products`.
 
     Raises:
         InvalidCall: this process may not run on so many cores.
@@ -98,10 +89,7 @@ def bandwidths(threads: int, alone: Means | None = None) -> dict[str, dict[str, 
     """Bytes a second read by level and method, so many cores together, each from its own part.
 
     A level is at least as fast as the one behind it: where the methods are too coarse to show it, it gets that rate.
-
-    Args:
-        threads: how many cores.
-        alone: the result for one core; given, the caches that no two cores share are not measured again.
+    Given the result for one core, caches that no two cores share are not measured again.
 
     Raises:
         InvalidCall: this process may not run on so many cores.
@@ -130,13 +118,7 @@ def bandwidths(threads: int, alone: Means | None = None) -> dict[str, dict[str, 
 
 
 def with_its_part(threads: int, alone: Means, together: Means) -> dict[str, dict[str, float]]:
-    """The bandwidths of one core, which are not below the part of each core where several read at once.
-
-    Args:
-        threads: how many did.
-        alone: the result of `bandwidths` for one core.
-        together: its result for several.
-    """
+    """The bandwidths of one core, not below its part of what several read together."""
     part = f"1/{threads} of what {threads} cores read together"
     return {
         level: {**means, part: max(together[level].values()) / threads} if level not in OWN else dict(means)
@@ -157,11 +139,7 @@ def _working_sets(threads: int) -> dict[str, int]:
 
 
 def first_cores(threads: int) -> tuple[int, ...]:
-    """So many of the cores that this process may run on.
-
-    Raises:
-        InvalidCall: they are fewer.
-    """
+    """So many of the cores that this process may run on; `InvalidCall` if they are fewer."""
     allowed = allowed_cores()
     if not 1 <= threads <= len(allowed):
         raise InvalidCall(

@@ -53,11 +53,7 @@ class Finding:
 
 
 def examine(say: Callable[[str], None] = lambda text: None) -> tuple[Finding, ...]:
-    """Run every check, half a minute or so; nothing else should run meanwhile.
-
-    Args:
-        say: called with the name of each check as it starts.
-    """
+    """Run every check, which takes half a minute; nothing else should run meanwhile. `say` is told of each."""
     findings = []
     for name, check in CHECKS.items():
         say(f"looking at {name}")

@@ -127,13 +127,7 @@ class Interference:
 
 
 def stolen_share(before: float | None, after: float | None, seconds: float, cores: int) -> float:
-    """The stolen share of the cores' time; 0 where steal time is not reported.
-
-    Args:
-        before, after: seconds stolen before and after the block.
-        seconds: length of the block.
-        cores: busy cores; idle ones have nothing to steal.
-    """
+    """The stolen share of a block's time on the busy cores; 0 where steal time, before and after it, is not reported."""
     return ((after or 0.0) - (before or 0.0)) / (seconds * cores) if seconds else 0.0
 
 

@@ -295,14 +295,7 @@ def measure(*threads: int, dtypes: Sequence[str] = tuple(BYTES)) -> Limits:
 
 
 def measure_again(limits: Limits) -> Limits:
-    """The limits with products measured again, a second or two for each number of threads; the higher rate counts.
-
-    Args:
-        limits: of this machine.
-
-    Raises:
-        InvalidCall: this process may not run on so many cores.
-    """
+    """The limits with products measured again, a second or two for each number of threads; the higher rate counts."""
     products = matrix_products(
         sorted({dtype for found in limits.ceilings.values() for dtype in found.product_means}), 1
     )

@@ -147,13 +147,9 @@ class Process:
         return self._reading
 
     def bind(self, place: int = 0) -> None:
-        """Bind it, and its children, to as many cores as it has threads.
+        """Bind it, and its children, to as many cores as it has threads, from index `place` on.
 
-        Its thread pools keep their size.
-
-        Args:
-            place: index of its first core. All contenders are timed on the same cores, from index 0; while none is
-                timed, they may prepare on others.
+        All contenders are timed on the same cores, from index 0; while none is timed, they may prepare on others.
         """
         if hasattr(os, "sched_setaffinity"):
             for process in keeper.family(*self._family) if RESTS else [self._process.pid]:
@@ -166,20 +162,12 @@ class Process:
         return _threads(self._process.pid)
 
     def ask(self, message: Mapping[str, Any], cap: float) -> dict[str, Any]:
-        """The answer to a message.
-
-        Args:
-            message: see `multirnn_bench.worker.serve`.
-            cap: seconds that it may take.
-
-        Raises:
-            Lost: there will be none; the process has ended.
-        """
+        """Send a message and return the answer, within `cap` seconds; see `send` and `answer`."""
         self.send(message)
         return self.answer(cap)
 
     def send(self, message: Mapping[str, Any]) -> None:
-        """Send a message, to which `answer` is the answer.
+        """Send a message of `multirnn_bench.worker.serve`; `answer` returns the answer.
 
         Raises:
             Lost: there will be none; the process has ended.
@@ -200,10 +188,7 @@ class Process:
         self.asked = time.monotonic()
 
     def answer(self, cap: float) -> dict[str, Any]:
-        """The answer to the last message; the first answer reports the start: versions, and seconds of imports.
-
-        Args:
-            cap: seconds that it may take, counted from the message.
+        """The answer to the last message, within `cap` seconds of it; the first answer reports the start.
 
         Raises:
             Lost: there will be none; the process has ended.
@@ -231,11 +216,7 @@ class Process:
         return dict(answer)
 
     def _receive(self) -> None:
-        """Read available bytes into the buffer.
-
-        Raises:
-            Lost: the pipe is closed, or the answer is too long.
-        """
+        """Read available bytes into the buffer; `Lost` if the pipe is closed or the answer too long."""
         chunk = os.read(self._reading, 2**16)
         if not chunk:
             raise self._lost()
@@ -339,12 +320,9 @@ class Seat:
 
 
 def at_once(seats: Iterable[Seat], begin: Callable[[Seat, int], bool], cap: float) -> Iterator[Seat]:
-    """Run seats in parallel, one a core; yields each when it has answered or its time is over.
+    """Run seats in parallel, one a core; yields each when it has answered or its `cap` of seconds is over.
 
-    Args:
-        seats: in the order in which they start.
-        begin: starts a seat on the cores from an index on; False if there is no answer to wait for.
-        cap: seconds that an answer may take.
+    `begin` starts a seat on the cores from an index on; it returns False if there is no answer to wait for.
     """
     waiting, places = deque(seats), list(range(len(allowed_cores())))
     busy: dict[Process, tuple[Seat, int]] = {}

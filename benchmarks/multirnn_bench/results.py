@@ -206,20 +206,12 @@ class Writer:
                 )
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Append a row; it is on the disk when this returns.
-
-        Raises:
-            NotSaved: it cannot be written.
-        """
+        """Append a row; it is on the disk when this returns. Raises `NotSaved`."""
         self._append({"kind": "row", **row})
         self.rows.append({"kind": "row", **row})
 
     def write_limits(self, limits: Limits) -> None:
-        """Append limits that were measured again; the highest ceilings of a file count for every row.
-
-        Raises:
-            NotSaved: they cannot be written.
-        """
+        """Append limits that were measured again; the highest ceilings count for every row. Raises `NotSaved`."""
         self._append({"kind": "limits", **limits.to_dict()})
 
     def _append(self, value: Mapping[str, Any]) -> None:
@@ -239,11 +231,7 @@ class Writer:
         self._size += len(line)
 
     def what_is_saved(self, why: str) -> str:
-        """The message of a run that ends early.
-
-        Args:
-            why: the reason.
-        """
+        """The message of a run that ends early, and why."""
         if not self._size:
             return f"{why}; nothing is saved"
         rows = f"{self.saved} {'row is' if self.saved == 1 else 'rows are'} saved in {self.path}"
@@ -267,11 +255,7 @@ class Writer:
 
 
 def _locked(path: Path) -> FileIO:
-    """The file, created if missing, and locked against other runs until it is closed; not on Windows.
-
-    Raises:
-        InvalidCall: another run has the lock, or the file cannot be opened.
-    """
+    """The file, created if missing, and locked against other runs until it is closed; not on Windows."""
     while True:
         try:
             file = FileIO(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+")

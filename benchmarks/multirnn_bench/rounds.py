@@ -59,13 +59,7 @@ class Estimate(NamedTuple):
 
 
 def plan(call: Estimate, allowance: float = ALLOWANCE, fewest: int = ROUNDS[0]) -> Plan:
-    """The plan for a contender.
-
-    Args:
-        call: its estimate.
-        allowance: seconds for all rounds; the fewest rounds run in any case.
-        fewest: rounds.
-    """
+    """The plan for a contender with `allowance` seconds for all rounds; the fewest rounds run in any case."""
     shortest, longest = BLOCK
     block = min(max(allowance / (7 + call.boundaries) - SETTLING, shortest), longest)
     repetitions = max(1, round(block / call.seconds))
@@ -143,11 +137,7 @@ class Entrant:
         return number < 0 or (number + 1) * own // of > number * own // of
 
     def run(self) -> float | None:
-        """Time one block, and one from NumPy to NumPy the first times.
-
-        Returns:
-            seconds of a call; None if the contender is lost.
-        """
+        """The seconds of a call, and of one from NumPy to NumPy the first times; None if the contender is lost."""
         try:
             seconds: float = self._block("call")["seconds"]
             if len(self.through) < self.boundaries:

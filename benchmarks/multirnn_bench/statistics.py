@@ -51,11 +51,7 @@ class Interval:
 
 
 def quartiles(times: ArrayLike) -> tuple[float, float, float]:
-    """The lower quartile, the median and the upper quartile, linearly interpolated.
-
-    Args:
-        times: at least one.
-    """
+    """The lower quartile, the median and the upper quartile, linearly interpolated."""
     low, median, high = np.quantile(_positive(times), (0.25, 0.5, 0.75))
     return float(low), float(median), float(high)
 

@@ -75,15 +75,9 @@ def answer(work: Work, result: Any) -> dict[str, Any]:
 
 
 def error(work: Work, found: Mapping[str, Any], reference: Mapping[str, Array]) -> tuple[float, str]:
-    """How far an answer is from the reference.
+    """The error of an answer, by name, in eps of the worst array; and which array, or why they cannot be compared.
 
-    Args:
-        work: what was asked.
-        found: the answer by name.
-        reference: see `expected`.
-
-    Returns:
-        the error of the worst array in eps, infinite where it cannot be compared; and where it is, or why it cannot.
+    Infinite if they cannot.
     """
     dtype = np.dtype(work.weights.spec.dtype)
     worst, where = 0.0, ""

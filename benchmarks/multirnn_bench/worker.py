@@ -255,8 +255,8 @@ def in_turns(repetitions: int, *calls: Callable[[], Any]) -> list[float]:
 def warm(call: Callable[[], Any]) -> list[float]:
     """Call until a call takes almost no new memory from the system, at most `WARMING_CALLS` times; the seconds of each.
 
-    The first calls do, until the allocator knows their sizes, and each new page is a fault: a second call of
-    `torch.nn.RNN` at (32,30,1024,1024) had 13,052 and took 1.9 times as long as the fourth, which had none.
+    Each new page is a fault. A second call of `torch.nn.RNN` at (32,30,1024,1024) had 13,052 and took 1.9 times as long
+    as the fourth, which had none.
     """
     seconds: list[float] = []
     while len(seconds) < WARMING_CALLS and sum(seconds) < WARMING:
