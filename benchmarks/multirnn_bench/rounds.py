@@ -107,10 +107,11 @@ class Entrant:
 
     Attributes:
         process: the contender's.
-        plan: how it is timed; unless given, planned after its first call.
+        plan: how it is timed; by default, planned by `seconds`, or by its first round.
         threads: of the process.
         boundaries: rounds in which the call from NumPy to NumPy is timed too, the first ones.
         cap: seconds that one answer may take.
+        seconds: estimate of one call; None for long calls.
         rounds: seconds of a call, one for each round that it took part in.
         numbers: of those rounds.
         taken: interference during each of those blocks.
@@ -124,6 +125,7 @@ class Entrant:
     threads: int = 1
     boundaries: int = 0
     cap: float = 60.0
+    seconds: float | None = None
     rounds: list[float] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)
     taken: list[Taken] = field(default_factory=list)
@@ -173,7 +175,7 @@ def interleave(
     """Run all rounds; fills the entrants.
 
     Args:
-        entrants: all planned or none; a lost one takes no further part.
+        entrants: all planned, or all estimated, or none; a lost one takes no further part.
         seed: of the order in each round.
         host: measures interference; by default, by reported steal time alone.
         until: deadline by `time.monotonic` for entrants without a plan; after it, blocks are repeated only within the
@@ -181,6 +183,8 @@ def interleave(
     """
     host = host or Interference()
     rng = random.Random(seed)  # noqa: S311  # an order, no secret
+    if all(one.seconds is not None for one in entrants):
+        _plan(entrants, until - time.monotonic())
     unplanned = int(any(one.plan is UNPLANNED for one in entrants))  # rounds before there are plans
     number, total = 0, unplanned or _longest(entrants)
     begun, repeated = time.monotonic(), 0.0
@@ -202,11 +206,14 @@ def interleave(
                 queue.append(entrant)
         number += 1
         if number == unplanned:
-            left = [one for one in entrants if one.lost is None]
-            calls = [Estimate(one.rounds[0], one.boundaries, one.threads) for one in left]
-            for entrant, planned in zip(left, plans(calls, until - time.monotonic()), strict=True):
-                entrant.plan = planned
+            _plan([one for one in entrants if one.lost is None], until - time.monotonic())
             total = _longest(entrants)
+
+
+def _plan(entrants: Sequence[Entrant], budget: float) -> None:
+    calls = [Estimate(one.seconds or one.rounds[0], one.boundaries, one.threads) for one in entrants]
+    for entrant, planned in zip(entrants, plans(calls, budget), strict=True):
+        entrant.plan = planned
 
 
 def _longest(entrants: Sequence[Entrant]) -> int:

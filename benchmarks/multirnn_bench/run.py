@@ -27,7 +27,7 @@ from multirnn_bench.machine import free_memory, steal
 from multirnn_bench.problems import Problem, Table
 from multirnn_bench.process import START_CAP, Lost, Seat, at_once
 from multirnn_bench.results import DONE, NotSaved, Writer, key, taken
-from multirnn_bench.rounds import ROUNDS, Entrant, Estimate, interleave, plans, unstable
+from multirnn_bench.rounds import ROUNDS, Entrant, interleave, unstable
 from multirnn_bench.statistics import quartiles
 
 __all__ = ["Progress", "Run", "settings"]
@@ -250,18 +250,13 @@ class Run:
                 threads=seat.threads,
                 boundaries=rounds if answer["boundary"] == "other" else 0,
                 cap=self.table.cap,
+                seconds=answer.get("seconds"),
             )
             for seat, answer in ready
         ]
-        until = start + share
-        if limit < LONG:
-            timed = zip(entrants, (answer["seconds"] for _, answer in ready), strict=True)
-            calls = [Estimate(seconds, one.boundaries, one.threads) for one, seconds in timed]
-            for entrant, planned in zip(entrants, plans(calls, until - time.monotonic()), strict=True):
-                entrant.plan = planned
         self._say(f"{task.title}: rounds")
         at = datetime.now(UTC).isoformat(timespec="seconds")
-        interleave(entrants, self.seed, self._host, until)
+        interleave(entrants, self.seed, self._host, start + share)
         rows = [
             (seat, answer | {"measured_at": at} | self._timed(task, seat, entrant, answer))
             for (seat, answer), entrant in zip(ready, entrants, strict=True)
