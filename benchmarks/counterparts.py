@@ -1,7 +1,7 @@
 """Contenders that time a layer beside its counterpart in one process; `overhead.py` judges the ratios.
 
-The timed call is the counterpart. The call from NumPy to NumPy, timed beside it in every round, is the layer's: of a
-layer called with NumPy arrays, the same written by hand; of one call of many steps, as many calls of 100 steps.
+The timed call is the counterpart; the call from NumPy to NumPy, timed in turns with it, is the layer's. The counterpart
+of a layer called with NumPy arrays is code written by hand; that of one call of many steps, calls of 100 steps each.
 """
 
 from collections.abc import Callable, Mapping

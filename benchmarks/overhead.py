@@ -3,8 +3,8 @@
     multirnn bench benchmarks/overhead.csv …            the whole command is in the Makefile
     python benchmarks/overhead.py FILE [--write]        print, and write results/foundation.json and results/fast.json
 
-The wrapper is the layer called from NumPy to NumPy, against the framework's own call on its own arrays (see each
-backend's `bench.py`) and against the same by hand (`counterparts.py`); in one process, in turns of some milliseconds.
+The wrapper is the layer called from NumPy to NumPy. It is compared with the framework's own call on its own arrays (see
+each backend's `bench.py`) and with code written by hand (`counterparts.py`), in one process, in turns of milliseconds.
 Ratios are the counterpart's time over ours in one round; of them the quartiles. Memory is the growth of the process by
 the input and the calls. Start-up is measured here: two processes in turn.
 """
@@ -158,7 +158,7 @@ def seconds(command: Sequence[str]) -> float:
 
 
 def main(arguments: list[str]) -> int:
-    """Print a file of results; 0 if every goal is held, else 1."""
+    """Print a file of results; 0 if all goals are met, else 1."""
     from rich.console import Console
     from rich.table import Table
 

@@ -1,8 +1,8 @@
 """The ceilings of this machine by measurement: the rate of a matrix product, the bandwidth of each level of memory.
 
-A ceiling that is too low makes every share too high, so each is measured by several methods and the best is taken: the
-tile of the compiled recurrence; the BLAS as installed, and with the kernels of a better instruction set that it may not
-have noticed; all cores in one product, or each in its own, where no core waits for another. A host is faster at one
+A ceiling that is too low makes every share too high, so each is measured by several methods and the best counts: the
+tile of the compiled recurrence, the BLAS as installed, and the BLAS with the kernels of a better instruction set that it
+may not have noticed. Several cores make one product, or one each, so that none waits for another. A host is faster at one
 time than at another, so products are measured several times in a run. Caches that no two cores share count once a core;
 of the others, one core by itself reads no less than its part of what several read together. Memory is read by NumPy
 and, if it is built, by the compiled recurrence.
@@ -22,10 +22,10 @@ Means = Mapping[str, Mapping[str, float]]
 
 SIZE = 1536  # of the matrices: 3 x 9 MB in float32; larger ones are at most 4 % faster
 PERIOD = 0.2
-PASSES = 4  # a moment in which a neighbour takes a part of the machine is as long as one; two were once 6 % low, both
+PASSES = 4  # a neighbour's burst of work is as long as a pass; two passes were once 6 % low, both
 READING = 0.15
 BEYOND = 256 * 2**20  # bytes that are in no cache
-LARGEST_SHARED = 24 * 2**20  # bytes of a shared cache that neighbours leave: of 105 MB one guest has not much more
+LARGEST_SHARED = 24 * 2**20  # bytes that neighbours leave of a shared cache: a guest gets little more of 105 MB
 
 CORE_TYPES: Mapping[str, str] = {"avx512f": "SkylakeX", "avx2": "Haswell"}
 """Instruction sets, best first, and the name of the OpenBLAS kernels that need them."""
@@ -129,7 +129,7 @@ def with_its_part(threads: int, alone: Means, together: Means) -> dict[str, dict
 def _working_sets(threads: int) -> dict[str, int]:
     """Bytes a core that stay in each level, and are more than the level before holds.
 
-    Of L2 a quarter: where a guest's pages are scattered, more of it begins to collide, and reads a fifth slower.
+    A quarter of L2: beyond that, a guest's scattered pages begin to collide, and reading is a fifth slower.
     """
     sizes = cache_sizes()
     found = {"L1": sizes["L1"] * 2 // 3, "L2": max(sizes["L2"] // 4, 2 * sizes["L1"])}

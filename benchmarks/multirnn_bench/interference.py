@@ -22,7 +22,7 @@ TAKEN = 0.02
 
 FIRST = 20  # computations before the usual time is known
 NUMBERS = 2048  # of each of two vectors: both in L1
-PRODUCTS = 4096  # of these vectors in a computation: 0.35 ms on Zen 4; fewer are over before another core has begun
+PRODUCTS = 4096  # in a computation, 0.35 ms on Zen 4; fewer end before another core has begun
 TRIES = 2  # the shorter counts: an interrupt is no slowdown
 SLOWER = 1.3  # times the usual: 5 in 1000 alone take longer, and nearly all of two that share one physical core
 

@@ -75,9 +75,8 @@ def bytes_moved(problem: Problem, mode: str) -> int:
     """The bytes that one call must read or write, each array once, from whatever memory holds it.
 
     Forward: parameters, input, and the output of each layer, which the next one reads; not the projected input, which
-    can be computed in blocks that stay in a cache. Gradients add what the backward pass needs besides the output,
-    written and read (`STASH` arrays a step: the gates, and the cell state of the LSTM or the recurrent candidate of the
-    GRU), the outputs and the input read again, the cotangents, and the gradients.
+    can be computed in blocks that stay in a cache. Gradients add the arrays that the backward pass needs besides the
+    output, written and read (`STASH`), the outputs and the input read again, the cotangents, and the gradients.
     """
     spec = problem.spec
     steps, size = _steps(problem, mode), BYTES[spec.dtype]
@@ -94,7 +93,7 @@ def bytes_moved(problem: Problem, mode: str) -> int:
 
 
 STASH = {"simple_rnn": 0, "gru": 4, "lstm": 5}
-"""Numbers per unit and step that the backward pass needs besides the output: r, z, n, U_n h + d_n; i, f, g, o, c."""
+"""Numbers per unit and step for the backward pass besides the output: r, z, n, U_n h + d_n; i, f, g, o, c."""
 
 
 def minimum_memory(problem: Problem) -> int:

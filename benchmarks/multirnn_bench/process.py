@@ -227,7 +227,7 @@ class Process:
     def _signal(self, number: int) -> None:
         """Stop or continue it and its children."""
         if RESTS:
-            with suppress(ProcessLookupError):  # it has ended, which the next answer tells
+            with suppress(ProcessLookupError):  # it has ended; the next answer says so
                 os.killpg(self._process.pid, number)
 
     def end(self) -> None:
@@ -377,7 +377,7 @@ class _Keeper:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                start_new_session=True,  # survives what ends this process
+                start_new_session=True,  # survives this process
             )
             assert self._process.stdin is not None
             self._process.stdin.write("".join(f"{leader} {mark}\n" for leader, mark in self._kept.items()).encode())

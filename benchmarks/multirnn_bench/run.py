@@ -36,8 +36,8 @@ MEASURED_AGAIN = 120.0  # seconds between measurements of the limits; one takes 
 USABLE_MEMORY = 0.6  # share of the free memory; the frameworks themselves need the rest
 ESTIMATES = 2  # tries at most, while the hypervisor interferes
 TRIED = 9  # calls at the limit that must fit under the cap: three to prepare, by a contender three times as slow
-LONG = 0.02  # seconds at the limit from which the first round itself is the estimate
-CONVERTED = 0.01  # seconds at the limit from which conversion from and to NumPy is too small to see
+LONG = 0.02  # seconds of a call at the limit; from here on, the first round is the estimate
+CONVERTED = 0.01  # seconds of a call at the limit; beyond, conversion from and to NumPy is too small to see
 WEIGHT = 18  # a call of 1 s at the limit gets 18 times the time of a problem of short calls
 OVERHEAD = 3  # arrays that a contender holds for each of the problem: NumPy's, its own, its output
 

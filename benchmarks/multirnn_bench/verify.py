@@ -4,7 +4,7 @@ The worst normwise difference of an array counts, in eps of the dtype. Above `al
 function, and no time of it is shown.
 
 In a training step the update is compared, not the weight, whose size would hide a wrong gradient. Adding the update
-rounded the weight, so half an eps of the weight is allowed besides.
+rounded the weight, so half an eps of the weight is allowed as well.
 """
 
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ def allowed(spec: RecurrentSpec) -> float:
 
 
 def expected(work: Work) -> dict[str, Array]:
-    """What the answer should be, in float64, by the names that `answer` gives."""
+    """The right answer in float64, by the names of `answer`."""
     layer = build(work.weights.astype("float64"), "numpy")
     x = work.x.astype(np.float64)
     if work.mode in ("inference", "streaming"):

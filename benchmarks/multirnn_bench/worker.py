@@ -34,13 +34,13 @@ from multirnn_bench.problems import Problem
 __all__ = ["block", "main", "serve", "warm"]
 
 LONGEST = 300  # characters of a line of a reason
-ESTIMATE = 0.005  # seconds of calls from which the time of one is estimated
+ESTIMATE = 0.005  # seconds of calls to estimate one
 QUIET = 0.02  # seconds of all estimates of a contender; the least counts
 PARTS = 9  # of a block; the clock costs 0.1 µs a part
-LONG = 0.02  # seconds of a call for which cold caches do not matter
+LONG = 0.02  # seconds of a call; cold caches then do not matter
 WARMING_CALLS = 4  # at most
-WARMING = 1.0  # seconds, after which no further one begins
-PAGE_FAULT = 1e-5  # seconds, where the host has to find the page too
+WARMING = 1.0  # seconds; no further one begins later
+PAGE_FAULT = 1e-5  # seconds, if the host must find the page too
 NEXT_TO_NOTHING = 0.01  # of a call
 
 
@@ -94,10 +94,12 @@ def _end_with_parent() -> None:
 def serve(contender: Contender, threads: int, messages: Iterator[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
     """An answer to each message.
 
-    Messages: {"do": "prepare", "problem", "mode", "inputs", "reference", "boundary"}, where inputs and reference are
-    folders of arrays, and boundary says whether the call from NumPy to NumPy is timed too; {"do": "estimate"}, the
-    seconds of a call; {"do": "time", "what": "call" or "boundary", "repetitions", "settle"}; {"do": "finish"}. Each has
-    a "number", which its answer repeats.
+    Messages, each with a "number" that its answer repeats:
+        {"do": "prepare", "problem", "mode", "inputs", "reference", "boundary"}: inputs and reference are folders of
+            arrays; boundary says whether the call from NumPy to NumPy is timed too.
+        {"do": "estimate"}: the seconds of a call.
+        {"do": "time", "what": "call" or "boundary", "repetitions", "settle"}
+        {"do": "finish"}
     """
     seat = _Session(contender, threads)
     for message in messages:
@@ -135,7 +137,7 @@ class _Session:
             return answer
         call, through = self.prepared.call, self.prepared.boundary if boundary else None
         _release_memory()
-        with suppress(OSError):  # without permission the peak remains that of the whole process
+        with suppress(OSError):  # without permission, the peak of the whole process remains
             Path("/proc/self/clear_refs").write_text("5")  # proc_pid_clear_refs(5)
         seconds = warm(call)
         self.peak = _memory("VmHWM")  # before arrays are converted from and to NumPy
