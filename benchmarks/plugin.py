@@ -62,7 +62,7 @@ def summary(without: list[float], with_it: list[float]) -> dict[str, float]:
 
 
 def main(arguments: list[str]) -> int:
-    """Measure; 0 when the goal is held, else 1."""
+    """Measure; 0 if the goal is met, else 1."""
     quick = arguments == ["--quick"]
     without, with_it = rounds(ROUNDS // 10 if quick else ROUNDS)
     found = {

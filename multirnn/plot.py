@@ -41,7 +41,7 @@ def plot_errors(comparisons: Mapping[str, Comparison]) -> "Figure":
         _draw_errors(column[0], comparison, {row.title: row.output_steps for row in comparison.rows})
         _draw_errors(column[1], comparison, {row.title: row.gradient_steps for row in comparison.rows})
     highest = max((TOLERANCE[comparison.spec.dtype] for comparison in comparisons.values()), default=1)
-    panels[0, 0].set_ylim(top=max(panels[0, 0].get_ylim()[1], 2 * highest))  # of all panels: they share it
+    panels[0, 0].set_ylim(top=max(panels[0, 0].get_ylim()[1], 2 * highest))  # they all share it
     dtypes = dict.fromkeys(comparison.spec.dtype for comparison in comparisons.values())
     units = " and ".join(f"eps of {dtype}, {np.finfo(dtype).eps:.2g}" for dtype in dtypes)
     panels[0, 0].set_ylabel(f"outputs ({units})")
@@ -75,13 +75,13 @@ def plot_curves(parities: Mapping[str, Parity]) -> "Figure":
     return figure
 
 
-def _grid(titles: list[str], rows: int, height: float, xlabel: str, **sharing: bool) -> tuple["Figure", Array]:
+def _grid(titles: list[str], rows: int, height: float, xlabel: str, *, sharey: bool = False) -> tuple["Figure", Array]:
     """A figure and its panels `(rows, titles)` over one axis of time."""
     _require_matplotlib()
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(max(7.5, 4.2 * len(titles) + 1), height), layout="constrained")
-    panels = figure.subplots(rows, len(titles), sharex="col", squeeze=False, **sharing)
+    panels = figure.subplots(rows, len(titles), sharex="col", sharey=sharey, squeeze=False)
     for panel, title in zip(panels[0], titles, strict=True):
         panel.set_title(title)
     for panel in panels[-1]:
@@ -94,13 +94,13 @@ def _grid(titles: list[str], rows: int, height: float, xlabel: str, **sharing: b
 
 def _add_legend(figure: "Figure") -> list[Any]:
     """A legend of all lines with a name, below the panels; its lines."""
-    lines = {line.get_label(): line for panel in figure.axes for line in panel.get_lines()}
-    named = {name: line for name, line in lines.items() if not str(name).startswith("_")}
+    lines = {str(line.get_label()): line for panel in figure.axes for line in panel.get_lines()}
+    named = {name: line for name, line in lines.items() if not name.startswith("_")}
     if not named:
         return []
     columns = min(len(named), 5)
-    place = "outside lower center"
-    return figure.legend(named.values(), named.keys(), loc=place, ncols=columns, frameon=False).get_lines()
+    legend = figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=columns, frameon=False)
+    return list(legend.get_lines())
 
 
 def _draw_errors(panel: "Axes", comparison: Comparison, errors: Mapping[str, Array | None]) -> None:
@@ -135,7 +135,7 @@ def _draw_curves(panel: "Axes", parity: Parity, name: str) -> None:
 def plot_divergence(divergence: Divergence) -> "Figure":
     """The error over layer and time, a row a pass, layer 0 at the bottom: of single steps, and of B running on by itself.
 
-    If gates are known, a third panel shows those of the pass that parts first, a row a gate.
+    If gates are known, a third panel shows the gates of the first pass that parts, a row a gate.
 
     Args:
         divergence: what `first_divergence` found.

@@ -1,4 +1,4 @@
-"""The end of a process' output: a pipe that is always drained, of which the last bytes are kept."""
+"""The end of a process' output: a pipe that is always drained, with its last bytes kept."""
 
 import os
 import threading
@@ -6,7 +6,7 @@ import threading
 __all__ = ["Said"]
 
 KEPT = 2**14  # bytes
-CHUNK = 2**16  # what a pipe holds
+CHUNK = 2**16  # the capacity of a pipe
 LATE = 1.0  # seconds to wait while a child of the process still holds the pipe
 
 

@@ -267,7 +267,7 @@ def _named_table(name: str) -> Table:
 def _header(
     chosen: Table, threads: Sequence[int], seed: int, resumed: results.Results | None, tell: Callable[[Progress], None]
 ) -> tuple[dict[str, Any], "Limits"]:
-    """The header of the file, and the limits: measured now, or those of a resumed file."""
+    """The header of the file, and the limits: of a resumed file, or measured now."""
     from multirnn_bench.limits import Limits, measure
     from multirnn_bench.machine import activity, describe
 
