@@ -45,11 +45,14 @@ types: install
 
 check: lint types test
 
+OVERHEAD := numpy torch keras jax onnxruntime "*fast" "*by*hand" "*in*calls*" "NumPy?loop" torch.nn
+
 bench: install
 	$(BIN)/python benchmarks/plugin.py
 	$(BIN)/python benchmarks/diagnosis.py
-	$(BIN)/python benchmarks/foundation.py
-	$(BIN)/python benchmarks/fast.py
+	$(BIN)/multirnn bench benchmarks/overhead.csv --threads 2 --peers benchmarks/counterparts.py \
+		$(OVERHEAD:%=--contender %) --out benchmarks/results/overhead.jsonl
+	$(BIN)/python benchmarks/overhead.py benchmarks/results/overhead.jsonl --write
 	$(BIN)/multirnn bench standard --out benchmarks/results/standard.jsonl
 	$(BIN)/python benchmarks/goals.py benchmarks/results/standard.jsonl --write
 

@@ -5,22 +5,23 @@ import os
 import re
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from bench_examples import LIMITS, PEERS, SMALL, a_header
-from multirnn_bench import limits, run, seats
+from bench_examples import LIMITS, PEERS, SMALL, a_header, begun
+from multirnn_bench import limits, process, run
 from multirnn_bench.contenders import find
-from multirnn_bench.limits import Limits
+from multirnn_bench.limits import Ceilings, Limits
 from multirnn_bench.machine import describe
 from multirnn_bench.problems import Case, Problem, Table
-from multirnn_bench.results import NotSaved, Writer, read
+from multirnn_bench.results import NotSaved, read
 from multirnn_bench.run import Progress, Run, settings
 
-PAIR = (Case(Problem("two", "gru", 2, 7, 5, 4), ("inference",)), Case(SMALL, ("inference",)))
+from multirnn.spec import RecurrentSpec
+
+PAIR = (Case(Problem("two", RecurrentSpec("gru", 5, 4), 2, 7), ("inference",)), Case(SMALL, ("inference",)))
 
 
 def run_table(
@@ -31,7 +32,7 @@ def run_table(
     header = a_header(settings=settings(table, (1,), 0))
     sources = [one for one in find([], [PEERS]) if one.name in names]
     with (
-        (Writer.resume if resume else Writer.create)(path, header) as writer,
+        begun(path, header, resume=resume) as writer,
         Run(table, sources, (1,), writer, LIMITS, tell=told.append, **options) as running,
     ):
         running()
@@ -101,7 +102,7 @@ class Asked:
 
 
 def test_as_many_get_ready_at_once_as_there_are_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(seats, "allowed_cores", lambda: (3, 5))
+    monkeypatch.setattr(process, "allowed_cores", lambda: (3, 5))
     begun: list[tuple[str, int]] = []
 
     def begin(seat: Any, place: int) -> bool:
@@ -112,7 +113,7 @@ def test_as_many_get_ready_at_once_as_there_are_cores(monkeypatch: pytest.Monkey
         return bool(seat.name != "refused")
 
     asked: list[Any] = [Asked(name) for name in ("hanging", "quick", "refused", "last")]
-    at_once: Iterator[Any] = seats.at_once(asked, begin, 0.2)
+    at_once: Iterator[Any] = process.at_once(asked, begin, 0.2)
     assert next(at_once).name == "quick"
     assert begun == [("hanging", 1), ("quick", 0)]
     assert next(at_once).name == "last"
@@ -126,8 +127,8 @@ def test_as_many_get_ready_at_once_as_there_are_cores(monkeypatch: pytest.Monkey
 
 
 def test_who_was_too_slow_is_not_tried_on_more_of_the_same(tmp_path: Path) -> None:
-    longer = Problem("longer", "gru", 3, 14, 5, 4)
-    other = Problem("other", "lstm", 3, 14, 5, 4)
+    longer = Problem("longer", RecurrentSpec("gru", 5, 4), 3, 14)
+    other = Problem("other", RecurrentSpec("lstm", 5, 4), 3, 14)
     modes = ("inference",)
     table = Table("own", (Case(SMALL, modes), Case(longer, modes), Case(other, modes)), (1,), seconds=0, cap=0.3)
     rows, _ = run_table(table, ("hanging",), tmp_path / "r.jsonl")
@@ -141,7 +142,7 @@ def test_who_was_too_slow_is_not_tried_on_more_of_the_same(tmp_path: Path) -> No
 
 
 def test_what_no_machine_like_this_can_do_in_time_is_not_tried(tmp_path: Path) -> None:
-    large = Problem("large", "gru", 64, 1500, 2816, 2816)  # 92 s by `LIMITS`
+    large = Problem("large", RecurrentSpec("gru", 2816, 2816), 64, 1500)  # 92 s by `LIMITS`
     table = Table("own", (Case(large, ("inference",)), Case(SMALL, ("inference",))), (1,), seconds=0, cap=3)
     rows, _ = run_table(table, ("right",), tmp_path / "r.jsonl")
     assert rows["large", "right"]["status"] == "slow"
@@ -255,7 +256,7 @@ def test_ceilings_are_measured_again_and_every_row_is_held_against_the_highest(
     sources = [one for one in find([], [PEERS]) if one.name == "right"]
     header = a_header(settings=settings(table, (1,), 0), limits=LIMITS.to_dict())
     with (
-        Writer.create(path, header) as writer,
+        begun(path, header) as writer,
         Run(table, sources, (1,), writer, LIMITS, measure=measure) as running,
     ):
         running()
@@ -272,4 +273,4 @@ def test_ceilings_are_measured_again_and_every_row_is_held_against_the_highest(
 
 def with_products(rate: float) -> Limits:
     found = LIMITS.ceilings[1]
-    return Limits(LIMITS.caches, {1: replace(found, products={**found.products, "float32": rate})})
+    return Limits(LIMITS.caches, {1: Ceilings.of({**found.products, "float32": rate}, found.bandwidths)})

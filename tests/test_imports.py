@@ -25,7 +25,7 @@ ALLOWED = {  # beside the standard library and itself
     "multirnn_keras": {"numpy", "multirnn", "keras", "tensorflow", "jax", "torch"},
     "multirnn_jax": {"numpy", "multirnn", "jax"},
     "multirnn_onnxruntime": {"numpy", "multirnn", "onnx", "onnxruntime"},
-    "multirnn_bench": {"numpy", "multirnn", "rich", "click", "threadpoolctl"},
+    "multirnn_bench": {"numpy", "multirnn", "rich", "click", "threadpoolctl", "jinja2"},
 }
 FOLDERS = {package: "backends" if "_" in package else "" for package in ALLOWED} | {"multirnn_bench": "benchmarks"}
 SOURCES = [

@@ -68,7 +68,8 @@ def test_the_wheel_has_the_seven_packages_and_the_peers_and_nothing_else(built: 
 def test_each_package_is_typed_and_the_sample_is_there(built: Built) -> None:
     assert {f"{package}/py.typed" for package in ("multirnn", *BACKENDS, "multirnn_bench")} <= built.wheel
     assert "multirnn/samples/seattle-weather.csv" in built.wheel
-    assert {f"multirnn_bench/{name}" for name in ("deepbench-rnn.csv", "report.css", "report.js")} <= built.wheel
+    page = (f"templates/page.{kind}" for kind in ("html", "css", "js"))
+    assert {f"multirnn_bench/{name}" for name in ("tables/deepbench.csv", *page)} <= built.wheel
     assert "multirnn/kernel/source/recurrence.c" in built.wheel
 
 
@@ -117,10 +118,10 @@ def test_the_metadata(built: Built) -> None:
         "keras": {"keras", "tensorflow"},
         "jax": {"jax"},
         "onnxruntime": {"onnxruntime", "onnx"},
-        "bench": {"threadpoolctl"},
+        "bench": {"threadpoolctl", "jinja2"},
         "plot": {"matplotlib"},
         "testing": {"pytest", "hypothesis"},
-        "all": {"torch", "keras", "tensorflow", "jax", "onnxruntime", "onnx", "threadpoolctl", "matplotlib"},
+        "all": {"torch", "keras", "tensorflow", "jax", "onnxruntime", "onnx", "threadpoolctl", "jinja2", "matplotlib"},
     }
 
 

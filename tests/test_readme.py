@@ -146,7 +146,7 @@ def speed() -> str:
 
 
 def pairs(results: list[dict[str, Any]]) -> str:
-    """Pairs as `benchmarks/foundation.py` measures them, a row each."""
+    """Pairs as `benchmarks/overhead.py` reads them, a row each."""
     rows = []
     for r in results:
         shape = ", ".join(map(str, r["shape"])) or "–"
@@ -208,7 +208,7 @@ def disturbance(found: dict[str, Any]) -> str:
 
 
 def fast() -> str:
-    """The wrapper, the cost of a step and the memory, as `benchmarks/fast.py` measures them."""
+    """The wrapper, the cost of a step and the memory, as `benchmarks/overhead.py` reads them."""
     found = json.loads((ROOT / "benchmarks/results/fast.json").read_text())
     memory = []
     for row in found["memory"]:

@@ -4,12 +4,12 @@
   root.classList.add("js");
   const all = (selector, within = document) => [...within.querySelectorAll(selector)];
 
-  // Light and dark: as the system has it, until somebody chooses.
+  // Light or dark: the system's choice, until the reader makes one.
   const dark = () => root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
   const theme = document.querySelector(".theme");
-  const name = () => { theme.textContent = dark() ? "Light" : "Dark"; };
-  theme.addEventListener("click", () => { root.dataset.theme = dark() ? "light" : "dark"; name(); });
-  name();
+  const nameTheme = () => { theme.textContent = dark() ? "Light" : "Dark"; };
+  theme.addEventListener("click", () => { root.dataset.theme = dark() ? "light" : "dark"; nameTheme(); });
+  nameTheme();
 
   // The view: one mode, one number of threads.
   const body = document.querySelector(".rows tbody");
@@ -45,7 +45,7 @@
     for (const button of all(`[data-${what}-choice]`)) button.addEventListener("click", () => choose(what, button.dataset[`${what}Choice`]));
   if (views.length) { choose("mode", views[0].dataset.mode); choose("threads", views[0].dataset.threads); }
 
-  // The legend: to point at a contender lights it, to press it takes it away.
+  // The legend: pointing at a contender highlights it, pressing hides it.
   for (const chip of all(".chip")) {
     const number = chip.dataset.contender, own = `.c.c${number}`;
     const light = on => {
@@ -64,7 +64,7 @@
     });
   }
 
-  // To point at a mark tells of its row, to press it goes there.
+  // Pointing at a mark shows its row in a tip, pressing goes there.
   const tip = document.createElement("div");
   tip.className = "tip";
   tip.hidden = true;
@@ -97,7 +97,7 @@
     row.scrollIntoView({ block: "center", behavior: "smooth" });
   });
 
-  // All rows: filtered, sorted by the value of a column, opened.
+  // The table of all rows: filter, sort by a column, open.
   for (const input of [search, status, every]) input.addEventListener("input", filter);
   body.addEventListener("click", event => {
     const row = event.target.closest("tr.row");
@@ -110,15 +110,10 @@
       head.setAttribute("aria-sort", down ? "descending" : "ascending");
       const value = one => one.row.cells[place].dataset.value ?? one.row.cells[place].textContent;
       const number = head.classList.contains("right");
-      const order = (a, b) => {
-        const [x, y] = [value(a), value(b)];
-        if (!number) return x.localeCompare(y);
-        return x === "" || y === "" ? (x === "") - (y === "") || 0 : (x - y);
-      };
       rows.sort((a, b) => {
         const [x, y] = [value(a), value(b)];
-        if (number && (x === "" || y === "")) return (x === "") - (y === "");  // what has no number stands last
-        return (down ? -1 : 1) * order(a, b);
+        if (number && (x === "" || y === "")) return (x === "") - (y === "");  // rows without a number stay last
+        return (down ? -1 : 1) * (number ? x - y : x.localeCompare(y));
       });
       body.append(...rows.flatMap(one => [one.row, one.detail]));
     });
