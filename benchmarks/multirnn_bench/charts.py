@@ -10,10 +10,12 @@ from multirnn.cells import CELLS
 from multirnn.layer import FAST, FROZEN, NATIVE
 from multirnn_bench.standing import Duel, Row, View, label
 
+# fmt: off
 __all__ = [
-    *("BOTTOM", "FAMILIES", "HEIGHT", "LEFT", "LETTERS", "RIGHT", "TOP", "WIDTH", "Scale"),
-    *("duel_scale", "error_scale", "having", "looks", "panels", "waits"),
+    "BOTTOM", "FAMILIES", "HEIGHT", "LEFT", "LETTERS", "RIGHT", "TOP", "WIDTH", "Look", "Panel", "Scale",
+    "duel_scale", "error_scale", "having", "looks", "panels", "waits",
 ]
+# fmt: on
 
 FAMILIES = ("numpy", "torch", "keras", "jax", "onnx", "flax")
 """Words in a contender's name that give it a colour, `--f0` and on; all other names share one more colour."""
@@ -72,7 +74,7 @@ class Scale:
 
     @cached_property
     def ticks(self) -> list[tuple[float, float]]:
-        """At most seven round values and their places: powers of the base, or steps of 1, 2 or 5 times a power of ten."""
+        """At most seven round values and their places: powers of the base, or steps of 1, 2 or 5 by a power of ten."""
         length = self.high - self.low
         if self.base is not None:
             step = max(1, math.ceil(length / 6))
@@ -104,7 +106,7 @@ def error_scale(rows: Sequence[Row]) -> Scale:
 
 
 def waits(view: View, calls: int) -> dict[str, list[float]]:
-    """By contender, the seconds of import, preparation, first call and later calls; medians over problems, shortest first."""
+    """By contender, the seconds of import, preparation, first call and later calls; medians, shortest sum first."""
     found: dict[str, list[float]] = {}
     for one in view.standings:
         if one.timed:

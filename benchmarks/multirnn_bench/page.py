@@ -37,8 +37,8 @@ def html(results: Results) -> str:
         for row in view.timed:
             row["behind"] = view.behind(row)
     return _environment().get_template("page.html").render(
-        processor=results.processor, header=header, machine=header.get("machine", {}), settings=header.get("settings", {}),
-        rows=rows, views=seen, looks=charts.looks(rows),
+        processor=results.processor, header=header, rows=rows, views=seen, looks=charts.looks(rows),
+        machine=header.get("machine", {}), settings=header.get("settings", {}),
     )  # fmt: skip
 
 
@@ -52,7 +52,8 @@ def _environment() -> "Environment":
             'a page needs Jinja2, which is not installed: pip install "multirnn[bench]"; --markdown needs nothing'
         ) from error
     made = Environment(
-        loader=PackageLoader("multirnn_bench"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("multirnn_bench"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     for module in (charts, quantities):
         made.globals |= {name: getattr(module, name) for name in module.__all__}
