@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 import multirnn as mr
+from multirnn.protocol import accept
 
 EPS = {dtype: float(np.finfo(dtype).eps) for dtype in ("float32", "float64")}
 Change = Callable[[Any], Any]
@@ -27,7 +28,7 @@ class Changed:
         return self.refusal
 
     def build(self, weights: mr.Weights, *, device: str | None = None) -> mr.Layer:
-        mr.accept(self, weights.spec)
+        accept(self, weights.spec)
         return ChangedLayer(mr.build(weights, "numpy"), self)  # type: ignore[return-value]
 
     def read(self, native: Any) -> mr.Weights:

@@ -7,9 +7,10 @@ import numpy as np
 
 import multirnn as mr
 from multirnn.cells import FORMS
+from multirnn.conventions import CONVENTIONS
 
 Arrays = dict[str, np.ndarray]
-INVERTED = replace(mr.CONVENTIONS["keras"], name="inverted", title="the inverted GRU", update="new")
+INVERTED = replace(CONVENTIONS["keras"], name="inverted", title="the inverted GRU", update="new")
 
 
 def stack(form: str, bias: str, **changes: Any) -> mr.RecurrentSpec:

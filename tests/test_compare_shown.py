@@ -7,17 +7,18 @@ import pytest
 from changed_backends import EPS, GRU, LSTM, Changed
 
 import multirnn as mr
+from multirnn.comparison import Comparison
 
 
 @pytest.fixture
-def comparison() -> mr.Comparison:
+def comparison() -> Comparison:
     wrong = Changed(name="wrong", output=lambda o: o._replace(sequence=o.sequence * np.nan))
     refusing = Changed(name="refusing", refusal="<it> & it alone is not Tuesday")
     forward = Changed(name="forward", differentiable=False)
     return mr.compare(GRU, backends=["numpy", wrong, refusing, forward])
 
 
-def test_as_a_table(comparison: mr.Comparison, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_as_a_table(comparison: Comparison, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "150")
     title, head, rule, *rows, gap, wrong, refused, caption = str(comparison).splitlines()
     assert title == f"{GRU!r} on batch 5, time 7"
@@ -36,7 +37,7 @@ def test_as_a_table(comparison: mr.Comparison, monkeypatch: pytest.MonkeyPatch) 
     assert "\x1b" not in str(comparison)
 
 
-def test_as_html(comparison: mr.Comparison) -> None:
+def test_as_html(comparison: Comparison) -> None:
     html = comparison._repr_html_()
     assert html.count("<table>") == html.count("</table>") == 1
     assert html.count("<tr>") == 1 + 4
@@ -45,7 +46,7 @@ def test_as_html(comparison: mr.Comparison) -> None:
     assert "<it>" not in html
 
 
-def test_as_json(comparison: mr.Comparison) -> None:
+def test_as_json(comparison: Comparison) -> None:
     read = json.loads(comparison.to_json())
     assert read == comparison.to_dict()
     assert {name: read[name] for name in ("ok", "spec", "shape", "tolerance_eps")} == {
@@ -64,7 +65,7 @@ def test_as_json(comparison: mr.Comparison) -> None:
     assert "\n" not in comparison.to_json(indent=None)
 
 
-def test_as_a_picture(comparison: mr.Comparison) -> None:
+def test_as_a_picture(comparison: Comparison) -> None:
     pytest.importorskip("matplotlib")
     from multirnn.plot import plot_errors
 

@@ -13,7 +13,8 @@ import pytest
 from convention_stacks import INVERTED, Arrays, keras_names, stack
 
 import multirnn as mr
-from multirnn.cells import FORMS, cell_form
+from multirnn.cells import CELLS, FORMS, cell_form
+from multirnn.conventions import CONVENTIONS
 from multirnn.packing import layout
 from multirnn.spec import BIASES, DTYPES
 
@@ -73,8 +74,8 @@ def assert_reference(output: np.ndarray, weights: mr.Weights, x: np.ndarray) -> 
 
 
 def test_what_each_convention_holds() -> None:
-    assert set(mr.CONVENTIONS) == set(HELD)
-    for name, convention in mr.CONVENTIONS.items():
+    assert set(CONVENTIONS) == set(HELD)
+    for name, convention in CONVENTIONS.items():
         for form in FORMS:
             held = {bias for bias in BIASES if convention.refuses(stack(form, bias)) is None}
             assert held == HELD[name][form], (name, form)
@@ -106,7 +107,7 @@ def test_what_is_handed_out_is_the_callers() -> None:
     assert all(np.array_equal(array, before[name]) for name, array in weights.arrays.items())
 
 
-@pytest.mark.parametrize("cell", mr.CELLS)
+@pytest.mark.parametrize("cell", CELLS)
 def test_what_no_array_tells_is_taken_as_said(cell: str) -> None:
     gates = {} if cell == "simple_rnn" else {"recurrent_activation": mr.Activation("hard_sigmoid", 0.2, 0.5)}
     spec = mr.RecurrentSpec(cell, 5, 4, activation="relu", **gates)
@@ -251,21 +252,21 @@ def test_onnx_has_these_arrays_and_computes_this_function(form: str, bias: str, 
 
 def by_default(convention: str, cell: str) -> list[tuple[str, tuple[int, ...]]]:
     """The arrays of a layer of 5 inputs and 4 units that nobody told anything else."""
-    held = mr.CONVENTIONS[convention]
+    held = CONVENTIONS[convention]
     reset_after = held.default_reset_after if cell == "gru" else True
     form = cell_form(cell, reset_after).form
     spec = stack(form, held.default_bias[form], num_layers=1, bidirectional=False)
     return [(place.name, place.shape) for place in layout(spec, convention=convention)]
 
 
-@pytest.mark.parametrize("cell", mr.CELLS)
+@pytest.mark.parametrize("cell", CELLS)
 def test_a_layer_of_torch_by_default(cell: str) -> None:
     torch = pytest.importorskip("torch")
     module = {"simple_rnn": torch.nn.RNN, "lstm": torch.nn.LSTM, "gru": torch.nn.GRU}[cell](5, 4)
     assert [(name, tuple(value.shape)) for name, value in module.named_parameters()] == by_default("torch", cell)
 
 
-@pytest.mark.parametrize("cell", mr.CELLS)
+@pytest.mark.parametrize("cell", CELLS)
 def test_a_layer_of_keras_by_default(cell: str) -> None:
     keras = pytest.importorskip("keras")
     layer = {"simple_rnn": keras.layers.SimpleRNN, "lstm": keras.layers.LSTM, "gru": keras.layers.GRU}[cell](
@@ -274,13 +275,13 @@ def test_a_layer_of_keras_by_default(cell: str) -> None:
     layer.build((None, None, 5))
     assert [(v.path, tuple(v.shape)) for v in layer.weights] == by_default("keras", cell)
     if cell == "gru":
-        assert layer.reset_after == mr.CONVENTIONS["keras"].default_reset_after
+        assert layer.reset_after == CONVENTIONS["keras"].default_reset_after
 
 
 def test_a_gru_of_onnx_by_default() -> None:
     onnx = pytest.importorskip("onnx")
     after = onnx.defs.get_schema("GRU").attributes["linear_before_reset"].default_value.i
-    assert bool(after) == mr.CONVENTIONS["onnx"].default_reset_after
+    assert bool(after) == CONVENTIONS["onnx"].default_reset_after
 
 
 # --- As users have them ----------------------------------------------------------------------------------------------------

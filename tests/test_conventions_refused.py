@@ -7,6 +7,7 @@ import pytest
 from convention_stacks import INVERTED, Arrays, keras_names, stack
 
 import multirnn as mr
+from multirnn.conventions import Convention
 
 CURES = {
     "none": "split_biases adds zero biases",
@@ -63,7 +64,7 @@ CURES = {
     ],
 )
 def test_what_a_convention_has_no_place_for(
-    convention: str | mr.Convention, spec: mr.RecurrentSpec, sentence: str
+    convention: str | Convention, spec: mr.RecurrentSpec, sentence: str
 ) -> None:
     with pytest.raises(mr.Unrepresentable, match=f"^{re.escape(sentence)}$"):
         mr.to_arrays(mr.initialise(spec), convention=convention)

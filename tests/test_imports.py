@@ -204,6 +204,16 @@ def test_no_public_name_is_that_of_a_file() -> None:
     assert not files & set(mr.__all__)
 
 
+def test_type_checkers_read_the_names_that_there_are() -> None:
+    tree = ast.parse(Path(mr.__file__).read_text())
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    read = {
+        f"{node.module}.{alias.name}" for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    assert read == {f"{module}.{name}" for name, module in vars(mr)["_HOME"].items()}
+    assert len(mr.__all__) <= 37
+
+
 def test_a_name_that_is_not_offered_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'multirnn' has no attribute 'bild'"):
         mr.bild  # type: ignore[attr-defined]  # noqa: B018

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from importlib.metadata import version
 
-from multirnn import Weights, accept
+from multirnn import Weights
 from multirnn.layer import Implementation
-from multirnn.protocol import Abilities, Prepared, Work
+from multirnn.protocol import Abilities, Prepared, Work, accept
 from multirnn_jax import adoption, fast, layer, training, weights
 from multirnn_jax.apply import Recurrence
 from multirnn_jax.fast import FastJaxLayer, FastRecurrence

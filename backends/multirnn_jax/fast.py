@@ -6,7 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from multirnn import Gradients, Inputs, Output, RecurrentSpec, State, Weights
+from multirnn import Gradients, Output, RecurrentSpec, State, Weights
+from multirnn.boundary import Inputs
 from multirnn.layer import FAST, Plan
 from multirnn_jax import kernel, recursion
 from multirnn_jax.apply import Params, Recurrence

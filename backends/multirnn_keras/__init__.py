@@ -4,9 +4,9 @@ Keras runs on TensorFlow, JAX or PyTorch: on the engine that it was imported wit
 by KERAS_BACKEND or `keras.json`, else on TensorFlow.
 """
 
-from multirnn import Weights, accept
+from multirnn import Weights
 from multirnn.layer import Implementation
-from multirnn.protocol import Abilities, Prepared, Work
+from multirnn.protocol import Abilities, Prepared, Work, accept
 from multirnn_keras import engine  # before all that imports Keras: it loads what Keras runs on, quietly
 
 # isort: split

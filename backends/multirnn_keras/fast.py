@@ -11,7 +11,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from multirnn import Gradients, Inputs, InvalidCall, Output, RecurrentSpec, State, Unrepresentable, Weights
+from multirnn import Gradients, InvalidCall, Output, RecurrentSpec, State, Unrepresentable, Weights
+from multirnn.boundary import Inputs
 from multirnn.cells import Bias, CellName
 from multirnn.layer import FAST, Plan
 from multirnn.spec import DTYPES

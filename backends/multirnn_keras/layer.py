@@ -8,17 +8,9 @@ from typing import Any
 
 import keras
 
-from multirnn import (
-    CONVENTIONS,
-    BoundaryLayer,
-    Gradients,
-    Inputs,
-    Output,
-    RecurrentSpec,
-    State,
-    Unrepresentable,
-    Weights,
-)
+from multirnn import Gradients, Output, RecurrentSpec, State, Unrepresentable, Weights
+from multirnn.boundary import BoundaryLayer, Inputs
+from multirnn.conventions import CONVENTIONS
 from multirnn.weights import Array
 from multirnn_keras.compiled import Mask, compiled
 from multirnn_keras.engine import ENGINE, ENGINES, device_named, float64_refused, on_device

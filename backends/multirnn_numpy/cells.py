@@ -21,8 +21,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy import add, copyto, multiply, subtract
 
-from multirnn import Cell
-from multirnn.cells import GRU_RESET_AFTER, GRU_RESET_BEFORE, LSTM, SIMPLE_RNN
+from multirnn.cells import GRU_RESET_AFTER, GRU_RESET_BEFORE, LSTM, SIMPLE_RNN, Cell
 from multirnn.weights import Array
 from multirnn_numpy.passes import Pass, gate_axis, gates, steps, steps_back, sum_of_products, transposed
 

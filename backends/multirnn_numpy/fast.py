@@ -4,7 +4,8 @@ import os
 from collections.abc import Callable
 from operator import is_not
 
-from multirnn import Gradients, Inputs, InvalidCall, Output, Weights
+from multirnn import Gradients, InvalidCall, Output, Weights
+from multirnn.boundary import Inputs
 from multirnn.kernel import missing
 from multirnn.layer import FAST, FROZEN, NATIVE, Plan
 from multirnn_numpy.both import faster_together

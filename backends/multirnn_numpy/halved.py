@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy import add, copyto, multiply, tanh
 
-from multirnn import Cell, RecurrentSpec
-from multirnn.cells import GRU_RESET_AFTER, GRU_RESET_BEFORE, LSTM
+from multirnn import RecurrentSpec
+from multirnn.cells import GRU_RESET_AFTER, GRU_RESET_BEFORE, LSTM, Cell
 from multirnn.weights import Array
 from multirnn_numpy.cells import GruResetAfter, GruResetBefore, Lstm
 from multirnn_numpy.passes import Pass, gates, steps

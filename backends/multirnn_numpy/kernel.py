@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from multirnn import Gradients, Inputs, Output, State, kernel
+from multirnn import Gradients, Output, State, kernel
+from multirnn.boundary import Inputs
 from multirnn.weights import Array
 from multirnn_numpy.parameters import Parameters
 from multirnn_numpy.stack import Stack

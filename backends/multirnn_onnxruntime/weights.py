@@ -9,9 +9,9 @@ from typing import Any
 
 from onnx import ModelProto, numpy_helper
 
-from multirnn import CONVENTIONS, Activation, RecurrentSpec, Unrepresentable, Weights, from_arrays, to_arrays
+from multirnn import Activation, RecurrentSpec, Unrepresentable, Weights, from_arrays, to_arrays
 from multirnn.cells import FORMS, CellName
-from multirnn.conventions import Convention, Entry
+from multirnn.conventions import CONVENTIONS, Convention, Entry
 from multirnn.weights import Array
 from multirnn_onnxruntime import activations, graph
 from multirnn_onnxruntime.chain import Chain

@@ -6,8 +6,9 @@ import torch
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from multirnn import Inputs, InvalidCall, Output, Unrepresentable, Weights
+from multirnn import InvalidCall, Output, Unrepresentable, Weights
 from multirnn.adoption import noting
+from multirnn.boundary import Inputs
 from multirnn.confirmation import confirmed
 from multirnn.returned import arranged, output_of, states_of
 from multirnn_torch.arrays import arrays, tensors

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
-from multirnn import CONVENTIONS, RecurrentSpec, Unrepresentable, Weights, from_arrays, to_arrays
+from multirnn import RecurrentSpec, Unrepresentable, Weights, from_arrays, to_arrays
 from multirnn.cells import GRU_RESET_AFTER
-from multirnn.conventions import Entry
+from multirnn.conventions import CONVENTIONS, Entry
 from multirnn.spec import DTYPES
 from multirnn.weights import Array
 from multirnn_torch.evaluated import renewed, weight_names
