@@ -50,7 +50,7 @@ OVERHEAD := numpy torch keras jax onnxruntime "*fast" "*by*hand" "*in*calls*" "N
 bench: install
 	$(BIN)/python benchmarks/plugin.py
 	$(BIN)/python benchmarks/diagnosis.py
-	$(BIN)/multirnn bench benchmarks/overhead.csv --threads 2 --peers benchmarks/counterparts.py \
+	$(BIN)/multirnn bench benchmarks/overhead.csv --threads 2 --minutes 20 --peers benchmarks/counterparts.py \
 		$(OVERHEAD:%=--contender %) --out benchmarks/results/overhead.jsonl
 	$(BIN)/python benchmarks/overhead.py benchmarks/results/overhead.jsonl --write
 	$(BIN)/multirnn bench standard --out benchmarks/results/standard.jsonl

@@ -6,6 +6,7 @@ import platform
 import re
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -51,17 +52,23 @@ def describe() -> dict[str, Any]:
     `variables` are those that set threads and kernels; `blas`, the libraries of this process, is None without
     threadpoolctl (the extra `bench`).
     """
+    found = re.search(r"^model name\s*:\s*(.*)$", _text("/proc/cpuinfo"), re.MULTILINE)
+    pages: Mapping[str, int] = getattr(os, "sysconf_names", {})
+    versions = {"python": sys.version.split()[0]}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
     return {
-        "processor": _processor(),
+        "processor": found[1].strip() if found else platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "allowed_cores": list(allowed_cores()),
         "quota": quota(),
         "features": [name for name in TELLING if name in cpu_features()],
         "caches": cache_sizes(),
-        "memory_bytes": _memory(),
+        "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if "SC_PHYS_PAGES" in pages else None,
         "kernel": f"{platform.system()} {platform.release()}",
         "python": f"{platform.python_implementation()} {platform.python_version()}",
-        "versions": _versions(),
+        "versions": versions,
         "variables": {name: os.environ[name] for name in SETTINGS if name in os.environ},
         "blas": blas_libraries(),
     }
@@ -136,32 +143,10 @@ def blas_libraries() -> list[dict[str, Any]] | None:
     return [{name: one.get(key) for key, name in kept.items()} for one in threadpool_info()]
 
 
-def _processor() -> str:
-    found = re.search(r"^model name\s*:\s*(.*)$", _text("/proc/cpuinfo"), re.MULTILINE)
-    return found[1].strip() if found else platform.processor() or platform.machine()
-
-
 def free_memory() -> float:
     """Bytes of available memory; infinite where the system does not report it."""
     found = re.search(r"^MemAvailable:\s*(\d+) kB", _text("/proc/meminfo"), re.MULTILINE)
     return int(found[1]) * 1024.0 if found else math.inf
-
-
-def _memory() -> int | None:
-    names: Mapping[str, int] = getattr(os, "sysconf_names", {})
-    if {"SC_PHYS_PAGES", "SC_PAGE_SIZE"} <= set(names):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return None
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": sys.version.split()[0]}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _text(path: Path | str) -> str:
