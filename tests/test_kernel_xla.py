@@ -67,5 +67,5 @@ def test_an_xla_that_is_not_known_is_refused(tmp_path: Path, monkeypatch: pytest
     later.write_text("")
     assert str(xla.refuses(later)).endswith("is known, not unknown")
     assert "without the header" in str(xla.refuses(tmp_path / "none.h"))
-    monkeypatch.setattr(xla, "missing", lambda: "no compiled recurrence")
+    monkeypatch.setattr(xla, "library_refuses", lambda: "no compiled recurrence")
     assert xla.refuses(header()) == "no compiled recurrence"

@@ -184,7 +184,7 @@ def overwritten(module) -> list:
     return [torch.full(size, float("nan"), dtype=torch.float64) for size in sizes for _ in range(4)]
 
 
-@pytest.mark.skipif(kernel.missing() is not None, reason=str(kernel.missing()))
+@pytest.mark.skipif(kernel.refuses() is not None, reason=str(kernel.refuses()))
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 @every_cell
 def test_weights_that_are_replaced_during_a_call_stay_there(cell: str, direction: str, monkeypatch) -> None:
@@ -210,7 +210,7 @@ def test_weights_that_are_replaced_during_a_call_stay_there(cell: str, direction
     assert held
 
 
-@pytest.mark.skipif(kernel.missing() is not None, reason=str(kernel.missing()))
+@pytest.mark.skipif(kernel.refuses() is not None, reason=str(kernel.refuses()))
 def test_unfrozen_by_another_thread_during_a_call(monkeypatch) -> None:
     quick, _ = pair("gru", "kernel", **STACK)
     x = drawn(BATCH, TIME, INPUT).detach()

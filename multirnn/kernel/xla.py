@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from multirnn.kernel.library import instruction_sets, library, missing
-from multirnn.kernel.stack import pack_spec
+from multirnn.kernel.compiled import pack_spec
+from multirnn.kernel.library import instruction_sets, library
+from multirnn.kernel.library import refuses as library_refuses
 from multirnn.spec import RecurrentSpec
 
 __all__ = ["VERSION", "attributes", "handler", "refuses"]
@@ -32,7 +33,7 @@ def refuses(header: Path) -> str | None:
     Args:
         header: `xla/ffi/api/c_api.h` of that XLA, which says the version of its interface.
     """
-    if (reason := missing()) is not None:
+    if (reason := library_refuses()) is not None:
         return reason
     try:
         text = header.read_text(encoding="utf-8")
