@@ -94,12 +94,12 @@ static int take_piece(member *member)
 /* What it holds is no number until it is written. */
 static void *borrow(size_t bytes)
 {
-    void *memory = multirnn_borrow(bytes);
+    void *memory = multirnn_allocate(bytes);
     UNPOISON(memory, bytes);
     return memory ? memset(memory, 0xff, bytes) : NULL;
 }
 
-#define multirnn_borrow borrow
+#define multirnn_allocate borrow
 #define multirnn_reach reach
 #define multirnn_take_piece take_piece
 #define NAME(x) multirnn_##x
@@ -410,7 +410,7 @@ static void discard(problem *p)
         free(p->rooms[i].memory);
     free(p->lengths), free(p->true_lengths), free(p->starts), free(p->call.stash);
     if (p->prepacked)
-        multirnn_give_back(p->prepacked);
+        multirnn_free(p->prepacked);
 }
 
 #include "kernel_fuzz_calls.h"
@@ -491,9 +491,9 @@ static int fill_memory(void)
     multirnn_free_kept();
     for (int round = 0; round < 2; round++) {
         for (int i = 0; i < 2 * KEPT; i++)
-            pieces[i] = multirnn_borrow(KEPT_BYTES / 8 * (size_t)(i % 3 + 1));
+            pieces[i] = multirnn_allocate(KEPT_BYTES / 8 * (size_t)(i % 3 + 1));
         for (int i = 0; i < 2 * KEPT; i++)
-            multirnn_give_back(pieces[i]);
+            multirnn_free(pieces[i]);
     }
     for (int i = 0; i < KEPT; i++)
         all += memory.kept[i].bytes;

@@ -42,7 +42,7 @@ def _load() -> ctypes.CDLL | str:
     try:
         loaded = ctypes.CDLL(str(LIBRARY))
         loaded.multirnn_fingerprint.restype = ctypes.c_char_p
-        loaded.multirnn_let_go.argtypes = [ctypes.c_void_p]
+        loaded.multirnn_free.argtypes = [ctypes.c_void_p]
         built_from = loaded.multirnn_fingerprint().decode()
     except (OSError, AttributeError) as error:
         return f"{LIBRARY.name} cannot be loaded: {error}; `python -m multirnn.kernel.build` rebuilds it"
