@@ -1,4 +1,4 @@
-"""Calls of the compiled recurrence, random and without a zero, and what NumPy makes of them in float64."""
+"""Random calls of the compiled recurrence, without zeros, and NumPy's results in float64."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ WIDE = [  # weights beyond the cache of one core
 
 
 def aligned(size):
-    """Memory of so many bytes, and its first address that 64 divides."""
+    """Memory for `size` bytes, and the address in it where they are aligned to 64 bytes."""
     memory = np.zeros(size + 64, np.uint8)
     return memory, -(-memory.ctypes.data // 64) * 64
 
@@ -38,12 +38,12 @@ def addresses(state):
 
 
 def spoilt(array):
-    """Room for a result, in which nothing is right yet."""
+    """An array for a result, filled with wrong numbers."""
     return np.full_like(array, 77)
 
 
 class Call:
-    """A stack with everything that a call of it takes; random, without a zero."""
+    """A compiled recurrence with all operands of a call, random, without zeros."""
 
     def __init__(self, spec, batch, time, lengths=None, seed=0, instructions=None, time_major=False, dense="k"):
         rng = np.random.default_rng(seed)
@@ -77,7 +77,7 @@ class Call:
         return self.stack.bind({name: kernel.operand(array) for name, array in arrays.items()})
 
     def record(self, **more):
-        """A call record of x, y, the initial states and the lengths, and of what is given."""
+        """A call record with the operands, the initial states, the lengths, and `more`."""
         known = {
             "batch": self.batch,
             "time": self.time,

@@ -1,4 +1,4 @@
-"""What is said where the compiled recurrence is missing, or not of these sources, or asked for unknown instructions."""
+"""Errors where the compiled recurrence is missing, built from other sources, or lacks the instructions asked for."""
 
 import platform
 import subprocess

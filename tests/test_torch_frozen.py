@@ -66,7 +66,9 @@ def test_a_frozen_layer_is_the_same_function(cell: str, dtype) -> None:
 def test_weights_are_packed_once_and_not_read_again(cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
     packed: list[bytes] = []
     pack = kernel.CompiledRecurrence.pack
-    monkeypatch.setattr(kernel.CompiledRecurrence, "pack", lambda self, table: packed.append(table) or pack(self, table))
+    monkeypatch.setattr(
+        kernel.CompiledRecurrence, "pack", lambda self, table: packed.append(table) or pack(self, table)
+    )
     quick, native, x = pair(cell)
     expected = output(native, x)
     for parameter in quick.parameters():

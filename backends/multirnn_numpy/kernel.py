@@ -48,7 +48,7 @@ class CompiledStack:
         """A checked call reduced to the compiled recurrence and new memory for its results."""
         batch, time, _ = inputs.x.shape
         parameters, x, first, lengths = self._parameters(), sequence(inputs.x), _first(inputs), _lengths(inputs)
-        packed = self._packed and self._packed.address
+        packed = None if self._packed is None else self._packed.address
 
         # The record holds addresses only: the default argument keeps the arrays.
         def call(kept: tuple[Inputs, Bound] = (inputs, parameters)) -> Output:

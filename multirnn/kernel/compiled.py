@@ -8,6 +8,8 @@ from math import prod
 from typing import Any, NamedTuple, NewType
 from weakref import WeakValueDictionary, finalize
 
+from numpy.typing import NDArray
+
 from multirnn.activations import ACTIVATIONS, Activation
 from multirnn.cells import FORMS
 from multirnn.errors import InvalidCall, MissingFramework
@@ -141,7 +143,7 @@ def _in_memory(choices: Choices) -> Any:
     return (ctypes.c_int64 * len(choices))(*choices)
 
 
-def address(array: Array) -> int:
+def address(array: NDArray[Any]) -> int:
     """Where a NumPy array begins. `__array_interface__` takes 0.9 µs, a writable buffer 0.3."""
     try:
         return ctypes.addressof(ctypes.c_char.from_buffer(array))  # type: ignore[arg-type]
@@ -163,20 +165,15 @@ def sequence(array: Array) -> Sequence:
 
 
 class Packed:
-    """Weights in the layout of the matrix products, from `CompiledRecurrence.pack`; to NumPy, read-only bytes.
+    """Weights in the layout of the matrix products, from `CompiledRecurrence.pack`.
 
     Attributes:
-        address: where they begin, aligned to 64 bytes, while this object lives.
+        address: where they begin, while this object lives.
     """
 
-    def __init__(self, address: int, size: int) -> None:
+    def __init__(self, address: int) -> None:
         self.address = address
-        self._size = size
         finalize(self, library().multirnn_free, address).atexit = False  # the library may be unloaded by then
-
-    @property
-    def __array_interface__(self) -> dict[str, Any]:
-        return {"version": 3, "shape": (self._size,), "typestr": "|u1", "data": (self.address, True)}
 
 
 class _Keeper:
@@ -230,7 +227,6 @@ class CompiledRecurrence:
         self._backward = self._function("backward", 4, ctypes.c_int)
         self._stash_size = self._function("stash_size", 2, ctypes.c_int64)
         self._pack = self._function("pack", 2, ctypes.c_void_p)
-        self._size_of_packed = self._function("size_of_packed", 1, ctypes.c_int64)
 
     def _function(self, name: str, pointers: int, returns: Any) -> Any:
         function = getattr(library(), f"multirnn_{name}_{self.instructions}_{self.spec.dtype}")
@@ -263,7 +259,7 @@ class CompiledRecurrence:
         address = self._pack(self._spec, table)
         if address is None:
             raise MemoryError("the compiled recurrence found no memory for the packed weights")
-        return Packed(address, self._size_of_packed(self._spec))
+        return Packed(address)
 
     def stash_size(self, batch: int, time: int) -> int:
         """The bytes that `forward` stashes for `backward`; the memory has to be aligned to 64 bytes."""

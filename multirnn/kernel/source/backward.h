@@ -63,21 +63,17 @@ static void lay_out_backward(backward_run *run, arena *a)
 {
     stack *k = &run->stack;
     const call *c = k->call;
-    long layers = k->spec->layers, count = layers * k->directions, features = k->directions * k->hidden;
+    long layers = k->spec->layers, features = k->directions * k->hidden;
     long most_features = larger(k->spec->input_size, layers > 1 ? features : 0);
     long planes = k->spec->cell == GRU_AFTER ? 4 : k->gates;
     run->dz_size = odd_vectors(planes * k->plane / LANES);
     run->input_plane = 0;
     run->recurrent_plane = k->spec->cell == GRU_AFTER;
-    deal(k, a);
-    k->outputs = TAKE(a, sequence, layers);
+    lay_out_stack(k, a);
     run->douts = TAKE(a, sequence, layers);
-    k->z_stash = TAKE(a, real *, count);
-    k->c_stash = TAKE(a, real *, count);
     arena stash = {c->stash, 0};
     if (a->base) {
         lay_out_stash(k, &stash);
-        k->outputs[layers - 1] = c->y;
         run->douts[layers - 1] = c->dy;
     }
     for (int i = 0; i < smaller(layers - 1, 2); i++) {

@@ -47,6 +47,17 @@ static int64_t *stashed_lengths(arena *a, long batch)
     return TAKE(a, int64_t, batch);
 }
 
+static void lay_out_stack(stack *k, arena *a)
+{
+    long layers = k->spec->layers, count = layers * k->directions;
+    deal(k, a);
+    k->outputs = TAKE(a, sequence, layers);
+    k->z_stash = TAKE(a, real *, count);
+    k->c_stash = TAKE(a, real *, count);
+    if (k->outputs)
+        k->outputs[layers - 1] = k->call->y;
+}
+
 static void lay_out_stash(stack *k, arena *a)
 {
     stashed_lengths(a, k->call->batch);
@@ -116,11 +127,8 @@ static void lay_out_forward(forward_run *run, arena *a)
     stack *k = &run->stack;
     const call *c = k->call;
     long layers = k->spec->layers, count = layers * k->directions, features = k->directions * k->hidden;
-    deal(k, a);
-    k->outputs = TAKE(a, sequence, layers);
+    lay_out_stack(k, a);
     run->passes = TAKE(a, pass, count);
-    k->z_stash = TAKE(a, real *, count);
-    k->c_stash = TAKE(a, real *, count);
     arena packed = {c->packed, 0};
     lay_out_passes(k, c->packed ? &packed : a, run->passes);
     if (c->stash) {
@@ -136,8 +144,6 @@ static void lay_out_forward(forward_run *run, arena *a)
         for (long p = 0; k->z_stash && p < count; p++)
             k->z_stash[p] = k->c_stash[p] = NULL;
     }
-    if (k->outputs)
-        k->outputs[layers - 1] = c->y;
     long rows = larger(ceiling(c->batch, k->sharing.slices), 1);
     long block = k->sharing.block, deepest = 0;
     for (long p = 0; p < count; p++)
@@ -188,14 +194,13 @@ static void pack_parts(const stack *k, const pass *p, const parameters *from, lo
                     : 0;
 }
 
-/* The rows of one step, and what the cells need of them. */
+/* The operands of a step; states are rows of state_size. */
 typedef struct {
     long rows;
     real *z;
-    const real *h, *c;  /* before the step; rows of state_size */
+    const real *h, *c; /* before the step */
     real *next_h, *next_c, *rh;
     real **y;
-    const real *candidate_bias;
 } step;
 
 static void simple_rnn_cell(const stack *k, const step *s, const panel *p)

@@ -124,16 +124,6 @@ EXPORT char *NAME(pack)(const spec *spec, const parameters *table)
     return memory.base;
 }
 
-EXPORT int64_t NAME(size_of_packed)(const spec *spec)
-{
-    stack k;
-    call none = {0};
-    describe(&k, spec, NULL, &none);
-    arena size = {NULL, 0};
-    lay_out_passes(&k, &size, NULL);
-    return (int64_t)size.used;
-}
-
 EXPORT int64_t NAME(stash_size)(const spec *spec, const call *call)
 {
     stack stack;
