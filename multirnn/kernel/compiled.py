@@ -216,8 +216,8 @@ class CompiledRecurrence:
         self.instructions = instructions or available[0]
         self._keeper = _keeper()
         self._spec = pack_spec(spec)
+        # Every parameter in the order of the table, with its strides if it is C-contiguous.
         self._operands: list[tuple[str, tuple[int, ...]]] = []
-        """The name of every parameter, in the order of the table, and its strides where it is C-contiguous."""
         for layer, direction in spec.passes:
             for kind, axes in KINDS.items():
                 name = f"layers.{layer}.{direction}.{kind}"
