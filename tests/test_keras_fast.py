@@ -277,14 +277,14 @@ def test_one_step_of_many_rows_with_many_weights_is_left_to_the_loop() -> None:
 
 @only_tensorflow
 def test_a_repeated_shape_is_not_traced_again(means: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from multirnn_keras import fast, recurrence
+    from multirnn_keras import fast, loop, reverse
 
     layer = layer_of({"cell": "simple_rnn"})
     x = np.zeros((3, 20, INPUT_SIZE), "float32")
     cotangent = layer(x)
     layer.vjp(x, cotangent=cotangent)
-    for name in ("forward", "backward"):
-        monkeypatch.setattr(recurrence, name, None)
+    for module in (loop, reverse):
+        monkeypatch.setattr(module, "cell_of", None)
     monkeypatch.setattr(fast, "recurrence", None)
     for _ in range(3):
         layer(x)

@@ -441,10 +441,9 @@ def test_refuses_the_biases_that_keras_does_not_hold(form: dict, cure) -> None:
 def test_refuses_what_an_engine_cannot_do(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = spec_of({"cell": "lstm"}, dtype="float64")
     for engine in ("jax", "torch"):
-        for module in ("layer", "engine"):
-            monkeypatch.setattr(f"multirnn_keras.{module}.ENGINE", engine)
+        monkeypatch.setattr("multirnn_keras.engines.ENGINE", engine)
         assert f"use the backend '{engine}' itself" in BACKEND.refuses(spec)
-    monkeypatch.setattr("multirnn_keras.layer.ENGINE", "openvino")
+    monkeypatch.setattr("multirnn_keras.engines.ENGINE", "openvino")
     assert "KERAS_BACKEND to one of tensorflow, jax, torch" in BACKEND.refuses(spec)
 
 
@@ -460,7 +459,7 @@ def test_names_its_engine() -> None:
 
 
 def test_finds_the_engine_that_keras_will_choose(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from multirnn_keras.engine import chosen
+    from multirnn_keras.engines import chosen
 
     assert chosen() == keras.config.backend()
     monkeypatch.delitem(sys.modules, "keras")

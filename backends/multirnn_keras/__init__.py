@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from multirnn import InvalidCall, RecurrentSpec, Weights, accept
 from multirnn.parity import Batch, Optimiser
 from multirnn.weights import Array
-from multirnn_keras import engine  # before all that imports Keras: it loads what Keras runs on, quietly
+from multirnn_keras import engines as engine  # before all that imports Keras: it loads what Keras runs on, quietly
 
 # isort: split
 from multirnn_keras import adoption, fast, layer, training

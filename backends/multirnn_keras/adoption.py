@@ -3,29 +3,32 @@
 Keras hands states over one by one, `(batch, hidden_size)` each, direction after direction: h, or h and c.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from inspect import signature
+from itertools import chain
 from math import prod
 from typing import Any
 
 import keras
-import numpy as np
 
 from multirnn import Gradients, Inputs, InvalidCall, Output, RecurrentSpec, State, Weights
 from multirnn.adoption import AdoptedNative, native_spec, noting
 from multirnn.returned import arranged, output_of, states_of
-from multirnn.weights import Array
-from multirnn_keras.compiled import Mask
-from multirnn_keras.engine import ENGINE, on_device
-from multirnn_keras.layer import engine_refuses
-from multirnn_keras.structure import directions_of, is_both_ways, recurrent_layers, stacked, variables_of
+from multirnn_keras import engines
+from multirnn_keras.engines import ENGINE, engine, on_device
+from multirnn_keras.layer import mask_of
+from multirnn_keras.structure import (
+    directions_of,
+    is_both_ways,
+    recurrent_layers,
+    stacked,
+    variables_of,
+    with_settings,
+)
 from multirnn_keras.weights import from_variables, read
 
 __all__ = ["AdoptedKeras", "adopt"]
-
-Apply = Callable[[Any, list[Any]], list[Any]]
 
 
 def adopt(native: Any, spec: RecurrentSpec | None, *, compiled: bool) -> "AdoptedKeras":
@@ -52,9 +55,9 @@ def adopt(native: Any, spec: RecurrentSpec | None, *, compiled: bool) -> "Adopte
     if not native.built:
         raise InvalidCall(f"this {kind} has no weights yet: call it, or build((None, None, input_size))")
     spec, readable = native_spec(native, spec, read)
-    if reason := engine_refuses(spec):
+    if reason := engines.refuses(spec.dtype):
         raise InvalidCall(reason)
-    if compiled and ENGINE == "torch":
+    if compiled and not engine.compiles:
         raise InvalidCall("Keras on PyTorch has no compiled form; run it as it is, or Keras on TensorFlow or JAX")
     if native.compute_dtype != spec.dtype:
         raise InvalidCall(
@@ -98,7 +101,7 @@ class AdoptedKeras(AdoptedNative):
         self.readable = readable
         self._find_arguments()
         self._variables = self._read_variables() if readable else []
-        self._forward, self._backward = _ENGINES[ENGINE](self._apply, self._variables, compiled)
+        self._forward, self._backward = engine.calls(self._apply, self._variables, "shape" if compiled else "call")
 
     def __reduce__(self) -> Any:
         """A copy adopts the copy of the object: the functions of this one hold its variables."""
@@ -107,7 +110,7 @@ class AdoptedKeras(AdoptedNative):
     @property
     def compilable(self) -> bool:
         """By `tf.function` or `jax.jit`."""
-        return ENGINE != "torch"
+        return engine.compiles
 
     @property
     def parameter_count(self) -> int:
@@ -121,14 +124,14 @@ class AdoptedKeras(AdoptedNative):
     def run(self, inputs: Inputs) -> Output:
         """See `BoundaryLayer.run`."""
         with noting(self.title, inputs), on_device(None):
-            found = self._forward(_mask(inputs), [inputs.x, *states_of(inputs.state)])
+            found = self._forward(mask_of(inputs), [inputs.x, *states_of(inputs.state)])
         return output_of(found, self.spec, self.title)
 
     def pull_back(self, inputs: Inputs, cotangent: Output) -> Gradients:
         """See `BoundaryLayer.pull_back`."""
         cotangents = [cotangent.sequence, *states_of(cotangent.state)]
         with noting(self.title, inputs), on_device(None):
-            weights, (x, *state) = self._backward(_mask(inputs), [inputs.x, *states_of(inputs.state)], cotangents)
+            weights, (x, *state) = self._backward(mask_of(inputs), [inputs.x, *states_of(inputs.state)], cotangents)
         named = from_variables(weights, self.spec).arrays if self.readable else {}
         return Gradients(named, x, State(*state))
 
@@ -143,8 +146,7 @@ class AdoptedKeras(AdoptedNative):
 
     def _read_variables(self) -> list[Any]:
         """The variables in the order of Keras' weights."""
-        directions = [direction for layer in stacked(self.native) for direction in directions_of(layer)]
-        return [variable for direction in directions for variable in variables_of(direction)]
+        return list(chain(*map(variables_of, chain(*map(directions_of, stacked(self.native))))))
 
     def _apply(self, mask: Any, primals: list[Any]) -> list[Any]:
         """The sequence and the parts of the final state, in tensors, from x and the parts of the initial state."""
@@ -186,7 +188,8 @@ class AdoptedStack(AdoptedKeras):
         states = _one_by_one(parts)
         size = len(states) // len(self._layers)
         ends = []
-        with _handing_back(self._layers):
+        both = [part for layer in self._layers if is_both_ways(layer) for part in recurrent_layers(layer)[0]]
+        with with_settings([*self._layers, *both], return_sequences=True, return_state=True):
             for place, layer in enumerate(self._layers):
                 x, *end = layer(x, initial_state=states[place * size : (place + 1) * size], mask=mask)
                 ends += end
@@ -202,134 +205,3 @@ def _together(ends: Sequence[Any], spec: RecurrentSpec) -> list[Any]:
     """The inverse of `_one_by_one`."""
     count = len(spec.form.states)
     return [keras.ops.stack(ends[place::count]) for place in range(count)]
-
-
-@contextmanager
-def _handing_back(layers: Sequence[Any]) -> Iterator[None]:
-    """Recurrent layers that return their sequences and their states; afterwards they are as they were."""
-    all_of_them = []
-    for layer in layers:
-        all_of_them.append(layer)
-        if isinstance(layer, keras.layers.Bidirectional):
-            all_of_them += [layer.forward_layer, layer.backward_layer]
-    before = [(layer, layer.return_sequences, layer.return_state) for layer in all_of_them]
-    try:
-        for layer in all_of_them:
-            layer.return_sequences = layer.return_state = True
-        yield
-    finally:
-        for layer, sequences, state in before:
-            layer.return_sequences, layer.return_state = sequences, state
-
-
-def _mask(inputs: Inputs) -> Mask:
-    return None if inputs.lengths is None else inputs.valid
-
-
-# --- The engines -----------------------------------------------------------------------------------------------------
-
-Forward = Callable[[Mask, Sequence[Array]], list[Array]]
-Backward = Callable[[Mask, Sequence[Array], Sequence[Array]], tuple[list[Array], list[Array]]]
-
-
-def _on_tensorflow(apply: Apply, variables: Sequence[Any], compiled: bool) -> tuple[Forward, Backward]:
-    import tensorflow as tf
-
-    values = [variable.value for variable in variables]
-
-    def gradients(mask: Any, primals: list[Any], cotangents: list[Any]) -> Any:
-        with tf.GradientTape() as tape:
-            tape.watch([values, primals])
-            outputs = apply(mask, primals)
-        return tape.gradient(
-            outputs, (values, primals), cotangents[: len(outputs)], unconnected_gradients=tf.UnconnectedGradients.ZERO
-        )
-
-    def graph(function: Callable[..., Any]) -> Callable[..., Any]:
-        """One for every shape: to choose among them, a tf.function warns of what it takes for a mistake."""
-        graphs: dict[tuple[Any, ...], Any] = {}
-
-        def call(mask: Any, *groups: list[Any]) -> Any:
-            key = (mask is None, *(tensor.shape for group in groups for tensor in group))
-            if key not in graphs:
-                graphs[key] = tf.function(function).get_concrete_function(mask, *groups)
-            return graphs[key](mask, *groups)
-
-        return call
-
-    forward, backward = (graph(apply), graph(gradients)) if compiled else (apply, gradients)
-
-    def tensors(arrays: Sequence[Any]) -> list[Any]:
-        return [tf.convert_to_tensor(array) for array in arrays]
-
-    def mask_of(mask: Mask) -> Any:
-        return None if mask is None else tf.convert_to_tensor(mask)
-
-    def function(mask: Mask, primals: Sequence[Array]) -> list[Array]:
-        return [tensor.numpy() for tensor in forward(mask_of(mask), tensors(primals))]
-
-    def pullback(mask: Mask, primals: Sequence[Array], cotangents: Sequence[Array]) -> Any:
-        found = backward(mask_of(mask), tensors(primals), tensors(cotangents))
-        return tuple([tensor.numpy() for tensor in group] for group in found)
-
-    return function, pullback
-
-
-def _on_jax(apply: Apply, variables: Sequence[Any], compiled: bool) -> tuple[Forward, Backward]:
-    import jax
-
-    def pure(values: list[Any], mask: Any, primals: list[Any]) -> list[Any]:
-        with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
-            return apply(mask, primals)
-
-    def gradients(values: list[Any], mask: Any, primals: list[Any], cotangents: list[Any]) -> Any:
-        outputs, pull = jax.vjp(lambda values, primals: pure(values, mask, primals), values, primals)
-        return pull(cotangents[: len(outputs)])
-
-    forward, backward = (jax.jit(pure), jax.jit(gradients)) if compiled else (pure, gradients)
-
-    def tensors(arrays: Sequence[Any]) -> list[Any]:
-        return [jax.numpy.asarray(array) for array in arrays]
-
-    def function(mask: Mask, primals: Sequence[Array]) -> list[Array]:
-        return [np.asarray(array) for array in forward([v.value for v in variables], mask, tensors(primals))]
-
-    def pullback(mask: Mask, primals: Sequence[Array], cotangents: Sequence[Array]) -> Any:
-        found = backward([v.value for v in variables], mask, tensors(primals), tensors(cotangents))
-        return tuple([np.asarray(array) for array in group] for group in found)
-
-    return function, pullback
-
-
-def _on_torch(apply: Apply, variables: Sequence[Any], compiled: bool) -> tuple[Forward, Backward]:
-    """Run as it stands; `adopt` refuses its compiled form."""
-    import torch
-
-    def tensors(arrays: Sequence[Any]) -> list[Any]:
-        return [keras.ops.convert_to_tensor(array.copy()) for array in arrays]
-
-    def mask_of(mask: Mask) -> Any:
-        return None if mask is None else keras.ops.convert_to_tensor(mask)
-
-    def function(mask: Mask, primals: Sequence[Array]) -> list[Array]:
-        with torch.no_grad():
-            return [tensor.cpu().numpy() for tensor in apply(mask_of(mask), tensors(primals))]
-
-    def pullback(mask: Mask, primals: Sequence[Array], cotangents: Sequence[Array]) -> Any:
-        # Copies of the variables: what they hold in .grad stays as it is, and frozen ones have gradients too.
-        values = [variable.value.detach().requires_grad_() for variable in variables]
-        inputs = [tensor.requires_grad_() for tensor in tensors(primals)]
-        with torch.enable_grad(), keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
-            outputs = apply(mask_of(mask), inputs)
-        reached = [(y, dy) for y, dy in zip(outputs, tensors(cotangents), strict=False) if y.requires_grad]
-        found: Sequence[Any] = [torch.zeros_like(tensor) for tensor in (*values, *inputs)]
-        if reached:
-            ys, dys = zip(*reached, strict=True)
-            found = torch.autograd.grad(ys, [*values, *inputs], dys, allow_unused=True, materialize_grads=True)
-        arrays = [tensor.cpu().numpy() for tensor in found]
-        return arrays[: len(values)], arrays[len(values) :]
-
-    return function, pullback
-
-
-_ENGINES = {"tensorflow": _on_tensorflow, "jax": _on_jax, "torch": _on_torch}

@@ -4,6 +4,7 @@ import random
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from typing import Any
 
 import keras
@@ -14,8 +15,8 @@ from multirnn import build as build_layer
 from multirnn.comparison import widened
 from multirnn.confirmation import confirmed, probe
 from multirnn.weights import Array
-from multirnn_keras.engine import ENGINE, float64_refused
-from multirnn_keras.structure import directions_of, is_both_ways, returned
+from multirnn_keras.engines import dtype_refuses, engine
+from multirnn_keras.structure import directions_of, is_both_ways, returned, with_settings
 
 __all__ = ["confirm", "title_of"]
 
@@ -37,7 +38,7 @@ def confirm(native: Any, layers: Sequence[Any], weights: Weights) -> Weights:
     Raises:
         Unrepresentable: it computes something else, or cannot be called.
     """
-    if weights.spec.dtype == "float64" and (reason := float64_refused()):
+    if reason := dtype_refuses(weights.spec.dtype):
         raise Unrepresentable(f"{title_of(native)} is of float64; {reason}")
     parts = returned(native, list(layers))
     batch, time = _sizes(native, layers)
@@ -102,8 +103,9 @@ def _without_trace(native: Any, layers: Sequence[Any]) -> Iterator[None]:
         stack.enter_context(warnings.catch_warnings(action="ignore"))  # of models, that they do not hand the mask on
         stack.enter_context(_own_losses(native._flatten_layers()))
         stack.enter_context(_own_randomness())
-        stack.enter_context(_on_engine())
-        stack.enter_context(_without_cudnn([part for layer in layers for part in directions_of(layer)]))
+        stack.enter_context(engine.confirming())
+        # cuDNN refuses rows of length 0, and rounds to TF32.
+        stack.enter_context(with_settings(chain(*map(directions_of, layers)), use_cudnn=False))
         stack.enter_context(keras.StatelessScope([(state, np.zeros(state.shape, state.dtype)) for state in kept]))
         yield
 
@@ -137,46 +139,6 @@ def _own_randomness() -> Iterator[None]:
         global_state.set_global_attribute(name, generator)
         np.random.set_state(of_numpy)  # noqa: NPY002
         random.setstate(of_python)
-
-
-@contextmanager
-def _on_engine() -> Iterator[None]:
-    """As exact as the engine is, watched by no tape, drawing from no stream of its own that goes on afterwards."""
-    if ENGINE == "tensorflow":
-        from tensorflow.python.eager import context
-        from tensorflow.python.eager.record import stop_recording
-
-        eager: Any = context.context()
-        seeds = getattr(eager, "_rng", None)  # of the operations of the seed that the user set, if there is one
-        eager._rng = random.Random(str(seeds and seeds.getstate()))  # noqa: S311
-        try:
-            with stop_recording(), keras.device("cpu"):  # a GPU rounds to TF32
-                yield
-        finally:
-            eager._rng = seeds
-    elif ENGINE == "jax":
-        import jax
-
-        with jax.default_matmul_precision("highest"):
-            yield
-    else:
-        import torch
-
-        with torch.no_grad(), torch.random.fork_rng():
-            yield
-
-
-@contextmanager
-def _without_cudnn(layers: Sequence[Any]) -> Iterator[None]:
-    """CuDNN refuses rows of length 0, and rounds to TF32."""
-    before = [(layer, layer.use_cudnn) for layer in layers if hasattr(layer, "use_cudnn")]
-    try:
-        for layer, _ in before:
-            layer.use_cudnn = False
-        yield
-    finally:
-        for layer, use in before:
-            layer.use_cudnn = use
 
 
 # --- What was returned -----------------------------------------------------------------------------------------------

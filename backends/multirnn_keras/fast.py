@@ -13,16 +13,18 @@ import numpy as np
 
 from multirnn import Gradients, Inputs, InvalidCall, Output, RecurrentSpec, State, Unrepresentable, Weights
 from multirnn.implementation import FAST, Plan
+from multirnn.returned import states_of
 from multirnn.spec import DTYPES
 from multirnn_keras.activations import from_keras
 from multirnn_keras.cells import Form
-from multirnn_keras.engine import ENGINE, device_named, on_device
+from multirnn_keras.engines import ENGINE, device_named, engine, on_device
 from multirnn_keras.host import Host
 from multirnn_keras.kernel import recurrence as by_kernel
 from multirnn_keras.kernel import serves, there
-from multirnn_keras.layer import KerasLayer, mask_of, parts_of
+from multirnn_keras.layer import KerasLayer, mask_of
+from multirnn_keras.loop import plain
 from multirnn_keras.memory import in_memory
-from multirnn_keras.recurrence import recurrence, undifferentiated
+from multirnn_keras.reverse import recurrence
 from multirnn_keras.structure import CELLS, recurrent_layers
 from multirnn_keras.weights import from_variables, stack
 
@@ -68,7 +70,7 @@ class Fast(keras.layers.RNN):  # type: ignore[misc]
             and serves(spec := self._spec(form), None, *sequences.shape[:2])
         ):
             host = Host(spec, form.reverse)
-            sequence, *final = by_kernel(host, partial(self._loop, undifferentiated, form), primals, mask)
+            sequence, *final = by_kernel(host, partial(self._loop, plain, form), primals, mask)
         else:
             sequence, *final = self._loop(recurrence, form, primals, mask)
         if form.reverse:
@@ -186,7 +188,7 @@ class FastKerasLayer(KerasLayer):
     there Keras writes into the memory of its variables.)
     """
 
-    _compiles = True
+    _eager_first = False
 
     def __init__(self, spec: RecurrentSpec, native: Any, device: str | None = None) -> None:
         super().__init__(spec, native, device)
@@ -216,7 +218,7 @@ class FastKerasLayer(KerasLayer):
         x, *rest = self._arguments(inputs)
         nothing = np.empty(0, np.uint8)
         y = np.empty((*x.shape[:2], self.spec.output_size), x.dtype)
-        found = self._host.backward(x, cotangent.sequence, *parts_of(cotangent.state), y, nothing, *rest)
+        found = self._host.backward(x, cotangent.sequence, *states_of(cotangent.state), y, nothing, *rest)
         count = 1 + len(self.native.weights)
         return Gradients(from_variables(found[1:count], self.spec).arrays, found[0], State(*found[count:]))
 
@@ -226,14 +228,14 @@ class FastKerasLayer(KerasLayer):
     def _arguments(self, inputs: Inputs) -> list[Any]:
         mask = mask_of(inputs)
         weights = [in_memory(variable) for variable in self._variables]
-        return [inputs.x, *weights, *parts_of(inputs.state), *([] if mask is None else [mask])]
+        return [inputs.x, *weights, *states_of(inputs.state), *([] if mask is None else [mask])]
 
     def apply(self, mask: Any, primals: list[Any]) -> list[Any]:
         """See `KerasLayer.apply`."""
         x, *states = primals
         if serves(self.spec, self._device, *x.shape[:2]):
             given = [x, *self._variables, *states]
-            return by_kernel(self._host, partial(self._loops, undifferentiated), given, mask)
+            return by_kernel(self._host, partial(self._loops, plain), given, mask)
         return self._loops(recurrence, [x, *(variable.value for variable in self.native.weights), *states], mask)
 
     def _loops(self, run: Loop, primals: Sequence[Any], mask: Any) -> list[Any]:
@@ -260,11 +262,4 @@ class FastKerasLayer(KerasLayer):
 
 
 _PLAN_OF_KERNEL = Plan("fast", "the compiled recurrence, the whole stack in one call, over the memory of the variables")
-_PLAN = Plan(
-    "fast",
-    {
-        "tensorflow": "a loop compiled by XLA for each shape, the input projected before it, gradients by one loop back",
-        "jax": "lax.scan, the input projected before it, gradients by one scan back",
-        "torch": "a loop over addmm, the input projected before it, gradients by one loop back",
-    }.get(ENGINE, ""),
-)
+_PLAN = Plan("fast", engine.loops)

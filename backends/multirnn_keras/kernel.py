@@ -10,11 +10,10 @@ from functools import cache
 from typing import Any
 
 from multirnn import RecurrentSpec, kernel
-from multirnn_keras.engine import ENGINE, devices
+from multirnn_keras.engines import ENGINE, devices
+from multirnn_keras.engines.interface import Plain, Tensors
 from multirnn_keras.host import Arrays, Host
 from multirnn_keras.memory import in_memory, tensor_of
-from multirnn_keras.operations import Tensors
-from multirnn_keras.recurrence import Plain, differentiable
 
 __all__ = ["recurrence", "serves", "there"]
 
@@ -69,6 +68,8 @@ def recurrence(host: Host, plain: Plain, primals: Sequence[Any], mask: Any) -> T
     """
     import tensorflow as tf
     from tensorflow.python.eager.record import could_possibly_record  # nor one to ask for a tape
+
+    from multirnn_keras.engines.tensorflow import differentiable
 
     spec = host.spec
     count = len(spec.form.states)

@@ -3,6 +3,7 @@
 import pickle
 from copy import deepcopy
 from functools import cached_property
+from itertools import chain
 from math import prod
 from typing import Any
 
@@ -19,28 +20,20 @@ from multirnn import (
     Unrepresentable,
     Weights,
 )
+from multirnn.returned import states_of
 from multirnn.weights import Array
-from multirnn_keras.compiled import Mask, compiled
-from multirnn_keras.engine import ENGINE, ENGINES, device_named, float64_refused, on_device
+from multirnn_keras import engines
+from multirnn_keras.engines import device_named, engine, on_device
+from multirnn_keras.engines.interface import Mask
 from multirnn_keras.structure import recurrent_layers
 from multirnn_keras.weights import current, from_variables, stack
 
-__all__ = ["KerasLayer", "build", "engine_refuses", "mask_of", "parts_of", "refuses"]
+__all__ = ["KerasLayer", "build", "mask_of", "refuses"]
 
 
 def refuses(spec: RecurrentSpec) -> str | None:
-    """None where Keras has layers for the spec, else why not."""
-    return engine_refuses(spec) or CONVENTIONS["keras"].holds(spec)
-
-
-def engine_refuses(spec: RecurrentSpec) -> str | None:
-    """None where the engine that Keras runs on can differentiate, and compute in the spec's dtype, else why not."""
-    if ENGINE not in ENGINES:
-        return (
-            f"Keras runs on {ENGINE!r} here, which has no gradients; "
-            f"set KERAS_BACKEND to one of {', '.join(ENGINES)} before it is imported"
-        )
-    return float64_refused() if spec.dtype == "float64" else None
+    """None where Keras has layers for the spec, else the reason why not."""
+    return engines.refuses(spec.dtype) or CONVENTIONS["keras"].holds(spec)
 
 
 def build(weights: Weights, device: str | None) -> "KerasLayer":
@@ -57,39 +50,40 @@ def build(weights: Weights, device: str | None) -> "KerasLayer":
 class KerasLayer(BoundaryLayer):
     """A stack realised by Keras' own recurrent layers.
 
-    The model may be trained, saved and made a part of another: the layer runs with its variables as they are now. It
-    runs the cells of the model's layers, by layers of its own that also take and return states, as those of the model
-    would run them.
+    The model may be trained, saved and made a part of another: the layer runs with its variables as they are now. The
+    layer wraps the model's cells in layers of its own, which also take and return states.
 
     Args:
-        spec: what the model realises.
+        spec: the spec of the model.
         native: the model, a stack of recurrent layers.
         device: where it was made, and runs.
     """
 
-    _compiles = False
-    """Whether its loops are compiled by XLA in a graph, and nowhere else."""
+    _eager_first = True
+    """Whether short calls outside of a graph give the same bits as in one."""
 
     def __init__(self, spec: RecurrentSpec, native: Any, device: str | None = None) -> None:
         super().__init__(spec)
         self._native = native
         self._device = device
-        self._function, self._pullback = compiled(self.apply, native.weights, at_once=self._compiles)
+        self._function, self._pullback = engine.calls(
+            self.apply, native.weights, "batch", eager_first=self._eager_first
+        )
 
     def __copy__(self) -> "KerasLayer":
         """The same variables."""
         return type(self)(self.spec, self._native, self._device)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "KerasLayer":
-        """Variables of its own, with the values of now; the functions of a layer hold its variables, and are made again."""
+        """Variables of its own, with their values of now; the functions of a layer hold its variables, and are made again."""
         with on_device(self._device):
             native = deepcopy(self._native, memo)
         return _restored(type(self), self.spec, native, self._device, _unsaved(self._native))
 
     def __reduce__(self) -> Any:
         """See `__deepcopy__`."""
-        arguments = (type(self), self.spec, pickle.dumps(self._native), self._device, _unsaved(self._native))
-        return _unpickled, arguments
+        native = pickle.dumps(self._native)
+        return _restored, (type(self), self.spec, native, self._device, _unsaved(self._native))
 
     @cached_property
     def _passes(self) -> list[list[Any]]:
@@ -128,7 +122,7 @@ class KerasLayer(BoundaryLayer):
 
     def pull_back(self, inputs: Inputs, cotangent: Output) -> Gradients:
         """See `BoundaryLayer.pull_back`."""
-        cotangents = [cotangent.sequence, *parts_of(cotangent.state)]
+        cotangents = [cotangent.sequence, *states_of(cotangent.state)]
         with on_device(self._device):
             weights, (x, *state) = self._pullback(mask_of(inputs), _primals(inputs), cotangents)
         return Gradients(from_variables(weights, self.spec).arrays, x, State(*state))
@@ -153,28 +147,23 @@ class KerasLayer(BoundaryLayer):
         return [sequence, *(keras.ops.stack(part) for part in zip(*final, strict=True))]
 
 
-def _unpickled(
-    kind: type[KerasLayer], spec: RecurrentSpec, native: bytes, device: str | None, unsaved: Any
-) -> KerasLayer:
-    with on_device(device):
-        return _restored(kind, spec, pickle.loads(native), device, unsaved)  # noqa: S301 - within what is unpickled anyway
-
-
 def _unsaved(native: Any) -> list[dict[str, Any]]:
-    """What Keras forgets of layers that it copies or saves."""
-    layers = [layer for directions in recurrent_layers(native) for layer in directions]
+    """Settings of layers that Keras neither copies nor saves."""
+    layers = chain(*recurrent_layers(native))
     return [
         {name: getattr(layer, name) for name in ("use_cudnn", "use_kernel") if hasattr(layer, name)} for layer in layers
     ]
 
 
 def _restored(kind: type[KerasLayer], spec: RecurrentSpec, native: Any, device: str | None, unsaved: Any) -> KerasLayer:
-    native.supports_masking = True
-    layers = [layer for directions in recurrent_layers(native) for layer in directions]
-    for layer, settings in zip(layers, unsaved, strict=True):
-        for name, value in settings.items():
-            setattr(layer, name, value)
+    """A layer around a model, or a pickled one, with the settings that `_unsaved` found."""
     with on_device(device):
+        if isinstance(native, bytes):
+            native = pickle.loads(native)  # noqa: S301 - within a pickle that is being loaded anyway
+        native.supports_masking = True
+        for layer, settings in zip(chain(*recurrent_layers(native)), unsaved, strict=True):
+            for name, value in settings.items():
+                setattr(layer, name, value)
         return kind(spec, native, device)
 
 
@@ -198,9 +187,4 @@ def mask_of(inputs: Inputs) -> Mask:
 
 
 def _primals(inputs: Inputs) -> list[Array]:
-    return [inputs.x, *parts_of(inputs.state)]
-
-
-def parts_of(state: State) -> list[Array]:
-    """h, or h and c."""
-    return [part for part in state if part is not None]
+    return [inputs.x, *states_of(inputs.state)]

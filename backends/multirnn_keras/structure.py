@@ -1,6 +1,8 @@
 """The structure of a user's object: the recurrent layers that it is a stack of, and what of theirs it returns."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import keras
@@ -16,6 +18,7 @@ __all__ = [
     "returned",
     "stacked",
     "variables_of",
+    "with_settings",
 ]
 
 CELLS: dict[Any, str] = {keras.layers.SimpleRNN: "simple_rnn", keras.layers.LSTM: "lstm", keras.layers.GRU: "gru"}
@@ -35,7 +38,7 @@ def is_both_ways(layer: Any) -> bool:
 
 def is_as_made(native: Any, layers: Sequence[Any]) -> bool:
     """Whether a model, its layers and their cells run the methods of Keras' classes or of our own, and no replaced ones."""
-    directions = [direction for layer in layers for direction in directions_of(layer)]
+    directions = list(chain(*map(directions_of, layers)))
     parts = [native, *layers, *directions, *(direction.cell for direction in directions)]
     return all(
         type(part).__module__.partition(".")[0] in ("keras", "multirnn_keras") and not _replaced(part) for part in parts
@@ -52,6 +55,19 @@ def variables_of(layer: Any) -> list[Any]:
     """Of a layer of one direction, in the order of Keras' weights."""
     cell = layer.cell
     return [cell.kernel, cell.recurrent_kernel, *([cell.bias] if cell.use_bias else [])]
+
+
+@contextmanager
+def with_settings(layers: Iterable[Any], **settings: Any) -> Iterator[None]:
+    """Sets attributes of the layers that have them; afterwards they are as before."""
+    before = [(layer, name, getattr(layer, name)) for layer in layers for name in settings if hasattr(layer, name)]
+    try:
+        for layer, name, _ in before:
+            setattr(layer, name, settings[name])
+        yield
+    finally:
+        for layer, name, value in before:
+            setattr(layer, name, value)
 
 
 def stacked(native: Any) -> list[Any]:

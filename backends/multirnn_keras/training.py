@@ -11,7 +11,7 @@ import numpy as np
 
 from multirnn.parity import Batch, Optimiser
 from multirnn.weights import Array
-from multirnn_keras.engine import ENGINE
+from multirnn_keras.engines import ENGINE
 from multirnn_keras.layer import KerasLayer
 
 __all__ = ["OPTIMISERS", "default_epsilon", "train"]

@@ -4,6 +4,7 @@ The arrays are those of the convention "keras" (`multirnn.conventions`); `Sequen
 """
 
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from typing import Any
 
 import keras
@@ -14,11 +15,10 @@ from multirnn.spec import DTYPES
 from multirnn.weights import Array
 from multirnn_keras.activations import from_keras, to_keras
 from multirnn_keras.confirmation import confirm, title_of
-from multirnn_keras.engine import ENGINE, on_device
-from multirnn_keras.memory import in_memory
+from multirnn_keras.engines import on_device
 from multirnn_keras.structure import CELLS, directions_of, is_as_made, is_both_ways, stacked, variables_of
 
-__all__ = ["LAYERS", "array_of", "current", "from_variables", "read", "stack"]
+__all__ = ["LAYERS", "current", "from_variables", "read", "stack"]
 
 LAYERS: Mapping[str, Any] = {
     "simple_rnn": keras.layers.SimpleRNN,
@@ -71,11 +71,10 @@ def from_variables(arrays: Iterable[Array], spec: RecurrentSpec) -> Weights:
     )
 
 
-def array_of(variable: Any) -> Array:
-    """A copy of what a variable holds."""
-    if ENGINE == "tensorflow":
-        return in_memory(variable.value).copy()  # Keras' own way makes NumPy warn
-    return np.array(keras.ops.convert_to_numpy(variable.value))
+def _array_of(variable: Any) -> Array:
+    """A copy of a variable's value."""
+    # Copied to a tensor first: NumPy warns of TensorFlow's variables.
+    return np.asarray(keras.ops.convert_to_numpy(keras.ops.copy(variable.value)))
 
 
 def read(native: Any) -> Weights:
@@ -109,7 +108,7 @@ def current(native: Any) -> Weights:
 def _described(native: Any) -> tuple[list[Any], Weights]:
     """The layers of a stack, and their weights, by their structure alone."""
     layers = stacked(native)
-    directions = [direction for layer in layers for direction in directions_of(layer)]
+    directions = list(chain(*map(directions_of, layers)))
     first, *others = map(_fields, directions)
     for other in others:
         for name, value in other.items():
@@ -125,13 +124,13 @@ def _described(native: Any) -> tuple[list[Any], Weights]:
         bidirectional=is_both_ways(layers[0]),
         **first,
     )
-    variables = [variable for direction in directions for variable in variables_of(direction)]
+    variables = list(chain(*map(variables_of, directions)))
     if len(set(map(id, variables))) < len(variables):
         raise Unrepresentable(
             f"{title_of(native)} has a weight at two places, and a spec has each once: its gradients and its training "
             "would not be those of the stack. Give every layer and direction weights of its own"
         )
-    return layers, from_variables([array_of(variable) for variable in variables], spec)
+    return layers, from_variables(map(_array_of, variables), spec)
 
 
 def _fields(layer: Any) -> dict[str, Any]:
