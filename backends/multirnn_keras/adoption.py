@@ -1,6 +1,6 @@
-"""A layer or model of the user's own behind the calls of a `Layer`: Keras' own layers, and what is written by hand.
+"""A user's own layer or model, Keras' own or written by hand, called as a `Layer`.
 
-Keras hands states over one by one, `(batch, hidden_size)` each, direction after direction: h, or h and c.
+Keras takes and returns states one by one, `(batch, hidden_size)` each, direction after direction: h, or h and c.
 """
 
 from collections.abc import Sequence
@@ -18,14 +18,7 @@ from multirnn.returned import arranged, output_of, states_of
 from multirnn_keras import engines
 from multirnn_keras.engines import ENGINE, engine, on_device
 from multirnn_keras.layer import mask_of
-from multirnn_keras.structure import (
-    directions_of,
-    is_both_ways,
-    recurrent_layers,
-    stacked,
-    variables_of,
-    with_settings,
-)
+from multirnn_keras.structure import directions_of, stacked, variables_of, with_directions, with_settings
 from multirnn_keras.weights import from_variables, read
 
 __all__ = ["AdoptedKeras", "adopt"]
@@ -36,12 +29,12 @@ def adopt(native: Any, spec: RecurrentSpec | None, *, compiled: bool) -> "Adopte
 
     Args:
         native: a `SimpleRNN`, `LSTM`, `GRU`, `RNN` of a cell, a `Bidirectional` one, or a stack of them in a model. Or
-            a layer that is called as `layer(x)` or `layer(x, initial_state=…)` and returns y, or y and its states:
-            both in the way of Keras, a tensor `(batch, hidden_size)` if there is one, else a list of them, direction
-            after direction. With an argument `mask` it takes lengths.
-        spec: what it is held to be.
-        compiled: run it by what its engine has, `tf.function` or `jax.jit`. On PyTorch Keras compiles nothing unless
-            told to, and `torch.compile` then takes minutes.
+            a layer called as `layer(x)` or `layer(x, initial_state=…)` that returns y, or y and its states. It takes
+            and returns states as Keras does: one tensor `(batch, hidden_size)`, or a list of them, direction after
+            direction. With an argument `mask` it takes lengths.
+        spec: its spec; needed if it cannot be read.
+        compiled: run it by `tf.function` or `jax.jit`. On PyTorch Keras compiles nothing unless told to, and
+            `torch.compile` then takes minutes.
 
     Raises:
         InvalidCall: it is no layer, has no weights yet, is stateful, or computes in another dtype than the spec's; or
@@ -70,18 +63,16 @@ def adopt(native: Any, spec: RecurrentSpec | None, *, compiled: bool) -> "Adopte
 
 
 def _parts(native: Any, readable: bool) -> list[Any]:
-    """The layers of a stack, if it is one of Keras' recurrent layers and of nothing else, none of them called in its own way."""
+    """The layers of a stack of Keras' recurrent layers; none if anything else is in it, or has a `call` of its own."""
     if readable:
         return stacked(native)
     layers = native.layers if isinstance(native, keras.Sequential) else [native]
-    own = [native, *layers, *(part for layer in layers if is_both_ways(layer) for part in recurrent_layers(layer)[0])]
     recurrent = all(isinstance(layer, keras.layers.RNN | keras.layers.Bidirectional) for layer in layers)
-    return list(layers) if recurrent and all(map(_is_called_as_keras_does, own)) else []
-
-
-def _is_called_as_keras_does(layer: Any) -> bool:
-    """Whether neither its class nor itself has a `call` that is not Keras' own."""
-    return "call" not in vars(layer) and type(layer).call.__module__.startswith("keras.")
+    keras_calls = all(
+        "call" not in vars(part) and type(part).call.__module__.startswith("keras.")
+        for part in [native, *with_directions(layers)]
+    )
+    return list(layers) if recurrent and keras_calls else []
 
 
 class AdoptedKeras(AdoptedNative):
@@ -89,9 +80,9 @@ class AdoptedKeras(AdoptedNative):
 
     Args:
         native: the layer or model.
-        spec: what it is held to be.
-        readable: whether it is one of Keras' own, or a stack of them.
-        compiled: run it by what its engine has for that.
+        spec: its spec.
+        readable: whether it is one of Keras' own layers, or a stack of them.
+        compiled: run it compiled by the engine.
     """
 
     differentiable = True
@@ -100,8 +91,9 @@ class AdoptedKeras(AdoptedNative):
         super().__init__(native, spec, f"{type(native).__name__} (keras on {ENGINE})", compiled=compiled)
         self.readable = readable
         self._find_arguments()
-        self._variables = self._read_variables() if readable else []
-        self._forward, self._backward = engine.calls(self._apply, self._variables, "shape" if compiled else "call")
+        directions = chain(*map(directions_of, stacked(native) if readable else ()))
+        variables = list(chain(*map(variables_of, directions)))  # in the order of Keras' weights
+        self._forward, self._backward = engine.calls(self._apply, variables, "shape" if compiled else "call")
 
     def __reduce__(self) -> Any:
         """A copy adopts the copy of the object: the functions of this one hold its variables."""
@@ -109,7 +101,7 @@ class AdoptedKeras(AdoptedNative):
 
     @property
     def compilable(self) -> bool:
-        """By `tf.function` or `jax.jit`."""
+        """Whether the engine compiles."""
         return engine.compiles
 
     @property
@@ -136,17 +128,13 @@ class AdoptedKeras(AdoptedNative):
         return Gradients(named, x, State(*state))
 
     def _find_arguments(self) -> None:
-        """What `call` takes beside x: an initial state, by whatever name, and a mask."""
+        """Finds out whether `call` takes an initial state, and by which name, and a mask."""
         _, *names = signature(self.native.call).parameters.values()
         known = [argument.name for argument in names if argument.kind is not argument.VAR_KEYWORD]
         states = [name for name in known if name not in ("mask", "training")]
         self._state_name = states[0] if states else ""
         self.takes_state = bool(states)
         self.takes_lengths = "mask" in known and not isinstance(self.native, keras.Model)
-
-    def _read_variables(self) -> list[Any]:
-        """The variables in the order of Keras' weights."""
-        return list(chain(*map(variables_of, chain(*map(directions_of, stacked(self.native))))))
 
     def _apply(self, mask: Any, primals: list[Any]) -> list[Any]:
         """The sequence and the parts of the final state, in tensors, from x and the parts of the initial state."""
@@ -172,7 +160,7 @@ class AdoptedKeras(AdoptedNative):
 
 
 class AdoptedStack(AdoptedKeras):
-    """Keras' own recurrent layers, one upon another, each called as it is; they hand back their states meanwhile."""
+    """A stack of Keras' own recurrent layers, each called as it is, except that it returns its states."""
 
     def _find_arguments(self) -> None:
         self._layers = _parts(self.native, self.readable)
@@ -180,7 +168,7 @@ class AdoptedStack(AdoptedKeras):
         for layer in self._layers:
             if layer.stateful:
                 raise InvalidCall(
-                    f"layer {layer.name!r} is stateful, and would go on from what it is run on here; "
+                    f"layer {layer.name!r} is stateful, and would carry its state on from the calls made here; "
                     "make it with stateful=False"
                 )
 
@@ -188,8 +176,7 @@ class AdoptedStack(AdoptedKeras):
         states = _one_by_one(parts)
         size = len(states) // len(self._layers)
         ends = []
-        both = [part for layer in self._layers if is_both_ways(layer) for part in recurrent_layers(layer)[0]]
-        with with_settings([*self._layers, *both], return_sequences=True, return_state=True):
+        with with_settings(with_directions(self._layers), return_sequences=True, return_state=True):
             for place, layer in enumerate(self._layers):
                 x, *end = layer(x, initial_state=states[place * size : (place + 1) * size], mask=mask)
                 ends += end
@@ -197,7 +184,7 @@ class AdoptedStack(AdoptedKeras):
 
 
 def _one_by_one(parts: Sequence[Any]) -> list[Any]:
-    """The states as Keras has them, of `(num_layers * directions, batch, hidden_size)` each."""
+    """The states one by one, from parts `(num_layers * directions, batch, hidden_size)`."""
     return [state for both in zip(*(keras.ops.unstack(part) for part in parts), strict=True) for state in both]
 
 

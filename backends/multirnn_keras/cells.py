@@ -1,14 +1,15 @@
-"""One step of each cell, forward and back, over tensors: what must wait for the step, apart from what need not.
+"""The cells over tensors, forward and backward: one step, and the parts that can be computed for all steps at once.
 
-    step(weights, p, *states)               the states after a step
-    slopes(weights, p, before, after)       before the way back, of all steps at once: what `back` needs of each step beside
-                                            the gradients, and how much of each state stays (None: nothing)
-    back(transposed, slopes, *dstates)      the gradients of the states before a step, without what stays; and dz
-    gradients(dz, before, slopes)           after the way back, of all steps at once: of p, of the recurrent kernel, and of
-                                            the candidate's recurrent bias if there is one
+    step(weights, p, *states)               one step: the states after it
+    slopes(weights, p, before, after)       all steps: the factors that `back` needs beside gradients, and how much of each
+                                            state stays (None: nothing)
+    back(transposed, slopes, *dstates)      one step: the gradients of the states before it, without the share that stays;
+                                            and dz
+    gradients(dz, before, slopes)           all steps: the gradients of p, of the recurrent kernel, and of the candidate's
+                                            recurrent bias if there is one
 
-`slopes` computes the gates again: one product more, and nothing is kept of the steps but their states. The names and
-shapes are those of `multirnn_keras.loop`.
+`slopes` computes the gates again: one more product, and only the states of each step are kept. Names and shapes are as
+in `multirnn_keras.loop`.
 
 Source: the equations of `multirnn.cells`, differentiated.
 """
@@ -29,7 +30,7 @@ ops: Any = keras.ops  # typed there as the results of a symbolic call
 
 
 class Form(NamedTuple):
-    """What a layer computes, whatever its sizes.
+    """The function of a layer, apart from its sizes.
 
     Attributes:
         cell: "simple_rnn", "lstm" or "gru".
@@ -157,7 +158,7 @@ class _GRUResetAfter(_Cell):
         h = before[0]
         z, r, q, n = self._parts(weights, p, h)
         dn = (1 - z) * self.act_slope(n)
-        # Of the gates, of the candidate's recurrent part, and of the candidate.
+        # The factors of the gates, of the candidate's recurrent part, and of the candidate.
         return [engine.concatenate([(h - n) * self.gate_slope(z), dn * q * self.gate_slope(r), dn * r, dn], -1)], [z]
 
     def back(self, transposed: Tensors, slopes: Tensors, dh: Any) -> tuple[Tensors, Any]:

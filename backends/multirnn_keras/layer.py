@@ -1,6 +1,7 @@
-"""A stack realised by Keras: what is refused, how it is built and run, and its gradients."""
+"""A stack of Keras' own recurrent layers: what is refused, how it is built and run, and its gradients."""
 
 import pickle
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from functools import cached_property
 from itertools import chain
@@ -21,14 +22,13 @@ from multirnn import (
     Weights,
 )
 from multirnn.returned import states_of
-from multirnn.weights import Array
 from multirnn_keras import engines
 from multirnn_keras.engines import device_named, engine, on_device
 from multirnn_keras.engines.interface import Mask
 from multirnn_keras.structure import recurrent_layers
 from multirnn_keras.weights import current, from_variables, stack
 
-__all__ = ["KerasLayer", "build", "mask_of", "refuses"]
+__all__ = ["KerasLayer", "build", "mask_of", "refuses", "through"]
 
 
 def refuses(spec: RecurrentSpec) -> str | None:
@@ -66,16 +66,14 @@ class KerasLayer(BoundaryLayer):
         super().__init__(spec)
         self._native = native
         self._device = device
-        self._function, self._pullback = engine.calls(
-            self.apply, native.weights, "batch", eager_first=self._eager_first
-        )
+        self._forward, self._backward = engine.calls(self.apply, native.weights, "batch", eager_first=self._eager_first)
 
     def __copy__(self) -> "KerasLayer":
-        """The same variables."""
+        """A layer that shares the variables."""
         return type(self)(self.spec, self._native, self._device)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "KerasLayer":
-        """Variables of its own, with their values of now; the functions of a layer hold its variables, and are made again."""
+        """A layer with variables of its own; the compiled functions hold variables, and are made anew."""
         with on_device(self._device):
             native = deepcopy(self._native, memo)
         return _restored(type(self), self.spec, native, self._device, _unsaved(self._native))
@@ -93,8 +91,8 @@ class KerasLayer(BoundaryLayer):
     def native(self) -> Any:
         """The `keras.Sequential`: `native(x)`, or `native(x, mask=mask)`, is the sequence.
 
-        Its layers do not use cuDNN, whose results are not the same for all lengths and engines; where speed is worth
-        that, set `use_cudnn = "auto"` on them, which is also what a saved and loaded model has.
+        Its layers do not use cuDNN, whose results differ between lengths and engines. For its speed, set
+        `use_cudnn = "auto"` on them; a model that was saved and loaded has this too.
         """
         return self._native
 
@@ -104,7 +102,7 @@ class KerasLayer(BoundaryLayer):
         return sum(prod(variable.shape) for variable in self._native.trainable_weights)
 
     def weights(self) -> Weights:
-        """The parameters as they are now, copied; a model that was altered is called first, as by `read`.
+        """The parameters as they are now, copied; a model with replaced methods is called first, as by `read`.
 
         Raises:
             Unrepresentable: the model has been changed, and is no longer what was built.
@@ -117,14 +115,14 @@ class KerasLayer(BoundaryLayer):
     def run(self, inputs: Inputs) -> Output:
         """See `BoundaryLayer.run`."""
         with on_device(self._device):
-            sequence, *state = self._function(mask_of(inputs), _primals(inputs))
+            sequence, *state = self._forward(mask_of(inputs), [inputs.x, *states_of(inputs.state)])
         return Output(sequence, State(*state))
 
     def pull_back(self, inputs: Inputs, cotangent: Output) -> Gradients:
         """See `BoundaryLayer.pull_back`."""
         cotangents = [cotangent.sequence, *states_of(cotangent.state)]
         with on_device(self._device):
-            weights, (x, *state) = self._pullback(mask_of(inputs), _primals(inputs), cotangents)
+            weights, (x, *state) = self._backward(mask_of(inputs), [inputs.x, *states_of(inputs.state)], cotangents)
         return Gradients(from_variables(weights, self.spec).arrays, x, State(*state))
 
     def apply(self, mask: Any, primals: list[Any]) -> list[Any]:
@@ -134,17 +132,35 @@ class KerasLayer(BoundaryLayer):
             mask: `(batch, time)`, bool; None where every row is full.
             primals: x, h, and c of an LSTM, as in a call.
         """
-        sequence, *parts = primals
-        initial = zip(*(keras.ops.unstack(part) for part in parts), strict=True)
-        final = []
-        for directions in self._passes:
-            outputs = []
-            for layer in directions:
-                output, *end = layer(sequence, initial_state=list(next(initial)), mask=mask)
-                outputs.append(keras.ops.flip(output, axis=1) if layer.go_backwards else output)
-                final.append(end)
-            sequence = keras.ops.concatenate(outputs, axis=-1) if len(outputs) > 1 else outputs[0]
-        return [sequence, *(keras.ops.stack(part) for part in zip(*final, strict=True))]
+
+        def run(layer: Any, sequence: Any, initial: list[Any]) -> list[Any]:
+            output, *final = layer(sequence, initial_state=initial, mask=mask)
+            return [keras.ops.flip(output, axis=1) if layer.go_backwards else output, *final]
+
+        return through(self._passes, run, primals)
+
+
+def through(
+    stack: Sequence[Sequence[Any]], run: Callable[[Any, Any, list[Any]], list[Any]], primals: Sequence[Any]
+) -> list[Any]:
+    """The sequence and the parts of the final state of a stack.
+
+    Args:
+        stack: layer after layer, the layer of each direction.
+        run: from a layer of `stack`, its input and its initial states to its output and its final states.
+        primals: as for `KerasLayer.apply`.
+    """
+    sequence, *parts = primals
+    initial = zip(*(keras.ops.unstack(part) for part in parts), strict=True)
+    final = []
+    for directions in stack:
+        outputs = []
+        for layer in directions:
+            output, *end = run(layer, sequence, list(next(initial)))
+            outputs.append(output)
+            final.append(end)
+        sequence = keras.ops.concatenate(outputs, axis=-1) if len(outputs) > 1 else outputs[0]
+    return [sequence, *(keras.ops.stack(part) for part in zip(*final, strict=True))]
 
 
 def _unsaved(native: Any) -> list[dict[str, Any]]:
@@ -184,7 +200,3 @@ def _with_states(layer: Any, spec: RecurrentSpec) -> Any:
 def mask_of(inputs: Inputs) -> Mask:
     """Which steps are not padding, `(batch, time)`; None where every row is full."""
     return None if inputs.lengths is None else inputs.valid
-
-
-def _primals(inputs: Inputs) -> list[Array]:
-    return [inputs.x, *states_of(inputs.state)]

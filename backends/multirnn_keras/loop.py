@@ -18,16 +18,16 @@ __all__ = ["column", "forward", "parted", "plain", "swapped"]
 
 
 def parted(form: Form, primals: Sequence[Any]) -> tuple[Any, Any, Any, Tensors, Tensors]:
-    """x, the kernel, the bias or None, the initial states, and what a step multiplies with and adds."""
+    """x, the kernel, the bias or None, the initial states, and the weights of a step."""
     x, kernel, recurrent, *rest = primals
-    bias, states = rest[0] if form.bias else None, rest[form.bias :]
+    bias: Any = rest[0] if form.bias else None
     k = recurrent.shape[0]
     weights = [recurrent]
     if form.cell == "gru" and not form.reset_after:
         weights = [recurrent[:, : 2 * k], recurrent[:, 2 * k :]]
     elif form.cell == "gru" and form.bias:
         weights = [recurrent, bias[1, 2 * k :]]
-    return x, kernel, bias, states, weights
+    return x, kernel, bias, rest[form.bias :], weights
 
 
 def _input_bias(bias: Any) -> Any:
@@ -39,7 +39,7 @@ def _input_bias(bias: Any) -> Any:
 
 
 def forward(form: Form, primals: Sequence[Any], mask: Any) -> tuple[Tensors, Tensors]:
-    """The outputs and final states; and what `reverse.backward` needs besides.
+    """The outputs and final states, and tensors that `reverse.backward` needs.
 
     Args:
         form: what is computed.

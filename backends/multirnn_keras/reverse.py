@@ -1,7 +1,7 @@
 """The hand-written backward pass of `multirnn_keras.loop`.
 
-One loop multiplies what is known of each step beforehand with the gradient that comes from the step above; the gradients
-of the weights are single products over all steps after it.
+One loop multiplies the factors of each step, known beforehand, with the gradient from the step above; the gradients of
+the weights are single products over all steps afterwards.
 """
 
 from collections.abc import Sequence

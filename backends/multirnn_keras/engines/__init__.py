@@ -1,8 +1,7 @@
-"""The engine that Keras runs on: its choice, loading it quietly, its devices, and the object that speaks for it.
+"""The engine that Keras runs on: `ENGINE`, its name, and `engine`, its implementation of `interface.Engine`.
 
-Keras chooses its engine when it is imported and keeps it. `ENGINE` is that choice. Its package is imported here, before
-Keras, so that an engine that is not installed is named as what is missing. `engine` implements
-`multirnn_keras.engines.interface.Engine` with it; the other engines' files, and frameworks, are not loaded.
+Keras chooses its engine when it is imported and keeps it. The engine's package is imported here, before Keras, so that the
+error for an engine that is not installed names it. The other engines are not loaded.
 """
 
 import json
@@ -41,7 +40,7 @@ _CHATTER = re.compile(rb"^(I\d{4} |WARNING: All log messages before absl::Initia
 
 @contextmanager
 def _without_chatter() -> Iterator[None]:
-    """Drops what TensorFlow logs about itself while it is loaded; its warnings and errors are passed on afterwards.
+    """Drops information that TensorFlow logs while it is loaded; its warnings and errors are passed on afterwards.
 
     TensorFlow 2.21 writes to file descriptor 2 before it reads TF_CPP_MIN_LOG_LEVEL, so that the level alone does not
     help. A user who has set that variable to 0 wants the messages, and gets them. (JAX sets it to 1, "no information".)

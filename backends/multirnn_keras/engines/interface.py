@@ -1,13 +1,13 @@
 """`Engine`: what the Keras backend asks of TensorFlow, JAX or PyTorch beyond `keras.ops`.
 
-Three kinds of functions are passed in:
+It is given three kinds of functions:
 
-    apply(mask, primals)                run Keras layers over tensors; read Keras variables, at each call as they are then
-    run(form, primals, mask)            a fast loop forward: its outputs, and the tensors that `pull` needs besides
-    pull(form, primals, mask, kept, cotangents)     the gradients of the primals of `run`
+    apply(mask, primals)                        runs Keras layers over tensors, with their variables as they are at the call
+    run(form, primals, mask)                    a fast loop: its outputs, and tensors kept for `pull`
+    pull(form, primals, mask, kept, cotangents) the gradients of the primals of `run`
 
-The mask is `(batch, time)`, bool, or None. Primals are a sequence `(batch, time, …)` first; for `run` then the weights; then
-the parts of the state, which have no axis of time.
+The mask is `(batch, time)`, bool, or None. The primals are a sequence `(batch, time, …)`, the weights (of `run` alone), and
+the parts of the state, which have no time axis.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ import numpy as np
 
 from multirnn.weights import Array
 
-__all__ = ["Apply", "Engine", "Function", "Mask", "Per", "Plain", "Pull", "Pullback", "Run", "Step", "Tensors", "holding"]
+__all__ = ["Apply", "Engine", "Mask", "Per", "Plain", "Pull", "Run", "Step", "Tensors", "holding"]
 
 Tensors = list[Any]
 Mask = np.ndarray[Any, np.dtype[np.bool_]] | None
@@ -30,23 +30,16 @@ Pull = Callable[[Any, Sequence[Any], Any, Sequence[Any], Sequence[Any]], Tensors
 Plain = Callable[[Sequence[Any], Any], Tensors]
 Step = Callable[[Tensors, Tensors], tuple[Tensors, Tensors]]
 
-Function = Callable[[Mask, Sequence[Array]], list[Array]]
-"""From the mask and the primals to the outputs."""
-
-Pullback = Callable[[Mask, Sequence[Array], Sequence[Array]], tuple[list[Array], list[Array]]]
-"""From the mask, the primals and the cotangents to the gradients of the variables and of the primals."""
-
 Per = Literal["call", "shape", "batch"]
-"""What is compiled: nothing, one function for each shape, or one for each batch size that fits any length."""
+"""Compile nothing, or one function for each shape, or one for each batch size that fits any length."""
 
 
 class Engine:
-    """An engine; this class alone stands for one without gradients, on which no layer is built.
+    """An engine; an instance of this class itself is one without gradients, for which no layer is built.
 
     Attributes:
         compiles: whether it compiles functions.
-        timed: how a benchmark's calls run, in words.
-        loops: how the fast loops run, in words.
+        timed, loops: how the calls of a benchmark run, and the fast loops, in words.
         nn: has `tanh`, `sigmoid` and `relu`.
         concatenate, where, stack, unstack: as in `keras.ops`, without its overhead.
     """
@@ -68,49 +61,39 @@ class Engine:
         return int(kind == "cpu")
 
     def use_threads(self, count: int) -> None:
-        """Limits the threads of a calculation, where the engine can while it runs."""
+        """Limits the threads, if the engine can once it is loaded."""
 
     def confirming(self) -> AbstractContextManager[Any]:
-        """Computes exactly, recorded by no tape; random numbers drawn inside leave the engine's generators as they were."""
+        """Computes exactly, recorded by no tape, and resets the engine's random generators afterwards."""
         return nullcontext()
 
     def vjp(self, apply: Apply, variables: Sequence[Any], mask: Any, primals: Tensors, cotangents: Tensors) -> Tensors:
-        """The gradients of the variables and of the primals, in tensors; zero where `apply` does not depend on them.
+        """The gradients of the variables and of the primals; zero where `apply` does not depend on them.
 
-        `cotangents` may be longer than the list of outputs.
+        There may be more cotangents than outputs.
         """
         raise NotImplementedError
 
     def compiled(self, function: Callable[..., Any], variables: Sequence[Any]) -> Callable[..., Any]:
-        """A function of tensors, compiled, that returns when it has computed.
-
-        Args:
-            function: it reads Keras variables.
-            variables: all that it reads.
-        """
+        """A function of tensors that reads these variables, compiled; it returns when it has computed."""
         raise NotImplementedError
 
     def call(
         self, function: Any, variables: Sequence[Any], per: Per, *, eager_first: bool, backward: bool
     ) -> Callable[..., list[Array]]:
-        """A function of a mask and of lists of tensors as one of arrays; see `calls`.
-
-        Args:
-            function: returns one list of tensors.
-            variables: all that it reads.
-            per, eager_first: as for `calls`.
-            backward: it computes gradients.
-        """
+        """A function of a mask and of lists of tensors, which computes gradients or not, as one of arrays; see `calls`."""
         raise NotImplementedError
 
     def calls(
         self, apply: Apply, variables: Sequence[Any], per: Per, *, eager_first: bool = False
-    ) -> tuple[Function, Pullback]:
-        """`apply` as a function of arrays, and its pullback.
+    ) -> tuple[Callable[..., list[Array]], Callable[..., tuple[list[Array], list[Array]]]]:
+        """`apply(mask, primals)` as a function of arrays, and `pullback(mask, primals, cotangents)`.
+
+        The pullback returns the gradients of the variables, and those of the primals.
 
         Args:
             apply: the function of tensors.
-            variables: all that it reads; gradients are those of these.
+            variables: all that it reads.
             per: what to compile, if the engine compiles.
             eager_first: let TensorFlow run short calls without compiling.
         """
@@ -125,7 +108,7 @@ class Engine:
         return forward, pullback
 
     def training_step(self, loss: Callable[[], Any], variables: Sequence[Any], optimiser: Any) -> Callable[[], Any]:
-        """A step of a Keras optimiser down the gradient of a loss, compiled where the engine compiles; it returns the loss."""
+        """A step of a Keras optimiser, compiled if the engine compiles; it returns the loss."""
         raise NotImplementedError
 
     def differentiated(self, run: Run, pull: Pull, form: Any, primals: Sequence[Any], mask: Any) -> Tensors:
@@ -133,9 +116,9 @@ class Engine:
 
         Args:
             run, pull: described above.
-            form: what they compute, hashable; its `states` is the number of states, which are the last primals.
+            form: their first argument, hashable; the last `form.states` primals are states.
             primals: tensors or variables.
-            mask: a tensor of bool, or None.
+            mask: a tensor, or None.
         """
         raise NotImplementedError
 
