@@ -18,16 +18,17 @@ from multirnn.returned import states_of
 from multirnn.spec import DTYPES
 from multirnn_keras.activations import from_keras
 from multirnn_keras.cells import Form, ops
-from multirnn_keras.engines import ENGINE, device_named, engine, on_device
+from multirnn_keras.engines import ENGINE, engine
 from multirnn_keras.host import Host
 from multirnn_keras.kernel import recurrence as by_kernel
 from multirnn_keras.kernel import serves, there
 from multirnn_keras.layer import KerasLayer, mask_of, through
+from multirnn_keras.layer import build as build_layer
 from multirnn_keras.loop import plain
 from multirnn_keras.memory import in_memory
 from multirnn_keras.reverse import recurrence
 from multirnn_keras.structure import CELLS, recurrent_layers, variables_of
-from multirnn_keras.weights import from_variables, stack
+from multirnn_keras.weights import from_variables
 
 __all__ = ["FastGRU", "FastKerasLayer", "FastLSTM", "FastSimpleRNN", "build"]
 
@@ -156,17 +157,6 @@ LAYERS = {"simple_rnn": FastSimpleRNN, "lstm": FastLSTM, "gru": FastGRU}
 CELLS.update({layer: cell for cell, layer in LAYERS.items()})
 
 
-def build(weights: Weights, device: str | None) -> "FastKerasLayer":
-    """The layer of these weights.
-
-    Raises:
-        InvalidCall: Keras' engine has no such device here.
-    """
-    device = device_named(device)
-    with on_device(device):
-        return FastKerasLayer(weights.spec, stack(weights, LAYERS), device)
-
-
 class FastKerasLayer(KerasLayer):
     """A stack realised by `FastSimpleRNN`, `FastLSTM` or `FastGRU`.
 
@@ -237,6 +227,11 @@ class FastKerasLayer(KerasLayer):
             return [_masked(output, mask, True, form.reverse), *final]
 
         return through(recurrent_layers(self.native), loop, [primals[0], *primals[count:]])
+
+
+def build(weights: Weights, device: str | None) -> KerasLayer:
+    """See `multirnn_keras.layer.build`."""
+    return build_layer(weights, device, FastKerasLayer, LAYERS)
 
 
 _PLAN_OF_KERNEL = Plan(FAST, "the compiled recurrence, the whole stack in one call, over the memory of the variables")

@@ -1,7 +1,7 @@
 """A stack of Keras' own recurrent layers: what is refused, how it is built and run, and its gradients."""
 
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from functools import cached_property
 from itertools import chain
@@ -26,7 +26,7 @@ from multirnn_keras import engines
 from multirnn_keras.engines import device_named, engine, on_device
 from multirnn_keras.engines.interface import Mask
 from multirnn_keras.structure import recurrent_layers
-from multirnn_keras.weights import current, from_variables, stack
+from multirnn_keras.weights import LAYERS, current, from_variables, stack
 
 __all__ = ["KerasLayer", "build", "mask_of", "refuses", "through"]
 
@@ -34,17 +34,6 @@ __all__ = ["KerasLayer", "build", "mask_of", "refuses", "through"]
 def refuses(spec: RecurrentSpec) -> str | None:
     """None where Keras has layers for the spec, else the reason why not."""
     return engines.refuses(spec.dtype) or CONVENTIONS["keras"].holds(spec)
-
-
-def build(weights: Weights, device: str | None) -> "KerasLayer":
-    """The layer of these weights.
-
-    Raises:
-        InvalidCall: Keras' engine has no such device here.
-    """
-    device = device_named(device)
-    with on_device(device):
-        return KerasLayer(weights.spec, stack(weights), device)
 
 
 class KerasLayer(BoundaryLayer):
@@ -138,6 +127,19 @@ class KerasLayer(BoundaryLayer):
             return [keras.ops.flip(output, axis=1) if layer.go_backwards else output, *final]
 
         return through(self._passes, run, primals)
+
+
+def build(
+    weights: Weights, device: str | None, kind: type[KerasLayer] = KerasLayer, layers: Mapping[str, Any] = LAYERS
+) -> KerasLayer:
+    """A layer of these weights, of this class, on a stack of these classes of Keras.
+
+    Raises:
+        InvalidCall: Keras' engine has no such device here.
+    """
+    device = device_named(device)
+    with on_device(device):
+        return kind(weights.spec, stack(weights, layers), device)
 
 
 def through(

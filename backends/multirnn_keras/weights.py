@@ -8,14 +8,13 @@ from itertools import chain
 from typing import Any
 
 import keras
-import numpy as np
 
 from multirnn import RecurrentSpec, Unrepresentable, Weights, from_arrays, to_arrays
 from multirnn.spec import DTYPES
 from multirnn.weights import Array
 from multirnn_keras.activations import from_keras, to_keras
 from multirnn_keras.confirmation import confirm, title_of
-from multirnn_keras.engines import on_device
+from multirnn_keras.engines import engine, on_device
 from multirnn_keras.structure import CELLS, directions_of, is_as_made, is_both_ways, stacked, variables_of
 
 __all__ = ["LAYERS", "current", "from_variables", "read", "stack"]
@@ -67,12 +66,6 @@ def from_variables(arrays: Iterable[Array], spec: RecurrentSpec) -> Weights:
     )
 
 
-def _array_of(variable: Any) -> Array:
-    """A copy of a variable's value."""
-    # Copied to a tensor first: NumPy warns of TensorFlow's variables.
-    return np.asarray(keras.ops.convert_to_numpy(keras.ops.copy(variable.value)))
-
-
 def read(native: Any) -> Weights:
     """The spec and the weights of Keras' own layers.
 
@@ -122,7 +115,7 @@ def _described(native: Any) -> tuple[list[Any], Weights]:
             f"{title_of(native)} has a weight at two places, and a spec has each once: its gradients and its training "
             "would not be those of the stack. Give every layer and direction weights of its own"
         )
-    return layers, from_variables(map(_array_of, variables), spec)
+    return layers, from_variables(map(engine.copied, variables), spec)
 
 
 def _fields(layer: Any) -> dict[str, Any]:

@@ -67,6 +67,10 @@ class Engine:
         """Computes exactly, recorded by no tape, and resets the engine's random generators afterwards."""
         return nullcontext()
 
+    def copied(self, variable: Any) -> Array:
+        """A copy of a variable's value."""
+        return np.array(keras.ops.convert_to_numpy(variable.value))
+
     def vjp(self, apply: Apply, variables: Sequence[Any], mask: Any, primals: Tensors, cotangents: Tensors) -> Tensors:
         """The gradients of the variables and of the primals; zero where `apply` does not depend on them.
 

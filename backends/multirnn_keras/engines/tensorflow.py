@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from multirnn.weights import Array
 from multirnn_keras.engines.interface import Apply, Engine, Mask, Per, Plain, Pull, Run, Step, Tensors
-from multirnn_keras.memory import copied, owned
+from multirnn_keras.memory import copied, in_memory, owned
 
 __all__ = ["differentiable", "engine"]
 
@@ -48,6 +48,9 @@ class _TensorFlow(Engine):
                 yield
         finally:
             eager._rng = seeds
+
+    def copied(self, variable: Any) -> Array:
+        return in_memory(variable.value).copy()  # Keras' own way makes NumPy warn
 
     def vjp(self, apply: Apply, variables: Sequence[Any], mask: Any, primals: Tensors, cotangents: Tensors) -> Tensors:
         wanted = [*(variable.value for variable in variables), *primals]
