@@ -130,12 +130,14 @@ def _fields(layer: Any) -> dict[str, Any]:
         raise Unrepresentable(
             f"layer {layer.name!r} has the dtype policy {policy.name!r}, and a spec has {' or '.join(DTYPES)} for all"
         )
+    cell = CELLS[type(layer)]
+    held = "double" if cell == "gru" and layer.reset_after else "single"
     return {
-        "cell": CELLS[type(layer)],
+        "cell": cell,
         "hidden_size": layer.units,
         "reset_after": getattr(layer, "reset_after", True),
         "activation": from_keras(layer.activation),
         "recurrent_activation": from_keras(getattr(layer, "recurrent_activation", keras.activations.sigmoid)),
         "dtype": policy.compute_dtype,
-        **({} if layer.use_bias else {"bias": "none"}),
+        "bias": held if layer.use_bias else "none",
     }
