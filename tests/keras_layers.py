@@ -54,9 +54,9 @@ def trained(model, **options) -> None:
 def use(means: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """Run fast layers with the compiled recurrence, if there is one, or as if there were none."""
     if means == "loops":
-        monkeypatch.setattr(kernel, "missing", lambda: "not here")
-    elif not ON_TENSORFLOW or kernel.missing():
-        pytest.skip(kernel.missing() or "the compiled recurrence serves TensorFlow")
+        monkeypatch.setattr(kernel, "refuses", lambda: "not here")
+    elif not ON_TENSORFLOW or kernel.refuses():
+        pytest.skip(kernel.refuses() or "the compiled recurrence serves TensorFlow")
     return means
 
 

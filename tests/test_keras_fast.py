@@ -69,7 +69,7 @@ def test_the_suite_holds(check) -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_the_loops_agree_too(form: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     """In graphs, for lengths that run without one elsewhere, and for others."""
-    monkeypatch.setattr(kernel, "missing", lambda: "not here")
+    monkeypatch.setattr(kernel, "refuses", lambda: "not here")
     both_ways = {"bidirectional": True, "num_layers": 2}
     for steps, changes in ((19, {}), (7, both_ways), (7, {"bias": "none", "dtype": "float64"})):
         spec = spec_of(form, **changes)
@@ -236,7 +236,7 @@ def test_says_what_runs() -> None:
 @only_tensorflow
 def test_one_step_of_many_rows_with_many_weights_is_left_to_the_loop() -> None:
     layer = layer_of({"cell": "lstm"}, hidden_size=389)
-    if kernel.missing() is None:
+    if kernel.refuses() is None:
         assert layer.plan(8, 1) == layer.plan(9, 2) != layer.plan(9, 1)
     x = np.random.default_rng(0).standard_normal((9, 1, INPUT_SIZE)).astype("float32")
     expected = mr.build(layer.weights().astype("float64"), "numpy")(x.astype("float64"))

@@ -19,9 +19,8 @@ from multirnn.spec import DTYPES
 from multirnn_keras.activations import from_keras
 from multirnn_keras.cells import Form, ops
 from multirnn_keras.engines import ENGINE, engine
-from multirnn_keras.host import Host
+from multirnn_keras.kernel import KerasKernel, serves, there
 from multirnn_keras.kernel import recurrence as by_kernel
-from multirnn_keras.kernel import serves, there
 from multirnn_keras.layer import KerasLayer, mask_of, through
 from multirnn_keras.layer import build as build_layer
 from multirnn_keras.loop import plain
@@ -60,8 +59,8 @@ class Fast(keras.layers.RNN):  # type: ignore[misc]
         # The compiled recurrence gives zero at padding, not the output of the step before.
         may = self.use_kernel and (mask is None or self.zero_output_for_mask) and self.compute_dtype in DTYPES
         if may and serves(spec := self._spec(form), None, *sequences.shape[:2]):
-            host = Host(spec, form.reverse)
-            sequence, *final = by_kernel(host, partial(self._loop, plain, form), primals, mask)
+            compiled = KerasKernel(spec, form.reverse)
+            sequence, *final = by_kernel(compiled, partial(self._loop, plain, form), primals, mask)
         else:
             sequence, *final = self._loop(recurrence, form, primals, mask)
         if form.reverse:
@@ -172,7 +171,7 @@ class FastKerasLayer(KerasLayer):
 
     def __init__(self, spec: RecurrentSpec, native: Any, device: str | None = None) -> None:
         super().__init__(spec, native, device)
-        self._host: Any = Host(spec) if there(device) else None
+        self._kernel: Any = KerasKernel(spec) if there(device) else None
         self._variables = [variable.value for variable in native.weights]
 
     @property
@@ -188,7 +187,7 @@ class FastKerasLayer(KerasLayer):
         """See `BoundaryLayer.run`."""
         if not serves(self.spec, self._device, *inputs.x.shape[:2]):
             return super().run(inputs)
-        sequence, *state, _ = self._host.forward(*self._arguments(inputs))
+        sequence, *state, _ = self._kernel.forward(*self._arguments(inputs))
         return Output(sequence, State(*state))
 
     def pull_back(self, inputs: Inputs, cotangent: Output) -> Gradients:
@@ -198,7 +197,7 @@ class FastKerasLayer(KerasLayer):
         x, *rest = self._arguments(inputs)
         nothing = np.empty(0, np.uint8)
         y = np.empty((*x.shape[:2], self.spec.output_size), x.dtype)
-        found = self._host.backward(x, cotangent.sequence, *states_of(cotangent.state), y, nothing, *rest)
+        found = self._kernel.backward(x, cotangent.sequence, *states_of(cotangent.state), y, nothing, *rest)
         count = 1 + len(self._variables)
         return Gradients(from_variables(found[1:count], self.spec).arrays, found[0], State(*found[count:]))
 
@@ -212,7 +211,7 @@ class FastKerasLayer(KerasLayer):
         x, *states = primals
         if serves(self.spec, self._device, *x.shape[:2]):
             given = [x, *self._variables, *states]
-            return by_kernel(self._host, partial(self._loops, plain), given, mask)
+            return by_kernel(self._kernel, partial(self._loops, plain), given, mask)
         return self._loops(recurrence, [x, *(variable.value for variable in self.native.weights), *states], mask)
 
     def _loops(self, run: Loop, primals: Sequence[Any], mask: Any) -> list[Any]:

@@ -6,7 +6,7 @@ from operator import is_not
 
 from multirnn import Gradients, Inputs, InvalidCall, Output, Weights
 from multirnn.implementation import FAST, FROZEN, NATIVE, Plan
-from multirnn.kernel import missing
+from multirnn.kernel import refuses
 from multirnn_numpy.both import faster_together
 from multirnn_numpy.cells import CELLS
 from multirnn_numpy.halved import HALVED, halvable
@@ -63,7 +63,7 @@ class FastNumpyLayer(NumpyLayer):
         for array in self._constants or ():
             array.flags.writeable = False
         self.threads = available_threads()
-        use = missing() is None if compiled is None else compiled
+        use = refuses() is None if compiled is None else compiled
         self._compiled = CompiledStack(native, frozen=frozen) if use else None
         self._realised: dict[tuple[int, int], Stack | CompiledStack] = {}
         cells = HALVED if halvable(native.spec) else CELLS
@@ -87,7 +87,7 @@ class FastNumpyLayer(NumpyLayer):
                     "native", f"the loops in NumPy: to pack the weights takes longer than {steps} steps of rows"
                 )
             return Plan("fast", f"the compiled recurrence ({self._compiled.instructions})")
-        why = missing() or "the compiled recurrence is not asked for"
+        why = refuses() or "the compiled recurrence is not asked for"
         forms = {"sigmoids by tanh": halvable(self.spec), "both directions at once": faster_together(self.spec, batch)}
         if not any(forms.values()):
             return Plan("native", f"the loops in NumPy, of which no faster form is known for this spec; {why}")

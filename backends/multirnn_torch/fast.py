@@ -273,7 +273,7 @@ class Fast(KeptWhole, nn.RNNBase):
     def _loop_name(self) -> str:
         if self.loop is not None:
             return self.loop
-        return "tensors" if kernel.missing() else "kernel"
+        return "tensors" if kernel.refuses() else "kernel"
 
     def _recurrence(self, dtype: torch.dtype) -> Recurrence | None:
         """What runs for an input of this dtype; None where nothing does."""
