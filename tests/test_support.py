@@ -168,7 +168,7 @@ def test_the_table_of_all_backends_says_what_each_answers() -> None:
 
 def test_keras_on_an_engine_that_has_no_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("keras")
-    monkeypatch.setattr("multirnn_keras.engine.ENGINE", "jax")
+    monkeypatch.setattr("multirnn_keras.engines.ENGINE", "jax")
     keras = mr.backend("keras")
     support = ask(keras)
     assert_says_all(keras, support)

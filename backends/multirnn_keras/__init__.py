@@ -7,7 +7,7 @@ by KERAS_BACKEND or `keras.json`, else on TensorFlow.
 from multirnn import Weights
 from multirnn.layer import Implementation
 from multirnn.protocol import Abilities, Prepared, Work, accept
-from multirnn_keras import engine  # before all that imports Keras: it loads what Keras runs on, quietly
+from multirnn_keras import engines  # before all that imports Keras: it loads what Keras runs on, quietly
 
 # isort: split
 from multirnn_keras import adoption, fast, layer, training, weights
@@ -42,8 +42,8 @@ class KerasBackend(Abilities):
     adopt = staticmethod(adoption.adopt)
     train = staticmethod(training.train)
     default_epsilon = staticmethod(training.default_epsilon)
-    versions = staticmethod(engine.versions)
-    engine = engine.ENGINE  # hides the module from here on
+    versions = staticmethod(engines.versions)
+    engine = engines.ENGINE
 
     def build(
         self, weights: Weights, *, device: str | None = None, implementation: Implementation = "native"
@@ -70,7 +70,7 @@ class KerasBackend(Abilities):
 
     def devices(self) -> tuple[str, ...]:
         """The engine's devices."""
-        return engine.devices()
+        return engines.devices()
 
 
 BACKEND = KerasBackend()

@@ -16,10 +16,9 @@ import numpy as np
 from multirnn import RecurrentSpec, kernel
 from multirnn.kernel import address, call_record, sequence
 from multirnn.weights import Array
-from multirnn_keras.engine import ENGINE, devices
+from multirnn_keras.engines import ENGINE, devices
+from multirnn_keras.engines.interface import Plain, Tensors
 from multirnn_keras.memory import empty, in_memory, tensor_of
-from multirnn_keras.operations import Tensors
-from multirnn_keras.recurrence import Plain, differentiable
 
 __all__ = ["KerasKernel", "recurrence", "serves", "there"]
 
@@ -83,6 +82,8 @@ def recurrence(compiled: "KerasKernel", plain: Plain, primals: Sequence[Any], ma
     """
     import tensorflow as tf
     from tensorflow.python.eager.record import could_possibly_record  # there is no public function
+
+    from multirnn_keras.engines.tensorflow import differentiable
 
     spec = compiled.spec
     count = len(spec.form.states)

@@ -1,7 +1,7 @@
-"""The engine that Keras runs on: which one it is, loading it, and its devices.
+"""The engine that Keras runs on: `ENGINE`, its name, and `engine`, its implementation of `interface.Engine`.
 
-Keras chooses its engine when it is imported and keeps it. `ENGINE` is that choice. Its package is imported here, before
-Keras, so that an engine that is not installed is named as what is missing.
+Keras chooses its engine when it is imported and keeps it. The engine's package is imported here, before Keras, so that the
+error for an engine that is not installed names it. The other engines are not loaded.
 """
 
 import json
@@ -11,12 +11,13 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from multirnn import InvalidCall
 
-__all__ = ["ENGINE", "ENGINES", "chosen", "device_named", "devices", "float64_refused", "on_device", "versions"]
+__all__ = ["ENGINE", "ENGINES", "chosen", "device_named", "devices", "dtype_refuses", "engine", "on_device", "refuses"]
 
 ENGINES = ("tensorflow", "jax", "torch")
 
@@ -39,10 +40,10 @@ _CHATTER = re.compile(rb"^(I\d{4} |WARNING: All log messages before absl::Initia
 
 @contextmanager
 def _without_chatter() -> Iterator[None]:
-    """Load TensorFlow without what it tells about itself; its warnings and errors are passed on once it is loaded.
+    """Drops information that TensorFlow logs while it is loaded; its warnings and errors are passed on afterwards.
 
     TensorFlow 2.21 writes to file descriptor 2 before it reads TF_CPP_MIN_LOG_LEVEL, so that the level alone does not
-    help. Who has set that variable to 0 asks for the messages, and gets them. (JAX sets it to 1, "no information".)
+    help. A user who has set that variable to 0 wants the messages, and gets them. (JAX sets it to 1, "no information".)
     """
     level = os.environ.get("TF_CPP_MIN_LOG_LEVEL")
     if "tensorflow" in sys.modules or level == "0":
@@ -69,36 +70,36 @@ def _without_chatter() -> Iterator[None]:
             os.write(2, _CHATTER.sub(b"", messages.read()))
 
 
-def _load(engine: str) -> Any:
-    if engine == "tensorflow":
-        with _without_chatter():
-            import tensorflow as tf
-        return tf
-    if engine == "jax":
-        import jax
-
-        return jax
-    if engine == "torch":
-        import torch
-
-        return torch
-    return None
-
-
 ENGINE = chosen()
-_LOADED = _load(ENGINE)
+if ENGINE in ENGINES:
+    with _without_chatter() if ENGINE == "tensorflow" else nullcontext():
+        __import__(ENGINE)  # not by importlib, which would stand in the traceback as the importer of what is missing
 import keras  # noqa: E402
+
+from multirnn_keras.engines.interface import Engine  # noqa: E402
+
+# On other engines Keras alone is loaded, and `refuses` refuses every spec.
+engine: Engine = import_module(f"{__name__}.{ENGINE}").engine if ENGINE in ENGINES else Engine()
 
 
 def versions() -> dict[str, str]:
     """The versions of Keras and of its engine."""
-    engine = {ENGINE: str(_LOADED.__version__)} if _LOADED else {}
-    return {"keras": str(keras.__version__), **engine}
+    return {"keras": str(keras.__version__)} | ({ENGINE: sys.modules[ENGINE].__version__} if ENGINE in ENGINES else {})
 
 
-def float64_refused() -> str | None:
-    """None where Keras computes in float64 on its engine, else why not."""
-    if ENGINE == "tensorflow":
+def refuses(dtype: str) -> str | None:
+    """None where the engine differentiates and computes in this dtype, else the reason why not."""
+    if ENGINE not in ENGINES:
+        return (
+            f"Keras runs on {ENGINE!r} here, which has no gradients; "
+            f"set KERAS_BACKEND to one of {', '.join(ENGINES)} before it is imported"
+        )
+    return dtype_refuses(dtype)
+
+
+def dtype_refuses(dtype: str) -> str | None:
+    """None where Keras computes in this dtype on its engine, else the reason why not."""
+    if dtype != "float64" or ENGINE == "tensorflow":
         return None
     # keras/src/backend/common/dtypes.py: there the common dtype of float64 and float64 is float32.
     return (
@@ -109,11 +110,11 @@ def float64_refused() -> str | None:
 
 def devices() -> tuple[str, ...]:
     """The engine's devices, as `keras.device` names them."""
-    return tuple(f"{kind}:{number}" for kind in ("cpu", "gpu", "tpu") for number in range(_count(kind)))
+    return tuple(f"{kind}:{number}" for kind in ("cpu", "gpu", "tpu") for number in range(engine.device_count(kind)))
 
 
 def device_named(name: str | None) -> str | None:
-    """The device of this name, with its number; None, for the engine's default, where there is no name.
+    """A device's name with its number; None, the engine's default, for None.
 
     Args:
         name: as `keras.device` takes it, "cpu", "gpu" or "gpu:1"; "cuda" means "gpu".
@@ -132,17 +133,9 @@ def device_named(name: str | None) -> str | None:
 
 @contextmanager
 def on_device(device: str | None) -> Iterator[None]:
-    """Where variables are made and functions run; not in the precision of a user's layer whose call may be around."""
-    from keras.src.backend import AutocastScope  # there is no public name for it
+    """Creates variables and runs functions on a device, outside the autocast of any user's layer whose call is around."""
+    from keras.src.backend import AutocastScope  # it has no public name
 
-    with AutocastScope(None), nullcontext() if device is None else keras.device(device):
+    scope: Any = nullcontext() if device is None else keras.device(device)
+    with AutocastScope(None), scope:
         yield
-
-
-def _count(kind: str) -> int:
-    """How many devices of a kind the engine has."""
-    if ENGINE == "tensorflow":
-        return len(_LOADED.config.list_physical_devices(kind.upper()))
-    if ENGINE == "jax":
-        return len(_LOADED.devices("cpu")) if kind == "cpu" else sum(d.platform == kind for d in _LOADED.devices())
-    return {"cpu": 1, "gpu": int(_LOADED.cuda.device_count())}.get(kind, 0)
