@@ -20,9 +20,8 @@ from multirnn.testing import cases
 jax = pytest.importorskip("jax")
 
 import jax.numpy as jnp  # noqa: E402
-from multirnn_jax import BACKEND, FastRecurrence, fast, kernel, recursion  # noqa: E402
-from multirnn_jax.apply import ACTIVATIONS  # noqa: E402
-from multirnn_jax.recursion import SLOPES  # noqa: E402
+from multirnn_jax import BACKEND, FastRecurrence, fast, kernel, reverse  # noqa: E402
+from multirnn_jax.cells import ACTIVATIONS, SLOPES  # noqa: E402
 from multirnn_jax.weights import width  # noqa: E402
 
 FAST = with_implementation(BACKEND, "fast")
@@ -41,7 +40,7 @@ def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
         assert kernel.refuses() is None
     else:
         without_kernel(monkeypatch)
-        monkeypatch.setattr(recursion, "in_columns", lambda spec, batch: request.param == "columns")
+        monkeypatch.setattr(reverse, "in_columns", lambda spec, batch: request.param == "columns")
     return request.param
 
 
@@ -349,7 +348,7 @@ def test_the_values_of_a_bucket_are_those_of_the_call() -> None:
 def test_the_plan_says_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = FAST.build(mr.initialise(GRU))
     assert compiled.plan(32, 100) == Plan("fast", "the compiled recurrence, a custom call of XLA")
-    assert compiled.compiler_options(4) is None
+    assert compiled.compiler_options(4) == {}
     without_kernel(monkeypatch)
     small, large = (
         FAST.build(mr.initialise(mr.RecurrentSpec("gru", 3, 64))),
@@ -363,7 +362,7 @@ def test_the_plan_says_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "reverse scan" not in large.plan(4, 10).sentence
     assert "reverse scan" in large.plan(4, 10, lengths=True, gradients=True).sentence
     assert large.compiler_options(64) != large.compiler_options(4)
-    assert BACKEND.build(mr.initialise(GRU)).compiler_options(4) is None
+    assert BACKEND.build(mr.initialise(GRU)).compiler_options(4) == {}
 
 
 def test_who_multiplies_is_a_matter_of_rows_and_cores() -> None:
@@ -411,7 +410,7 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 import multirnn as mr
-from multirnn_jax import recursion
+from multirnn_jax import reverse
 
 def close(actual, expected):
     for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
@@ -422,7 +421,7 @@ rows, columns, everywhere = P("data"), P(None, "data"), P()
 rng = np.random.default_rng(0)
 x, lengths = rng.standard_normal((4, 7, 5)).astype("float32"), np.array([7, 0, 3, 5])
 for cell, layout in (("lstm", False), ("gru", True)):
-    recursion.in_columns = lambda spec, batch: layout
+    reverse.in_columns = lambda spec, batch: layout
     spec = mr.RecurrentSpec(cell, 5, 3)
     layer, plain = mr.backend("jax").build(mr.initialise(spec), implementation="fast"), mr.build(spec, "jax")
     apply, params = layer.native.apply, layer.native.params

@@ -19,7 +19,8 @@ jax = pytest.importorskip("jax")
 
 import jax.numpy as jnp  # noqa: E402
 from multirnn_jax import BACKEND, Recurrence  # noqa: E402
-from multirnn_jax.apply import ACTIVATIONS, apply  # noqa: E402
+from multirnn_jax.cells import ACTIVATIONS  # noqa: E402
+from multirnn_jax.loop import apply  # noqa: E402
 
 LSTM = mr.RecurrentSpec("lstm", 5, 11, bidirectional=True)
 GRU = mr.RecurrentSpec("gru", 5, 11, bias="single", bidirectional=True)
@@ -500,7 +501,7 @@ def test_versions_name_jax_and_its_compiler() -> None:
 
 def test_nothing_is_refused() -> None:
     assert [BACKEND.refuses(spec) for spec in FORMS] == [None] * len(FORMS)
-    assert apply.__module__ == "multirnn_jax.apply"
+    assert apply.__module__ == "multirnn_jax.loop"
 
 
 def test_agrees_as_it_is_compiled_for_users() -> None:

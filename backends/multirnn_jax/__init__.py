@@ -10,9 +10,9 @@ from multirnn.parity import Batch, Optimiser
 from multirnn.weights import Array
 from multirnn_jax import adoption, fast, layer, training
 from multirnn_jax import weights as conversion
-from multirnn_jax.apply import Recurrence
 from multirnn_jax.fast import FastJaxLayer, FastRecurrence
 from multirnn_jax.layer import JaxLayer
+from multirnn_jax.loop import Recurrence
 
 if TYPE_CHECKING:
     from multirnn.protocol import Prepared, Work
