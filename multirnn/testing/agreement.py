@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from decimal import ROUND_CEILING, Context
 from functools import reduce
 from operator import methodcaller
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -147,8 +147,7 @@ def _together(one: Agreement, other: Agreement) -> Agreement:
     return replace(one, forms=(*one.forms, *other.forms), eps=eps, notes=notes)
 
 
-@dataclass(frozen=True, slots=True)
-class _Call:
+class _Call(NamedTuple):
     """A call of both; `state` is None if it is zero, `lengths` if every row is full."""
 
     x: Array
@@ -211,7 +210,7 @@ class _Pair:
         Raises:
             AssertionError: they do not agree.
         """
-        ours, theirs = (_named_output(_answered(side, call)) for side in (self.a, self.b))
+        ours, theirs = (_outputs(side, call) for side in (self.a, self.b))
         without = [letter for letter, parts in (("A", ours), ("B", theirs)) if "final h" not in parts]
         if without:
             self.notes.append(f"Note: final states are not compared: {' and '.join(without)} returned none.")
@@ -327,11 +326,9 @@ class _Pair:
         off = []
         for letter, side, own in zip("AB", (self.a, self.b), weights, strict=True):
             reference = _reference(own or known[0], call, cotangent)
-            mine = {**_named_output(_answered(side, call)), **(_gradients(side, call, cotangent) if cotangent else {})}
-            mine, right = _common(mine, reference)
+            mine, right = _common(_outputs(side, call) | _gradients(side, call, cotangent), reference)
             if name in mine:
-                eps = difference(mine[name], right[name]).eps
-                off.append((letter, eps))
+                off.append((letter, difference(mine[name], right[name]).eps))
         if off:
             said = " and ".join(f"{letter} {eps:.2g} eps" for letter, eps in off)
             whose = "their own weights" if len(known) == 2 else f"the weights of {'A' if weights[0] else 'B'}"
@@ -357,19 +354,18 @@ class _Pair:
 # --- Answers ---------------------------------------------------------------------------------------------------------
 
 
-def _answered(side: Adopted, call: _Call) -> Output:
+def _outputs(side: Adopted, call: _Call) -> Answers:
     try:
-        return side(call.x, call.state, lengths=call.lengths)
-    except InvalidCall as error:  # the call fits: it is the answer that does not
+        output = side(call.x, call.state, lengths=call.lengths)
+    except InvalidCall as error:  # the call fits, so the answer does not
         raise AssertionError(str(error)) from error
-
-
-def _named_output(output: Output) -> Answers:
     parts = {"output": output.sequence, "final h": output.state.h, "final c": output.state.c}
     return {name: array for name, array in parts.items() if array is not None}
 
 
-def _gradients(side: Adopted, call: _Call, cotangent: Output) -> Answers:
+def _gradients(side: Adopted, call: _Call, cotangent: Output | None) -> Answers:
+    if cotangent is None:
+        return {}
     found = side.vjp(call.x, call.state, lengths=call.lengths, cotangent=cotangent)
     parts = {"gradient of x": found.x}
     if side.takes_state:
@@ -406,12 +402,11 @@ def _common(ours: Answers, theirs: Answers) -> tuple[Answers, Answers]:
 def _reference(weights: Weights, call: _Call, cotangent: Output | None) -> Answers:
     layer = adopt(build(weights.astype("float64"), "numpy"))
     wide = _Call(call.x.astype("float64"), widened(call.state), call.lengths)
-    answers = _named_output(_answered(layer, wide))
     if cotangent is not None:
         state = widened(cotangent.state)
         assert state is not None
-        answers |= _gradients(layer, wide, Output(cotangent.sequence.astype("float64"), state))
-    return answers
+        cotangent = Output(cotangent.sequence.astype("float64"), state)
+    return _outputs(layer, wide) | _gradients(layer, wide, cotangent)
 
 
 def _apart(a: Weights | None, b: Weights | None) -> Iterator[str]:
@@ -431,7 +426,7 @@ def _apart(a: Weights | None, b: Weights | None) -> Iterator[str]:
 
 
 def _one_a_group(failed: Mapping[str, Difference]) -> list[str]:
-    """The worst of all weights, and every other quantity, in order."""
+    """Every quantity in order, but of the weights only the worst."""
     weights = [name for name in failed if name.startswith("gradient of layers.")]
     others = [name for name in failed if name not in weights]
     return others + ([max(weights, key=lambda name: failed[name].eps)] if weights else [])
