@@ -32,7 +32,7 @@ class Trial:
     Attributes:
         weights: those that it computes with.
         signature: how it is called.
-        returned: what each of its outputs is, by name: "sequence", "h" and "c" are those of `multirnn_onnxruntime.graph`.
+        returned: the meaning of each of its outputs, by name: "sequence", "h" and "c" are those of `multirnn_onnxruntime.graph`.
 
     Raises:
         Unrepresentable: it computes something else than these weights describe, or ONNX Runtime does not run it.
@@ -42,7 +42,7 @@ class Trial:
         self._chain, self._spec, self.weights = chain, weights.spec, weights
         self.signature = Signature(chain)
         self.returned: dict[str, str] = {}
-        batch, time = self.signature.sizes(weights)
+        batch, time = self.signature.tried_sizes(weights)
         ragged, state = bool(self.signature.lengths), any(self.signature.states)
         with np.errstate(all="ignore"):
             confirmed(weights, self._run, "this model", ragged=ragged, state=state, batch=batch, time=time)

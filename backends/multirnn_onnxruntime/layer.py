@@ -124,7 +124,7 @@ class OnnxRuntimeLayer(InferenceLayer):
     def _replace(self, rows: NDArray[np.bool_], inputs: Inputs, sequence: Array, final: Sequence[Array]) -> None:
         """Overwrite these rows with the NumPy backend's results."""
         reference = load_backend("numpy").build(self.weights())
-        with np.errstate(all="ignore"):  # of all rows: fewer may be rounded, and overflow, otherwise
+        with np.errstate(all="ignore"):  # on all rows: fewer may round, and overflow, differently
             right = reference(inputs.x, inputs.state, lengths=inputs.lengths)
         sequence[rows] = right.sequence[rows]
         for part, array in zip(final, right.state.parts, strict=True):

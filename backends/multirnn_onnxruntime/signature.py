@@ -77,8 +77,8 @@ class Signature:
             batch = batch or (dims[1] if len(dims) == 3 else 0)
         return batch, time
 
-    def sizes(self, weights: Weights) -> tuple[int, int]:
-        """Batch and time to try it with: larger than the numbers in the model, each of which may be a limit.
+    def tried_sizes(self, weights: Weights) -> tuple[int, int]:
+        """Batch and time for a trial, larger than the numbers in the model, which may be limits.
 
         Raises:
             Unrepresentable: the sizes that it takes are too large.

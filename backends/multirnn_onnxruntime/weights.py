@@ -1,6 +1,6 @@
 """Canonical weights <-> ONNX models.
 
-The arrays are those of the convention "onnx" (`multirnn.conventions`). The operators have all biases or none; a single
+The arrays follow the convention "onnx" (`multirnn.conventions`). The operators have all biases or none; a single
 bias is stored in parts, which the graph joins with zeros.
 """
 
@@ -56,7 +56,7 @@ def read_as(spec: RecurrentSpec, model: ModelProto) -> Weights:
 def read(native: Any) -> Weights:
     """The spec and the weights of an ONNX model whose operators RNN, LSTM or GRU are one stack.
 
-    ONNX Runtime runs the model once, and the results are compared with those of its weights.
+    ONNX Runtime runs the model once, and the results are compared with the reference's.
 
     Args:
         native: an `OnnxStack`; or a `ModelProto` from any exporter that otherwise only moves arrays. The operators have
@@ -64,7 +64,7 @@ def read(native: Any) -> Weights:
 
     Raises:
         Unrepresentable: no spec describes it, with the reason; or ONNX Runtime does not run it.
-        InvalidSpec, InvalidWeights: its numbers are those of no spec.
+        InvalidSpec, InvalidWeights: no spec has its sizes or numbers.
     """
     return tried(native).weights
 

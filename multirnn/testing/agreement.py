@@ -107,7 +107,7 @@ def assert_layers_agree(
     Args:
         a: a multirnn Layer; a framework's own layer, module, model or compiled function; or a plain callable
             `f(x, h0) -> (y, h)` on NumPy arrays. See `multirnn.adoption.adopt`.
-        b: likewise.
+        b: the same.
         spec: the spec of a side whose spec cannot be read; defaults to the other side's.
         x: `(batch, time, input_size)`, or `(time, input_size)`. Unless given, x, an initial state and ragged lengths are
             drawn by `draw_call(spec, seed)`, if both sides take them.

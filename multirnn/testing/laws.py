@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from multirnn.comparison import compare
+from multirnn.comparison import Pairs, compare, gradient_pairs, state_pairs
 from multirnn.errors import InvalidCall
 from multirnn.layer import Gradients, Layer, Output, State
 from multirnn.numerics import difference, draw_call, tolerance
@@ -44,21 +44,14 @@ def _equal(what: str, actual: Array | None, expected: Array | None) -> None:
     )
 
 
-def _equal_states(what: str, actual: State, expected: State) -> None:
-    _equal(f"{what}.h", actual.h, expected.h)
-    _equal(f"{what}.c", actual.c, expected.c)
+def _equal_parts(what: str, pairs: Pairs) -> None:
+    for name, pair in pairs:
+        _equal(f"{what}: {name}", *pair)
 
 
 def _equal_outputs(what: str, actual: Output, expected: Output) -> None:
     _equal(f"{what}: sequence", actual.sequence, expected.sequence)
-    _equal_states(f"{what}: final state", actual.state, expected.state)
-
-
-def _equal_gradients(what: str, actual: Gradients, expected: Gradients) -> None:
-    for name, array in expected.weights.items():
-        _equal(f"{what}: gradient of {name}", actual.weights[name], array)
-    _equal(f"{what}: gradient of x", actual.x, expected.x)
-    _equal_states(f"{what}: gradient of the initial state", actual.state, expected.state)
+    _equal_parts(what, state_pairs(actual.state, expected.state))
 
 
 # --- Layers and calls ------------------------------------------------------------------------------------------------
@@ -156,7 +149,7 @@ def _unbatched(backend: Backend, spec: RecurrentSpec) -> None:
         gradients = layer.vjp(x[2], state, cotangent=_cotangent(layer, output))
         with_batch = Gradients(gradients.weights, gradients.x[None], _with_batch(gradients.state))
         of_batch = layer.vjp(x[one], _with_batch(state), cotangent=_cotangent(layer, batched))
-        _equal_gradients("unbatched", with_batch, of_batch)
+        _equal_parts("unbatched", gradient_pairs(with_batch, of_batch))
 
 
 def _chunks(backend: Backend, spec: RecurrentSpec) -> None:
@@ -169,7 +162,7 @@ def _chunks(backend: Backend, spec: RecurrentSpec) -> None:
     parts = [stream(chunk).sequence for chunk in (x[:, :3], x[:, 3:4], x[:, 4:4], x[:, 4:])]
     hold(stream.state is not None, "the stream has no state after four chunks")
     _equal("the chunks' sequence", np.concatenate(parts, axis=1), whole.sequence)
-    _equal_states("the stream's state", stream.state or state, whole.state)
+    _equal_parts("the stream", state_pairs(stream.state or state, whole.state))
     stream.reset()
     _equal("a stream that was reset", stream(x[:, :2]).sequence, layer(x[:, :2]).sequence)
 
@@ -203,7 +196,7 @@ def _padding(backend: Backend, spec: RecurrentSpec) -> None:
         expected = layer.vjp(x, state, lengths=lengths, cotangent=cotangent)
         cotangent.sequence[padding] = np.nan
         gradients = layer.vjp(dirty, state, lengths=lengths, cotangent=cotangent)
-        _equal_gradients("NaN in padding", gradients, expected)
+        _equal_parts("NaN in padding", gradient_pairs(gradients, expected))
         hold(not gradients.x[padding].any(), "the gradient of x at padding is not zero")
 
 
@@ -225,7 +218,7 @@ def _empty(backend: Backend, spec: RecurrentSpec) -> None:
             gradients = layer.vjp(empty_x, empty_state, lengths=lengths, cotangent=cotangent)
             hold(not any(a.any() for a in gradients.weights.values()), f"{what}: a weight has a gradient")
             hold(gradients.x.shape == empty_x.shape and not gradients.x.any(), f"{what}: x has a gradient")
-            _equal_states(f"{what}: gradient of the initial state", gradients.state, cotangent.state)
+            _equal_parts(what, state_pairs(gradients.state, cotangent.state, "gradient of initial "))
 
 
 def _no_trace(backend: Backend, spec: RecurrentSpec) -> None:

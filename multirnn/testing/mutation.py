@@ -35,8 +35,9 @@ class _Around:
     """A backend whose `build` records the specs; everything else is the inner backend's."""
 
     def __init__(self, backend: str | Backend, name: str) -> None:
-        self.inner = load_backend(backend)
-        self.name = name
+        self.inner = inner = load_backend(backend)
+        self.name, self.differentiable = name, inner.differentiable
+        self.refuses, self.read, self.versions = inner.refuses, inner.read, inner.versions
         self.built: list[RecurrentSpec] = []
 
     def build(self, weights: Weights, *, device: str | None = None) -> Layer:
