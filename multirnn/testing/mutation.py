@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, cast
 
 from numpy.typing import ArrayLike
 
@@ -89,7 +89,7 @@ class Mutant(_Around):
         except Unsupported:  # as PyTorch, which has no GRU with the reset before the product
             return build(weights)
         self.built.append(weights.spec)
-        return MutantLayer(weights, wrong, build)
+        return cast("Layer", MutantLayer(weights, wrong, build))
 
 
 class MutantLayer:
@@ -106,7 +106,7 @@ class MutantLayer:
         return self._wrong.vjp(*arguments, **keywords)
 
     def stream(self) -> Stream:
-        return Stream(self)
+        return Stream(cast("Any", self))
 
     @cached_property
     def _right(self) -> Layer:
