@@ -19,7 +19,7 @@ jax = pytest.importorskip("jax")
 
 import jax.numpy as jnp  # noqa: E402
 from multirnn_jax import BACKEND, FastRecurrence, fast, kernel, reverse  # noqa: E402
-from multirnn_jax.cells import ACTIVATIONS, SLOPES  # noqa: E402
+from multirnn_jax.activations import ACTIVATIONS, SLOPES  # noqa: E402
 from multirnn_jax.weights import width  # noqa: E402
 
 FAST = with_implementation(BACKEND, "fast")

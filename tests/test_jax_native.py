@@ -19,7 +19,7 @@ jax = pytest.importorskip("jax")
 
 import jax.numpy as jnp  # noqa: E402
 from multirnn_jax import BACKEND, Recurrence  # noqa: E402
-from multirnn_jax.cells import ACTIVATIONS  # noqa: E402
+from multirnn_jax.activations import ACTIVATIONS  # noqa: E402
 from multirnn_jax.loop import apply  # noqa: E402
 
 LSTM = mr.RecurrentSpec("lstm", 5, 11, bidirectional=True)

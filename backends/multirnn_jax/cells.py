@@ -1,4 +1,4 @@
-"""The cells of `multirnn.cells` in JAX, one step forward and back, and their activations with slopes.
+"""The cells of `multirnn.cells` in JAX: one step forward and backward.
 
 Names as in `multirnn.cells`: x is the projected input, one array a gate, with every bias but d; d is the bias that the
 reset gate multiplies; a and s are the activation and the recurrent activation.
@@ -15,13 +15,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from multirnn import Activation, Cell, State
+from multirnn import Cell, State
 from multirnn.cells import GRU_RESET_AFTER, GRU_RESET_BEFORE, LSTM, SIMPLE_RNN
+from multirnn_jax.activations import Activate
 
-__all__ = ["ACTIVATIONS", "CELLS", "SLOPES", "CellStep", "Gates", "activation", "blocks_of", "product"]
+__all__ = ["CELLS", "CellStep", "Gates", "blocks_of", "product"]
 
 Gates = list[jax.Array]
-Activate = Callable[[Any], Any]
 
 
 def product(rows: Any, matrix: Any) -> jax.Array:
@@ -138,41 +138,3 @@ class _GRUResetBefore(CellStep):
 CELLS: Mapping[Cell, type[CellStep]] = MappingProxyType(
     {SIMPLE_RNN: _SimpleRNN, LSTM: _LSTM, GRU_RESET_AFTER: _GRUResetAfter, GRU_RESET_BEFORE: _GRUResetBefore}
 )
-
-
-def _hard_sigmoid(x: Any, alpha: float, beta: float) -> Any:
-    # The gradient of `lax.clamp` is one strictly inside the bounds and zero on them; that of `jnp.clip` is a half.
-    return lax.clamp(x.dtype.type(0), alpha * x + beta, x.dtype.type(1))
-
-
-# `jax.nn.relu` has gradient 0 at 0, `jnp.maximum(x, 0)` a half.
-ACTIVATIONS: Mapping[str, Callable[..., Any]] = MappingProxyType(
-    {
-        "elu": jax.nn.elu,
-        "hard_sigmoid": _hard_sigmoid,
-        "linear": lambda x: x,
-        "relu": jax.nn.relu,
-        "sigmoid": jax.nn.sigmoid,
-        "softsign": jax.nn.soft_sign,
-        "tanh": jnp.tanh,
-    }
-)
-
-SLOPES: Mapping[str, Callable[..., Any]] = MappingProxyType(
-    {
-        "elu": lambda y, alpha: jnp.where(y > 0, 1, y + alpha),
-        "hard_sigmoid": lambda y, alpha, beta: jnp.where((y > 0) & (y < 1), y.dtype.type(alpha), 0),
-        "linear": jnp.ones_like,
-        "relu": lambda y: (y > 0).astype(y.dtype),
-        "sigmoid": lambda y: y * (1 - y),
-        "softsign": lambda y: (1 - jnp.abs(y)) ** 2,
-        "tanh": lambda y: 1 - y * y,
-    }
-)
-"""The derivatives of the activations, as functions of their values."""
-
-
-def activation(table: Mapping[str, Callable[..., Any]], value: str | Activation) -> Activate:
-    """The entry of `ACTIVATIONS` or `SLOPES` with the parameters of an activation."""
-    known = Activation.of(value)
-    return partial(table[known.name], **known.parameters)

@@ -28,7 +28,8 @@ from jax import lax
 from multirnn import Cell, InvalidCall, Output, RecurrentSpec, State
 from multirnn.arrays import as_array
 from multirnn.errors import kind_of
-from multirnn_jax.cells import ACTIVATIONS, CELLS, CellStep, Gates, activation, blocks_of, product
+from multirnn_jax.activations import ACTIVATIONS, activation
+from multirnn_jax.cells import CELLS, CellStep, Gates, blocks_of, product
 
 __all__ = ["Params", "Recurrence", "Scan", "apply", "check", "check_params", "stack"]
 

@@ -22,7 +22,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from multirnn import Output, RecurrentSpec, State
-from multirnn_jax.cells import CELLS, SLOPES, blocks_of
+from multirnn_jax.activations import SLOPES
+from multirnn_jax.cells import CELLS, blocks_of
 from multirnn_jax.loop import Params, Scan, stack
 
 __all__ = ["apply", "in_columns"]
