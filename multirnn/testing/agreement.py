@@ -226,7 +226,7 @@ class _Pair:
         failed = {name: one for name, one in found.items() if not one.eps <= self.tolerance}
         miscount = self._miscount() if counts else ""
         if failed:
-            worst = max(failed, key=lambda name: failed[name].eps)
+            worst = _worst(failed)
             lines = [*self._report(call, cotangent, ours, theirs, found, failed), miscount, *self.notes]
             where = f"{worst}{place(self.spec, worst, failed[worst].where)}"
             raise Disagreement("\n".join(filter(None, lines)), _rounded_up(failed[worst].eps), where)
@@ -290,23 +290,20 @@ class _Pair:
         failed: Mapping[str, Difference],
     ) -> Iterator[str]:
         yield f"{self._named} do not agree."
-        for name in _one_a_group(failed):
-            yield f"  {self._worst_element(name, failed[name], ours, theirs)}"
+        weights = {name: one for name, one in failed.items() if name.startswith("gradient of layers.")}
+        for name in [*(name for name in failed if name not in weights), *([_worst(weights)] if weights else [])]:
+            where, eps = failed[name].where, failed[name].eps
+            a, b = _two(float(ours[name][where]), float(theirs[name][where]))
+            yield f"  {name}{place(self.spec, name, where)}: A {a}, B {b}, {eps:.2g} eps apart"
         agreeing = [name for name in found if name not in failed]
         yield f"  {len(failed)} of {len(found)} quantities differ" + (
             f"; equal: {', '.join(agreeing)}." if 0 < len(agreeing) <= 4 else "."
         )
-        yield self._allowed(failed)
-        yield from self._who(call, cotangent, failed)
+        yield self._allowed(failed[_worst(failed)])
+        yield from self._who(call, cotangent, _worst(failed))
         yield from self._where(call)
 
-    def _worst_element(self, name: str, found: Difference, ours: Answers, theirs: Answers) -> str:
-        values = _two(float(ours[name][found.where]), float(theirs[name][found.where]))
-        where = place(self.spec, name, found.where)
-        return f"{name}{where}: A {values[0]}, B {values[1]}, {found.eps:.2g} eps apart"
-
-    def _allowed(self, failed: Mapping[str, Difference]) -> str:
-        worst = max(failed.values(), key=lambda one: one.eps)
+    def _allowed(self, worst: Difference) -> str:
         text = f"Allowed are {self.tolerance:g} eps of {self.spec.dtype}"
         if not np.isfinite(worst.eps):
             return f"{text}; no tolerance would pass: there are values that are not finite, or not zero where all should be."
@@ -315,14 +312,13 @@ class _Pair:
             text += " That is the size of rounding in float32: somewhere float64 is left."
         return text
 
-    def _who(self, call: _Call, cotangent: Output | None, failed: Mapping[str, Difference]) -> Iterator[str]:
-        """Which side misses the reference: NumPy in float64 with the readable weights."""
+    def _who(self, call: _Call, cotangent: Output | None, name: str) -> Iterator[str]:
+        """Which side misses the reference in a quantity: NumPy in float64 with the readable weights."""
         weights = [side.weights() if side.readable else None for side in (self.a, self.b)]
         yield from _apart(*weights)
         known = [one for one in weights if one is not None]
         if not known:
             return
-        name = max(failed, key=lambda key: failed[key].eps)
         off = []
         for letter, side, own in zip("AB", (self.a, self.b), weights, strict=True):
             reference = _reference(own or known[0], call, cotangent)
@@ -416,7 +412,7 @@ def _apart(a: Weights | None, b: Weights | None) -> Iterator[str]:
     if a.spec.bias != b.spec.bias:
         a, b = fold_biases(a), fold_biases(b)
     found = {name: difference(b.arrays[name], array) for name, array in a.arrays.items()}
-    name = max(found, key=lambda key: found[key].eps)
+    name = _worst(found)
     if found[name].eps > 1:
         where = place(a.spec, f"gradient of {name}", found[name].where)
         yield f"Their weights differ, most in {name}{where}, by {found[name].eps:.2g} eps."
@@ -425,11 +421,8 @@ def _apart(a: Weights | None, b: Weights | None) -> Iterator[str]:
 # --- Words -----------------------------------------------------------------------------------------------------------
 
 
-def _one_a_group(failed: Mapping[str, Difference]) -> list[str]:
-    """Every quantity in order, but of the weights only the worst."""
-    weights = [name for name in failed if name.startswith("gradient of layers.")]
-    others = [name for name in failed if name not in weights]
-    return others + ([max(weights, key=lambda name: failed[name].eps)] if weights else [])
+def _worst(found: Mapping[str, Difference]) -> str:
+    return max(found, key=lambda name: found[name].eps)
 
 
 def _two(a: float, b: float) -> tuple[str, str]:
