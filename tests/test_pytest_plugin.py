@@ -141,7 +141,7 @@ def test_a_backend_that_was_asked_for_by_name_has_to_be_there(project: pytest.Py
     ("names", "sentence"),
     [
         ("numpi", "--rnn-backends: no backend named 'numpi'; installed: absent, numpy, plain; did you mean 'numpy'?"),
-        (" , ", "--rnn-backends takes the names of backends with commas between them"),
+        (" , ", "--rnn-backends takes the names of backends, separated by commas"),
     ],
 )
 def test_a_name_that_is_of_no_backend_is_a_usage_error(project: pytest.Pytester, names: str, sentence: str) -> None:

@@ -7,9 +7,9 @@ from multirnn import Weights
 from multirnn.layer import Implementation
 from multirnn.protocol import Abilities, Prepared, Work, accept
 from multirnn_jax import adoption, fast, layer, training, weights
-from multirnn_jax.apply import Recurrence
 from multirnn_jax.fast import FastJaxLayer, FastRecurrence
 from multirnn_jax.layer import JaxLayer
+from multirnn_jax.loop import Recurrence
 
 __all__ = ["BACKEND", "FastJaxLayer", "FastRecurrence", "JaxLayer", "Recurrence", "build"]
 

@@ -1,17 +1,17 @@
-"""`multirnn_jax.apply` by custom calls: the compiled recurrence on XLA's own buffers.
+"""`multirnn_jax.loop` by custom calls: the compiled recurrence on XLA's own buffers.
 
 A stack is one custom call forward and one backward, on all of XLA's threads. JAX's transformations:
 
-    * gradients are the compiled backward pass. It is differentiated by the rules of `multirnn_jax.apply`, so gradients of
+    * gradients are the compiled backward pass. It is differentiated by the rules of `multirnn_jax.loop`, so gradients of
       gradients and Hessian products work;
     * `vmap` over sequences makes their rows the rows of one call. Its gradients, wanted for each row, are those of
-      `multirnn_jax.recursion`. Ensembles of weights are sequences of calls;
+      `multirnn_jax.reverse`. Ensembles of weights are sequences of calls;
     * forward mode over the function itself (`jax.jvp`, `jax.jacfwd`) is an error, as for any `jax.custom_vjp`.
 
 A custom call runs on one device, and `jax.export` keeps only XLA's own: see `refuses`, and export with
 `implementation="native"`.
 
-Array axes as in `multirnn_jax.apply`; `rows` are all batch axes as one.
+Array axes as in `multirnn_jax.loop`; `rows` are all batch axes as one.
 """
 
 import os
@@ -29,9 +29,8 @@ from jax.custom_derivatives import SymbolicZero, custom_vjp_primal_tree_values
 
 from multirnn import Output, RecurrentSpec, State
 from multirnn.kernel import CompiledRecurrence, xla
-from multirnn_jax import apply as native
-from multirnn_jax import recursion
-from multirnn_jax.apply import Params
+from multirnn_jax import loop, reverse
+from multirnn_jax.loop import Params
 
 __all__ = ["apply", "cores", "refuses"]
 
@@ -49,8 +48,8 @@ def refuses() -> str | None:
 def apply(
     spec: RecurrentSpec, params: Params, x: jax.Array, state: State | None = None, lengths: jax.Array | None = None
 ) -> Output:
-    """Run a stack; arguments, result and errors are those of `multirnn_jax.apply.apply`."""
-    ends = native.check(spec, params, x, state, lengths)
+    """Run a stack; arguments, result and errors are those of `multirnn_jax.loop.apply`."""
+    ends = loop.check(spec, params, x, state, lengths)
     *batch, time, _ = np.shape(x)
     rows = prod(batch)
     output: Any = _recur(
@@ -205,7 +204,7 @@ def _push_forward(custom: _CustomCall, keep: bool, primals: Any, tangents: Any) 
     output, stash = _forward(custom, keep, *primals)
 
     def run(params: Any, x: Any, state: Any) -> Output:
-        return native.apply(custom.spec, params, x, state, lengths)
+        return loop.apply(custom.spec, params, x, state, lengths)
 
     _, along = jax.jvp(run, (params, x, state), tuple(tangents[:3]))
     return (output, stash), (along, None if stash is None else np.zeros(stash.shape, jax.dtypes.float0))
@@ -232,7 +231,7 @@ def _backward(
     @backward.def_vmap
     def each(size: int, batched: Any, *arguments: Any) -> Any:
         axes = jax.tree.map(lambda is_batched: 0 if is_batched else None, batched)
-        rule = partial(_gradients, recursion.apply, custom.spec, of_x)
+        rule = partial(_gradients, reverse.apply, custom.spec, of_x)
         found = jax.vmap(rule, in_axes=tuple(axes), axis_size=size)(*arguments)
         return found, jax.tree.map(lambda _: True, found)
 
@@ -245,7 +244,7 @@ def _push_back(custom: _CustomCall, of_x: bool, primals: Any, tangents: Any) -> 
     dparams, dx, dstate, _, _, _, dcotangent = tangents
 
     def gradients(params: Any, x: Any, state: Any, cotangent: Output) -> Any:
-        return _gradients(native.apply, custom.spec, of_x, params, x, state, lengths, y, stash, cotangent)
+        return _gradients(loop.apply, custom.spec, of_x, params, x, state, lengths, y, stash, cotangent)
 
     _, along = jax.jvp(gradients, (params, x, state, cotangent), (dparams, dx, dstate, dcotangent))
     return _backward(custom, of_x, *primals), along
@@ -263,7 +262,7 @@ def _gradients(
     stash: Any,
     cotangent: Any,
 ) -> Any:
-    """As `_CustomCall.backward`, by the reverse rule of `apply` or of `recursion.apply`."""
+    """As `_CustomCall.backward`, by the reverse rule of `apply` or of `reverse.apply`."""
     _, pull_back = jax.vjp(lambda *inputs: function(spec, *inputs, lengths), params, x, state)
     dparams, dx, dstate = pull_back(cotangent)
     return dparams, dx if of_x else None, dstate

@@ -1,33 +1,33 @@
-"""Models that would make arrays larger than anything that is read here: refused before they run."""
+"""Refuses models whose arrays would be too large, before they run."""
 
 from collections.abc import Iterable
 from math import prod
 
-from onnx import ModelProto, NodeProto, TensorProto, TensorShapeProto, ValueInfoProto, helper, shape_inference
+from onnx import ModelProto, TensorProto, TensorShapeProto, ValueInfoProto, helper, shape_inference
 
 from multirnn import Unrepresentable
-from multirnn_onnxruntime.proto import short
+from multirnn_onnxruntime.untrusted import short
 
-__all__ = ["MOST", "refuse_growth"]
+__all__ = ["LARGEST", "MOST", "refuse_large"]
 
 MOST = 129
-"""The largest batch and the longest time that a model is called with, where it takes any."""
+"""The largest batch and the longest time that a model with free sizes is called with."""
 
 LARGEST = 2**28
 """Numbers in all arrays that a model makes: 1 GB."""
 
 SMALL = 1024
-"""Numbers in a constant that may be a shape; of others the values do not matter here."""
+"""Numbers in a constant that may be a shape; the values of larger constants do not matter here."""
 
 
-def refuse_growth(model: ModelProto) -> set[str]:
-    """By shape inference, with the values of shapes.
+def refuse_large(model: ModelProto) -> set[str]:
+    """Infer all shapes, with the values of small constants.
 
     Returns:
         The names of the values that are 64-bit integers, as all sizes are.
 
     Raises:
-        Unrepresentable: an array would be too large, or its size cannot be told.
+        Unrepresentable: an array would be too large, or its size is unknown.
     """
     graph = model.graph
     large = [tensor for tensor in graph.initializer if prod(tensor.dims) > SMALL]
@@ -49,8 +49,10 @@ def refuse_growth(model: ModelProto) -> set[str]:
     free = {dim.dim_param for value in inputs for dim in value.type.tensor_type.shape.dim if dim.dim_param}
     known = {one.name: one.type.tensor_type for one in (*inferred.graph.value_info, *inferred.graph.output)}
     total = sum(_size(value.name, value.type.tensor_type.shape.dim, free) for value in inputs)
-    for node in _growing(graph.node):
-        for name in node.output:
+    for node in graph.node:
+        for name in (
+            node.output if node.op_type in ("Concat", "ConstantOfShape", "Expand") else ()
+        ):  # others do not grow
             if name not in known or not known[name].HasField("shape"):
                 raise _unknown(name)
             total += _size(name, known[name].shape.dim, free)
@@ -62,13 +64,8 @@ def refuse_growth(model: ModelProto) -> set[str]:
     return {name for name, kind in known.items() if kind.elem_type == TensorProto.INT64}
 
 
-def _growing(nodes: Iterable[NodeProto]) -> Iterable[NodeProto]:
-    """Those whose outputs may be larger than all their inputs."""
-    return (node for node in nodes if node.op_type in ("Concat", "ConstantOfShape", "Expand"))
-
-
 def _named(value: ValueInfoProto) -> ValueInfoProto:
-    """The input, and in it a symbol for each size that is free."""
+    """A copy of an input in which every free size has a symbol."""
     named = ValueInfoProto()
     named.CopyFrom(value)
     for axis, dim in enumerate(named.type.tensor_type.shape.dim):
@@ -78,15 +75,12 @@ def _named(value: ValueInfoProto) -> ValueInfoProto:
 
 
 def _size(name: str, dims: Iterable[TensorShapeProto.Dimension], free: set[str]) -> int:
-    sizes = []
+    size = 1
     for dim in dims:
-        if dim.HasField("dim_value"):
-            sizes.append(dim.dim_value)
-        elif dim.dim_param in free:
-            sizes.append(MOST)
-        else:
+        if not dim.HasField("dim_value") and dim.dim_param not in free:
             raise _unknown(name)
-    return prod(sizes)
+        size *= dim.dim_value if dim.HasField("dim_value") else MOST
+    return size
 
 
 def _unknown(name: str) -> Unrepresentable:

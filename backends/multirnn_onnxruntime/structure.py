@@ -1,7 +1,6 @@
-"""What an ONNX model is made of, where it may be one stack: operators RNN, LSTM or GRU, and what moves arrays.
+"""The structure of an ONNX model that may be one stack: operators RNN, LSTM or GRU, and nodes that move arrays.
 
-Here nothing is called but what depends on no input. Whether the model computes what its weights describe is told by
-`calling`.
+Only constants are computed here. `confirmation` tells whether the model computes what its weights describe.
 """
 
 from collections.abc import Container, Iterator, Mapping
@@ -13,63 +12,63 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 from multirnn import Unrepresentable
 from multirnn.weights import Array
 from multirnn_onnxruntime.graph import OPERATORS
-from multirnn_onnxruntime.growth import refuse_growth
-from multirnn_onnxruntime.proto import OPERATORS_HAVE, array_of, attribute, refuse_foreign_attributes, short
 from multirnn_onnxruntime.session import OnnxStack, running
+from multirnn_onnxruntime.sizes import refuse_large
+from multirnn_onnxruntime.untrusted import array_of, attribute, refuse_attributes, short
 
 __all__ = ["C_0", "H_0", "LENGTHS", "Chain", "X", "has"]
 
-# What moves and shapes arrays, and changes no number in them.
+# These move and shape arrays, and change no number in them.
 SHAPING = frozenset(
     (
         *("Cast", "Concat", "Constant", "ConstantOfShape", "Expand", "Gather", "Identity", "Reshape", "Shape", "Slice"),
         *("Split", "Squeeze", "Transpose", "Unsqueeze"),
     )
 )
-# What computes sizes, if its numbers are integers.
-ARITHMETIC = frozenset(
-    ("Add", "Mul", "Sub")
-)  # and not Div: ONNX Runtime ends the process where an integer is divided by 0
+# These compute sizes, if their numbers are integers. Not Div: ONNX Runtime ends the process on an integer division by 0.
+ARITHMETIC = frozenset(("Add", "Mul", "Sub"))
 # The inputs of the operators, by their places; C_0 and PEEPHOLES are the LSTM's.
 X, W, R, B, LENGTHS, H_0, C_0, PEEPHOLES = range(8)
 GATES: Mapping[str, int] = MappingProxyType({"RNN": 1, "LSTM": 4, "GRU": 3})
 
 
 class Chain:
-    """The operators of a model, in their order.
+    """The operators of a model, in order.
 
     Args:
-        model: the model.
+        model: the model; it is not changed.
 
     Attributes:
-        model: the model; it is left as it is.
+        model: a copy of it, in which the operators have a `hidden_size` and all their outputs have names.
         given: the names of its inputs, without those that have a constant.
         operators: its nodes RNN, LSTM or GRU, of one kind and alike.
         directions: of each operator, 1 or 2.
         hidden_size: of each operator.
 
     Raises:
-        Unrepresentable: they cannot be one stack, or the model computes something else besides.
+        Unrepresentable: they cannot be one stack, or the model computes something else too.
     """
 
     def __init__(self, model: ModelProto) -> None:
-        self.model = model
+        self.model = ModelProto()
+        self.model.CopyFrom(model)
+        graph = self.model.graph
+        self.operators = [node for node in graph.node if node.op_type in OPERATORS.values()]
         self._refuse_other_nodes()
-        self.operators = [node for node in model.graph.node if node.op_type in OPERATORS.values()]
         self._refuse_unlike_layers()
-        self._initialisers = {tensor.name: tensor for tensor in model.graph.initializer}
-        self.given = [value.name for value in model.graph.input if value.name not in self._initialisers]
+        self._initialisers = {tensor.name: tensor for tensor in graph.initializer}
+        self.given = [value.name for value in graph.input if value.name not in self._initialisers]
         self._refuse_other_values()
-        self._maker = {output: node for node in model.graph.node for output in node.output}
+        self._maker = {output: node for node in graph.node for output in node.output}
         for node in self.operators:
             self._refuse_other_forms(node)
-        self._tell_hidden_size()
-        integers = refuse_growth(self.model)
-        arithmetic = [node for node in self.model.graph.node if node.op_type in ARITHMETIC]
+        self._complete()
+        integers = refuse_large(self.model)
+        arithmetic = [node for node in graph.node if node.op_type in ARITHMETIC]
         self._refuse({node.op_type for node in arithmetic if not integers.issuperset(node.output)})
         first = self.operators[0]
         self.directions = 2 if attribute(first, "direction") == "bidirectional" else 1
-        self.hidden_size = self._constant(first, R, "R", 3).shape[2]
+        self.hidden_size = self._constant(0, R, "R", 3).shape[2]
         for node in self.operators:
             if (size := attribute(node, "hidden_size")) not in (None, self.hidden_size):
                 raise Unrepresentable(
@@ -77,14 +76,14 @@ class Chain:
                 )
 
     def arrays(self) -> dict[str, Array]:
-        """The weights by the names of ONNX's convention; a single bias in its parts, where `graph.model` put it so."""
+        """The weights by the names of ONNX's convention; a single bias in parts, where `graph.model` wrote it so."""
         found: dict[str, Array] = {}
         for k, node in enumerate(self.operators):
             rows = GATES[node.op_type] * self.hidden_size
             for name, place, shape in (("W", W, (rows, -1)), ("R", R, (rows, self.hidden_size)), ("B", B, (2 * rows,))):
                 if name == "B" and not has(node, place):
                     continue
-                array = self._constant(node, place, name, 1 + len(shape))
+                array = self._constant(k, place, name, 1 + len(shape))
                 sizes = zip(shape, array.shape[1:], strict=True)
                 wanted = self.directions, *(given if size < 0 else size for size, given in sizes)
                 if array.shape != wanted:
@@ -104,7 +103,7 @@ class Chain:
         return (abs(int(number)) for array in constants if array.dtype.kind == "i" for number in array.flat)
 
     def behind(self, name: str, stop: Container[str] = ()) -> set[str]:
-        """The names of all that a value is made of, and its own; nothing behind those to stop at."""
+        """The names of a value and of all values that it is computed from, not searched beyond those in `stop`."""
         found: set[str] = set()
         waiting = [name]
         while waiting:
@@ -116,10 +115,10 @@ class Chain:
         return found
 
     def value(self, name: str, given: Mapping[str, Array]) -> Array:
-        """A value of the graph, from others, by ONNX Runtime.
+        """A value of the graph, computed from other values by ONNX Runtime.
 
         Raises:
-            Unrepresentable: it depends on other inputs as well, or ONNX Runtime does not compute it.
+            Unrepresentable: it depends on other inputs too, or ONNX Runtime does not compute it.
         """
         if name in given:
             return given[name]
@@ -145,29 +144,22 @@ class Chain:
             found: list[Array] = OnnxStack(model).session.run(None, dict(given))
         return found[0]
 
-    def _tell_hidden_size(self) -> None:
-        """Go on with a copy of the model that has the attribute, optional in ONNX, without which ONNX Runtime runs nothing."""
-        if all(attribute(node, "hidden_size") for node in self.operators):
-            return
-        model = ModelProto()
-        model.CopyFrom(self.model)
-        self.model = model
-        self.operators = [node for node in self.model.graph.node if node.op_type in OPERATORS.values()]
-        self._maker = {output: node for node in self.model.graph.node for output in node.output}
-        for node in self.operators:
-            held = self._held(node.input[R]) if has(node, R) else None
-            if held is not None and held.dims and attribute(node, "hidden_size") is None:
-                node.attribute.append(helper.make_attribute("hidden_size", held.dims[-1]))
+    def _complete(self) -> None:
+        """Set `hidden_size`, optional in ONNX and needed by ONNX Runtime, and name every output of the operators."""
+        longest = max((*self._maker, *self._initialisers, *self.given), key=len)
+        for k, node in enumerate(self.operators):
+            if attribute(node, "hidden_size") is None and has(node, R):
+                maker = self._maker.get(node.input[R])
+                held = self._initialisers.get(node.input[R]) if maker is None else attribute(maker, "value")
+                if isinstance(held, TensorProto) and held.dims:
+                    node.attribute.append(helper.make_attribute("hidden_size", held.dims[-1]))
+            node.output.extend([""] * ((3 if node.op_type == "LSTM" else 2) - len(node.output)))
+            for place, name in enumerate(node.output):
+                node.output[place] = name or f"{longest}.{k}.{place}"  # longer than any other name
 
-    def _held(self, name: str) -> TensorProto | None:
-        """The tensor that is a value, where it is in the model as it is."""
-        maker = self._maker.get(name)
-        found = self._initialisers.get(name) if maker is None else attribute(maker, "value")
-        return found if isinstance(found, TensorProto) else None
-
-    def _constant(self, node: NodeProto, place: int, name: str, axes: int) -> Array:
-        """A weight of an operator, which has so many axes."""
-        layer = self.operators.index(node)
+    def _constant(self, layer: int, place: int, name: str, axes: int) -> Array:
+        """A weight of an operator, with so many axes."""
+        node = self.operators[layer]
         if not has(node, place):
             raise Unrepresentable(f"the {node.op_type} of layer {layer} has no weights {name}")
         if inputs := self.behind(node.input[place]).intersection(self.given):
@@ -190,33 +182,32 @@ class Chain:
     # --- What no spec has --------------------------------------------------------------------------------------------
 
     def _refuse_other_nodes(self) -> None:
-        ours = {(one.domain.replace("ai.onnx", ""), one.name) for one in self.model.functions}
+        functions = {(one.domain.replace("ai.onnx", ""), one.name) for one in self.model.functions}
         others = set()
         for node in self.model.graph.node:
             domain = "" if node.domain == "ai.onnx" else node.domain
-            if domain or (domain, node.op_type) in ours:
+            if domain or (domain, node.op_type) in functions:
                 others.add(f"{domain or 'a function'}.{node.op_type}")
             elif node.op_type not in SHAPING | ARITHMETIC and node.op_type not in OPERATORS.values():
                 others.add(node.op_type)
         self._refuse(others)
         for node in self.model.graph.node:
-            refuse_foreign_attributes(node, OPERATORS_HAVE if node.op_type in OPERATORS.values() else None)
+            refuse_attributes(node, recurrent=node.op_type in OPERATORS.values())
 
     def _refuse(self, others: set[str]) -> None:
         if others:
             listed = ", ".join(name[:80] or "a node without a name" for name in sorted(others)[:8])
-            recurrent = any(node.op_type in OPERATORS.values() for node in self.model.graph.node)
             raise Unrepresentable(
                 f"the model also computes {listed}, which no spec has; "
                 + (
                     "read a model of the recurrent layers alone"
-                    if recurrent
+                    if self.operators
                     else "it has no RNN, LSTM or GRU: torch.onnx.export writes these operators with dynamo=False"
                 )
             )
 
     def _refuse_other_values(self) -> None:
-        """Each value has one source, before what takes it."""
+        """Check that each value has one source, which precedes its uses."""
         graph = self.model.graph
         if graph.sparse_initializer:
             raise Unrepresentable("the model has sparse tensors, and the weights of a spec are dense")
@@ -247,34 +238,37 @@ class Chain:
         if len(kinds) != 1:
             raise Unrepresentable(f"a spec has one kind of cell, and the model {' and '.join(kinds) or 'none'}")
         for name, default in (("direction", "forward"), ("hidden_size", None), ("linear_before_reset", 0)):
-            found = {attribute(node, name) for node in self.operators}
-            if len(found - {None}) > 1 or (default is not None and None in found and found - {None, default}):
+            found = {default if (value := attribute(node, name)) is None else value for node in self.operators}
+            if len(found - {None}) > 1:
                 raise Unrepresentable(f"the layers of a spec are alike, and those of the model differ in {name}")
 
     def _refuse_other_forms(self, node: NodeProto) -> None:
-        kind = node.op_type
-        direction = attribute(node, "direction") or "forward"
-        if direction == "reverse":
-            raise Unrepresentable(f"the {kind} runs backward alone, and a spec runs forward or both ways")
-        if direction not in ("forward", "bidirectional"):
-            raise Unrepresentable(
-                f"the {kind} has the direction {short(direction)}, and ONNX forward and bidirectional"
-            )
-        if attribute(node, "clip") is not None:
-            raise Unrepresentable(f"the {kind} clips what goes into its activations (clip), which no spec does")
-        if attribute(node, "input_forget"):
-            raise Unrepresentable("the LSTM has one gate for input and forgetting (input_forget), and a spec has two")
-        if attribute(node, "linear_before_reset") not in (None, 0, 1):
-            raise Unrepresentable(
-                f"linear_before_reset of the {kind} is 0 or 1, not {attribute(node, 'linear_before_reset')}"
-            )
-        if attribute(node, "layout"):
-            raise Unrepresentable(
-                f"the {kind} has layout={attribute(node, 'layout')}, batch first, which ONNX Runtime does not run, so that "
-                "nothing can confirm what it computes; give it layout=0 and transpose its input and outputs"
-            )
-        if has(node, PEEPHOLES):
-            raise Unrepresentable("the LSTM has peepholes (input P), which no spec has")
+        kind, direction = node.op_type, attribute(node, "direction") or "forward"
+        before_reset, layout = attribute(node, "linear_before_reset"), attribute(node, "layout")
+        refusals = (
+            (direction == "reverse", f"the {kind} runs backward alone, and a spec runs forward or both ways"),
+            (
+                direction not in ("forward", "bidirectional"),
+                f"the {kind} has the direction {short(direction)}, and ONNX forward and bidirectional",
+            ),
+            (
+                attribute(node, "clip") is not None,
+                f"the {kind} clips what goes into its activations (clip), which no spec does",
+            ),
+            (
+                attribute(node, "input_forget"),
+                "the LSTM has one gate for input and forgetting (input_forget), and a spec has two",
+            ),
+            (before_reset not in (None, 0, 1), f"linear_before_reset of the {kind} is 0 or 1, not {before_reset}"),
+            (
+                layout,
+                f"the {kind} has layout={layout}, batch first, which ONNX Runtime does not run, so that nothing can "
+                "confirm what it computes; give it layout=0 and transpose its input and outputs",
+            ),
+            (has(node, PEEPHOLES), "the LSTM has peepholes (input P), which no spec has"),
+        )
+        if reason := next((reason for refused, reason in refusals if refused), None):
+            raise Unrepresentable(reason)
 
 
 def has(node: NodeProto, place: int) -> bool:
