@@ -10,19 +10,12 @@ from multirnn import cells
 from multirnn.numerics import difference, draw_call, tolerance
 
 FORMS = [(form.name, form.reset_after) for form in cells.FORMS.values()]
-HALF = mr.Activation("hard_sigmoid", alpha=0.5, beta=0.5)  # clip(v / 2 + 1/2, 0, 1)
 
 every_form = pytest.mark.parametrize(("cell", "reset_after"), FORMS, ids=list(cells.FORMS))
 
 
 def close(actual, expected, dtype="float64") -> bool:
     return difference(np.asarray(actual), np.asarray(expected)).normwise <= tolerance(dtype)
-
-
-def stack_spec(cell: str, reset_after: bool, **fields) -> mr.RecurrentSpec:
-    """Two layers, both directions, float64: small, since every number in it is moved on its own."""
-    sizes = {"input_size": 2, "hidden_size": 3, "num_layers": 2, "bidirectional": True, "dtype": "float64"}
-    return mr.RecurrentSpec(cell, reset_after=reset_after, **(sizes | fields))
 
 
 def random_cotangent(output: mr.Output, seed: int = 5) -> mr.Output:

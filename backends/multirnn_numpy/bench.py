@@ -34,7 +34,7 @@ def _inference(layer: NumpyLayer, work: Work) -> Prepared:
     def boundary() -> Output:
         return layer(work.x, lengths=work.lengths)
 
-    stack = layer.realisation(inputs)
+    stack = layer.stack_for(inputs)
     if isinstance(stack, CompiledStack):
         assert isinstance(layer, FastNumpyLayer)
         bound = stack.bound(inputs, layer.threads)
@@ -71,7 +71,7 @@ def _training(layer: NumpyLayer, work: Work) -> Prepared:
         return Output(dy, inputs.state)  # zero
 
     def call() -> None:
-        gradients = layer.there_and_back(inputs, cotangent_of)
+        gradients = layer.forward_and_backward(inputs, cotangent_of)
         for name, gradient in gradients.weights.items():
             parameters[name] -= SGD_RATE * gradient
 

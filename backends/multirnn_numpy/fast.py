@@ -30,11 +30,7 @@ PREPARED = 128
 
 
 def build(weights: Weights, device: str | None, *, frozen: bool = False) -> "FastNumpyLayer":
-    """The fast layer of these weights.
-
-    Raises:
-        InvalidCall: a device other than "cpu".
-    """
+    """See `multirnn_numpy.build`."""
     refuse_device(device)
     return FastNumpyLayer(weights, frozen=frozen)
 
@@ -76,7 +72,7 @@ class FastNumpyLayer(NumpyLayer):
         return FAST if self._constants is None else FROZEN
 
     def plan(self, batch: int, time: int, *, lengths: bool = False, gradients: bool = False) -> Plan:
-        """What runs for a shape; see `multirnn.implementation.Planned`."""
+        """See `multirnn.implementation.Planned.plan`."""
         steps = batch * time
         if self._compiled is not None:
             sentence = f"the compiled recurrence ({self._compiled.instructions})"
@@ -97,8 +93,8 @@ class FastNumpyLayer(NumpyLayer):
             )
         return Plan("fast", f"the loops in NumPy, {', '.join(form for form in forms if forms[form])}; {why}")
 
-    def realisation(self, inputs: Inputs) -> Stack | CompiledStack:
-        """See `NumpyLayer.realisation`; follows `plan`.
+    def stack_for(self, inputs: Inputs) -> Stack | CompiledStack:
+        """See `NumpyLayer.stack_for`; follows `plan`.
 
         Raises:
             InvalidCall: a parameter of a frozen layer was replaced.
@@ -120,7 +116,7 @@ class FastNumpyLayer(NumpyLayer):
 
     def run(self, inputs: Inputs) -> Output:
         """See `BoundaryLayer.run`."""
-        stack = self.realisation(inputs)
+        stack = self.stack_for(inputs)
         if isinstance(stack, CompiledStack):
             return stack.run(inputs, self.threads)
         if stack is self._native:
@@ -133,12 +129,12 @@ class FastNumpyLayer(NumpyLayer):
                 y = y.copy()
             return Output(*batch_first(y, last))
 
-    def there_and_back(self, inputs: Inputs, cotangent_of: Callable[[Output], Output]) -> Gradients:
-        """See `NumpyLayer.there_and_back`."""
-        stack = self.realisation(inputs)
+    def forward_and_backward(self, inputs: Inputs, cotangent_of: Callable[[Output], Output]) -> Gradients:
+        """See `NumpyLayer.forward_and_backward`."""
+        stack = self.stack_for(inputs)
         if isinstance(stack, CompiledStack):
             return stack.there_and_back(inputs, cotangent_of, self.threads)
-        return self.through(stack, inputs, cotangent_of)
+        return super().forward_and_backward(inputs, cotangent_of)
 
 
 def available_threads() -> int:

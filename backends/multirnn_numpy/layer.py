@@ -21,11 +21,7 @@ def refuses(spec: RecurrentSpec) -> str | None:
 
 
 def build(weights: Weights, device: str | None) -> "NumpyLayer":
-    """The layer of these weights.
-
-    Raises:
-        InvalidCall: a device other than "cpu".
-    """
+    """See `multirnn_numpy.build`."""
     refuse_device(device)
     return NumpyLayer(stack_of(weights))
 
@@ -69,7 +65,7 @@ class NumpyLayer(BoundaryLayer):
         """
         return read(self._native)
 
-    def realisation(self, inputs: Inputs) -> Stack | CompiledStack:
+    def stack_for(self, inputs: Inputs) -> Stack | CompiledStack:
         """The stack that runs a checked call: `native`, or another form over the same parameters."""
         return self._native
 
@@ -81,19 +77,17 @@ class NumpyLayer(BoundaryLayer):
 
     def pull_back(self, inputs: Inputs, cotangent: Output) -> Gradients:
         """See `BoundaryLayer.pull_back`."""
-        return self.there_and_back(inputs, lambda output: cotangent)
+        return self.forward_and_backward(inputs, lambda output: cotangent)
 
-    def there_and_back(self, inputs: Inputs, cotangent_of: Callable[[Output], Output]) -> Gradients:
+    def forward_and_backward(self, inputs: Inputs, cotangent_of: Callable[[Output], Output]) -> Gradients:
         """The gradients of a checked call for a cotangent that depends on its output, as the gradient of a loss does.
 
         Args:
             inputs: the call.
             cotangent_of: from the output, whose memory is reused afterwards, to its cotangent, zero at padding.
         """
-        return self.through(self._native, inputs, cotangent_of)
-
-    def through(self, stack: Stack, inputs: Inputs, cotangent_of: Callable[[Output], Output]) -> Gradients:
-        """`there_and_back` through this stack."""
+        stack = self.stack_for(inputs)
+        assert isinstance(stack, Stack)
         self._parameters.now()
         with self._workspaces.lend() as empty:
             y, last, passes = stack.forward(*time_first(inputs.x, inputs.state), padding(inputs), empty)

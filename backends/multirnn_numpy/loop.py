@@ -1,8 +1,8 @@
 """The loops over time: one layer in one direction over one sequence.
 
 Rows times matrices: x_t is `(batch, features)`, h `(batch, hidden_size)`, W `(features, gates * hidden_size)` and U
-`(hidden_size, gates * hidden_size)`. Equations, gates and biases are in `multirnn.cells`; where only the sum of both biases
-counts, it is called b. h_t and c_t are the state after step t, prev_h and prev_c the state before it.
+`(hidden_size, gates * hidden_size)`. For equations, gates and biases see `multirnn.cells`; b is the sum of both biases if
+only that counts. h_t and c_t are the state after step t, prev_h and prev_c the state before it.
 
 z = x W + b is computed for all steps at once; then the loop of the cell adds h U step by step. Steps are counted in running
 order: the backward direction gets a reversed x. At padding the state stays as it is.
@@ -69,7 +69,7 @@ class Pass(ABC):
         padded: Padding | None = None,
         empty: Empty = np.empty,
     ) -> None:
-        self.form = spec.form
+        self.spec = spec
         self.empty = empty
         self.a, self.a_slope = activation(spec.activation)
         self.s, self.s_slope = activation(spec.recurrent_activation)
@@ -132,7 +132,7 @@ class SimpleRnn(Pass):
     """h_t = a(x_t W + b + h U)."""
 
     def room_for_z(self) -> Array:
-        """The rows of h, each of which begins as x_t W + b."""
+        """The rows of h: each starts as x_t W + b."""
         return self.outputs
 
     def forward(self) -> None:

@@ -1,8 +1,10 @@
 """The backward passes, written by hand: the loops of `loop.py` from the last step to the first.
 
-dh and dprev_h are the gradients of h_t and prev_h. For all steps at once, the factor between the gradient of each gate and
-dh (or dc) is computed; then step by step, dh += dy_t, dz_t = factor * dh and dprev_h = dz_t Uᵀ; and after the loop, for all
-steps at once, dW = Σ xᵀ dz, dU = Σ hᵀ dz, db = Σ dz and dx = dz Wᵀ. At padding the gradient of the state passes as it is.
+dh and dprev_h are the gradients of h_t and prev_h. At padding the gradient of the state passes unchanged.
+
+    before the loop, all steps at once    factor = the gradient of each gate per dh (or dc)
+    step by step                          dh += dy_t, dz_t = factor * dh, dprev_h = dz_t Uᵀ
+    after the loop, all steps at once     dW = Σ xᵀ dz, dU = Σ hᵀ dz, db = Σ dz, dx = dz Wᵀ
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,9 +25,9 @@ SLOPES = 2**15
 
 
 def pull_back(run: Pass, dy: Array, dlast: Sequence[Array]) -> tuple[dict[str, Array], Array, list[Array]]:
-    """From the gradients of outputs and last state to those of parameters (by last name), x and first state."""
+    """The gradients of parameters (by last name), x and first state from the gradients of outputs and last state."""
     dstate = [part.copy() for part in dlast]
-    dz, dhU, dU_T = BACKWARD[run.form](run, dy, dstate)
+    dz, dhU, dU_T = BACKWARD[run.spec.form](run, dy, dstate)
     db = _total(dz)
     dd = db.copy() if dhU is dz else _total(dhU)
     found = {"weight_ih": _sum_of_products(dz, run.x), "weight_hh": dU_T, "bias_ih": db, "bias_hh": dd}

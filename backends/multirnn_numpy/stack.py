@@ -68,7 +68,7 @@ class Stack:
             layer and direction, for `backward`.
         """
         passes: list[Pass] = []
-        held = dict(self.parameters)  # of one moment: another thread may assign some meanwhile
+        held = dict(self.parameters)  # a snapshot: another thread may assign some meanwhile
         for layer in range(self.spec.num_layers):
             memory = paired(empty) if self._together else [empty] * len(self.spec.directions)
             for direction, of_direction in zip(self.spec.directions, memory, strict=True):

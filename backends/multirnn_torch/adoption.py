@@ -41,14 +41,7 @@ def adopt(native: Any, spec: RecurrentSpec | None, *, compiled: bool) -> "Adopte
 
 
 class AdoptedModule(AdoptedNative):
-    """A module, run on the device of its parameters and in its present mode.
-
-    Args:
-        native: the module.
-        spec: its spec.
-        readable: whether it is one of PyTorch's own.
-        compiled: run `torch.compile(native)`.
-    """
+    """A module, run on the device of its parameters and in its present mode; `readable` if it is PyTorch's own."""
 
     differentiable = True
 
@@ -151,11 +144,7 @@ class AdoptedModule(AdoptedNative):
 
 
 def _device_of(module: nn.Module, spec: RecurrentSpec) -> torch.device:
-    """The device of the parameters.
-
-    Raises:
-        InvalidCall: they have another dtype than the spec.
-    """
+    """The device of the parameters; raises InvalidCall if they have another dtype than the spec."""
     parameters = [parameter for parameter in module.parameters() if parameter.is_floating_point()]
     for parameter in parameters:
         if parameter.dtype != getattr(torch, spec.dtype):

@@ -22,11 +22,7 @@ class KeptWhole(nn.RNNBase):
     """
 
     def __prepare_scriptable__(self) -> NoReturn:
-        """Called by `torch.jit.script`, also for a layer inside of a model.
-
-        Raises:
-            InvalidCall: always.
-        """
+        """Raise InvalidCall: `torch.jit.script` calls this, also for a layer inside of a model."""
         raise InvalidCall(
             f"torch.jit.script cannot compile a {type(self).__name__}; use torch.jit.trace or torch.export, "
             f"or script a model with a {self._own()} in its place"
@@ -48,11 +44,7 @@ class KeptWhole(nn.RNNBase):
         super().__setattr__(name, value)
 
     def _refuse_proxy(self, x: Any) -> None:
-        """Refuse to be traced through by `torch.fx`.
-
-        Raises:
-            InvalidCall: x is one of its proxies.
-        """
+        """Raise InvalidCall if x is a proxy of `torch.fx`, which would trace through."""
         if isinstance(x, torch.fx.Proxy):
             raise InvalidCall(
                 f"torch.fx cannot trace through a {type(self).__name__}; trace with a torch.fx.Tracer whose "

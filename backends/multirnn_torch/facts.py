@@ -18,8 +18,7 @@ class Fact(NamedTuple):
         cells: of a `RecurrentSpec`.
         gradients: forward and backward, or forward alone.
         weights: the most numbers in the weights of one layer in one direction.
-        few: the most steps of all rows, and
-        steps: the fewest steps, of which either is enough.
+        few, steps: at most so many steps of all rows, or at least so many steps.
         batch: the most rows.
     """
 
@@ -32,8 +31,8 @@ class Fact(NamedTuple):
     batch: float = inf
 
 
-# The time of PyTorch over the time of the loop, on two cores of an Intel Sapphire Rapids against PyTorch 2.13, with one
-# thread and two, each in a process of its own, sizes of input and state equal, 64 to 1024. The cost to win back is the
+# The numbers are the time of PyTorch 2.13 over the time of the loop. They were measured on two cores of an Intel Sapphire
+# Rapids with one thread and two, each in its own process; sizes of input and state are equal, 64 to 1024. The cost to win back is the
 # packing of the weights, which the kernel does in every call of more than a few rows.
 FACTS = (
     Fact("kernel", ("lstm",), False, inf),  # 1.0 to 4.3

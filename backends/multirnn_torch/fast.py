@@ -1,9 +1,8 @@
 """PyTorch's layers made fast on the CPU: `FastRNN`, `FastLSTM` and `FastGRU`, and the layer over one of them.
 
 Each derives from its `torch.nn` layer: same parameters, same calls, same results. On the CPU a call runs through a `Loop`
-with its own backward pass. The framework's own layer runs everywhere else: on other devices and dtypes, when PyTorch
-traces, transforms or intercepts operations, with dropout between layers, for shapes for which `plan` knows nothing faster,
-and for gradients of gradients.
+with its own backward pass. In these cases the framework's own layer runs: other devices and dtypes; operations that PyTorch
+traces, transforms or intercepts; dropout between layers; shapes for which `plan` knows nothing faster; gradients of gradients.
 """
 
 import sys
@@ -79,7 +78,7 @@ class FastModule(KeptWhole, nn.RNNBase):
         return self._run_any(input, hx, lengths)
 
     def plan(self, batch: int, time: int, *, lengths: bool = False, gradients: bool = False) -> Plan:
-        """What runs for an input of this size; see `multirnn.implementation.Planned.plan`."""
+        """See `multirnn.implementation.Planned.plan`."""
         reason = self._refuses()
         if reason is None:
             loop, dtype = self._loop_name(), self._first_weight().dtype
@@ -342,12 +341,12 @@ class FastTorchLayer(TorchLayer):
         return [sequence, *final] if isinstance(final, tuple) else [sequence, final]
 
     def plan(self, batch: int, time: int, *, lengths: bool = False, gradients: bool = False) -> Plan:
-        """What runs for a shape; see `multirnn.implementation.Planned.plan`."""
+        """See `multirnn.implementation.Planned.plan`."""
         return cast("FastModule", self.native).plan(batch, time, lengths=lengths, gradients=gradients)
 
 
 def build(weights: Weights, device: str | None, *, frozen: bool = False) -> FastTorchLayer:
-    """The layer of these weights; see `multirnn_torch.layer.build`."""
+    """See `multirnn_torch.build`."""
     spec = weights.spec
     with torch.inference_mode(False):  # a parameter made in inference mode can never be trained
         native = module(weights, device_of(device, getattr(torch, spec.dtype)), _FAST_LAYERS)

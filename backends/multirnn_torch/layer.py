@@ -40,11 +40,7 @@ def refuses(spec: RecurrentSpec) -> str | None:
 
 
 def build(weights: Weights, device: str | None) -> "TorchLayer":
-    """The layer of these weights.
-
-    Raises:
-        InvalidCall: PyTorch has no such device here, or not for the spec's dtype.
-    """
+    """See `multirnn_torch.build`."""
     spec = weights.spec
     with torch.inference_mode(False):  # a parameter made in inference mode can never be trained
         return TorchLayer(spec, module(weights, device_of(device, getattr(torch, spec.dtype))))
@@ -125,11 +121,7 @@ class TorchLayer(BoundaryLayer):
         return run(native, x, state, lengths)
 
     def _place(self) -> torch.device:
-        """The device of the first weight.
-
-        Raises:
-            InvalidCall: it no longer has the spec's dtype.
-        """
+        """The device of the first weight; raises InvalidCall if that no longer has the spec's dtype."""
         weight: Tensor = self._native._flat_weights[0]  # type: ignore[assignment]  # without evaluating anything
         if weight.dtype != self._tensor_dtype:
             raise InvalidCall(

@@ -96,11 +96,7 @@ def unwrapped(native: Any) -> list[Any]:
 
 
 def _layer_of(native: Any) -> Any:
-    """The layer or cell inside of the wrappers.
-
-    Raises:
-        Unrepresentable: there is none, or it must not or cannot be called.
-    """
+    """The layer or cell inside of the wrappers; raises Unrepresentable if there is none that can be called."""
     *wrappers, module = unwrapped(native)
     if not isinstance(module, nn.RNNBase | nn.RNNCellBase) or type(module) in (nn.RNNBase, nn.RNNCellBase):
         raise Unrepresentable(_not_a_layer(module))

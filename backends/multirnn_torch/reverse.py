@@ -1,7 +1,7 @@
 """`TensorLoop`: a `Loop` in PyTorch's own operations with a hand-written backward pass, for machines without the kernel.
 
-Only the recurrence runs step by step. One product with the input weights comes before it for all steps, and the gradients
-of weights and input are single products after it, while autograd makes one product per step:
+Only the recurrence runs step by step. Before it, one product with the input weights covers all steps; after it, single
+products give the gradients of weights and input. Autograd makes one product per step.
 
     for t = T-1 .. 0:   dz_t = (dy_t + dh) * slope_t;   dh = dz_t W_hh
     dW_hh = dZ^T H_before      dW_ih = dZ^T X      db = sum dZ      dX = dZ W_ih
@@ -138,7 +138,7 @@ class _Cell(Protocol):
 
     @staticmethod
     def forward(x: Tensor, h: Tensor, w: _Weights, y: Tensor, backward: bool) -> tuple[Tensor, list[Tensor]]:
-        """Write y; return the final h, and the buffers that `backward` needs besides y."""
+        """Write y; return the final h, and the buffers that `backward` needs in addition to y."""
         ...
 
     @staticmethod
