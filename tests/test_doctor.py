@@ -101,11 +101,11 @@ def test_the_compiled_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     import multirnn.kernel
 
     answers(monkeypatch, lambda gauge, implementation, *given: {"native": 1e-3, "fast": 1e-4}[implementation])
-    monkeypatch.setattr(multirnn.kernel, "missing", lambda: "there is no C compiler")
+    monkeypatch.setattr(multirnn.kernel, "refuses", lambda: "there is no C compiler")
     found = check("the compiled loop")
     assert found.status == "slow"
     assert "1 ms in NumPy: there is no C compiler" in found.says
-    monkeypatch.setattr(multirnn.kernel, "missing", lambda: None)
+    monkeypatch.setattr(multirnn.kernel, "refuses", lambda: None)
     found = check("the compiled loop")
     assert found.status == "fine"
     assert "100 µs" in found.says

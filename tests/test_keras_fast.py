@@ -69,9 +69,9 @@ def mask_of(lengths: np.ndarray, time: int) -> np.ndarray:
 def means(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """With the compiled recurrence, where there is one, and as if there were none."""
     if request.param == "loops":
-        monkeypatch.setattr(kernel, "missing", lambda: "not here")
-    elif not ON_TENSORFLOW or kernel.missing():
-        pytest.skip(kernel.missing() or "the compiled recurrence serves TensorFlow")
+        monkeypatch.setattr(kernel, "refuses", lambda: "not here")
+    elif not ON_TENSORFLOW or kernel.refuses():
+        pytest.skip(kernel.refuses() or "the compiled recurrence serves TensorFlow")
     return request.param
 
 
@@ -87,7 +87,7 @@ def test_the_suite_holds(check) -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_the_loops_agree_too(form: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     """In graphs, for lengths that run without one elsewhere, and for others."""
-    monkeypatch.setattr(kernel, "missing", lambda: "not here")
+    monkeypatch.setattr(kernel, "refuses", lambda: "not here")
     both_ways = {"bidirectional": True, "num_layers": 2}
     for steps, changes in ((19, {}), (7, both_ways), (7, {"bias": "none", "dtype": "float64"})):
         spec = spec_of(form, **changes)
@@ -264,7 +264,7 @@ def test_says_what_runs() -> None:
 @only_tensorflow
 def test_one_step_of_many_rows_with_many_weights_is_left_to_the_loop() -> None:
     layer = layer_of({"cell": "lstm"}, hidden_size=389)
-    if kernel.missing() is None:
+    if kernel.refuses() is None:
         assert layer.plan(8, 1) == layer.plan(9, 2) != layer.plan(9, 1)
     x = np.random.default_rng(0).standard_normal((9, 1, INPUT_SIZE)).astype("float32")
     expected = mr.build(layer.weights().astype("float64"), "numpy")(x.astype("float64"))
@@ -323,25 +323,25 @@ def test_a_tape_of_eager_calls(masked: bool, go_backwards: bool, means: str) -> 
 @only_tensorflow
 def test_tensors_have_the_memory_that_the_compiled_loop_wrote() -> None:
     """Where no tape watches, nothing is copied: neither on the way in nor out."""
-    if kernel.missing():
-        pytest.skip(kernel.missing())
+    if kernel.refuses():
+        pytest.skip(kernel.refuses())
     import tensorflow as tf
+    from multirnn_keras import kernel as keras_kernel
     from multirnn_keras import memory
 
     layer = layer_of({"cell": "lstm"})
     made: list[int] = []
     x = memory.copied(np.zeros((3, 7, INPUT_SIZE), "float32"))
     state = [tf.zeros((1, 3, HIDDEN_SIZE))] * 2
-    original = kernel.Stack.forward
 
-    def forward(self, table, batch, time, x, y, *rest) -> None:
-        made.extend((x[0], y[0]))
-        original(self, table, batch, time, x, y, *rest)
+    def call_record(**given) -> kernel.CallRecord:
+        made.extend((given["x"][0], given["y"][0]))
+        return kernel.call_record(**given)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernel.Stack, "forward", forward)
+        patch.setattr(keras_kernel, "call_record", call_record)
         sequence, *_ = layer.apply(None, [x, *state])
-    assert made == [memory.address(np.asarray(x)), memory.address(np.asarray(sequence))]
+    assert made == [kernel.address(np.asarray(x)), kernel.address(np.asarray(sequence))]
 
 
 @only_tensorflow

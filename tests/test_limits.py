@@ -216,12 +216,12 @@ def test_the_ceilings_are_measured_by_several_means(monkeypatch: pytest.MonkeyPa
         for name, rate in best.items():
             assert rate == max(means[name].values()) > 1e8
     assert "NumPy as installed" in found.product_means["float32"]
-    assert (ceilings.TILE in found.product_means["float32"]) != bool(kernel.missing())
+    assert (ceilings.TILE in found.product_means["float32"]) != bool(kernel.refuses())
     assert limits.seconds(RNN, "inference", 1) > 0
     compiled = {
         level for level, means in found.bandwidth_means.items() if "weights of the compiled recurrence" in means
     }
-    assert compiled == (set() if kernel.missing() else {"L1", "L2", "L3"})
+    assert compiled == (set() if kernel.refuses() else {"L1", "L2", "L3"})
 
 
 def test_several_cores_are_at_least_as_many_times_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,7 +232,7 @@ def test_several_cores_are_at_least_as_many_times_one(monkeypatch: pytest.Monkey
     alone = {"float32": {"one": 1e30}, "float64": {"one": 1.0}}
     found = ceilings.joint_products(2, alone)
     assert found["float32"]["2 times one core by itself"] == 2e30
-    tiles = set() if kernel.missing() else {f"{ceilings.TILE}, one a core"}
+    tiles = set() if kernel.refuses() else {f"{ceilings.TILE}, one a core"}
     assert set(found["float64"]) == {"one product", "a product a core", "2 times one core by itself"} | tiles
 
 

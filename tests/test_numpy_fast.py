@@ -16,7 +16,7 @@ from multirnn.numerics import draw_call, draw_state
 from multirnn.protocol import MODES, SGD_RATE, Work
 from multirnn.testing import cases, covering_specs
 
-needs_kernel = pytest.mark.skipif(kernel.missing() is not None, reason=str(kernel.missing()))
+needs_kernel = pytest.mark.skipif(kernel.refuses() is not None, reason=str(kernel.refuses()))
 
 
 class OneWay:
@@ -198,13 +198,13 @@ def test_frozen_weights_are_read_only_and_one_that_is_replaced_is_refused(way: O
 @needs_kernel
 def test_frozen_weights_are_packed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     packed: list[bytes] = []
-    pack = kernel.Stack.pack
+    pack = kernel.CompiledRecurrence.pack
 
-    def watched(self: kernel.Stack, table: bytes) -> kernel.Packed:
+    def watched(self: kernel.CompiledRecurrence, table: bytes) -> kernel.Packed:
         packed.append(table)
         return pack(self, table)
 
-    monkeypatch.setattr(kernel.Stack, "pack", watched)
+    monkeypatch.setattr(kernel.CompiledRecurrence, "pack", watched)
     layer = BACKEND.build(mr.initialise(spec := mr.RecurrentSpec("gru", 5, 11)), implementation="frozen")
     reference = mr.build(mr.initialise(spec).astype("float64"), "numpy")
     for batch, time in ((1, 1), (3, 7), (2, 100)):
@@ -321,7 +321,7 @@ def test_many_rows_and_steps_agree_too(way: OneWay, form: tuple[str, bool], dtyp
 
 
 def test_where_it_is_missing_the_plan_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("multirnn_numpy.fast.missing", lambda: "there is no compiler here")
+    monkeypatch.setattr("multirnn_numpy.fast.refuses", lambda: "there is no compiler here")
     layer = BACKEND.build(mr.initialise(mr.RecurrentSpec("gru", 5, 11)), implementation="fast")
     assert layer.plan(3, 7).sentence.endswith("there is no compiler here")  # type: ignore[attr-defined]
     assert layer(np.zeros((2, 3, 5), "float32")).sequence.shape == (2, 3, 11)

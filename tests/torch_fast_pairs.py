@@ -32,7 +32,7 @@ def one_thread():
 
 
 def there(name: str):
-    skip = pytest.mark.skipif(name == "kernel" and kernel.missing() is not None, reason=str(kernel.missing()))
+    skip = pytest.mark.skipif(name == "kernel" and kernel.refuses() is not None, reason=str(kernel.refuses()))
     return pytest.param(name, marks=skip)
 
 

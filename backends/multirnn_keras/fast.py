@@ -17,9 +17,8 @@ from multirnn.spec import DTYPES
 from multirnn_keras.activations import from_keras
 from multirnn_keras.cells import Form
 from multirnn_keras.engine import ENGINE, device_named, on_device
-from multirnn_keras.host import Host
+from multirnn_keras.kernel import KerasKernel, serves, there
 from multirnn_keras.kernel import recurrence as by_kernel
-from multirnn_keras.kernel import serves, there
 from multirnn_keras.layer import KerasLayer, mask_of, parts_of
 from multirnn_keras.memory import in_memory
 from multirnn_keras.recurrence import recurrence, undifferentiated
@@ -67,8 +66,8 @@ class Fast(keras.layers.RNN):  # type: ignore[misc]
             and self.compute_dtype in DTYPES
             and serves(spec := self._spec(form), None, *sequences.shape[:2])
         ):
-            host = Host(spec, form.reverse)
-            sequence, *final = by_kernel(host, partial(self._loop, undifferentiated, form), primals, mask)
+            compiled = KerasKernel(spec, form.reverse)
+            sequence, *final = by_kernel(compiled, partial(self._loop, undifferentiated, form), primals, mask)
         else:
             sequence, *final = self._loop(recurrence, form, primals, mask)
         if form.reverse:
@@ -190,7 +189,7 @@ class FastKerasLayer(KerasLayer):
 
     def __init__(self, spec: RecurrentSpec, native: Any, device: str | None = None) -> None:
         super().__init__(spec, native, device)
-        self._host: Any = Host(spec) if there(device) else None
+        self._kernel: Any = KerasKernel(spec) if there(device) else None
         self._variables = [variable.value for variable in native.weights]
 
     @property
@@ -206,7 +205,7 @@ class FastKerasLayer(KerasLayer):
         """See `BoundaryLayer.run`."""
         if not self._served(inputs):
             return super().run(inputs)
-        sequence, *state, _ = self._host.forward(*self._arguments(inputs))
+        sequence, *state, _ = self._kernel.forward(*self._arguments(inputs))
         return Output(sequence, State(*state))
 
     def pull_back(self, inputs: Inputs, cotangent: Output) -> Gradients:
@@ -216,7 +215,7 @@ class FastKerasLayer(KerasLayer):
         x, *rest = self._arguments(inputs)
         nothing = np.empty(0, np.uint8)
         y = np.empty((*x.shape[:2], self.spec.output_size), x.dtype)
-        found = self._host.backward(x, cotangent.sequence, *parts_of(cotangent.state), y, nothing, *rest)
+        found = self._kernel.backward(x, cotangent.sequence, *parts_of(cotangent.state), y, nothing, *rest)
         count = 1 + len(self.native.weights)
         return Gradients(from_variables(found[1:count], self.spec).arrays, found[0], State(*found[count:]))
 
@@ -233,7 +232,7 @@ class FastKerasLayer(KerasLayer):
         x, *states = primals
         if serves(self.spec, self._device, *x.shape[:2]):
             given = [x, *self._variables, *states]
-            return by_kernel(self._host, partial(self._loops, undifferentiated), given, mask)
+            return by_kernel(self._kernel, partial(self._loops, undifferentiated), given, mask)
         return self._loops(recurrence, [x, *(variable.value for variable in self.native.weights), *states], mask)
 
     def _loops(self, run: Loop, primals: Sequence[Any], mask: Any) -> list[Any]:

@@ -6,7 +6,7 @@ from operator import is_not
 
 from multirnn import Gradients, Inputs, InvalidCall, Output, Weights
 from multirnn.implementation import FAST, FROZEN, NATIVE, Plan
-from multirnn.kernel import missing
+from multirnn.kernel import refuses
 from multirnn_numpy.faster import HALVED, faster_together, halvable
 from multirnn_numpy.kernel import CompiledStack
 from multirnn_numpy.layer import NumpyLayer, batch_first, padding, refuse_device, time_first
@@ -58,7 +58,7 @@ class FastNumpyLayer(NumpyLayer):
         for array in self._constants or ():
             array.flags.writeable = False
         self.threads = available_threads()
-        use = missing() is None if compiled is None else compiled
+        use = refuses() is None if compiled is None else compiled
         self._compiled = CompiledStack(native, frozen=frozen) if use else None
         self._chosen: dict[tuple[int, int], Stack | CompiledStack] = {}
         cells = HALVED if halvable(native.spec) else CELLS
@@ -83,7 +83,7 @@ class FastNumpyLayer(NumpyLayer):
                     "native", f"the loops in NumPy: to pack the weights takes longer than {steps} steps of rows"
                 )
             return Plan("fast", sentence)
-        why = missing() or "the compiled recurrence is not asked for"
+        why = refuses() or "the compiled recurrence is not asked for"
         forms = {"sigmoids by tanh": halvable(self.spec), "both directions at once": faster_together(self.spec, batch)}
         if not any(forms.values()):
             return Plan("native", f"the loops in NumPy, of which no faster form is known for this spec; {why}")
@@ -133,7 +133,7 @@ class FastNumpyLayer(NumpyLayer):
         """See `NumpyLayer.forward_and_backward`."""
         stack = self.stack_for(inputs)
         if isinstance(stack, CompiledStack):
-            return stack.there_and_back(inputs, cotangent_of, self.threads)
+            return stack.forward_and_backward(inputs, cotangent_of, self.threads)
         return super().forward_and_backward(inputs, cotangent_of)
 
 

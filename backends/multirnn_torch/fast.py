@@ -257,7 +257,7 @@ class FastModule(KeptWhole, nn.RNNBase):
     def _loop_name(self) -> str:
         if self.loop is not None:
             return self.loop
-        return "tensors" if kernel.missing() else "kernel"
+        return "tensors" if kernel.refuses() else "kernel"
 
     def _recurrence(self, dtype: torch.dtype) -> ModuleRecurrence | None:
         """For an input of this dtype; None if there is none."""

@@ -177,10 +177,10 @@ SLOWING = ("PYTHONDEVMODE", "PYTHONMALLOC", "PYTHONTRACEMALLOC", "PYTHONFAULTHAN
 
 def _compiled_loop(check: str) -> Finding:
     """Whether the compiled recurrence is built, and what it saves."""
-    from multirnn.kernel import missing
+    from multirnn.kernel import refuses
 
     native = measure_alone("numpy_layer", "native", PERIOD)
-    if reason := missing():
+    if reason := refuses():
         return Finding(
             check,
             "slow",

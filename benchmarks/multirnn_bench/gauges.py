@@ -32,22 +32,22 @@ def tile(dtype: str, seconds: float) -> float | None:
     import numpy as np
 
     import multirnn as mr
-    from multirnn.kernel import Stack, missing, operand, sequence
+    from multirnn.kernel import CompiledRecurrence, address, call_record, refuses, sequence
 
-    if missing():
+    if refuses():
         return None
     batch, time, features, hidden = 12, 16, 512, 96
     spec = mr.RecurrentSpec(
         "lstm", features, hidden, activation="linear", recurrent_activation="linear", bias="none", dtype=dtype
     )
-    stack = Stack(spec)
+    compiled = CompiledRecurrence(spec)
     weights = {name: np.full(shape, 1e-3, dtype) for name, shape in spec.shapes.items()}
-    table = stack.bind({name: operand(array) for name, array in weights.items()})
-    packed = stack.pack(table)
+    table = compiled.bind({name: address(array) for name, array in weights.items()})
+    packed = compiled.pack(table)
     x, y = np.full((batch, time, features), 1e-3, dtype), np.empty((batch, time, hidden), dtype)
-    arguments = table, batch, time, sequence(x), sequence(y), (0, 0), (0, 0)
+    call = call_record(batch=batch, time=time, x=sequence(x), y=sequence(y), packed=packed.address)
     operations: int = 2 * batch * time * len(spec.form.gates) * hidden * (features + hidden)
-    return operations * _rate(lambda: stack.forward(*arguments, packed=packed.address), seconds)
+    return operations * _rate(lambda: compiled.forward(table, call), seconds)
 
 
 def reading(size: int, seconds: float) -> dict[str, float]:
@@ -77,9 +77,9 @@ def recurrence(size: int, seconds: float) -> float | None:
     import numpy as np
 
     import multirnn as mr
-    from multirnn.kernel import missing
+    from multirnn.kernel import refuses
 
-    if missing():
+    if refuses():
         return None
     hidden = max(16, round((size / 4) ** 0.5))
     spec = mr.RecurrentSpec("simple_rnn", 1, hidden, activation="linear", bias="none")
