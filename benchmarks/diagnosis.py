@@ -27,6 +27,7 @@ import numpy as np
 import multirnn as mr
 from multirnn.assembly import Plumbing
 from multirnn.catalogue import MISTAKES, mistakes_for
+from multirnn.cells import CELLS
 from multirnn.diagnosis import Diagnosis, diagnose
 from multirnn.mistakes import Mistake, Runs, composed
 from multirnn.numerics import difference, tolerance
@@ -101,7 +102,7 @@ class Pair:
 
 
 def draw_spec(rng: np.random.Generator, hidden: tuple[int, int] = (2, 7)) -> mr.RecurrentSpec:
-    cell = str(rng.choice(list(mr.CELLS)))
+    cell = str(rng.choice(list(CELLS)))
     return mr.RecurrentSpec(
         cell,
         input_size=int(rng.integers(2, 6)),

@@ -1,4 +1,4 @@
-"""Names around those of a convention: the prefix of a module inside a model, and what Flax numbers by itself."""
+"""What surrounds the names of a convention: the prefix of a module in a model, and Flax's automatic numbers."""
 
 import re
 from collections.abc import Mapping
@@ -11,11 +11,11 @@ __all__ = ["numbered_cells", "of_a_cell", "prefixes", "unprefixed"]
 COMPACT = re.compile(
     r"(?P<prefix>.*?/)??(?P<kind>(?:Scan|Optimized)*(?:LSTM|GRU|Simple)Cell)_(?P<number>\d+)/(?P<own>.+)"
 )
-"""Of a cell that was made inside a method with `nn.compact`; Flax leaves out the `nn.RNN` around it."""
+"""A cell made inside a method with `nn.compact`; Flax leaves out the `nn.RNN` around it."""
 
 
 def unprefixed(arrays: Mapping[str, Array], pattern: str) -> Mapping[str, Array]:
-    """The arrays without the one prefix that all their names have, such as "module." or "encoder.lstm."; else as they are."""
+    """The arrays without the prefix that all their names share, such as "module." or "encoder.lstm."."""
     matches = [re.fullmatch(rf"(?P<prefix>.*?)(?:{pattern})", name) for name in arrays]
     found = {match["prefix"] if match else None for match in matches}
     if len(found) != 1 or (prefix := found.pop()) is None or (prefix and prefix[-1] not in "./"):
@@ -24,7 +24,7 @@ def unprefixed(arrays: Mapping[str, Array], pattern: str) -> Mapping[str, Array]
 
 
 def prefixes(arrays: Mapping[str, Array], pattern: str) -> list[str]:
-    """What stands before the names of a convention, each once, in the order of the arrays."""
+    """The distinct prefixes of the names of a convention, in the order of the arrays."""
     matches = (re.fullmatch(rf"(?P<prefix>(?:.*?[./])?)(?:{pattern})", name) for name in arrays)
     return list(dict.fromkeys(match["prefix"] for match in matches if match))
 
@@ -35,13 +35,13 @@ def of_a_cell(name: str) -> bool:
 
 
 def numbered_cells(arrays: Mapping[str, Array]) -> Mapping[str, Array]:
-    """The arrays of cells that Flax numbered, `LSTMCell_0`, by the names that they have in `nn.Sequential`; others as they are.
+    """The arrays of cells that Flax numbered, `LSTMCell_0`, by their names in `nn.Sequential`; others unchanged.
 
-    Layers and directions are both numbered in the order in which they were made, so sizes have to tell them apart: the
-    backward direction of the first layer takes x, and a second layer takes `hidden_size` features.
+    Flax numbers layers and directions alike in order of creation, so sizes tell them apart: the backward direction of the
+    first layer takes x, and a second layer takes `hidden_size` features.
 
     Raises:
-        Unrepresentable: cells of several kinds or modules are among them; or they may be layers as well as directions.
+        Unrepresentable: they are of several kinds or modules, or may be layers as well as directions.
     """
     parsed = {name: match for name in arrays if (match := COMPACT.fullmatch(name))}
     if len(parsed) != len(arrays) or not arrays:
@@ -50,8 +50,7 @@ def numbered_cells(arrays: Mapping[str, Array]) -> Mapping[str, Array]:
     if len(kinds) > 1:
         raise Unrepresentable(f"the arrays are of {' and '.join(kinds)}; pass those of one kind of cell in one module")
     numbers = sorted({int(match["number"]) for match in parsed.values()})
-    sizes = {int(match["number"]): array.shape for (name, match), array in zip(parsed.items(), arrays.values(), strict=True)
-             if match["own"].startswith("i") and match["own"].endswith("kernel")}  # fmt: skip
+    sizes = {int(m["number"]): arrays[name].shape for name, m in parsed.items() if re.fullmatch("i.*kernel", m["own"])}
     both = _directions(kinds[0], [sizes.get(number, ()) for number in numbers])
     renamed: dict[str, Array] = {}
     for name, match in parsed.items():

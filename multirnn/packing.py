@@ -1,4 +1,4 @@
-"""Weights as the arrays of a framework and back, exactly: `to_arrays`, `from_arrays`, by the table of `conventions`."""
+"""Weights to the arrays of a framework and back, exactly: `to_arrays`, `from_arrays`, by the table of `conventions`."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -10,7 +10,7 @@ import numpy as np
 
 from multirnn.activations import Activation
 from multirnn.arrays import as_array
-from multirnn.cells import FORMS
+from multirnn.cells import FORMS, CellName
 from multirnn.conventions import FLAX_LINEN, TORCH, Convention, convention_named
 from multirnn.errors import InvalidWeights, Unrepresentable, an, kind_of
 from multirnn.names import numbered_cells, of_a_cell, prefixes, unprefixed
@@ -43,7 +43,7 @@ def from_arrays(
     arrays: Mapping[str, Any],
     *,
     convention: str | Convention,
-    cell: str | None = None,
+    cell: CellName | None = None,
     reset_after: bool | None = None,
     activation: str | Activation = "tanh",
     recurrent_activation: str | Activation = "sigmoid",
@@ -55,7 +55,7 @@ def from_arrays(
             (Flax) are joined with "/".
         convention: a name out of `CONVENTIONS`, or a `Convention`.
         cell, reset_after: needed only if names and shapes leave two possibilities.
-        activation, recurrent_activation: as of the layer; the arrays do not show them.
+        activation, recurrent_activation: the layer's; the arrays do not show them.
 
     Raises:
         Unrepresentable: there is no such convention, a name is not of it, or names and shapes fit no cell or several.
@@ -77,7 +77,7 @@ def from_arrays(
                     activation=activation,
                     recurrent_activation="sigmoid" if len(form.gates) == 1 else recurrent_activation,
                 )
-                if convention.holds(candidate) is None:
+                if convention.refuses(candidate) is None:
                     candidates.append(candidate)
     shapes = {key: array.shape for key, array in found.items()}
     fitting = [spec for spec in candidates if _shapes(spec, convention) == shapes]
@@ -115,13 +115,9 @@ class Place:
     holds: tuple[tuple[str, ...], ...]
     gates: tuple[str, ...]
 
-    @property
-    def key(self) -> "Key":
-        """Identifies it independently of its full name."""
-        return self.layer, self.direction, self.own
-
 
 Key = tuple[int, str, str]
+"""Layer, direction and own name: identifies a `Place` independently of its full name."""
 
 
 def layout(spec: RecurrentSpec, *, convention: str | Convention) -> tuple[Place, ...]:
@@ -131,7 +127,7 @@ def layout(spec: RecurrentSpec, *, convention: str | Convention) -> tuple[Place,
         Unrepresentable: there is no such convention, or it cannot hold the spec exactly; the sentence says what helps.
     """
     convention = convention_named(convention)
-    if reason := convention.holds(spec):
+    if reason := convention.refuses(spec):
         raise Unrepresentable(reason)
     return tuple(_places(convention, spec))
 
@@ -186,8 +182,7 @@ def _join(full: Array, axes: str) -> Array:
 def _split(array: Array, axes: str, full_shape: tuple[int, ...]) -> Array:
     """The inverse of `_join`."""
     order = [_AXES.index(axis) for group in _groups(axes) for axis in group]
-    rest = [axis for axis in range(len(full_shape)) if axis not in order]
-    permutation = [*rest, *order]
+    permutation = [axis for axis in range(len(full_shape)) if axis not in order] + order
     return array.reshape([full_shape[axis] for axis in permutation]).transpose(np.argsort(permutation))
 
 
@@ -207,14 +202,19 @@ def _full_shape(spec: RecurrentSpec, holds: tuple[tuple[str, ...], ...], gates: 
 
 
 def _shapes(spec: RecurrentSpec, convention: Convention) -> dict[Key, tuple[int, ...]]:
-    return {place.key: place.shape for place in layout(spec, convention=convention)}
+    return {(p.layer, p.direction, p.own): p.shape for p in layout(spec, convention=convention)}
 
 
 def _unpack(convention: Convention, spec: RecurrentSpec, found: Mapping[Key, Array]) -> dict[str, Array]:
     arrays = {name: np.empty(shape, spec.dtype) for name, shape in spec.shapes.items()}
     for place in layout(spec, convention=convention):
         full_shape = _full_shape(spec, place.holds, place.gates)
-        full = _turned(_split(found[place.key], place.axes, full_shape), convention, spec, place.gates)
+        full = _turned(
+            _split(found[place.layer, place.direction, place.own], place.axes, full_shape),
+            convention,
+            spec,
+            place.gates,
+        )
         for row, names in zip(full, place.holds, strict=True):
             for part, name in zip(row, names, strict=True):
                 present = _gates_present(spec, name)
@@ -293,7 +293,7 @@ def _in_order(layers: list[str]) -> list[str]:
 
 
 def _sizes(convention: Convention, found: Mapping[Key, Array]) -> dict[str, Any]:
-    """The fields of a spec that do not depend on the cell."""
+    """The fields of a spec that are independent of the cell."""
     if not found:
         raise Unrepresentable(f"there are no arrays here; the {convention.name} convention has some for every layer")
     dtypes = sorted({str(array.dtype) for array in found.values()})
@@ -331,15 +331,11 @@ def _why_none_fits(
         return f"the {convention.name} convention has no such cell"
     best = max(candidates, key=lambda spec: len(_shapes(spec, convention).items() & shapes.items()))
     wanted = _shapes(best, convention)
-    what = f"as {an(best.form.form)} with {best.input_size} inputs and {best.hidden_size} units"
-    for (layer, direction, name), shape in shapes.items():
-        where = f"{name} of layer {layer}{' ' + direction if direction else ''}"
-        expected = wanted.get((layer, direction, name))
-        if expected is None:
-            return f"the arrays fit no cell: read {what}, there is no place for {where}"
-        if expected != shape:
-            return f"the arrays fit no cell: read {what}, {where} must have the shape {expected}, not {shape}"
-    layer, direction, name = next(key for key in wanted if key not in shapes)
-    return (
-        f"the arrays fit no cell: read {what}, {name} of layer {layer}{' ' + direction if direction else ''} is missing"
-    )
+    said = f"the arrays fit no cell: read as {an(best.form.form)} with {best.input_size} inputs and {best.hidden_size} units"
+    where = {key: f"{key[2]} of layer {key[0]}{key[1] and ' ' + key[1]}" for key in (*shapes, *wanted)}
+    for key, shape in shapes.items():
+        if key not in wanted:
+            return f"{said}, there is no place for {where[key]}"
+        if wanted[key] != shape:
+            return f"{said}, {where[key]} must have the shape {wanted[key]}, not {shape}"
+    return f"{said}, {where[next(key for key in wanted if key not in shapes)]} is missing"

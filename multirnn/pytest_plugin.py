@@ -3,7 +3,7 @@
     def test_mine(rnn_backend):
         layer = mr.build(spec, rnn_backend)
 
-The fixtures `rnn_backend`, a loaded `multirnn.Backend`, and `rnn_backend_name`, its name alone with nothing loaded, make
+The fixtures `rnn_backend`, a loaded `multirnn.protocol.Backend`, and `rnn_backend_name`, its name alone with nothing loaded, make
 one test of each backend. `--rnn-backends numpy,torch` runs them on these alone. A marker chooses for a test, a class or a
 module (`pytestmark`); markers add up, and what one of them leaves out is skipped with its reason:
 

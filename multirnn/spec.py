@@ -1,8 +1,7 @@
 """The description of a recurrent stack: `RecurrentSpec`.
 
-A spec is a value: frozen, hashable, equal when it describes the same function and the same parameters, and written to
-and read from JSON. It knows the name and shape of every parameter, so `parameter_count` is a fact of the description
-and every backend's own counting has to agree with it.
+A spec is a frozen, hashable value with a JSON form. It knows the name and shape of every parameter, so
+`parameter_count` is a fact that every backend's own count must equal.
 
 Parameters are named `layers.{k}.{forward|backward}.{weight_ih|weight_hh|bias_ih|bias_hh}`, gate axis first:
 
@@ -16,27 +15,29 @@ Parameters are named `layers.{k}.{forward|backward}.{weight_ih|weight_hh|bias_ih
 import json
 import operator
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from math import prod
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from multirnn.activations import Activation
-from multirnn.cells import CELLS, Cell, cell_form
+from multirnn.cells import CELLS, Bias, Cell, CellName, cell_form
 from multirnn.errors import InvalidSpec
 
-__all__ = ["BIASES", "DIRECTIONS", "DTYPES", "RecurrentSpec"]
+__all__ = ["BIASES", "DIRECTIONS", "DTYPES", "DType", "RecurrentSpec"]
 
-BIASES = ("none", "single", "double")
+DType = Literal["float32", "float64"]
+BIASES: tuple[Bias, ...] = ("none", "single", "double")
 DIRECTIONS = ("forward", "backward")
-DTYPES = ("float32", "float64")
+DTYPES: tuple[DType, ...] = ("float32", "float64")
 FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class RecurrentSpec:
-    """What a recurrent layer stack computes and which parameters it has.
+    """A recurrent layer stack: its function and its parameters.
 
     Args:
         cell: "simple_rnn", "lstm" or "gru".
@@ -56,24 +57,24 @@ class RecurrentSpec:
         InvalidSpec: a value that describes no layer; the sentence names the field, the value and what is allowed.
     """
 
-    cell: str
+    cell: CellName
     input_size: int
     hidden_size: int
     num_layers: int = 1
     bidirectional: bool = False
-    bias: str = ""
+    bias: Bias = ""  # type: ignore[assignment]  # the cell's own, as said above
     reset_after: bool = True
     activation: str | Activation = "tanh"
     recurrent_activation: str | Activation = "sigmoid"
-    dtype: str = "float32"
+    dtype: DType = "float32"
 
     def __post_init__(self) -> None:
         _one_of("cell", self.cell, tuple(CELLS))
         for name in ("input_size", "hidden_size", "num_layers"):
             object.__setattr__(self, name, _positive(name, getattr(self, name)))
         for name in ("bidirectional", "reset_after"):
-            if not isinstance(getattr(self, name), bool):
-                raise InvalidSpec(f"{name} must be True or False, not {getattr(self, name)!r}")
+            if not isinstance(given := getattr(self, name), bool):
+                raise InvalidSpec(f"{name} must be True or False, not {given!r}")
         for name in ("activation", "recurrent_activation"):
             try:
                 object.__setattr__(self, name, Activation.of(getattr(self, name)).short)
@@ -86,7 +87,7 @@ class RecurrentSpec:
                 f"recurrent_activation is of the gates of an LSTM or GRU; cell={self.cell!r} has none, "
                 f"so it must stay 'sigmoid', not {self.recurrent_activation!r}"
             )
-        if self.bias == "":  # and not any false value: bias=False would mean the opposite of what it gave
+        if str(self.bias) == "":  # and not any false value: bias=False would mean the opposite of what it gave
             object.__setattr__(self, "bias", self.form.default_bias)
         _one_of("bias", self.bias, BIASES)
         object.__setattr__(
@@ -101,7 +102,7 @@ class RecurrentSpec:
 
     @property
     def directions(self) -> tuple[str, ...]:
-        """The names of the directions that run: forward, and backward if bidirectional."""
+        """Forward, and backward if bidirectional."""
         return DIRECTIONS if self.bidirectional else DIRECTIONS[:1]
 
     @property
@@ -121,7 +122,7 @@ class RecurrentSpec:
 
     @property
     def parameter_count(self) -> int:
-        """How many trainable numbers the stack has."""
+        """Trainable numbers of the stack."""
         return sum(prod(shape) for shape in self.shapes.values())
 
     def to_dict(self) -> dict[str, Any]:
@@ -197,10 +198,7 @@ def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
 
 
 def _positive(name: str, value: Any) -> int:
-    if not isinstance(value, bool):
-        try:
-            if (integer := operator.index(value)) > 0:
-                return integer
-        except TypeError:
-            pass
+    with suppress(TypeError):
+        if not isinstance(value, bool) and (integer := operator.index(value)) > 0:
+            return integer
     raise InvalidSpec(f"{name} must be a positive integer, not {value!r}")

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from multirnn.activations import ACTIVATIONS, Activation
 from multirnn.cells import CELLS, FORMS
-from multirnn.protocol import Backend
+from multirnn.protocol import Backend, abilities, backend_title
 from multirnn.spec import BIASES, DTYPES, RecurrentSpec
 
 __all__ = ["AXES", "QUOTED", "Rule", "Support", "ask", "axis_value", "blanks", "grid"]
@@ -174,16 +174,15 @@ def ask(backend: Backend, cells: Iterable[str] = CELLS) -> Support:
         there[places] = True
     for axis in QUOTED:
         _blank(answers, axis, tuple(axes).index(axis), axes[axis])
-    engine = getattr(backend, "engine", None)
     return Support(
         name=backend.name,
-        title=f"{backend.name} ({engine})" if engine else backend.name,
+        title=backend_title(backend),
         axes=axes,
         rules=tuple(_rules(answers, there, axes)),
         accepted=there & (answers == None),  # noqa: E711
         asked=int(there.sum()),
         differentiable=backend.differentiable,
-        takes_lengths=getattr(backend, "takes_lengths", True),
+        takes_lengths=abilities(backend).takes_lengths,
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import multirnn as mr
+from multirnn.protocol import Backend
 
 # Most of the time of the tests is XLA compiling a new stack: 3 s each, and 1 s like this. What `make demo` and the
 # benchmarks run, and test_jax_native in a process of its own, is compiled as it is for users.
@@ -27,7 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture(params=mr.backends())
-def backend(request: pytest.FixtureRequest) -> mr.Backend:
+def backend(request: pytest.FixtureRequest) -> Backend:
     """Every installed backend, one after another; skipped with its own sentence where its framework is missing."""
     try:
         return mr.backend(request.param)

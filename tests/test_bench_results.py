@@ -13,6 +13,7 @@ from bench_examples import LIMITS, SMALL, a_header
 from multirnn_bench.results import NotSaved, Writer, read, taken
 
 import multirnn as mr
+from multirnn.errors import InvalidData
 
 
 def a_row(problem: str = "small", status: str = "timed", **values: Any) -> dict[str, Any]:
@@ -106,7 +107,7 @@ def test_a_file_that_was_interrupted_before_its_header_is_begun_again(tmp_path: 
 def test_what_is_no_file_of_results_is_told(tmp_path: Path, text: str, sentence: str) -> None:
     path = tmp_path / "r.jsonl"
     path.write_text(text)
-    with pytest.raises(mr.InvalidData, match=sentence):
+    with pytest.raises(InvalidData, match=sentence):
         read(path)
 
 
@@ -139,9 +140,9 @@ NEEDED = (
 @pytest.mark.parametrize("name", NEEDED)
 def test_a_row_without_a_field_that_is_needed_is_told_with_its_line(tmp_path: Path, name: str) -> None:
     path = written(tmp_path / "r.jsonl", a_row("first"), cut(a_row(), name))
-    with pytest.raises(mr.InvalidData, match=rf"r\.jsonl, line 3: not a row of results: it has no {name}$"):
+    with pytest.raises(InvalidData, match=rf"r\.jsonl, line 3: not a row of results: it has no {name}$"):
         read(path)
-    with pytest.raises(mr.InvalidData, match="line 3"):
+    with pytest.raises(InvalidData, match="line 3"):
         Writer.resume(path, a_header())
 
 
@@ -174,7 +175,7 @@ def test_a_row_without_a_field_that_is_needed_is_told_with_its_line(tmp_path: Pa
 )
 def test_a_field_of_another_kind_is_told_with_its_line(tmp_path: Path, name: str, value: Any) -> None:
     path = written(tmp_path / "r.jsonl", changed(a_row(), name, value))
-    with pytest.raises(mr.InvalidData, match=rf"r\.jsonl, line 2: not a row of results: its {name} "):
+    with pytest.raises(InvalidData, match=rf"r\.jsonl, line 2: not a row of results: its {name} "):
         read(path)
 
 
@@ -182,7 +183,7 @@ def test_a_field_of_another_kind_is_told_with_its_line(tmp_path: Path, name: str
 def test_what_is_no_number_is_no_time(tmp_path: Path, number: str) -> None:
     path = written(tmp_path / "r.jsonl", a_row())
     path.write_text(path.read_text().replace('"median": 1.0', f'"median": {number}'))
-    with pytest.raises(mr.InvalidData, match="line 2: not "):
+    with pytest.raises(InvalidData, match="line 2: not "):
         read(path)
 
 
@@ -191,7 +192,7 @@ def test_what_is_no_number_is_no_time(tmp_path: Path, number: str) -> None:
     [{"table": None}, {"machine": []}, {"limits": {"ceilings": 1}}, {"limits": {"caches": {}, "ceilings": {"1": {}}}}],
 )
 def test_a_header_that_is_none_is_told(tmp_path: Path, header: dict[str, Any]) -> None:
-    with pytest.raises(mr.InvalidData, match=r"r\.jsonl, line 1: not the header"):
+    with pytest.raises(InvalidData, match=r"r\.jsonl, line 1: not the header"):
         read(written(tmp_path / "r.jsonl", **header))
 
 

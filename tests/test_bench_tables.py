@@ -8,6 +8,7 @@ import pytest
 from multirnn_bench.problems import TABLES, Case, Problem, read_table
 
 import multirnn as mr
+from multirnn.errors import InvalidData
 from multirnn.protocol import MODES
 
 
@@ -105,24 +106,24 @@ def test_a_table_of_ones_own(tmp_path: Path) -> None:
 def test_a_bad_row_is_told_with_its_line(tmp_path: Path, row: str, sentence: str) -> None:
     path = tmp_path / "own.csv"
     path.write_text(f"cell,batch,time,hidden_size,input_size,lengths,bidirectional,recurrent_only,modes\n{row}\n")
-    with pytest.raises(mr.InvalidData) as caught:
+    with pytest.raises(InvalidData) as caught:
         read_table(path)
     assert f"{path}, {sentence}" in str(caught.value)
 
 
 def test_a_bad_file_is_told_with_its_name(tmp_path: Path) -> None:
     path = tmp_path / "own.csv"
-    with pytest.raises(mr.InvalidData, match=r"own\.csv cannot be read: No such file"):
+    with pytest.raises(InvalidData, match=r"own\.csv cannot be read: No such file"):
         read_table(path)
     path.write_text("cell,batch,time\n")
-    with pytest.raises(mr.InvalidData, match="hidden_size is not there"):
+    with pytest.raises(InvalidData, match="hidden_size is not there"):
         read_table(path)
     path.write_text("cell,batch,time,hidden_size,colour\n")
-    with pytest.raises(mr.InvalidData, match="no column 'colour' is known"):
+    with pytest.raises(InvalidData, match="no column 'colour' is known"):
         read_table(path)
     path.write_text("cell,batch,time,hidden_size\n")
-    with pytest.raises(mr.InvalidData, match="holds a header and no problems"):
+    with pytest.raises(InvalidData, match="holds a header and no problems"):
         read_table(path)
     path.write_text("cell,batch,time,hidden_size\n" + "gru,1,1,x\n" * 7)
-    with pytest.raises(mr.InvalidData, match=r"(?s)line 2:.*line 6:.*and 2 more$"):
+    with pytest.raises(InvalidData, match=r"(?s)line 2:.*line 6:.*and 2 more$"):
         read_table(path)

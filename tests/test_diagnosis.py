@@ -20,6 +20,7 @@ from multirnn.diagnosis import diagnose
 from multirnn.divergence import first_divergence
 from multirnn.mistakes import Change, Mistake, composed
 from multirnn.numerics import TOLERANCE
+from multirnn.protocol import Backend
 
 # The experiment is that of the benchmark, which runs it in full.
 _source = spec_from_file_location("diagnosis_benchmark", Path(__file__).parents[1] / "benchmarks" / "diagnosis.py")
@@ -72,7 +73,7 @@ def test_every_known_mistake_is_named(family: str) -> None:
         assert all(pair.is_explained_by(*cause.mistakes) for cause in found.causes)
 
 
-def test_a_mistake_on_any_backend(backend: mr.Backend) -> None:
+def test_a_mistake_on_any_backend(backend: Backend) -> None:
     weights = weights_of(GRU)
     wrong = composed(backend.build, MISTAKES["gates z r n"], MISTAKES["initial state ignored"])(weights)
     found = diagnose(backend.build(weights), wrong)
@@ -558,7 +559,7 @@ def test_what_cannot_be_run_is_said(args: tuple[str, ...], said: str) -> None:
 
 
 def test_a_missing_framework(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(name: str) -> mr.Backend:
+    def missing(name: str) -> Backend:
         raise mr.MissingFramework(f"backend {name!r} needs it")
 
     monkeypatch.setattr("multirnn.cli.diagnose.backend", missing)

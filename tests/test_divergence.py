@@ -32,6 +32,7 @@ from multirnn.assembly import Assembly, Plumbing
 from multirnn.catalogue import mistakes_for
 from multirnn.divergence import first_divergence
 from multirnn.numerics import draw_call
+from multirnn.protocol import Backend
 
 # The pairs are those on which `diagnose` is measured.
 _source = spec_from_file_location("diagnosis_benchmark", Path(__file__).parents[1] / "benchmarks" / "diagnosis.py")
@@ -125,7 +126,7 @@ def test_of_the_same_stack_nothing_is_found(seed: int) -> None:
         assert np.nanmax(found.own) <= found.to_dict()["tolerance_eps"]
 
 
-def test_no_backend_parts_from_the_reference_and_a_mistake_in_each_is_found(backend: mr.Backend) -> None:
+def test_no_backend_parts_from_the_reference_and_a_mistake_in_each_is_found(backend: Backend) -> None:
     weights = stack("gru", hidden_size=6, num_layers=1)
     if reason := backend.refuses(weights.spec):
         pytest.skip(reason)

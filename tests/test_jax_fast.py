@@ -12,9 +12,9 @@ import pytest
 from multirnn_bench.verify import allowed, answer, error, expected
 
 import multirnn as mr
-from multirnn.implementation import Plan, with_implementation
+from multirnn.layer import Plan
 from multirnn.numerics import draw_call
-from multirnn.protocol import MODES, Work
+from multirnn.protocol import MODES, Work, with_implementation
 from multirnn.testing import cases
 
 jax = pytest.importorskip("jax")
@@ -463,12 +463,12 @@ print("sharded over", len(jax.devices()), "devices")
 COMPILED = """
 import multirnn as mr
 from multirnn_jax import kernel
-from multirnn.implementation import with_implementation
+from multirnn.protocol import with_implementation
 
 fast = with_implementation(mr.backend("jax"), "fast")
 if not compiled_recurrence:
     kernel.refuses = lambda: "it is left out"
-for cell in mr.CELLS:
+for cell in ("simple_rnn", "lstm", "gru"):
     comparison = mr.compare(mr.RecurrentSpec(cell, 3, 11, bidirectional=True), backends=[fast])
     assert comparison.ok, str(comparison)
     hidden = 1024 if cell == "simple_rnn" else 512

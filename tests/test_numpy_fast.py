@@ -11,9 +11,10 @@ from multirnn_numpy.loop import SimpleRnn
 
 import multirnn as mr
 from multirnn import kernel
+from multirnn.cells import CELLS
 from multirnn.comparison import widened
 from multirnn.numerics import draw_call, draw_state
-from multirnn.protocol import MODES, SGD_RATE, Work
+from multirnn.protocol import MODES, SGD_RATE, Backend, Work
 from multirnn.testing import cases, covering_specs
 
 needs_kernel = pytest.mark.skipif(kernel.refuses() is not None, reason=str(kernel.refuses()))
@@ -52,9 +53,7 @@ every_frozen_way = pytest.mark.parametrize("way", FROZEN)
 
 @pytest.mark.parametrize("way", WAYS + FROZEN)
 @pytest.mark.parametrize("check", [pytest.param(check, id=name) for name, check in cases()])
-def test_the_conformance_suite(
-    way: OneWay, check: Callable[[mr.Backend], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_conformance_suite(way: OneWay, check: Callable[[Backend], None], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("multirnn_numpy.fast.PREPARED", 0)  # its shapes are small
     check(way)
 
@@ -72,7 +71,7 @@ def largest(actual: Any, expected: Any) -> float:
 
 
 @every_way
-@pytest.mark.parametrize("cell", mr.CELLS)
+@pytest.mark.parametrize("cell", CELLS)
 def test_what_is_written_into_native_counts_from_the_next_call_on(way: OneWay, cell: str) -> None:
     spec = mr.RecurrentSpec(cell, 5, 11, num_layers=2, bidirectional=True, dtype="float64")
     layer = way.build(mr.initialise(spec, 1))

@@ -11,6 +11,7 @@ from multirnn_numpy import Stack, build
 
 import multirnn as mr
 from multirnn import cells
+from multirnn.boundary import BoundaryLayer
 from multirnn.numerics import difference, draw_call, tolerance
 from multirnn.spec import BIASES
 
@@ -40,7 +41,7 @@ def random_cotangent(output: mr.Output, seed: int = 5) -> mr.Output:
 # Every number is a small sum of powers of two, so that results are exact and compared as such.
 
 
-def layer_of(spec: mr.RecurrentSpec, **arrays) -> mr.BoundaryLayer:
+def layer_of(spec: mr.RecurrentSpec, **arrays) -> BoundaryLayer:
     named = {f"layers.0.forward.{name}": np.array(array, spec.dtype) for name, array in arrays.items()}
     return build(mr.Weights(spec, {name: array.reshape(spec.shapes[name]) for name, array in named.items()}))
 

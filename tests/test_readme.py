@@ -17,7 +17,7 @@ import pytest
 
 import multirnn as mr
 from multirnn.catalogue import MISTAKES, mistakes_for
-from multirnn.cells import FORMS
+from multirnn.cells import CELLS, FORMS
 from multirnn.numerics import TOLERANCE
 from multirnn.support import AXES, ask
 from multirnn.support_table import Row, summarise
@@ -99,7 +99,7 @@ def wrong() -> str:
     kinds = {name.partition(":")[0] for name, _ in cases()}
     cells = ", ".join(
         f"{len(mistakes_for(mr.RecurrentSpec(cell, 4, 4, 2, True)))} as {'an' if cell == 'lstm' else 'a'} {cell}"
-        for cell in mr.CELLS
+        for cell in CELLS
     )
     return (
         f"Each of {len(MISTAKES)} known mistakes, from a gate order to a mask off by one, is made on every backend and caught "

@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 import multirnn as mr
 from multirnn.cells import FORMS
 from multirnn.cli import main
+from multirnn.protocol import Backend
 from multirnn.support import AXES, Support, ask, axis_value, grid
 from multirnn.support_table import LABELS, Summary, summarise
 
@@ -24,9 +25,9 @@ Refuses = Callable[[mr.RecurrentSpec], str | None]
 SPECS = list(grid())
 
 
-def installed() -> tuple[list[mr.Backend], list[str]]:
+def installed() -> tuple[list[Backend], list[str]]:
     """All backends that can be loaded, and the sentences of those that cannot."""
-    backends: list[mr.Backend] = []
+    backends: list[Backend] = []
     missing: list[str] = []
     for name in mr.backends():
         try:
@@ -120,7 +121,7 @@ def concerns(axis: str, cells: str, spec: mr.RecurrentSpec) -> bool:
     return is_of(cells, spec) and not (axis == "recurrent_activation" and len(spec.form.gates) == 1)
 
 
-def assert_says_all(backend: mr.Backend, support: Support) -> None:
+def assert_says_all(backend: Backend, support: Support) -> None:
     """The rules give back every answer, the table every acceptance, and the notes every sentence."""
     summary = summarise([support])
     notes = [re.escape(note.reason).replace("…", ".*") for note in summary.notes]
@@ -150,7 +151,7 @@ def test_the_grid_is_every_combination() -> None:
             assert pairs >= {(a, b) for a in AXES[axis] for b in AXES[other] if axis != other}
 
 
-def test_the_summary_says_what_the_backend_answers(backend: mr.Backend) -> None:
+def test_the_summary_says_what_the_backend_answers(backend: Backend) -> None:
     assert_says_all(backend, ask(backend))
 
 
@@ -284,6 +285,7 @@ FRAMEWORKS = ("torch", "tensorflow", "keras", "jax", "onnxruntime")
 
 PICKY = """
 import multirnn as mr
+from multirnn.protocol import accept
 
 class Picky:
     name = "picky"
@@ -297,7 +299,7 @@ class Picky:
         if spec.activation != "tanh":
             return f"picky has tanh, not {spec.activation!r}"
     def build(self, weights, *, device=None):
-        mr.accept(self, weights.spec)
+        accept(self, weights.spec)
     def read(self, native):
         raise mr.Unrepresentable("nothing to read")
     def versions(self):

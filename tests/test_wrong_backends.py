@@ -18,6 +18,7 @@ import multirnn as mr
 from multirnn.catalogue import MISTAKES
 from multirnn.cells import FORMS, Cell
 from multirnn.mistakes import Change, Mistake
+from multirnn.protocol import Backend
 from multirnn.testing import (
     Check,
     Mutant,
@@ -42,7 +43,7 @@ class Built:
     into a layer where only one at a time is in use.
     """
 
-    def __init__(self, backend: mr.Backend) -> None:
+    def __init__(self, backend: Backend) -> None:
         self.backend = backend
         self.name, self.differentiable = backend.name, backend.differentiable
         self.refuses, self.read, self.versions = backend.refuses, backend.read, backend.versions
@@ -95,7 +96,7 @@ def killed_on_numpy(name: str, place: int) -> bool:
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=list(FORMS))
-def test_every_mutant_is_killed(backend: mr.Backend, form: Cell, tell: Callable[[str], None]) -> None:
+def test_every_mutant_is_killed(backend: Backend, form: Cell, tell: Callable[[str], None]) -> None:
     """By agreement on the smallest stack that can show the mistake, which kills it on NumPy too."""
     built = Built(backend)
     killed, survivors, used = [], [], set()
@@ -141,7 +142,7 @@ def test_a_mutant_is_a_backend_that_counts_and_hands_back_right() -> None:
     weights = mr.initialise(mr.RecurrentSpec("lstm", 3, 4), seed=1)
     assert len(mutants()) == len(MISTAKES)
     for mutant in mutants():
-        assert isinstance(mutant, mr.Backend)
+        assert isinstance(mutant, Backend)
         layer = mutant.build(weights)
         assert layer.spec == weights.spec
         assert layer.parameter_count == weights.spec.parameter_count

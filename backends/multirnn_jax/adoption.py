@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from multirnn import Gradients, Inputs, InvalidCall, Output, RecurrentSpec, State, Weights
+from multirnn import Gradients, InvalidCall, Output, RecurrentSpec, State, Weights
 from multirnn.adoption import AdoptedNative, native_spec, noting, takes_state
+from multirnn.boundary import Inputs
 from multirnn.returned import arranged, output_of, states_of
 from multirnn_jax.apply import Params, Recurrence
 from multirnn_jax.weights import read, width

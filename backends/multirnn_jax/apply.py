@@ -26,9 +26,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from multirnn import Activation, Cell, InvalidCall, Output, RecurrentSpec, State
+from multirnn import Activation, InvalidCall, Output, RecurrentSpec, State
 from multirnn.arrays import as_array
-from multirnn.cells import GRU_RESET_AFTER, GRU_RESET_BEFORE, LSTM, SIMPLE_RNN
+from multirnn.cells import GRU_RESET_AFTER, GRU_RESET_BEFORE, LSTM, SIMPLE_RNN, Cell
 from multirnn.errors import kind_of
 
 __all__ = ["Params", "Recurrence", "apply", "check"]

@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from multirnn import BoundaryLayer, Gradients, Inputs, Output, RecurrentSpec, State, Weights
+from multirnn import Gradients, Output, RecurrentSpec, State, Weights
+from multirnn.boundary import BoundaryLayer, Inputs
 from multirnn.weights import Array
 from multirnn_jax.apply import Params, Recurrence, check_params
 from multirnn_jax.weights import disturbed, read, recurrence, scope

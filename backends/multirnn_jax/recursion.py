@@ -25,8 +25,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from multirnn import Activation, Cell, Output, RecurrentSpec, State
-from multirnn.cells import GRU_RESET_AFTER, GRU_RESET_BEFORE, LSTM, SIMPLE_RNN
+from multirnn import Activation, Output, RecurrentSpec, State
+from multirnn.cells import GRU_RESET_AFTER, GRU_RESET_BEFORE, LSTM, SIMPLE_RNN, Cell
 from multirnn_jax.apply import (
     Activate,
     Gates,

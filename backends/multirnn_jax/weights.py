@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from multirnn import Inputs, InvalidCall, Output, RecurrentSpec, State, Unrepresentable, Weights
+from multirnn import InvalidCall, Output, RecurrentSpec, State, Unrepresentable, Weights
+from multirnn.boundary import Inputs
 from multirnn_jax.apply import Recurrence
 
 __all__ = ["devices", "disturbed", "read", "recurrence", "scope", "width"]

@@ -13,8 +13,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from multirnn import Gradients, Inputs, InvalidCall, Output, RecurrentSpec, State, Weights
+from multirnn import Gradients, InvalidCall, Output, RecurrentSpec, State, Weights
 from multirnn.adoption import AdoptedNative, native_spec, noting
+from multirnn.boundary import Inputs
 from multirnn.returned import arranged, output_of, states_of
 from multirnn.weights import Array
 from multirnn_keras.compiled import Mask

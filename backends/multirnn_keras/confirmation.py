@@ -9,8 +9,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from multirnn import Inputs, Output, State, Unrepresentable, Weights
+from multirnn import Output, State, Unrepresentable, Weights
 from multirnn import build as build_layer
+from multirnn.boundary import Inputs
 from multirnn.comparison import widened
 from multirnn.confirmation import confirmed, probe
 from multirnn.weights import Array

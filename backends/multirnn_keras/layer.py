@@ -8,17 +8,9 @@ from typing import Any
 
 import keras
 
-from multirnn import (
-    CONVENTIONS,
-    BoundaryLayer,
-    Gradients,
-    Inputs,
-    Output,
-    RecurrentSpec,
-    State,
-    Unrepresentable,
-    Weights,
-)
+from multirnn import Gradients, Output, RecurrentSpec, State, Unrepresentable, Weights
+from multirnn.boundary import BoundaryLayer, Inputs
+from multirnn.conventions import CONVENTIONS
 from multirnn.weights import Array
 from multirnn_keras.compiled import Mask, compiled
 from multirnn_keras.engine import ENGINE, ENGINES, device_named, float64_refused, on_device
@@ -30,7 +22,7 @@ __all__ = ["KerasLayer", "build", "engine_refuses", "mask_of", "parts_of", "refu
 
 def refuses(spec: RecurrentSpec) -> str | None:
     """None where Keras has layers for the spec, else why not."""
-    return engine_refuses(spec) or CONVENTIONS["keras"].holds(spec)
+    return engine_refuses(spec) or CONVENTIONS["keras"].refuses(spec)
 
 
 def engine_refuses(spec: RecurrentSpec) -> str | None:

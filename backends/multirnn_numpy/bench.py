@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from multirnn import Inputs, Output, State
+from multirnn import Output, State
+from multirnn.boundary import Inputs
 from multirnn.protocol import SGD_RATE, Prepared, Work
 from multirnn_numpy.fast import FastNumpyLayer
 from multirnn_numpy.kernel import CompiledStack

@@ -4,9 +4,10 @@ import os
 from collections.abc import Callable
 from operator import is_not
 
-from multirnn import Gradients, Inputs, InvalidCall, Output, Weights
-from multirnn.implementation import FAST, FROZEN, NATIVE, Plan
+from multirnn import Gradients, InvalidCall, Output, Weights
+from multirnn.boundary import Inputs
 from multirnn.kernel import refuses
+from multirnn.layer import FAST, FROZEN, NATIVE, Plan
 from multirnn_numpy.faster import HALVED, faster_together, halvable
 from multirnn_numpy.kernel import CompiledStack
 from multirnn_numpy.layer import NumpyLayer, batch_first, padding, refuse_device, time_first
@@ -72,7 +73,7 @@ class FastNumpyLayer(NumpyLayer):
         return FAST if self._constants is None else FROZEN
 
     def plan(self, batch: int, time: int, *, lengths: bool = False, gradients: bool = False) -> Plan:
-        """See `multirnn.implementation.Planned.plan`."""
+        """See `multirnn.layer.Planned.plan`."""
         steps = batch * time
         if self._compiled is not None:
             sentence = f"the compiled recurrence ({self._compiled.instructions})"

@@ -18,8 +18,8 @@ import numpy as np
 from numpy import add, copyto, multiply, tanh
 from numpy.lib.stride_tricks import as_strided
 
-from multirnn import Cell, RecurrentSpec
-from multirnn.cells import GRU_RESET_AFTER, GRU_RESET_BEFORE, LSTM
+from multirnn import RecurrentSpec
+from multirnn.cells import GRU_RESET_AFTER, GRU_RESET_BEFORE, LSTM, Cell
 from multirnn.weights import Array
 from multirnn_numpy.loop import GruResetAfter, GruResetBefore, Lstm, Pass, gates
 from multirnn_numpy.workspace import Empty

@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from multirnn import Gradients, Inputs, Output, State, kernel
+from multirnn import Gradients, Output, State, kernel
+from multirnn.boundary import Inputs
 from multirnn.kernel import address, call_record, operand, sequence
 from multirnn.weights import Array
 from multirnn_numpy.parameters import Parameters

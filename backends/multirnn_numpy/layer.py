@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
-from multirnn import BoundaryLayer, Gradients, Inputs, InvalidCall, Output, RecurrentSpec, State, Weights
+from multirnn import Gradients, InvalidCall, Output, RecurrentSpec, State, Weights
+from multirnn.boundary import BoundaryLayer, Inputs
 from multirnn.weights import Array
 from multirnn_numpy.kernel import CompiledStack
 from multirnn_numpy.loop import Padding

@@ -19,8 +19,8 @@ import numpy as np
 from numpy import add, copyto, multiply, subtract
 from numpy.typing import NDArray
 
-from multirnn import Cell, RecurrentSpec
-from multirnn.cells import GRU_RESET_AFTER, GRU_RESET_BEFORE, LSTM, SIMPLE_RNN
+from multirnn import RecurrentSpec
+from multirnn.cells import GRU_RESET_AFTER, GRU_RESET_BEFORE, LSTM, SIMPLE_RNN, Cell
 from multirnn.weights import Array
 from multirnn_numpy.activations import activation
 from multirnn_numpy.workspace import Empty

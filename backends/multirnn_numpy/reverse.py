@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 from numpy import add, ascontiguousarray, copyto, multiply
 
-from multirnn import Cell
-from multirnn.cells import GRU_RESET_AFTER, GRU_RESET_BEFORE, LSTM, SIMPLE_RNN
+from multirnn.cells import GRU_RESET_AFTER, GRU_RESET_BEFORE, LSTM, SIMPLE_RNN, Cell
 from multirnn.weights import Array
 from multirnn_numpy.loop import GruResetAfter, GruResetBefore, Lstm, Pass, SimpleRnn, gates, rows
 

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from multirnn import Cell, RecurrentSpec
+from multirnn import RecurrentSpec
+from multirnn.cells import Cell
 from multirnn.weights import Array
 from multirnn_numpy.faster import forward_both, paired
 from multirnn_numpy.loop import CELLS, Padding, Pass

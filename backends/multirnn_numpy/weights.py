@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from multirnn import Inputs, Output, State, Unrepresentable, Weights
+from multirnn import Output, State, Unrepresentable, Weights
+from multirnn.boundary import Inputs
 from multirnn_numpy.stack import Stack
 
 __all__ = ["read", "stack"]

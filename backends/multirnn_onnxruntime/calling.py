@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from onnx import NodeProto, TensorProto, ValueInfoProto
 
-from multirnn import Inputs, Unrepresentable, Weights
+from multirnn import Unrepresentable, Weights
+from multirnn.boundary import Inputs
 from multirnn.weights import Array
 from multirnn_onnxruntime.chain import C_0, H_0, LENGTHS, Chain, X, has
 from multirnn_onnxruntime.growth import LARGEST, MOST

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from multirnn import InferenceLayer, Inputs, InvalidCall, InvalidWeights, Output, RecurrentSpec, State, Weights
+from multirnn import InvalidCall, InvalidWeights, Output, RecurrentSpec, State, Weights
+from multirnn.boundary import InferenceLayer, Inputs
 from multirnn.layer import Lengths
 from multirnn.registry import backend as load_backend
 from multirnn.weights import Array

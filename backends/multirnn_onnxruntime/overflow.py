@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from multirnn import Activation, Inputs, Weights
+from multirnn import Activation, Weights
+from multirnn.boundary import Inputs
 from multirnn.weights import Array
 
 __all__ = ["Guard"]

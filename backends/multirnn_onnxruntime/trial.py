@@ -11,7 +11,8 @@ from itertools import pairwise
 import numpy as np
 from onnx import ModelProto, NodeProto, ValueInfoProto
 
-from multirnn import Inputs, Output, State, Unrepresentable, Weights
+from multirnn import Output, State, Unrepresentable, Weights
+from multirnn.boundary import Inputs
 from multirnn.confirmation import confirmed
 from multirnn.weights import Array
 from multirnn_onnxruntime.calling import Call

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from multirnn import Gradients, Inputs, InvalidCall, Output, RecurrentSpec, State, Weights
+from multirnn import Gradients, InvalidCall, Output, RecurrentSpec, State, Weights
 from multirnn.adoption import AdoptedNative, native_spec, noting
+from multirnn.boundary import Inputs
 from multirnn.returned import arranged, output_of, states_of
 from multirnn_torch.calls import Caller, arrays, tensors, uncompiled
 from multirnn_torch.reading import read, separated, untouched, unwrapped

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from multirnn import InvalidCall, RecurrentSpec, Weights, kernel
-from multirnn.implementation import FAST, FROZEN, Plan
-from multirnn.layer import Lengths
+from multirnn.cells import CellName
+from multirnn.layer import FAST, FROZEN, Lengths, Plan
+from multirnn.spec import DType
 from multirnn_torch import facts
 from multirnn_torch.calls import run
 from multirnn_torch.conversions import KeptWhole
@@ -36,8 +37,8 @@ _FROZEN_SENTENCES = {
     "kernel": f"{_SENTENCES['kernel']}, its weights packed once",
     "tensors": "oneDNN's LSTM, on weights that were reordered once",
 }
-_CELLS = {"RNN_TANH": "simple_rnn", "RNN_RELU": "simple_rnn", "LSTM": "lstm", "GRU": "gru"}
-_DTYPES = {torch.float32: "float32", torch.float64: "float64"}
+_CELLS: dict[str, CellName] = {"RNN_TANH": "simple_rnn", "RNN_RELU": "simple_rnn", "LSTM": "lstm", "GRU": "gru"}
+_DTYPES: dict[torch.dtype, DType] = {torch.float32: "float32", torch.float64: "float64"}
 
 
 class FastModule(KeptWhole, nn.RNNBase):
@@ -78,7 +79,7 @@ class FastModule(KeptWhole, nn.RNNBase):
         return self._run_any(input, hx, lengths)
 
     def plan(self, batch: int, time: int, *, lengths: bool = False, gradients: bool = False) -> Plan:
-        """See `multirnn.implementation.Planned.plan`."""
+        """See `multirnn.layer.Planned.plan`."""
         reason = self._refuses()
         if reason is None:
             loop, dtype = self._loop_name(), self._first_weight().dtype
@@ -341,7 +342,7 @@ class FastTorchLayer(TorchLayer):
         return [sequence, *final] if isinstance(final, tuple) else [sequence, final]
 
     def plan(self, batch: int, time: int, *, lengths: bool = False, gradients: bool = False) -> Plan:
-        """See `multirnn.implementation.Planned.plan`."""
+        """See `multirnn.layer.Planned.plan`."""
         return cast("FastModule", self.native).plan(batch, time, lengths=lengths, gradients=gradients)
 
 

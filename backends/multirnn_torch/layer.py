@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from multirnn import BoundaryLayer, Gradients, Inputs, InvalidCall, Output, RecurrentSpec, State, Weights
+from multirnn import Gradients, InvalidCall, Output, RecurrentSpec, State, Weights
+from multirnn.boundary import BoundaryLayer, Inputs
 from multirnn.layer import Lengths
 from multirnn.weights import Array
 from multirnn_torch.calls import arrays, run, tensors

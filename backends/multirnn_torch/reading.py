@@ -25,8 +25,9 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from multirnn import Inputs, InvalidCall, Output, Unrepresentable, Weights
+from multirnn import InvalidCall, Output, Unrepresentable, Weights
 from multirnn.adoption import noting
+from multirnn.boundary import Inputs
 from multirnn.confirmation import confirmed
 from multirnn.returned import arranged, output_of, states_of
 from multirnn_torch.calls import Caller, arrays, is_overridden, tensors, uncompiled

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
-from multirnn import CONVENTIONS, RecurrentSpec, Unrepresentable, Weights, from_arrays, to_arrays
+from multirnn import RecurrentSpec, Unrepresentable, Weights, from_arrays, to_arrays
 from multirnn.cells import GRU_RESET_AFTER
-from multirnn.conventions import Entry
+from multirnn.conventions import CONVENTIONS, Entry
 from multirnn.spec import DTYPES
 from multirnn.weights import Array
 from multirnn_torch.single_bias import CandidateBiasGRU, drop_recurrent_bias
@@ -87,7 +87,7 @@ def described(native: Any) -> Weights:
         Unrepresentable: no spec describes it; the sentence says why.
     """
     kinds: Mapping[str, type[nn.Module]] = LAYERS if isinstance(native, nn.RNNBase) else _CELLS
-    cell = next(cell for cell, kind in kinds.items() if isinstance(native, kind))
+    cell: Any = next(cell for cell, kind in kinds.items() if isinstance(native, kind))
     weights = named_weights(native)  # once: a parametrization may compute other weights the next time
     if reason := _refuses(native, weights):
         raise Unrepresentable(f"{titled(native)} {reason}")

@@ -10,6 +10,7 @@ import click
 from multirnn.cells import CELLS, FORMS
 from multirnn.cli import options
 from multirnn.cli.console import heading, progress, show, show_json, table
+from multirnn.protocol import abilities
 from multirnn.registry import Absent, present
 from multirnn.spec import BIASES, RecurrentSpec
 from multirnn.support import AXES, Support, ask, axis_value
@@ -105,8 +106,7 @@ def _found(ctx: click.Context, name: str, cells: tuple[str, ...], say: Callable[
         broken = backend.verdict == "broken"
         return Found(name, backend.verdict, f"{name}: {backend.reason}" if broken else backend.reason)
     say(f"asking {name}")
-    devices = getattr(backend, "devices", tuple)
-    return Found(name, "installed", None, backend.versions(), tuple(devices()), ask(backend, cells))
+    return Found(name, "installed", None, backend.versions(), tuple(abilities(backend).devices()), ask(backend, cells))
 
 
 def _row(one: Found) -> dict[str, Any]:

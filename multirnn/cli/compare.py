@@ -14,8 +14,7 @@ from multirnn.cells import CELLS, cell_form
 from multirnn.cli import options
 from multirnn.cli.console import heading, progress, show, show_json
 from multirnn.comparison import Comparison, Row, compare
-from multirnn.implementation import FAST, FROZEN, NATIVE
-from multirnn.layer import Lengths
+from multirnn.layer import FAST, FROZEN, NATIVE, Implementation, Lengths
 from multirnn.parity import OPTIMISERS, STEPS, Parity, Trained, train_parity
 from multirnn.plot import picture_format, plot_curves, plot_errors, write_figure
 from multirnn.registry import Absent, present
@@ -126,7 +125,7 @@ def command(
     window: int | None,
     windows: int,
     seed: int,
-    implementation: str,
+    implementation: Implementation,
     train: bool,
     steps: int | None,
     optimisers: tuple[str, ...],
@@ -189,7 +188,9 @@ def _specs(cells: tuple[str, ...], **fields: Any) -> Iterator[RecurrentSpec]:
     }
     for cell in dict.fromkeys(cells):
         foreign = {field for field, having in has_field.items() if having and cell not in having}
-        yield RecurrentSpec(cell, **{field: value for field, value in fields.items() if field not in foreign})
+        yield RecurrentSpec(
+            CELLS[cell].name, **{field: value for field, value in fields.items() if field not in foreign}
+        )
 
 
 def _each(

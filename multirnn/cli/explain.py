@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from multirnn.cells import Bias
 from multirnn.cli import options
 from multirnn.cli.console import heading, show, show_json, table
 from multirnn.conventions import CONVENTIONS, Convention
@@ -56,7 +57,7 @@ def command(as_json: bool, **fields: Any) -> None:
 # --- What there is to say, in values that JSON has -------------------------------------------------------------------
 
 
-def _count(spec: RecurrentSpec, bias: str) -> dict[str, Any]:
+def _count(spec: RecurrentSpec, bias: Bias) -> dict[str, Any]:
     """How many parameters the stack has with this form of its biases, and who gives it that form by default."""
     form, passes = spec.form, spec.num_layers * len(spec.directions)
     biases = {"none": [], "single": [len(form.gates)], "double": [2, len(form.gates)]}[bias]
@@ -66,7 +67,7 @@ def _count(spec: RecurrentSpec, bias: str) -> dict[str, Any]:
     by_default = [
         convention.name
         for convention in CONVENTIONS.values()
-        if (default := convention.by_default(spec)).bias == bias and not convention.holds(default)
+        if (default := convention.by_default(spec)).bias == bias and not convention.refuses(default)
     ]
     return {
         "bias": bias,
@@ -93,7 +94,7 @@ def _product(passes: int, *factors: int | str) -> str:
 def _framework(convention: Convention, spec: RecurrentSpec, bias_given: bool) -> dict[str, Any]:
     """How a framework holds the stack: with the biases that were asked for, or its own."""
     held = spec if bias_given else convention.by_default(spec)
-    refused = convention.holds(held)
+    refused = convention.refuses(held)
     places = () if refused else layout(held, convention=convention)
     return {
         "name": convention.name,

@@ -18,7 +18,7 @@ from multirnn.divergence.stepping import Seen, Side
 from multirnn.errors import InvalidCall
 from multirnn.layer import Output, State
 from multirnn.numerics import TOLERANCE, coarser, draw_call, tolerance
-from multirnn.spec import RecurrentSpec
+from multirnn.spec import DType, RecurrentSpec
 
 __all__ = ["first_divergence"]
 
@@ -87,7 +87,7 @@ def _comparable(a: RecurrentSpec, b: RecurrentSpec) -> None:
             )
 
 
-def _drawn(a: Side, b: Side, dtype: str, seed: int) -> Call:
+def _drawn(a: Side, b: Side, dtype: DType, seed: int) -> Call:
     x, state, lengths = draw_call(replace(a.spec, dtype=dtype), seed)
     call = _given(
         x,
