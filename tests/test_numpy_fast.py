@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 from multirnn_numpy import BACKEND, FastNumpyLayer, Stack
-from multirnn_numpy.cells import SimpleRnn
-from multirnn_numpy.halved import halvable
+from multirnn_numpy.faster import halvable
+from multirnn_numpy.loop import SimpleRnn
 
 import multirnn as mr
 from multirnn import kernel

@@ -190,7 +190,7 @@ def overwritten(module) -> list:
 def test_weights_that_are_replaced_during_a_call_stay_there(cell: str, direction: str, monkeypatch) -> None:
     """What another thread does while the compiled loop runs without the lock of the interpreter."""
     quick, _ = pair(cell, "kernel", **STACK)
-    monkeypatch.setattr("multirnn_torch.fast.slower", lambda *_: None)
+    monkeypatch.setattr("multirnn_torch.facts.refuses", lambda *_: None)
     x = drawn_x()
     expected = torch.autograd.grad(quick(x)[0].sum(), x)
     run, held = getattr(kernel.CompiledRecurrence, direction), []

@@ -70,8 +70,8 @@ class CompiledStack:
 
         return call
 
-    def there_and_back(self, inputs: Inputs, cotangent_of: Callable[[Output], Output], threads: int) -> Gradients:
-        """The gradients of a checked call; see `NumpyLayer.there_and_back`."""
+    def forward_and_backward(self, inputs: Inputs, cotangent_of: Callable[[Output], Output], threads: int) -> Gradients:
+        """The gradients of a checked call; see `NumpyLayer.forward_and_backward`."""
         x, parameters = inputs.x, self._parameters()
         batch, time, _ = x.shape
         dparameters = {name: np.empty(shape, self._dtype) for name, shape in self._native.spec.shapes.items()}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from multirnn import RecurrentSpec, kernel
 from multirnn.kernel import call_record
-from multirnn_torch.loop import Call, Maybe
+from multirnn_torch.loop import LoopCall, Maybe
 
 __all__ = ["KernelLoop"]
 
@@ -39,7 +39,7 @@ class KernelLoop:
         _, table, _ = self._table(weights)
         return self._compiled.pack(table)
 
-    def forward(self, call: Call, *, keep: bool) -> tuple[list[Tensor], list[Tensor]]:
+    def forward(self, call: LoopCall, *, keep: bool) -> tuple[list[Tensor], list[Tensor]]:
         """See `Loop.forward`."""
         batch, time = call.size
         final = [self._empty_state(batch) for _ in range(self._states)]
@@ -63,7 +63,7 @@ class KernelLoop:
         return final, kept
 
     def backward(
-        self, call: Call, kept: Sequence[Tensor], dy: Maybe, dfinal: Sequence[Maybe], wanted: Sequence[bool]
+        self, call: LoopCall, kept: Sequence[Tensor], dy: Maybe, dfinal: Sequence[Maybe], wanted: Sequence[bool]
     ) -> list[Maybe]:
         """See `Loop.backward`."""
         batch, time = call.size
