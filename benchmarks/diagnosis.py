@@ -25,10 +25,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 
 import multirnn as mr
-from multirnn.assembly import Plumbing
-from multirnn.catalogue import MISTAKES, mistakes_for
 from multirnn.diagnosis import Diagnosis, diagnose
-from multirnn.mistakes import Mistake, Runs, composed
+from multirnn.mistakes import MISTAKES, mistakes_for
+from multirnn.mistakes.change import Mistake, Runs, composed
+from multirnn.mistakes.plumbing import Plumbing
 from multirnn.numerics import difference, tolerance
 
 RESULTS = Path(__file__).parent / "results" / "diagnosis.json"

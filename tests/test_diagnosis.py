@@ -13,12 +13,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 import multirnn as mr
-from multirnn.assembly import Assembly, Plumbing
-from multirnn.catalogue import MISTAKES, mistakes_for
 from multirnn.cli import main
 from multirnn.diagnosis import diagnose
 from multirnn.divergence import first_divergence
-from multirnn.mistakes import Change, Mistake, composed
+from multirnn.mistakes import MISTAKES, mistakes_for
+from multirnn.mistakes.change import Change, Mistake, composed
+from multirnn.mistakes.plumbing import Assembly, Plumbing
 from multirnn.numerics import TOLERANCE
 
 # The experiment is that of the benchmark, which runs it in full.

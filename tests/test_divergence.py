@@ -28,9 +28,9 @@ from diverging_layers import (
 
 import multirnn as mr
 from multirnn.adoption import AdoptedLayer, adopt
-from multirnn.assembly import Assembly, Plumbing
-from multirnn.catalogue import mistakes_for
 from multirnn.divergence import first_divergence
+from multirnn.mistakes import mistakes_for
+from multirnn.mistakes.plumbing import Assembly, Plumbing
 from multirnn.numerics import draw_call
 
 # The pairs are those on which `diagnose` is measured.

@@ -44,8 +44,6 @@ ORDER = (  # each may import from what stands before it
         "returned",
         "adoption",
         "mistakes",
-        "assembly",
-        "catalogue",
         "divergence",
         "diagnosis",
         "parity",

@@ -12,15 +12,15 @@ import click
 import numpy as np
 
 from multirnn.adoption import AdoptedLayer, adopt, known_spec
-from multirnn.assembly import Plumbing
-from multirnn.catalogue import MISTAKES, mistakes_for
 from multirnn.cells import CELLS
 from multirnn.cli import options
 from multirnn.cli.console import heading, progress, show, show_json, table
 from multirnn.diagnosis import Diagnosis, diagnose
 from multirnn.divergence import first_divergence
 from multirnn.errors import InvalidCall, Unsupported
-from multirnn.mistakes import Mistake
+from multirnn.mistakes import MISTAKES, mistakes_for
+from multirnn.mistakes.change import Mistake
+from multirnn.mistakes.plumbing import Plumbing
 from multirnn.plot import picture_format, plot_divergence, write_figure
 from multirnn.registry import backend
 from multirnn.samples import seattle_weather

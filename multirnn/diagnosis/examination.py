@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from multirnn.adoption import Adopted
-from multirnn.catalogue import mistakes_for
 from multirnn.diagnosis.hypotheses import changed, declared, in_weights, of_parts, only_in
 from multirnn.diagnosis.probes import Answer, Probe, apart, ask, distance, drawn_probe, each
 from multirnn.diagnosis.record import Diagnosis, Explanation, Mistakes, explained
 from multirnn.divergence import Divergence, first_divergence
 from multirnn.errors import InvalidCall, MultirnnError, Unrepresentable
-from multirnn.mistakes import Build, Mistake, Runs, composed
+from multirnn.mistakes import mistakes_for
+from multirnn.mistakes.change import Build, Mistake, Runs, composed
 from multirnn.numerics import coarser, tolerance
 from multirnn.registry import backend
 from multirnn.spec import RecurrentSpec

@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
-from multirnn.assembly import Plumbing
 from multirnn.diagnosis.record import Mistakes
-from multirnn.mistakes import Build, Change, Mistake, Runs
+from multirnn.mistakes.change import Build, Change, Mistake, Runs
+from multirnn.mistakes.plumbing import Plumbing
 from multirnn.spec import RecurrentSpec
 from multirnn.weights import Weights, split_biases
 

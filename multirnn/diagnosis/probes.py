@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from multirnn.layer import Lengths, Output, State
-from multirnn.mistakes import Runs
+from multirnn.mistakes.change import Runs
 from multirnn.numerics import difference
 from multirnn.spec import RecurrentSpec
 from multirnn.weights import Array

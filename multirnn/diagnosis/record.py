@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from multirnn.divergence import Divergence
-from multirnn.mistakes import Mistake
+from multirnn.mistakes.change import Mistake
 from multirnn.numerics import TOLERANCE
 from multirnn.spec import RecurrentSpec
 from multirnn.tables import Content, Shown, Styled, json_value

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from multirnn.adoption import Adopted
-from multirnn.assembly import reversed_rows
 from multirnn.errors import InvalidCall
 from multirnn.layer import Lengths, State
+from multirnn.mistakes.plumbing import reversed_rows
 from multirnn.registry import backend
 from multirnn.spec import RecurrentSpec
 from multirnn.weights import Array, Weights
