@@ -33,8 +33,7 @@ from multirnn.weights import Weights, fold_biases, initialise, split_biases
 
 if TYPE_CHECKING:
     from multirnn.adoption import Adopted, adopt
-    from multirnn.diagnosis import Diagnosis, diagnose
-    from multirnn.divergence import Divergence, first_divergence
+    from multirnn.diagnosis import Diagnosis, Divergence, diagnose, first_divergence
     from multirnn.parity import Parity, train_parity
 
 __all__ = [
@@ -94,11 +93,11 @@ __all__ = [
 _LATER = {
     "Adopted": "adoption",
     "Diagnosis": "diagnosis",
-    "Divergence": "divergence",
+    "Divergence": "diagnosis",
     "Parity": "parity",
     "adopt": "adoption",
     "diagnose": "diagnosis",
-    "first_divergence": "divergence",
+    "first_divergence": "diagnosis",
     "train_parity": "parity",
 }
 

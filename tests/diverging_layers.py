@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 import multirnn as mr
-from multirnn.divergence import Divergence
+from multirnn.diagnosis import Divergence
 from multirnn.mistakes import MISTAKES
 from multirnn.mistakes.change import Change, Mistake
 from multirnn.mistakes.plumbing import Assembly, Plumbing

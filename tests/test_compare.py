@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import multirnn as mr
-from multirnn.diagnosis.probes import distance
+from multirnn.diagnosis.calls import distance
 from multirnn.numerics import TOLERANCE, draw_call, normwise
 
 EPS = {dtype: float(np.finfo(dtype).eps) for dtype in ("float32", "float64")}

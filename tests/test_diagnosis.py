@@ -14,8 +14,7 @@ from click.testing import CliRunner, Result
 
 import multirnn as mr
 from multirnn.cli import main
-from multirnn.diagnosis import diagnose
-from multirnn.divergence import first_divergence
+from multirnn.diagnosis import diagnose, first_divergence
 from multirnn.mistakes import MISTAKES, mistakes_for
 from multirnn.mistakes.change import Change, Mistake, composed
 from multirnn.mistakes.plumbing import Assembly, Plumbing

@@ -21,7 +21,7 @@ from diverging_layers import (
 
 import multirnn as mr
 from multirnn.adoption import AdoptedLayer, adopt
-from multirnn.divergence import first_divergence
+from multirnn.diagnosis import first_divergence
 from multirnn.mistakes import MISTAKES, mistakes_for
 from multirnn.numerics import draw_call
 

@@ -44,7 +44,6 @@ ORDER = (  # each may import from what stands before it
         "returned",
         "adoption",
         "mistakes",
-        "divergence",
         "diagnosis",
         "parity",
     ),

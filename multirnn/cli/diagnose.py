@@ -15,8 +15,7 @@ from multirnn.adoption import AdoptedLayer, adopt, known_spec
 from multirnn.cells import CELLS
 from multirnn.cli import options
 from multirnn.cli.console import heading, progress, show, show_json, table
-from multirnn.diagnosis import Diagnosis, diagnose
-from multirnn.divergence import first_divergence
+from multirnn.diagnosis import Diagnosis, diagnose, first_divergence
 from multirnn.errors import InvalidCall, Unsupported
 from multirnn.mistakes import MISTAKES, mistakes_for
 from multirnn.mistakes.change import Mistake

@@ -1,8 +1,9 @@
 """Mistakes derived from others: in one layer and direction only, or from what a spec declares."""
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
-from multirnn.diagnosis.record import Mistakes
+from multirnn.diagnosis.verdict import Mistakes
 from multirnn.mistakes.change import Build, Change, Mistake, Runs
 from multirnn.mistakes.plumbing import Plumbing
 from multirnn.spec import RecurrentSpec
@@ -28,32 +29,43 @@ def of_parts(mistake: Mistake) -> bool:
     return isinstance(mistake.realise, Plumbing)
 
 
-def only_in(mistake: Mistake, layer: int, direction: str) -> Mistake:
-    """The mistake in one layer and direction only."""
+@dataclass(frozen=True, slots=True)
+class _OnlyIn:
+    """A mistake made in one layer and direction only. Serves as `Mistake.realise`."""
 
-    def realise(build: Build, weights: Weights) -> Runs:
-        passes = iter(weights.spec.passes)
+    mistake: Mistake
+    layer: int
+    direction: str
+
+    def __call__(self, build: Build, weights: Weights) -> Runs:
+        """The wrong layer."""
+        passes, here = iter(weights.spec.passes), (self.layer, self.direction)
 
         def one(part: Weights) -> Runs:
-            return mistake.realise(build, part) if next(passes) == (layer, direction) else build(part)
+            return self.mistake.realise(build, part) if next(passes) == here else build(part)
 
         return Plumbing()(one, weights)
 
-    def undo(weights: Weights) -> Weights:
-        assert mistake.undo is not None
-        part = mistake.undo(weights.part(layer, direction)).at(0, "forward")
-        mended = {f"layers.{layer}.{direction}.{name}": array for name, array in part.items()}
-        return Weights(weights.spec, {**weights.arrays, **mended})
+    @property
+    def undo(self) -> Callable[[Weights], Weights] | None:
+        """See `Mistake.undo`."""
+        undo = self.mistake.undo
+        if undo is None:
+            return None
 
-    where = f"in layer {layer} {direction} alone"
-    return replace(
-        mistake,
-        name=f"{mistake.name}, {where}",
-        says=f"{mistake.says}, {where}",
-        fix=f"{mistake.fix.rstrip('.')}, {where}",
-        realise=realise,
-        undo=undo if mistake.undo else None,
-    )
+        def undone(weights: Weights) -> Weights:
+            part = undo(weights.part(self.layer, self.direction)).at(0, "forward")
+            mended = {f"layers.{self.layer}.{self.direction}.{name}": array for name, array in part.items()}
+            return Weights(weights.spec, {**weights.arrays, **mended})
+
+        return undone
+
+
+def only_in(mistake: Mistake, layer: int, direction: str) -> Mistake:
+    """The mistake in one layer and direction only."""
+    where = f", in layer {layer} {direction} alone"
+    name, says, fix = (f"{text}{where}" for text in (mistake.name, mistake.says, mistake.fix))
+    return replace(mistake, name=name, says=says, fix=fix, realise=_OnlyIn(mistake, layer, direction))
 
 
 def declared(right: RecurrentSpec, wrong: RecurrentSpec) -> Mistakes:
@@ -68,12 +80,11 @@ def declared(right: RecurrentSpec, wrong: RecurrentSpec) -> Mistakes:
             return Weights(replace(weights.spec, **{name: value}), weights.arrays)
 
         return Mistake(
-            name=f"{name}={value!r}",
+            f"{name}={value!r}",
+            f"has {name}={value!r}, where {name}={wanted!r} would be right",
+            f"build it with {name}={wanted!r}",
+            Change(weights=change),
             family=name,
-            says=f"has {name}={value!r}, where {name}={wanted!r} would be right",
-            fix=f"build it with {name}={wanted!r}",
-            applies=lambda spec: True,
-            realise=Change(weights=change),
         )
 
     names = ("reset_after", "activation", "recurrent_activation")

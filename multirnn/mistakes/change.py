@@ -211,7 +211,7 @@ def drop(*kinds: str) -> Edit:
 def in_blocks(take: Take, kinds: tuple[str, ...] = MATRICES + BIASES) -> Edit:
     """Every parameter of these kinds changed that has all gates, which a single recurrent candidate bias has not."""
 
-    def edit(spec: RecurrentSpec, arrays: Mapping[str, Array]) -> dict[str, Array]:
+    def edit(spec: RecurrentSpec, arrays: Mapping[str, Array]) -> Mapping[str, Array]:
         return each(kinds, lambda array: take(spec, array) if len(array) == len(spec.form.gates) else array)(
             spec, arrays
         )
@@ -243,7 +243,8 @@ def adjoint(edit: Edit) -> Edit:
 def applied(edit: Edit, spec: RecurrentSpec, record: Record) -> Record:
     """A state, an output or gradients with their arrays edited."""
     named = _flat(record)
-    return _rebuilt(record, {**named, **edit(spec, named)})
+    changed: Record = _rebuilt(record, {**named, **edit(spec, named)})
+    return changed
 
 
 def _flat(record: Any) -> dict[str, Array]:

@@ -22,12 +22,12 @@ Flip = Callable[[Array, Lengths | None], Array]
 
 
 def reversed_rows(sequence: Array, lengths: Lengths | None) -> Array:
-    """Every row of `(batch, time, n)` reversed in time within its length. Its own inverse and adjoint."""
+    """Every row of `(batch, time, …)` reversed in time within its length. Its own inverse and adjoint."""
     if lengths is None:
         return sequence[:, ::-1]
     step = np.arange(sequence.shape[1])
     order = np.where(step < lengths[:, None], lengths[:, None] - 1 - step, step)
-    return np.take_along_axis(sequence, order[:, :, None], axis=1)
+    return np.take_along_axis(sequence, order.reshape(*order.shape, *[1] * (sequence.ndim - 2)), axis=1)
 
 
 def unchanged(sequence: Array, lengths: Lengths | None) -> Array:

@@ -78,14 +78,14 @@ def _of_direction(given: str, ignored: str, half: str, first: int) -> Mistake:
 
 # --- In another order ------------------------------------------------------------------------------------------------
 
-Order = Callable[[Array], Array]
+Order = Callable[[np.ndarray], np.ndarray]
 """From places `(num_layers, directions)` to their wrong order, of as many numbers."""
 
 
 def _ordered(order: Order, name: str, says: str, fix: str, applies: Applies) -> tuple[Mistake, ...]:
     """Both ends of a wrong order of the axis of layers and directions."""
 
-    def index(spec: RecurrentSpec) -> Array:
+    def index(spec: RecurrentSpec) -> np.ndarray:
         places = np.arange(spec.num_layers * len(spec.directions))
         return order(places.reshape(spec.num_layers, -1)).ravel()
 

@@ -1,4 +1,4 @@
-"""The result of a search for the first divergence: `Divergence`."""
+"""`Divergence`: where two layers part, and how the difference grows."""
 
 from __future__ import annotations
 
