@@ -9,8 +9,10 @@ the forward pass adds none in the backward pass. An `Edit` that moves, copies, n
 of its own: `adjoint` derives it.
 """
 
+import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
@@ -28,12 +30,15 @@ __all__ = [
     "Mistake",
     "Runs",
     "adjoint",
+    "always",
     "applied",
+    "biased",
+    "bidirectional",
     "composed",
     "drop",
     "each",
     "in_blocks",
-    "in_family",
+    "known",
     "of_cotangent",
     "of_gradients",
     "of_initial_state",
@@ -64,7 +69,24 @@ class Runs(Protocol):
 
 
 Build = Callable[[Weights], Runs]
+Realise = Callable[[Build, Weights], Runs]
+Applies = Callable[[RecurrentSpec], bool]
 Shows = Literal["outputs", "no state", "gradients", "lengths", "float64"]
+
+
+def always(spec: RecurrentSpec) -> bool:
+    """Whatever the spec."""
+    return True
+
+
+def bidirectional(spec: RecurrentSpec) -> bool:
+    """Whether the stack has both directions."""
+    return spec.bidirectional
+
+
+def biased(spec: RecurrentSpec) -> bool:
+    """Whether the stack has biases."""
+    return spec.bias != "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +109,8 @@ class Mistake:
     name: str
     says: str
     fix: str
-    realise: Callable[[Build, Weights], Runs]
-    applies: Callable[[RecurrentSpec], bool] = lambda spec: True
+    realise: Realise
+    applies: Applies = always
     family: str = ""
     shows: Shows = "outputs"
 
@@ -98,9 +120,19 @@ class Mistake:
         return getattr(self.realise, "undo", None)
 
 
-def in_family(family: str, *mistakes: Mistake, shows: Shows | None = None) -> tuple[Mistake, ...]:
-    """These mistakes, of one family; all that the same calls show, if given."""
-    return tuple(replace(mistake, family=family, shows=shows or mistake.shows) for mistake in mistakes)
+def known(topic: str, made: Mapping[str, Realise | tuple[Realise, Applies]]) -> tuple[Mistake, ...]:
+    """The mistakes of a topic: how each is made and where it applies, and its words in `TOPIC.toml`, in the order there."""
+    words = tomllib.loads(Path(__file__).with_name(f"{topic}.toml").read_text(encoding="utf-8"))
+    if unlike := words.keys() ^ made.keys():
+        raise KeyError(
+            f"mistakes/{topic}.toml and {topic}.py do not name the same mistakes: {', '.join(sorted(unlike))}"
+        )
+    found = []
+    for name, said in words.items():
+        change = made[name]
+        realise, applies = change if isinstance(change, tuple) else (change, always)
+        found.append(Mistake(name, realise=realise, applies=applies, **said))
+    return tuple(found)
 
 
 def composed(build: Build, *mistakes: Mistake) -> Build:

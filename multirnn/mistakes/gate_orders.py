@@ -5,7 +5,7 @@ from itertools import permutations
 import numpy as np
 
 from multirnn.cells import CELLS
-from multirnn.mistakes.change import BIASES, MATRICES, Mistake, in_blocks, in_family, of_weights
+from multirnn.mistakes.change import BIASES, MATRICES, Mistake, in_blocks, of_weights
 from multirnn.spec import RecurrentSpec
 from multirnn.weights import Array
 
@@ -47,6 +47,7 @@ def _order(cell: str, order: tuple[int, ...], read: str, part: str = "") -> Mist
             and (part != "the biases" or spec.bias != "none")
             and not (read == "g f i o" and not part and spec.activation == spec.recurrent_activation)  # i * g = g * i
         ),
+        "gates",
     )
 
 
@@ -65,8 +66,7 @@ def _unit_by_unit(spec: RecurrentSpec, array: Array) -> Array:
     return array.reshape(hidden, gates, *array.shape[2:]).swapaxes(0, 1)
 
 
-GATE_ORDERS = in_family(
-    "gates",
+GATE_ORDERS = (
     *(_order(cell, *order) for cell in ("lstm", "gru") for order in _orders(cell)),
     *(
         _order(cell, *order, part)
@@ -82,5 +82,6 @@ GATE_ORDERS = in_family(
         "reshape to (gates, hidden_size) where (hidden_size, gates) was read",
         of_weights(in_blocks(_unit_by_unit), undo=True),
         lambda spec: len(spec.form.gates) > 1 and spec.hidden_size > 1,
+        "gates",
     ),
 )
