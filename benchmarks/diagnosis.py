@@ -3,10 +3,9 @@
     python benchmarks/diagnosis.py            200 equal pairs, 500 with one mistake, 200 with two; writes results/diagnosis.json
     python benchmarks/diagnosis.py --quick    a tenth of them, nothing written
 
-A pair is a stack and the same stack made wrong by mistakes drawn from the catalogue, over cells, biases, layers,
-directions and dtypes; some of the wrong ones are known by their calls alone. The named cause is right if what it makes
-of the stack is the function that was planted, gradients and all, on calls drawn here and not by the diagnosis. Times
-are those of one core, whatever else the machine does.
+A pair is a stack and the same stack with drawn mistakes, over cells, biases, layers, directions and dtypes. A quarter of
+the wrong ones show calls only. A named cause is right if it makes the planted function, gradients included, on calls drawn
+here and not by the diagnosis. Times are CPU seconds of one core.
 """
 
 import json
@@ -30,6 +29,7 @@ from multirnn.mistakes import MISTAKES, mistakes_for
 from multirnn.mistakes.change import Mistake, Runs, composed
 from multirnn.mistakes.plumbing import Plumbing
 from multirnn.numerics import difference, tolerance
+from multirnn.testing.mutation import MutantLayer
 
 RESULTS = Path(__file__).parent / "results" / "diagnosis.json"
 PAIRS = {0: 200, 1: 500, 2: 200}  # by the number of planted mistakes
@@ -39,30 +39,15 @@ BUILD = mr.backend("numpy").build
 # --- Pairs -----------------------------------------------------------------------------------------------------------
 
 
-class Planted:
+class Planted(MutantLayer):
     """A layer that says it is right."""
 
     def __init__(self, weights: mr.Weights, *mistakes: Mistake) -> None:
-        self._layer = composed(BUILD, *mistakes)(weights)
-        self._weights = weights
-        self.spec = weights.spec
-        self.parameter_count = weights.spec.parameter_count
-
-    def __call__(self, x: Any, state: Any = None, *, lengths: Any = None) -> mr.Output:
-        """See `Layer.__call__`."""
-        return self._layer(x, state, lengths=lengths)
-
-    def vjp(self, x: Any, state: Any = None, *, lengths: Any = None, cotangent: mr.Output) -> mr.Gradients:
-        """See `Layer.vjp`."""
-        return self._layer.vjp(x, state, lengths=lengths, cotangent=cotangent)
-
-    def weights(self) -> mr.Weights:
-        """The right ones."""
-        return self._weights
+        super().__init__(weights, composed(BUILD, *mistakes)(weights), BUILD)
 
 
 def function(layer: Runs) -> Callable[..., Any]:
-    """What is left when nothing is known but calls."""
+    """The calls of a layer alone, as a plain function."""
 
     def port(x: Any, h0: Any) -> Any:
         state = mr.State(*h0) if isinstance(h0, tuple) else mr.State(h0)
@@ -74,7 +59,7 @@ def function(layer: Runs) -> Callable[..., Any]:
 
 @dataclass
 class Pair:
-    """A stack, what was planted in it, and what is shown of the wrong one."""
+    """A stack, the mistakes planted in it, and whether the wrong side is a layer or shows calls only."""
 
     weights: mr.Weights
     mistakes: tuple[Mistake, ...]
@@ -115,7 +100,7 @@ def draw_spec(rng: np.random.Generator, hidden: tuple[int, int] = (2, 7)) -> mr.
 
 
 def draw_pairs(seed: int, count: int, mistakes: int) -> Iterator[Pair]:
-    """Pairs in which so many mistakes are planted, of different families, each of which shows."""
+    """Pairs with so many planted mistakes, of different families; each makes a difference."""
     rng = np.random.default_rng(seed)
     drawn = 0
     while drawn < count:
@@ -164,7 +149,7 @@ def same(one: Runs, other: Runs, *, dtype: str, only_calls: bool) -> bool:
 
 @dataclass
 class Rates:
-    """How many were named rightly, and what was not."""
+    """How many pairs were named rightly, and which were not."""
 
     mistakes: int
     pairs: int = 0
@@ -185,33 +170,40 @@ class Rates:
             f"{mean(self.seconds):.2f} s each, {max(self.seconds):.2f} s at most"
         )
 
+    def to_dict(self) -> dict[str, float]:
+        """As in `RESULTS`."""
+        return {
+            "pairs": self.pairs,
+            "right": self.right,
+            "rate": self.rate,
+            "goal": GOALS[self.mistakes],
+            "ambiguous": self.ambiguous,
+            "seconds_mean": round(mean(self.seconds), 3),
+            "seconds_max": round(max(self.seconds), 3),
+        }
+
 
 def measure(mistakes: int, pairs: int, seed: int = 0) -> Rates:
     """Diagnose drawn pairs."""
     rates = Rates(mistakes)
     for pair in draw_pairs(seed, pairs, mistakes):
-        start = time.process_time()
-        found = diagnose(pair.right, pair.wrong)
-        rates.seconds.append(time.process_time() - start)
+        found, seconds = timed(pair.right, pair.wrong)
+        rates.seconds.append(seconds)
         rates.pairs += 1
         rates.ambiguous += found.ambiguous
-        if _named_rightly(found, pair):
+        named = [cause.mistakes for cause in found.causes]
+        if (pair.mistakes and named and all(pair.is_explained_by(*cause) for cause in named)) or (not pair.mistakes and found.equal and not named):
             rates.right += 1
         else:
-            rates.missed.append(
-                f"{pair.weights.spec!r}: {_names(pair.mistakes)}, only calls: {pair.only_calls}\n{found}"
-            )
+            names = " and ".join(mistake.name for mistake in pair.mistakes)
+            rates.missed.append(f"{pair.weights.spec!r}: {names}, only calls: {pair.only_calls}\n{found}")
     return rates
 
 
-def _named_rightly(found: Diagnosis, pair: Pair) -> bool:
-    if not pair.mistakes:
-        return found.equal and not found.causes
-    return bool(found.causes) and all(pair.is_explained_by(*cause.mistakes) for cause in found.causes)
-
-
-def _names(mistakes: tuple[Mistake, ...]) -> str:
-    return " and ".join(mistake.name for mistake in mistakes)
+def timed(right: Any, wrong: Any) -> tuple[Diagnosis, float]:
+    """A diagnosis and its CPU seconds."""
+    start = time.process_time()
+    return diagnose(right, wrong), time.process_time() - start
 
 
 def times_at(hidden_size: int) -> dict[str, float]:
@@ -231,9 +223,7 @@ def times_at(hidden_size: int) -> dict[str, float]:
             "unexplained": other,
         }
         for what, wrong in planted.items():
-            start = time.process_time()
-            diagnose(right, wrong)
-            seconds[f"{title}, {what}"] = round(time.process_time() - start, 2)
+            seconds[f"{title}, {what}"] = round(timed(right, wrong)[1], 2)
     return seconds
 
 
@@ -243,15 +233,7 @@ def main() -> None:
     for mistakes, pairs in PAIRS.items():
         rates = measure(mistakes, pairs // 10 if quick else pairs)
         print(rates, f"(goal {GOALS[mistakes]:.0%})", *rates.missed, sep="\n", flush=True)
-        found[mistakes] = {
-            "pairs": rates.pairs,
-            "right": rates.right,
-            "rate": rates.rate,
-            "goal": GOALS[mistakes],
-            "ambiguous": rates.ambiguous,
-            "seconds_mean": round(mean(rates.seconds), 3),
-            "seconds_max": round(max(rates.seconds), 3),
-        }
+        found[mistakes] = rates.to_dict()
     seconds = times_at(64)
     for title, value in seconds.items():
         print(f"hidden size 64, {title}: {value} s")

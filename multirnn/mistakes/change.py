@@ -12,6 +12,7 @@ of its own: `adjoint` derives it.
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -127,26 +128,15 @@ def known(topic: str, made: Mapping[str, Realise | tuple[Realise, Applies]]) -> 
         raise KeyError(
             f"mistakes/{topic}.toml and {topic}.py do not name the same mistakes: {', '.join(sorted(unlike))}"
         )
-    found = []
-    for name, said in words.items():
-        change = made[name]
-        realise, applies = change if isinstance(change, tuple) else (change, always)
-        found.append(Mistake(name, realise=realise, applies=applies, **said))
-    return tuple(found)
+    both = {name: change if isinstance(change, tuple) else (change, always) for name, change in made.items()}
+    return tuple(Mistake(name, realise=both[name][0], applies=both[name][1], **said) for name, said in words.items())
 
 
 def composed(build: Build, *mistakes: Mistake) -> Build:
     """A function that builds layers with all these mistakes; the first is innermost, nearest to the framework."""
     for mistake in mistakes:
-        build = _wrong(mistake, build)
+        build = partial(mistake.realise, build)
     return build
-
-
-def _wrong(mistake: Mistake, build: Build) -> Build:
-    def realise(weights: Weights) -> Any:
-        return mistake.realise(build, weights)
-
-    return realise
 
 
 # --- Changes ---------------------------------------------------------------------------------------------------------
