@@ -1,10 +1,11 @@
-"""`multirnn diagnose`: which mistake makes two layers differ, in words and with what to do about it."""
+"""`multirnn diagnose`: names the mistake that makes two layers differ, and the fix."""
 
 import os
 import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
 from importlib import import_module
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -102,9 +103,9 @@ def command(
 ) -> None:
     """Name the mistake that makes two layers differ.
 
-    A is the right side and B the one in question. Each is the name of a backend, which builds the stack that the options
-    describe, or module:object, which is imported, the current folder first, and so runs that module: a multirnn layer,
-    a framework's own layer, or, as B, a function f(x, h0) -> (y, h) on NumPy arrays. A backend as B gets A's weights.
+    A is the right side, B the suspect. Each is a backend, which builds the stack of the options (as B, with A's weights),
+    or module:object: a multirnn layer, a framework's own layer or, as B, a function f(x, h0) -> (y, h) on NumPy arrays.
+    The module is imported, from the current folder first, and so runs.
     """
     spec = _spec(cell, hidden_size, fields)
     if list_them:
@@ -216,11 +217,10 @@ def _imported(path: str) -> Any:
         raise InvalidCall(f"{path}: there is no module {error.name!r}, neither in this folder nor installed") from error
     except ValueError as error:
         raise InvalidCall(f"{path}: write module:object, as in model:port") from error
-    for name in attributes.split("."):
-        if not hasattr(found, name):
-            raise InvalidCall(f"{path}: {module} has no {attributes!r}; write module:object, as in model:port")
-        found = getattr(found, name)
-    return found
+    try:
+        return attrgetter(attributes)(found)
+    except AttributeError as error:
+        raise InvalidCall(f"{path}: {module} has no {attributes!r}; write module:object, as in model:port") from error
 
 
 def _weather(right: Any, wrong: Any, spec: RecurrentSpec | None, seed: int) -> dict[str, Any]:

@@ -159,7 +159,8 @@ class _Examination:
         """Short calls that separate mistakes: from a zero state no recurrent matrix shows, and so on."""
         yield self._draw(1, 1)
         yield self._draw(1, 1, from_zero=True)
-        yield self._draw(1, 1, no_input=True)
+        no_input = self._draw(1, 1)
+        yield replace(no_input, x=np.zeros_like(no_input.x))
 
     def _further_calls(self) -> Iterator[Call]:
         """Calls that may tell two explanations apart: other shapes, small and large numbers."""
@@ -170,10 +171,8 @@ class _Examination:
             if self.wrong.differentiable:
                 yield self._draw(batch, time, scale=scale, lengths=lengths, gradients=True)
 
-    def _draw(self, batch: int, time: int, *, from_zero: bool = False, no_input: bool = False, **how: Any) -> Call:
-        from_zero = from_zero or not self.wrong.takes_state
-        call = drawn_call(self.spec, self.rng, batch, time, from_zero=from_zero, **how)
-        return replace(call, x=np.zeros_like(call.x)) if no_input else call
+    def _draw(self, batch: int, time: int, *, from_zero: bool = False, **how: Any) -> Call:
+        return drawn_call(self.spec, self.rng, batch, time, from_zero=from_zero or not self.wrong.takes_state, **how)
 
     def asked(self, call: Call) -> Answer:
         """The suspect's answer, cached; without gradients of weights if its weights are not the right ones."""
@@ -237,14 +236,10 @@ class _Examination:
     def _confined(self) -> Iterator[Mistakes]:
         """Mistakes in one layer and direction only, if every pass that this one does not feed is right."""
         passes = list(self.spec.passes)
-        call = self.calls[0]
-        actual, expected = self.asked(call), self.expected(self.layer, call)
+        actual, expected = self.asked(self.calls[0]), self.right_answer(self.calls[0])
+        ends = [name for name in actual if name.startswith("final")]
         right = [
-            all(
-                distance(expected[name][place], actual[name][place]) <= self.bound
-                for name in actual
-                if name.startswith("final")
-            )
+            all(distance(expected[name][place], actual[name][place]) <= self.bound for name in ends)
             for place in range(len(passes))
         ]
         for layer, direction in passes if len(passes) > 1 else ():

@@ -82,17 +82,15 @@ class Pair:
         """B taken as right, and A as the suspect."""
         return Pair(self.b, self.a, replace(self.call, cotangent=self.cotangent), self.seed, (self.B, self.A))
 
-    def first_step(self, place: int) -> int:
-        """The first step that a pass runs, in original time."""
-        return self.time - 1 if self.passes[place][1] == "backward" else 0
+    def in_turn(self, values: np.ndarray) -> np.ndarray:
+        """Values `(…, passes, time)` in the order in which passes run, from original time; and the other way round."""
+        backward = np.array([direction == "backward" for _, direction in self.passes])
+        return np.where(backward[:, None], values[..., ::-1], values)
 
-    def last_step(self, place: int) -> int:
-        """The last step that a pass runs, in original time."""
-        return self.time - 1 - self.first_step(place)
-
-    def running(self, place: int) -> slice:
-        """The steps of a pass in the order in which it runs."""
-        return slice(None, None, -1 if self.passes[place][1] == "backward" else 1)
+    def time_of(self, place: int, steps: int) -> int:
+        """The step that a pass runs after so many others, in original time; the last one for -1."""
+        steps = steps % self.time if self.time else 0
+        return self.time - 1 - steps if self.passes[place][1] == "backward" else steps
 
     def place(self, parting: Parting) -> int:
         """The place of a pass in `passes`."""
@@ -100,10 +98,11 @@ class Pair:
 
     def partings(self, marks: Marks) -> tuple[Parting, ...]:
         """The first marked step of every pass, of marks `(passes, time)`, in the order of `order`."""
+        first = np.argmax(self.in_turn(marks), axis=1) if self.time else []
         found = [
-            Parting(*self.passes[place], abs(self.first_step(place) - int(np.argmax(mark[self.running(place)]))))
-            for place, mark in enumerate(marks)
-            if mark.any()
+            Parting(*self.passes[place], self.time_of(place, int(steps)))
+            for place, steps in enumerate(first)
+            if marks[place].any()
         ]
         return tuple(sorted(found, key=self.order))
 
@@ -256,11 +255,7 @@ class Pair:
 
     def _accumulated(self, values: Array) -> Array:
         """The running maximum in running order, of `(parts, passes, time)`."""
-        made = values.copy()
-        for place in range(len(self.passes)):
-            order = self.running(place)
-            made[:, place, order] = np.maximum.accumulate(values[:, place, order], axis=1)
-        return made
+        return self.in_turn(np.maximum.accumulate(self.in_turn(values), axis=2))
 
     # --- Single steps of both from the states of A -------------------------------------------------------------------
 
@@ -317,7 +312,7 @@ class Pair:
         expected, found = self.answers(self.shown)
         final = apart(found.final, expected.final)
         for place in range(len(self.passes) if self.time else 0):
-            end = self.last_step(place)
+            end = self.time_of(place, -1)
             growth[place, end] = in_eps(final[:, place, None], self.size[:, place, end, None], self.eps)[0]
         top = slice(-self.directions, None)
         sequence = apart(self.halves(found), self.halves(expected))

@@ -64,14 +64,14 @@ def _rows(pair: Pair, answers: Answers, parted: Parted) -> Divergence | None:
         if not pair.parted(Seen(found.sequence[one], found.final[:, :, one]), alone).any:
             return None
         says = f"Row {row} gives other outputs of {pair.B} alone than in the batch: its rows depend on one another."
-    parting = [Parting(*pair.passes[place], pair.first_step(place)) for place in _wrong_at_the_end(parted)]
+    parting = [Parting(*pair.passes[place], pair.time_of(place, 0)) for place in _wrong_at_the_end(parted)]
     parting = parting or list(pair.partings(pair.of_top(parted.sequence)))
     return pair.report(probe="rows", parting=parting, quantity="output", row=row, measured="", says=says)
 
 
 def _final_states(pair: Pair, answers: Answers, parted: Parted) -> Divergence:
     """All outputs of full rows agree, and final states do not: each parts at its last step."""
-    steps = {place: pair.last_step(place) if pair.time else None for place in _wrong_at_the_end(parted)}
+    steps = {place: pair.time_of(place, -1) if pair.time else None for place in _wrong_at_the_end(parted)}
     parting = tuple(Parting(*pair.passes[place], step) for place, step in steps.items())
     layer, direction, _ = parting[0]
     says = f"All outputs agree; the final state of layer {layer} {direction} does not."
@@ -175,11 +175,11 @@ def _shortest_call(pair: Pair, answers: Answers, parted: Parted) -> Divergence:
     marks = _marked(pair, shortest) | pair.of_top(parted.sequence)
     if not marks.any():
         for place in _wrong_at_the_end(parted):
-            marks[place, pair.last_step(place)] = True
+            marks[place, pair.time_of(place, -1)] = True
     parting = pair.partings(marks)
     first = parting[0]
     place = pair.place(first)
-    run = abs((first.step or 0) - pair.first_step(place))
+    run = abs((first.step or 0) - pair.time_of(place, 0))
     says = "Full rows agree. With lengths, calls" if pair.shown.lengths is not None else "Calls"
     if pair.shown.lengths is None and pair.steps is not None:
         says = "Single steps from given states agree. Calls"
@@ -209,7 +209,7 @@ def _marked(pair: Pair, shortest: dict[str, _Shortest]) -> Marks:
     marks = np.zeros((len(pair.passes), pair.time), bool)
     for found in shortest.values():
         for place in map(int, np.flatnonzero(found.wrong)):
-            marks[place, abs(pair.first_step(place) - (found.steps - 1))] = True
+            marks[place, pair.time_of(place, found.steps - 1)] = True
     return marks
 
 

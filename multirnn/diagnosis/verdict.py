@@ -76,25 +76,18 @@ class Diagnosis(Shown):
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values; of the corrected weights only whether there are any."""
+        plain = ("equal", "subject", "ambiguous", "calls", "dtype")
         return {
-            "equal": self.equal,
+            **{name: getattr(self, name) for name in plain},
             "a": self.titles[0],
             "b": self.titles[1],
-            "subject": self.subject,
             "spec": self.spec.to_dict(),
             "causes": [
-                {
-                    "mistakes": [mistake.name for mistake in cause.mistakes],
-                    "sentence": cause.sentence,
-                    "fix": cause.fix,
-                }
+                {"mistakes": [m.name for m in cause.mistakes], "sentence": cause.sentence, "fix": cause.fix}
                 for cause in self.causes
             ],
-            "ambiguous": self.ambiguous,
             "remarks": list(self.remarks),
-            "calls": self.calls,
             "eps": json_value(self.eps),
-            "dtype": self.dtype,
             "tolerance_eps": TOLERANCE[self.dtype],
             "divergence": None if self.divergence is None else self.divergence.to_dict(),
             "corrected": self.corrected is not None,

@@ -1,4 +1,6 @@
-"""What people do wrong when they write, port or wrap a recurrent layer, as data; and a layer made wrong on purpose.
+"""Known mistakes in writing, porting or wrapping a recurrent layer, as data; and a layer made wrong on purpose.
+
+Each topic is two files: TOPIC.toml has the words, TOPIC.py how each mistake is made and where it applies.
 
     gate_orders  the order of the gates
     parameters   whole matrices and layers: transposed, reshaped, given to another pass, rounded
@@ -7,8 +9,9 @@
     states       ignored, in another order, h taken for c, taken at the wrong end
     sequences    directions, axes, padding
     gradients    cut, truncated, forgotten, scaled
-    change       `Mistake`, and how weights, calls and outputs are changed
-    plumbing     a stack put together from passes, rightly or wrongly
+    change       `Mistake`: a layer made wrong on purpose, mostly by a `Change`
+    edits        edits of named arrays, and the changes that they make
+    plumbing     a stack assembled from passes, rightly or wrongly
 
 Sources: the frameworks' own conventions (`multirnn.conventions`), their release notes and their issue trackers.
 """

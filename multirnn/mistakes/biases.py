@@ -7,21 +7,8 @@ import numpy as np
 from multirnn.activations import Activation
 from multirnn.boundary import Boundary, Inputs
 from multirnn.layer import Gradients, Output
-from multirnn.mistakes.change import (
-    BIASES,
-    Applies,
-    Build,
-    Change,
-    Edit,
-    applied,
-    biased,
-    drop,
-    each,
-    edited,
-    in_blocks,
-    known,
-    of_weights,
-)
+from multirnn.mistakes.change import Applies, Build, Change, biased, known
+from multirnn.mistakes.edits import BIASES, Edit, applied, drop, each, edited, in_blocks, of_weights
 from multirnn.mistakes.plumbing import Chunks, Plumbing
 from multirnn.spec import RecurrentSpec
 from multirnn.weights import Array, Weights

@@ -6,7 +6,8 @@ from typing import Any
 from multirnn.activations import Activation
 from multirnn.boundary import Inputs
 from multirnn.layer import Gradients
-from multirnn.mistakes.change import Applies, Change, Edit, applied, known
+from multirnn.mistakes.change import Applies, Change, known
+from multirnn.mistakes.edits import Edit, applied
 from multirnn.spec import RecurrentSpec
 from multirnn.weights import Array, Weights, fold_biases, split_biases
 

@@ -5,7 +5,8 @@ from itertools import permutations
 import numpy as np
 
 from multirnn.cells import CELLS
-from multirnn.mistakes.change import BIASES, MATRICES, Mistake, in_blocks, of_weights
+from multirnn.mistakes.change import Mistake
+from multirnn.mistakes.edits import BIASES, MATRICES, in_blocks, of_weights
 from multirnn.spec import RecurrentSpec
 from multirnn.weights import Array
 

@@ -8,19 +8,8 @@ import numpy as np
 
 from multirnn.boundary import Boundary, Inputs
 from multirnn.layer import Gradients, Output, State
-from multirnn.mistakes.change import (
-    BIASES,
-    Build,
-    Change,
-    Runs,
-    biased,
-    drop,
-    known,
-    of_cotangent,
-    of_gradients,
-    pull_back,
-    run,
-)
+from multirnn.mistakes.change import Build, Change, Runs, biased, known, pull_back, run
+from multirnn.mistakes.edits import BIASES, drop, of_cotangent, of_gradients
 from multirnn.mistakes.plumbing import Chunks, Plumbing
 from multirnn.spec import RecurrentSpec
 from multirnn.weights import Weights

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Mapping
 
-from multirnn.mistakes.change import MATRICES, Change, Edit, bidirectional, each, edited, known, of_weights
+from multirnn.mistakes.change import Change, bidirectional, known
+from multirnn.mistakes.edits import MATRICES, Edit, each, edited, of_weights
 from multirnn.spec import RecurrentSpec
 from multirnn.weights import Array, Weights
 

@@ -13,7 +13,8 @@ import numpy as np
 
 from multirnn.boundary import Boundary, Inputs
 from multirnn.layer import Gradients, Lengths, Output, State
-from multirnn.mistakes.change import Build, Edit, Runs, adjoint, pull_back, run
+from multirnn.mistakes.change import Build, Runs, pull_back, run
+from multirnn.mistakes.edits import Edit, adjoint
 from multirnn.weights import Array, Weights
 
 __all__ = ["Assembly", "Chunks", "Plumbing", "reversed_rows", "unchanged"]

@@ -7,7 +7,8 @@ import numpy as np
 
 from multirnn.boundary import Inputs
 from multirnn.layer import Gradients, Lengths, Output
-from multirnn.mistakes.change import Change, Edit, Runs, bidirectional, known, of_output, pull_back, run
+from multirnn.mistakes.change import Change, Runs, bidirectional, known, pull_back, run
+from multirnn.mistakes.edits import Edit, of_output
 from multirnn.mistakes.plumbing import Plumbing, reversed_rows, unchanged
 from multirnn.spec import RecurrentSpec
 from multirnn.weights import Array

@@ -7,20 +7,8 @@ import numpy as np
 
 from multirnn.boundary import Inputs
 from multirnn.layer import Gradients, Lengths, Output, State
-from multirnn.mistakes.change import (
-    Applies,
-    Change,
-    Edit,
-    Runs,
-    applied,
-    bidirectional,
-    drop,
-    known,
-    of_initial_state,
-    of_output,
-    pull_back,
-    run,
-)
+from multirnn.mistakes.change import Applies, Change, Runs, bidirectional, known, pull_back, run
+from multirnn.mistakes.edits import Edit, applied, drop, of_initial_state, of_output
 from multirnn.mistakes.plumbing import Plumbing
 from multirnn.spec import RecurrentSpec
 from multirnn.weights import Array
