@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -25,10 +26,11 @@ import numpy as np
 
 import multirnn as mr
 from multirnn.diagnosis import Diagnosis, diagnose
+from multirnn.diagnosis.calls import answer, apart, drawn_call
 from multirnn.mistakes import MISTAKES, mistakes_for
 from multirnn.mistakes.change import Mistake, Runs, composed
 from multirnn.mistakes.plumbing import Plumbing
-from multirnn.numerics import difference, tolerance
+from multirnn.numerics import tolerance
 from multirnn.testing.mutation import MutantLayer
 
 RESULTS = Path(__file__).parent / "results" / "diagnosis.json"
@@ -107,7 +109,7 @@ def draw_pairs(seed: int, count: int, mistakes: int) -> Iterator[Pair]:
         weights = mr.initialise(draw_spec(rng), rng)
         known = mistakes_for(weights.spec)
         chosen = [known[place] for place in rng.choice(len(known), mistakes, replace=False)]
-        # How passes are put together is nearest to the framework, and there is one way to do it.
+        # Mistakes in the plumbing are innermost, nearest to the framework; there can be one.
         chosen.sort(key=lambda mistake: not isinstance(mistake.realise, Plumbing))
         if len({mistake.family for mistake in chosen}) < mistakes:
             continue
@@ -121,27 +123,11 @@ def draw_pairs(seed: int, count: int, mistakes: int) -> Iterator[Pair]:
 
 def same(one: Runs, other: Runs, *, dtype: str, only_calls: bool) -> bool:
     """Whether two layers of float64 agree on calls drawn here, within the tolerance of a dtype."""
-    rng = np.random.default_rng(1)
-    spec = one.spec
-    states = (len(spec.form.states), spec.num_layers * len(spec.directions), 6, spec.hidden_size)
-    calls: list[tuple[Any, bool]] = [(None, True)]  # lengths, and whether there is an initial state
-    if not only_calls:
-        calls += [(rng.permutation([0, 6, 6, 2, 3, 1]), True), (None, False)]
-    for lengths, with_state in calls:
-        x = rng.standard_normal((6, 6, spec.input_size))
-        state = mr.State(*rng.uniform(-1, 1, states)) if with_state else None
-        cotangent = mr.Output(rng.standard_normal((6, 6, spec.output_size)), mr.State(*rng.uniform(-1, 1, states)))
-        outputs = [layer(x, state, lengths=lengths) for layer in (one, other)]
-        parts = [(output.sequence, *output.state) for output in outputs]
-        if not only_calls:
-            gradients = [layer.vjp(x, state, lengths=lengths, cotangent=cotangent) for layer in (one, other)]
-            parts = [
-                (*p, g.x, *g.state, *(g.weights[n] for n in spec.shapes)) for p, g in zip(parts, gradients, strict=True)
-            ]
-        for actual, expected in zip(*parts, strict=True):
-            if actual is not None and not difference(actual, expected).normwise <= tolerance(dtype):
-                return False
-    return True
+    draw = partial(drawn_call, replace(one.spec, dtype="float64"), np.random.default_rng(1), 6, 6)
+    hows: list[dict[str, Any]] = [{}, {"lengths": (0, 6, 6, 2, 3, 1)}, {"from_zero": True}]
+    calls = [draw()] if only_calls else [draw(**how, gradients=pull) for how in hows for pull in (False, True)]
+    answers = ([answer(layer, call, "float64") for layer in (one, other)] for call in calls)
+    return all(apart(*pair) <= tolerance(dtype) for pair in answers)
 
 
 # --- The experiment --------------------------------------------------------------------------------------------------
@@ -192,7 +178,9 @@ def measure(mistakes: int, pairs: int, seed: int = 0) -> Rates:
         rates.pairs += 1
         rates.ambiguous += found.ambiguous
         named = [cause.mistakes for cause in found.causes]
-        if (pair.mistakes and named and all(pair.is_explained_by(*cause) for cause in named)) or (not pair.mistakes and found.equal and not named):
+        if (pair.mistakes and named and all(pair.is_explained_by(*cause) for cause in named)) or (
+            not pair.mistakes and found.equal and not named
+        ):
             rates.right += 1
         else:
             names = " and ".join(mistake.name for mistake in pair.mistakes)

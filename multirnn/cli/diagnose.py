@@ -123,8 +123,8 @@ def command(
         if plot:
             say("looking for where they part")
             write_figure(plot_divergence(found.divergence or first_divergence(right, wrong, seed=seed)), plot)
-    saved = save is not None and found.corrected is not None
-    if save is not None and found.corrected is not None:
+    saved = bool(save and found.corrected)
+    if save and found.corrected:
         _save(found.corrected, save)
     if as_json:
         show_json({**found.to_dict(), "saved": str(save) if saved else None, "picture": str(plot) if plot else None})
@@ -158,7 +158,7 @@ def _list(mistakes: Iterable[Mistake], as_json: bool) -> None:
 
 
 def _sides(a: str, b: str, spec: RecurrentSpec | None, names: tuple[str, ...], seed: int) -> tuple[Any, Any]:
-    """The right side, and the one in question."""
+    """The right side and the suspect."""
     if names and ":" in b:
         raise click.UsageError(f"--mistake is planted in a backend, and B is {b}.")
     if ":" in a:
@@ -174,10 +174,10 @@ def _planted(name: str, mistakes: tuple[str, ...], weights: Weights) -> AdoptedL
     """A backend's layer of these weights, with mistakes in it.
 
     Raises:
-        InvalidCall: no mistake is called so, or it is none in this stack.
-        Unsupported: the backend refuses the stack, or what the mistake would make of it.
+        InvalidCall: a mistake is unknown, or makes no difference to this stack.
+        Unsupported: the backend refuses the stack, or the wrong form of it.
     """
-    # How the passes of a stack are put together is nearest to the framework.
+    # Mistakes in the plumbing are innermost, nearest to the framework.
     made = sorted((_mistake(m, weights.spec) for m in mistakes), key=lambda m: not isinstance(m.realise, Plumbing))
     wrong = backend(name)
     for mistake in made:
@@ -224,7 +224,7 @@ def _imported(path: str) -> Any:
 
 
 def _weather(right: Any, wrong: Any, spec: RecurrentSpec | None, seed: int) -> dict[str, Any]:
-    """A call on real data, where the features are as many."""
+    """A call on real data, if the number of features fits; else none."""
     known = known_spec(wrong) or spec or adopt(right).spec
     series = seattle_weather().standardised()
     if known.input_size != len(series.names):
@@ -238,7 +238,7 @@ def _weather(right: Any, wrong: Any, spec: RecurrentSpec | None, seed: int) -> d
 
 
 def _check_files(plot: Path | None, save: Path | None) -> None:
-    """Refuse, before anything is computed, what cannot be written."""
+    """Refuse files that cannot be written, before anything is computed."""
     if plot:
         picture_format(plot)
     if save and save.suffix != ".npz":

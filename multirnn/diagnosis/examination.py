@@ -219,7 +219,7 @@ class _Examination:
         return self._alone(*mistakes) if len(mistakes) == 1 else composed(self.build, *mistakes)(self.wide)
 
     def _bound(self, *mistakes: Mistake) -> float:
-        """The tolerance; that of float32 for mistakes that compute in float32."""
+        """The tolerance; float32's for mistakes that compute in float32."""
         return max(self.bound, tolerance("float32")) if any(map(self._narrow, mistakes)) else self.bound
 
     def _as_declared(self) -> Iterator[Mistakes]:
@@ -251,9 +251,9 @@ class _Examination:
     def _pairs(self) -> Iterator[Mistakes]:
         """Two of different families, in both orders if the order matters.
 
-        The effect of each mistake alone rules most pairs out: where one does not show, the other must explain B, and a part
+        The effect of each mistake alone rules most pairs out. Where one does not show, the other must explain B; and a part
         that a single mistake explains is hardly the work of two others. Mistakes in the weights may reveal or undo one
-        another, so the pairs ruled out this way are tried last.
+        another, so pairs that are ruled out are tried last.
         """
         steps = list(self._single_steps())
         calls = [*steps, *(call for call in self.calls if call.cotangent is None)]

@@ -1,7 +1,6 @@
 """Mistakes derived from others: in one layer and direction only, or from what a spec declares."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from multirnn.diagnosis.verdict import Mistakes
 from multirnn.mistakes.change import Build, Change, Mistake, Runs
@@ -29,43 +28,23 @@ def of_parts(mistake: Mistake) -> bool:
     return isinstance(mistake.realise, Plumbing)
 
 
-@dataclass(frozen=True, slots=True)
-class _OnlyIn:
-    """A mistake made in one layer and direction only. Serves as `Mistake.realise`."""
-
-    mistake: Mistake
-    layer: int
-    direction: str
-
-    def __call__(self, build: Build, weights: Weights) -> Runs:
-        """The wrong layer."""
-        passes, here = iter(weights.spec.passes), (self.layer, self.direction)
-
-        def one(part: Weights) -> Runs:
-            return self.mistake.realise(build, part) if next(passes) == here else build(part)
-
-        return Plumbing()(one, weights)
-
-    @property
-    def undo(self) -> Callable[[Weights], Weights] | None:
-        """See `Mistake.undo`."""
-        undo = self.mistake.undo
-        if undo is None:
-            return None
-
-        def undone(weights: Weights) -> Weights:
-            part = undo(weights.part(self.layer, self.direction)).at(0, "forward")
-            mended = {f"layers.{self.layer}.{self.direction}.{name}": array for name, array in part.items()}
-            return Weights(weights.spec, {**weights.arrays, **mended})
-
-        return undone
-
-
 def only_in(mistake: Mistake, layer: int, direction: str) -> Mistake:
     """The mistake in one layer and direction only."""
+    undo, here = mistake.undo, (layer, direction)
+
+    def make(build: Build, part: Weights, place: tuple[int, str]) -> Runs:
+        return mistake.realise(build, part) if place == here else build(part)
+
+    def undone(weights: Weights) -> Weights:
+        assert undo is not None
+        part = undo(weights.part(layer, direction)).at(0, "forward")
+        mended = {f"layers.{layer}.{direction}.{name}": array for name, array in part.items()}
+        return Weights(weights.spec, {**weights.arrays, **mended})
+
     where = f", in layer {layer} {direction} alone"
     name, says, fix = (f"{text}{where}" for text in (mistake.name, mistake.says, mistake.fix))
-    return replace(mistake, name=name, says=says, fix=fix, realise=_OnlyIn(mistake, layer, direction))
+    realise = Plumbing(make=make, undo=undone if undo else None)
+    return replace(mistake, name=name, says=says, fix=fix, realise=realise)
 
 
 def declared(right: RecurrentSpec, wrong: RecurrentSpec) -> Mistakes:

@@ -1,10 +1,9 @@
 """`first_divergence`: where B parts from A. It names no cause; `diagnose` does.
 
-Both are stepped from the states of A, so that an error is not carried to the steps and layers after it. What is first:
-
-    the lowest layer that makes other states from the same input and states; in it the direction that had run fewer steps,
-    forward before backward; and the first such step in running order. Steps are counted in original time: backward runs
-    from the last step to 0.
+Both are stepped from the states of A, so that no error is carried to later steps and layers. The first divergence is in the
+lowest layer that makes other states from the same input and states; there in the direction that had run fewer steps, forward
+before backward; and at the first such step in running order. Steps are counted in original time: backward runs from the
+last step to 0.
 
 If single steps agree and calls do not, the first step is the last one of the shortest beginning of the call that parts.
 If only outputs or only final states differ, it is the first output that does, or the end of the row. Gradients run back:
@@ -48,7 +47,7 @@ def first_divergence(
     Args:
         a: a Layer, or anything that `adopt` takes. If it computes what its readable weights say, those are run in float64
             as the reference. If not, and B computes what its own say, B is taken as right and A as the suspect.
-        b: likewise; its calls are enough.
+        b: as A, or an object known by its calls alone.
         x: `(batch, time, input_size)`, or `(time, input_size)`. Unless given, `draw_call(spec, seed)` draws a call, without
             state or lengths if one of the two takes none.
         state: the initial state; none unless given.

@@ -196,7 +196,7 @@ class Pair:
         return self._referred[1]
 
     def steps_of(self, side: Side, known: Known) -> Steps | None:
-        """The steps of these weights, if those of the side agree with them."""
+        """The steps of these weights; None if the side makes other ones."""
         steps = self._steps(known)
         if side.layer.takes_state and (self.gap(side.step(steps.x, steps.states), steps.made) > steps.room).any():
             return None

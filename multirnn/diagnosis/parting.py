@@ -97,7 +97,7 @@ def _outputs(pair: Pair, answers: Answers, parted: Parted) -> Divergence:
 
 
 def _output_report(pair: Pair, probe: str, parting: tuple[Parting, ...], answers: Answers, says: str) -> Divergence:
-    """Of an element of the sequence, where the first of `parting` is a pass of the last layer."""
+    """The record of an element of the sequence; the first of `parting` is a pass of the last layer."""
     half = pair.spec.directions.index(parting[0].direction or "forward")
     a, b = (pair.halves(seen)[half] for seen in answers)
     at = a[parting[0].step or 0], b[parting[0].step or 0]
@@ -108,7 +108,7 @@ def _output_report(pair: Pair, probe: str, parting: tuple[Parting, ...], answers
 
 
 def _final_report(pair: Pair, probe: str, parting: tuple[Parting, ...], answers: Answers, says: str) -> Divergence:
-    """Of an element of a final state of the first of `parting`."""
+    """The record of an element of a final state of the first of `parting`."""
     place = pair.place(parting[0])
     part = int(pair.parted(*answers).final[:, place].argmax())
     a, b = (seen.final[part, place] for seen in answers)

@@ -59,7 +59,7 @@ _DROPPED = _candidate(lambda ih, hh: (ih, 0 * hh))
 class _BareFirstStep(Boundary):
     """One pass, whose first step has no recurrent candidate bias in calls without an initial state."""
 
-    def __init__(self, build: Build, weights: Weights) -> None:
+    def __init__(self, build: Build, weights: Weights, place: tuple[int, str]) -> None:
         super().__init__(weights.spec)
         self._right, self._bare = build(weights), build(edited(_DROPPED)(weights))
         self.differentiable = getattr(self._right, "differentiable", True)

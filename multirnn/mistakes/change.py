@@ -1,8 +1,8 @@
-"""A layer made wrong on purpose, in one place: `Mistake`, and `Change`, which most of them are.
+"""A layer made wrong on purpose, in one place: `Mistake`, usually a `Change`.
 
-A mistake wraps a function that builds layers. So the known mistakes (`multirnn.mistakes.MISTAKES`) serve two purposes: a
-test must catch a backend with the mistake (`multirnn.testing`), and a mistake that makes the right layer wrong in the same
-way explains a wrong one (`multirnn.diagnosis`). Mistakes compose: the second wraps the layers of the first.
+A mistake wraps a function that builds layers. The known mistakes serve two purposes. `multirnn.testing` requires that a
+backend with the mistake is caught. `multirnn.diagnosis` explains a wrong layer by the mistake that makes the right layer
+wrong in the same way. Mistakes compose: the second wraps the layers of the first.
 
 The gradients of a wrong layer are the derivatives of the wrong function with respect to the right weights: a mistake in
 the forward pass adds none in the backward pass.
@@ -76,7 +76,8 @@ class Mistake:
         says: what is wrong, as a sentence without its subject, the wrong side: "reads the GRU blocks as z r n; they are
             stored r z n".
         fix: what to do about it, as an imperative sentence.
-        realise: builds the wrong layer, from a function that builds right layers and the right weights.
+        realise: builds the wrong layer, from a function that builds right layers and the right weights; see `Change` and
+            `Plumbing`.
         applies: whether it changes the function or the gradients of a stack of this spec. Also False if it would equal
             another known mistake, or if `says` would not be true.
         family: mistakes of one family exclude one another, as two orders of the gates do.
@@ -121,7 +122,7 @@ def composed(build: Build, *mistakes: Mistake) -> Build:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """The changes that make a layer wrong; None changes nothing. Serves as `Mistake.realise`.
+    """The changes that make a layer wrong; None changes nothing. Usable as `Mistake.realise`.
 
     Calls arrive checked and batched by `multirnn.boundary`.
 

@@ -59,11 +59,11 @@ class Chunks:
 
     @property
     def output(self) -> Output:
-        """Of the whole call."""
+        """The output of the whole call."""
         return Output(np.concatenate([out.sequence for out in self._outputs], axis=1), self._outputs[-1].state)
 
     def pull_back(self, cotangent: Output, change: Callable[[int, Inputs, Gradients], Gradients]) -> Gradients:
-        """The gradients of the whole call; those of each chunk are changed, and its state's goes to the one before."""
+        """The gradients of the whole call: each chunk's are changed, then its state's are the cotangent of the chunk before."""
         weights: dict[str, Array] = {}
         dx: list[Array] = []
         state = cotangent.state
@@ -77,25 +77,27 @@ class Chunks:
 
 @dataclass(frozen=True, slots=True)
 class Plumbing:
-    """The plumbing of a stack; right by default. Serves as `Mistake.realise`.
+    """The plumbing of a stack; right by default. Usable as `Mistake.realise`.
 
     Attributes:
         flip_in: reverses the input of a backward pass in time; its own adjoint.
         flip_out: reverses the output of a backward pass again; its own adjoint.
         joined: edits the concatenated outputs of every layer, `sequence`.
-        make: builds a pass from its weights.
+        make: builds a pass from its weights, at a place of `RecurrentSpec.passes`.
         run: runs a pass of a direction, in the order of its processing.
         pull_back: pulls a cotangent back through a pass.
         detached: whether the gradient stops between two layers.
+        undo: makes weights with which the wrong stack is the right function.
     """
 
     flip_in: Flip = reversed_rows
     flip_out: Flip = reversed_rows
     joined: Edit | None = None
-    make: Callable[[Build, Weights], Runs] = lambda build, weights: build(weights)
+    make: Callable[[Build, Weights, tuple[int, str]], Runs] = lambda build, weights, place: build(weights)
     run: Callable[[str, Runs, Inputs], Output] = lambda direction, layer, inputs: run(layer, inputs)
     pull_back: Callable[[str, Runs, Inputs, Output], Gradients] = lambda direction, *call: pull_back(*call)
     detached: bool = False
+    undo: Callable[[Weights], Weights] | None = None
 
     def __call__(self, build: Build, weights: Weights) -> "Assembly":
         """The stack with this plumbing."""
@@ -113,7 +115,7 @@ class Assembly(Boundary):
 
     def __init__(self, build: Build, weights: Weights, plumbing: Plumbing) -> None:
         super().__init__(weights.spec)
-        self._passes = [plumbing.make(build, weights.part(*place)) for place in weights.spec.passes]
+        self._passes = [plumbing.make(build, weights.part(*place), place) for place in weights.spec.passes]
         self._plumbing = plumbing
         self.differentiable = all(getattr(one, "differentiable", True) for one in self._passes)
 
