@@ -26,8 +26,9 @@ test: install
 # Under two minutes: the compiled recurrence, the same library for every Python, has its long tests in `make test`.
 CORE_ENV := .cache/core
 CORE := activations boundary broken_backends cli_backends cli_explain cli_help cli_module cli_summary conventions \
-	foreign_arrays implementation imports kernel_activations kernel_entry kernel_missing kernel_weights names \
-	numpy_fast numpy_native numpy_parameters numpy_reference readme registry series spec strategies support weights
+	conventions_refused foreign_arrays implementation imports kernel_activations kernel_entry kernel_missing \
+	kernel_weights names numpy_fast numpy_native numpy_parameters numpy_reference readme registry series spec \
+	strategies support weights
 
 test-core:
 	$(PYTHON) -m venv --clear $(CORE_ENV)

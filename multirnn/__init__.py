@@ -17,13 +17,15 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
-def __getattr__(name: str) -> Any:
-    """What `multirnn.public` has by this name. NumPy is loaded by the first of them, not by `multirnn --help`."""
-    if name == "__all__" or not name.startswith("__"):
-        public = import_module("multirnn.public")  # `from multirnn import public` asks this function first
-        if name in (*public.__all__, "__all__"):
-            return getattr(public, name)
-    raise AttributeError(f"module 'multirnn' has no attribute {name!r}")
+if not TYPE_CHECKING:  # or type checkers take any name for one of them
+
+    def __getattr__(name: str) -> Any:
+        """The public name. NumPy is loaded by the first of them, not by `multirnn --help`."""
+        if name == "__all__" or not name.startswith("__"):
+            public = import_module("multirnn.public")  # `from multirnn import public` asks this function first
+            if name in (*public.__all__, "__all__"):
+                return getattr(public, name)
+        raise AttributeError(f"module 'multirnn' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

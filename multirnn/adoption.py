@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike
 from multirnn.boundary import Boundary, Inputs
 from multirnn.errors import InvalidCall, Unrepresentable, kind_of
 from multirnn.layer import Gradients, Output, State
+from multirnn.protocol import Adopts, offers
 from multirnn.registry import backend_of
 from multirnn.returned import arranged, output_of, states_of
 from multirnn.spec import RecurrentSpec
@@ -133,9 +134,8 @@ def adopt(thing: Any, *, spec: RecurrentSpec | None = None, compiled: bool = Fal
         _known(thing.spec, spec, type(thing).__name__)
         return adopt(thing.native, spec=thing.spec, compiled=True) if compiled else AdoptedLayer(thing)
     backend = backend_of(thing)
-    run_by = getattr(backend, "adopt", None)
-    if backend is not None and run_by is not None:
-        adopted = run_by(thing, spec, compiled=compiled)
+    if offers(backend, Adopts):
+        adopted = backend.adopt(thing, spec, compiled=compiled)
         if not isinstance(adopted, Adopted):
             raise InvalidCall(
                 f"the backend {backend.name!r} adopted {kind_of(thing)} as {kind_of(adopted)}, "
@@ -240,7 +240,7 @@ class AdoptedLayer(Adopted):
     def compilable(self) -> bool:
         """Whether its native object has a compiled form."""
         backend = None if self.native is self._layer else backend_of(self.native)
-        return hasattr(backend, "adopt") and adopt(self.native, spec=self.spec).compilable
+        return offers(backend, Adopts) and adopt(self.native, spec=self.spec).compilable
 
     @property
     def parameter_count(self) -> int | None:

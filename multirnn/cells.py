@@ -11,8 +11,12 @@ before the recurrent product) and the cuDNN form (reset after it).
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Literal
 
-__all__ = ["CELLS", "FORMS", "Cell", "cell_form"]
+__all__ = ["CELLS", "FORMS", "Bias", "Cell", "CellName", "cell_form"]
+
+CellName = Literal["simple_rnn", "lstm", "gru"]
+Bias = Literal["none", "single", "double"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +36,14 @@ class Cell:
         reset_after: the field of a `RecurrentSpec` that, beside `name`, tells the form.
     """
 
-    name: str
+    name: CellName
     form: str
     title: str
     gates: tuple[str, ...]
     candidate: str
     states: tuple[str, ...]
     equations: tuple[str, ...]
-    default_bias: str = "single"
+    default_bias: Bias = "single"
     recurrent_candidate_bias: bool = False
     reset_after: bool = True
 

@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from multirnn.errors import InvalidCall
-from multirnn.implementation import NATIVE, implementations, realise
-from multirnn.layer import Gradients, Layer, Output, State
+from multirnn.layer import NATIVE, Gradients, Implementation, Layer, Output, State
 from multirnn.numerics import (
     TOLERANCE,
     Difference,
@@ -28,7 +27,7 @@ from multirnn.numerics import (
     normwise,
     tolerance,
 )
-from multirnn.protocol import Backend
+from multirnn.protocol import Backend, BackendName, abilities, backend_title, realise
 from multirnn.registry import Absent, present
 from multirnn.registry import backend as load_backend
 from multirnn.registry import backends as installed_backends
@@ -198,9 +197,9 @@ def compare(
     state: State | None = None,
     *,
     lengths: ArrayLike | None = None,
-    backends: Sequence[str | Backend] | None = None,
+    backends: BackendName | str | Sequence[BackendName | str | Backend] | None = None,
     seed: int = 0,
-    implementation: str = NATIVE,
+    implementation: Implementation = NATIVE,
 ) -> Comparison:
     """Hold backends against the reference: outputs, final states, gradients and parameter counts.
 
@@ -277,16 +276,12 @@ class _Reference:
         )
 
 
-def _row(name: str | Backend, implementation: str, weights: Weights, reference: _Reference) -> Row:
+def _row(name: str | Backend, implementation: Implementation, weights: Weights, reference: _Reference) -> Row:
     backend = present(name)
     if isinstance(backend, Absent):
         return Row(backend.name, backend.name, backend.verdict, backend.reason)
-    title = name if isinstance(name, str) else backend.name
-    if engine := getattr(backend, "engine", None):
-        title = f"{backend.name} ({engine})"
-    if implementation != NATIVE:
-        title += f" {implementation}"
-    if implementation not in implementations(backend):
+    title = backend_title(backend, implementation)
+    if implementation not in abilities(backend).implementations:
         return Row(backend.name, title, "refuses", f"it has no implementation {implementation!r}", backend.versions())
     if reason := backend.refuses(weights.spec):
         return Row(backend.name, title, "refuses", reason, backend.versions())

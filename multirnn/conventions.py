@@ -23,7 +23,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from multirnn.activations import Activation
-from multirnn.cells import FORMS
+from multirnn.cells import FORMS, Bias
 from multirnn.errors import Unrepresentable, an
 from multirnn.spec import DIRECTIONS, RecurrentSpec
 
@@ -74,7 +74,7 @@ class Convention:
     title: str
     gates: Mapping[str, Mapping[str, str]]
     arrays: Mapping[str, Held]
-    default_bias: Mapping[str, str]
+    default_bias: Mapping[str, Bias]
     place: str
     place_bidirectional: str
     directions: tuple[str, str]
@@ -88,8 +88,8 @@ class Convention:
         """The stack with the biases it has there by default; unchanged if there is no such cell."""
         return replace(spec, bias=self.default_bias[spec.form.form]) if spec.form.form in self.arrays else spec
 
-    def holds(self, spec: RecurrentSpec) -> str | None:
-        """None if this convention holds the arrays of the spec exactly, else the reason why not."""
+    def refuses(self, spec: RecurrentSpec) -> str | None:
+        """None: this convention holds the arrays of the spec exactly. A string: why not."""
         form = spec.form.form
         if form not in self.arrays:
             return f"{self.title} has no GRU whose reset gate acts {'after' if spec.reset_after else 'before'} the recurrent product"

@@ -6,7 +6,7 @@ no `batch` axis anywhere.
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,7 +15,28 @@ from multirnn.errors import InvalidCall
 from multirnn.spec import RecurrentSpec
 from multirnn.weights import Array, Weights
 
-__all__ = ["Gradients", "Layer", "Lengths", "Output", "State", "Stream"]
+__all__ = [
+    "FAST",
+    "FROZEN",
+    "NATIVE",
+    "Gradients",
+    "Implementation",
+    "Layer",
+    "Lengths",
+    "Output",
+    "Plan",
+    "Planned",
+    "State",
+    "Stream",
+]
+
+Implementation = Literal["native", "fast", "frozen"]
+NATIVE: Final = "native"
+"""The implementation that is the framework's own layer: the default, and the subject of a comparison of frameworks."""
+FAST: Final = "fast"
+"""The same function and contract, `native` included, made fast; where nothing faster is known it is native and says so."""
+FROZEN: Final = "frozen"
+"""Fast with constant weights, packed once at `build` and not in every call. Differentiable; changed weights are refused."""
 
 Lengths = NDArray[np.int64]
 
@@ -137,3 +158,31 @@ class Stream:
     def reset(self, state: State | None = None) -> None:
         """Begin again, from `state` or from zero."""
         self.state = state
+
+
+class Plan(NamedTuple):
+    """What a layer runs for a shape.
+
+    Attributes:
+        implementation: "fast" or "frozen", or "native" where nothing faster is known.
+        sentence: the code that runs, and the reason if it is native.
+    """
+
+    implementation: Implementation
+    sentence: str
+
+
+@runtime_checkable
+class Planned(Protocol):
+    """A layer of an implementation other than native: it tells what it runs."""
+
+    def plan(self, batch: int, time: int, *, lengths: bool = False, gradients: bool = False) -> Plan:
+        """What runs for an input of `batch` rows and `time` steps.
+
+        Args:
+            batch: rows.
+            time: steps of the longest row.
+            lengths: whether rows end before `time`.
+            gradients: forward and backward; forward alone unless given.
+        """
+        ...

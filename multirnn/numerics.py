@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from multirnn.errors import InvalidCall
 from multirnn.layer import State
-from multirnn.spec import RecurrentSpec
+from multirnn.spec import DType, RecurrentSpec
 from multirnn.weights import Array
 
 __all__ = [
@@ -42,9 +42,9 @@ def tolerance(dtype: str | np.dtype[Any]) -> float:
     return TOLERANCE[str(dtype)] * float(np.finfo(dtype).eps)
 
 
-def coarser(*dtypes: str | np.dtype[Any]) -> str:
+def coarser(*dtypes: DType) -> DType:
     """The dtype with the largest eps: arrays of these dtypes agree no better than that."""
-    return max(map(str, dtypes), key=lambda dtype: float(np.finfo(dtype).eps))
+    return max(dtypes, key=lambda dtype: float(np.finfo(dtype).eps))
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import numpy as np
 
 from multirnn.activations import Activation
 from multirnn.arrays import as_array
-from multirnn.cells import FORMS
+from multirnn.cells import FORMS, CellName
 from multirnn.conventions import FLAX_LINEN, TORCH, Convention, convention_named
 from multirnn.errors import InvalidWeights, Unrepresentable, an, kind_of
 from multirnn.names import numbered_cells, of_a_cell, prefixes, unprefixed
@@ -43,7 +43,7 @@ def from_arrays(
     arrays: Mapping[str, Any],
     *,
     convention: str | Convention,
-    cell: str | None = None,
+    cell: CellName | None = None,
     reset_after: bool | None = None,
     activation: str | Activation = "tanh",
     recurrent_activation: str | Activation = "sigmoid",
@@ -77,7 +77,7 @@ def from_arrays(
                     activation=activation,
                     recurrent_activation="sigmoid" if len(form.gates) == 1 else recurrent_activation,
                 )
-                if convention.holds(candidate) is None:
+                if convention.refuses(candidate) is None:
                     candidates.append(candidate)
     shapes = {key: array.shape for key, array in found.items()}
     fitting = [spec for spec in candidates if _shapes(spec, convention) == shapes]
@@ -131,7 +131,7 @@ def layout(spec: RecurrentSpec, *, convention: str | Convention) -> tuple[Place,
         Unrepresentable: there is no such convention, or it cannot hold the spec exactly; the sentence says what helps.
     """
     convention = convention_named(convention)
-    if reason := convention.holds(spec):
+    if reason := convention.refuses(spec):
         raise Unrepresentable(reason)
     return tuple(_places(convention, spec))
 

@@ -22,11 +22,10 @@ from multirnn.errors import (
     Unrepresentable,
     Unsupported,
 )
-from multirnn.implementation import Plan, with_implementation
-from multirnn.layer import Gradients, Layer, Output, State, Stream
+from multirnn.layer import Gradients, Layer, Output, Plan, State, Stream
 from multirnn.numerics import Difference, difference, tolerance
 from multirnn.packing import from_arrays, to_arrays
-from multirnn.protocol import Backend, accept
+from multirnn.protocol import Backend, accept, with_implementation
 from multirnn.registry import backend, backends, build, read
 from multirnn.spec import RecurrentSpec
 from multirnn.weights import Weights, fold_biases, initialise, split_biases

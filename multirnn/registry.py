@@ -16,10 +16,9 @@ from difflib import get_close_matches
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from multirnn.errors import MissingFramework, UnknownBackend, Unrepresentable, an, kind_of
-from multirnn.implementation import NATIVE, realise
-from multirnn.layer import Layer
-from multirnn.protocol import Backend, offers
+from multirnn.errors import MissingFramework, UnknownBackend, Unrepresentable, an
+from multirnn.layer import NATIVE, Implementation, Layer
+from multirnn.protocol import Backend, BackendName, contract_refuses, realise
 from multirnn.spec import RecurrentSpec
 from multirnn.weights import Weights, weights_of
 
@@ -34,7 +33,7 @@ def backends() -> tuple[str, ...]:
     return tuple(sorted({point.name for point in _points("multirnn.backends")}))
 
 
-def backend(name: str | Backend) -> Backend:
+def backend(name: BackendName | str | Backend) -> Backend:
     """The backend of this name, its framework loaded; a Backend object is itself.
 
     Raises:
@@ -42,9 +41,9 @@ def backend(name: str | Backend) -> Backend:
         MissingFramework: its framework is not installed. One that is installed but broken shows its own error.
     """
     if not isinstance(name, str):
-        if offers(name, Backend):
-            return name
-        raise UnknownBackend(f"a backend is chosen by its name or is a Backend object; this is {kind_of(name)}")
+        if reason := contract_refuses(name):
+            raise UnknownBackend(f"a backend is chosen by its name; this {reason}")
+        return name
     return _load(_find(_points("multirnn.backends"), name))
 
 
@@ -64,7 +63,7 @@ class Absent(NamedTuple):
     error: BaseException
 
 
-def present(name: str | Backend) -> Backend | Absent:
+def present(name: BackendName | str | Backend) -> Backend | Absent:
     """`backend`, for a table of several: one that cannot be had is told, and ends nothing for the others.
 
     Raises:
@@ -84,11 +83,11 @@ def present(name: str | Backend) -> Backend | Absent:
 
 def build(
     spec_or_weights: RecurrentSpec | Weights,
-    backend: str | Backend,
+    backend: BackendName | str | Backend,
     *,
     seed: int = 0,
     device: str | None = None,
-    implementation: str = NATIVE,
+    implementation: Implementation = NATIVE,
 ) -> Layer:
     """Realise a stack with a backend.
 
@@ -186,8 +185,8 @@ def _load(point: EntryPoint) -> Backend:
         raise MissingFramework(
             f"backend {point.name!r} needs {missing!r}, which is not installed: pip install {_requirement(point, missing)}"
         ) from error
-    if not offers(loaded, Backend):
-        raise UnknownBackend(f"{_offer(point)}, which is {kind_of(loaded)} and not a multirnn Backend: {_REMEDY}")
+    if reason := contract_refuses(loaded):
+        raise UnknownBackend(f"{_offer(point)}, which {reason}: {_REMEDY}")
     return loaded
 
 

@@ -20,17 +20,18 @@ from dataclasses import dataclass, fields
 from functools import lru_cache
 from math import prod
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from multirnn.activations import Activation
-from multirnn.cells import CELLS, Cell, cell_form
+from multirnn.cells import CELLS, Bias, Cell, CellName, cell_form
 from multirnn.errors import InvalidSpec
 
-__all__ = ["BIASES", "DIRECTIONS", "DTYPES", "RecurrentSpec"]
+__all__ = ["BIASES", "DIRECTIONS", "DTYPES", "DType", "RecurrentSpec"]
 
-BIASES = ("none", "single", "double")
+DType = Literal["float32", "float64"]
+BIASES: tuple[Bias, ...] = ("none", "single", "double")
 DIRECTIONS = ("forward", "backward")
-DTYPES = ("float32", "float64")
+DTYPES: tuple[DType, ...] = ("float32", "float64")
 FORMAT_VERSION = 1
 
 
@@ -56,16 +57,16 @@ class RecurrentSpec:
         InvalidSpec: a value that describes no layer; the sentence names the field, the value and what is allowed.
     """
 
-    cell: str
+    cell: CellName
     input_size: int
     hidden_size: int
     num_layers: int = 1
     bidirectional: bool = False
-    bias: str = ""
+    bias: Bias = ""  # type: ignore[assignment]  # the cell's own, as said above
     reset_after: bool = True
     activation: str | Activation = "tanh"
     recurrent_activation: str | Activation = "sigmoid"
-    dtype: str = "float32"
+    dtype: DType = "float32"
 
     def __post_init__(self) -> None:
         _one_of("cell", self.cell, tuple(CELLS))
@@ -86,7 +87,7 @@ class RecurrentSpec:
                 f"recurrent_activation is of the gates of an LSTM or GRU; cell={self.cell!r} has none, "
                 f"so it must stay 'sigmoid', not {self.recurrent_activation!r}"
             )
-        if self.bias == "":  # and not any false value: bias=False would mean the opposite of what it gave
+        if str(self.bias) == "":  # and not any false value: bias=False would mean the opposite of what it gave
             object.__setattr__(self, "bias", self.form.default_bias)
         _one_of("bias", self.bias, BIASES)
         object.__setattr__(

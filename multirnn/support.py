@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from multirnn.activations import ACTIVATIONS, Activation
 from multirnn.cells import CELLS, FORMS
-from multirnn.protocol import Backend
+from multirnn.protocol import Backend, abilities, backend_title
 from multirnn.spec import BIASES, DTYPES, RecurrentSpec
 
 __all__ = ["AXES", "QUOTED", "Rule", "Support", "ask", "axis_value", "blanks", "grid"]
@@ -174,16 +174,15 @@ def ask(backend: Backend, cells: Iterable[str] = CELLS) -> Support:
         there[places] = True
     for axis in QUOTED:
         _blank(answers, axis, tuple(axes).index(axis), axes[axis])
-    engine = getattr(backend, "engine", None)
     return Support(
         name=backend.name,
-        title=f"{backend.name} ({engine})" if engine else backend.name,
+        title=backend_title(backend),
         axes=axes,
         rules=tuple(_rules(answers, there, axes)),
         accepted=there & (answers == None),  # noqa: E711
         asked=int(there.sum()),
         differentiable=backend.differentiable,
-        takes_lengths=getattr(backend, "takes_lengths", True),
+        takes_lengths=abilities(backend).takes_lengths,
     )
 
 
@@ -222,7 +221,7 @@ def _blank(answers: NDArray[Any], axis: str, place: int, values: Sequence[Any]) 
 # A box is a list of places for each axis.
 Box = list[list[int]]
 
-FREE, ACCEPTED = -1, 0  # codes below those of the reasons: any rule may cover it; accepted
+FREE, ACCEPTED = -1, 0  # any rule may cover it; accepted. Reasons have the codes from 1 on
 
 
 def _rules(answers: NDArray[Any], there: NDArray[np.bool_], axes: Mapping[str, tuple[Any, ...]]) -> Iterator[Rule]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from multirnn.arrays import as_array
 from multirnn.errors import InvalidSpec, InvalidWeights, Unrepresentable, kind_of
-from multirnn.spec import RecurrentSpec
+from multirnn.spec import DType, RecurrentSpec
 
 __all__ = ["SCHEMES", "Array", "Weights", "fold_biases", "initialise", "split_biases", "weights_of"]
 
@@ -74,7 +74,7 @@ class Weights:
         return Weights(spec, {f"layers.0.forward.{name}": array for name, array in self.at(layer, direction).items()})
 
     @np.errstate(all="ignore")
-    def astype(self, dtype: str) -> Weights:
+    def astype(self, dtype: DType) -> Weights:
         """The same weights in "float32" or "float64"; widening is exact, narrowing rounds to nearest."""
         spec = replace(self.spec, dtype=dtype)
         return Weights(spec, {name: array.astype(spec.dtype) for name, array in self.arrays.items()})

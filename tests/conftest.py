@@ -36,8 +36,8 @@ def backend(request: pytest.FixtureRequest) -> mr.Backend:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def compiled_functions_are_let_go() -> Iterator[None]:
-    """Every function that XLA compiles for a CPU maps some 40 pieces of memory, and Linux ends a process at 65530."""
+def compiled_functions_are_freed() -> Iterator[None]:
+    """Clears JAX's caches: each function that XLA compiles adds some 40 memory maps, and Linux allows 65530 a process."""
     yield
     if jax := sys.modules.get("jax"):
         jax.clear_caches()
@@ -50,10 +50,12 @@ def tell(record_property: Callable[[str, object], None]) -> Callable[[str], None
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """How many checks of the conformance suite each backend holds, and what tests tell."""
+    """Prints how many checks of the conformance suite each backend passes, and the sentences that tests `tell`."""
     passed = terminalreporter.getreports("passed")
     clean = Counter(
-        report.nodeid.partition("[")[2].split("-")[0] for report in passed if "::test_conformance[" in report.nodeid
+        report.nodeid.partition("[")[2].split("-")[0]
+        for report in passed
+        if "test_agreement.py::test_conformance[" in report.nodeid
     )
     lines = [f"{backend}: {held} checks of the conformance suite hold" for backend, held in sorted(clean.items())]
     lines += sorted(str(value) for report in passed for name, value in report.user_properties if name == "tell")

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 import pytest
 
 import multirnn as mr
-from multirnn.implementation import FROZEN, NATIVE, Planned, implementations, realise
+from multirnn.layer import FROZEN, NATIVE, Planned
+from multirnn.protocol import Abilities, abilities, realise
 
 SPEC = mr.RecurrentSpec("gru", 3, 5, num_layers=2, bidirectional=True)
 
@@ -42,7 +43,7 @@ LSTM = mr.RecurrentSpec("lstm", 3, 5)
 
 
 def test_a_backend_that_names_none_is_native_alone() -> None:
-    assert implementations(Recorder()) == ("native",)
+    assert abilities(Recorder()).implementations == ("native",)
     with pytest.raises(mr.InvalidCall, match="backend 'recorder' has 'native' alone, not the implementation 'fast'"):
         mr.build(LSTM, Recorder(), implementation="fast")
 
@@ -67,7 +68,7 @@ def test_a_backend_with_its_implementation_chosen_is_a_backend() -> None:
     fast = mr.with_implementation(backend, "fast")
     assert isinstance(fast, mr.Backend)
     assert (fast.name, fast.differentiable, fast.versions()) == ("recorder fast", True, {"recorder": "1"})
-    assert implementations(fast) == ("native",)
+    assert abilities(fast).implementations == ("native",)
     assert fast.engine == "its engine"
     assert not hasattr(fast, "adopt")
     fast.build(mr.initialise(LSTM))
@@ -90,9 +91,52 @@ def test_compare_takes_an_implementation() -> None:
     assert found.ok
 
 
+MISSPELT = {
+    "take_lengths": ("takes_lengths", False),
+    "preprare": ("prepare", None),
+    "implementation": ("implementations", ("native", "fast")),
+    "adopts": ("adopt", None),
+    "device": ("devices", None),
+}
+
+
+@pytest.mark.parametrize("name", MISSPELT)
+def test_a_misspelt_ability_is_an_error(name: str) -> None:
+    right, value = MISSPELT[name]
+    sentence = rf"has '{name}' \(did you mean '{right}'\?\)"
+    backend = Recorder()
+    setattr(backend, name, value)
+    for ask in (
+        mr.backend,
+        lambda backend: mr.build(LSTM, backend),
+        lambda backend: mr.compare(LSTM, backends=[backend]),
+    ):
+        with pytest.raises(mr.UnknownBackend, match=sentence):
+            ask(backend)
+    with pytest.raises(TypeError, match=f"the backend Mine {sentence}"):
+        type("Mine", (Abilities,), {name: value})
+    derived = type("Derived", (Abilities, Recorder), {})()
+    assert mr.backend(derived) is derived
+    setattr(derived, name, value)
+    with pytest.raises(mr.UnknownBackend, match=sentence):
+        mr.backend(derived)
+
+
+def test_an_attribute_of_its_own_is_not_a_misspelling() -> None:
+    backend = WithFast()
+    backend.cache, backend.device, backend.devices = {}, "cpu", lambda: ("cpu",)  # type: ignore[attr-defined]
+    assert mr.backend(backend) is backend
+
+
+def test_what_a_backend_lacks_has_a_default() -> None:
+    plain, fast = abilities(Recorder()), abilities(WithFast())
+    assert (plain.implementations, plain.takes_lengths, plain.engine, plain.devices()) == (("native",), True, None, ())
+    assert (fast.implementations, fast.engine) == (("native", "fast"), "its engine")
+
+
 @pytest.fixture(params=["fast", FROZEN])
 def made_fast(backend: mr.Backend, request: pytest.FixtureRequest) -> mr.Backend:
-    if request.param not in implementations(backend):
+    if request.param not in abilities(backend).implementations:
         pytest.skip(f"{backend.name} has no {request.param} implementation")
     return mr.with_implementation(backend, request.param)
 
@@ -111,7 +155,7 @@ def test_a_fast_layer_tells_what_it_runs(made_fast: mr.Backend, batch: int, time
 
 @pytest.mark.parametrize("implementation", ["native", "fast", "frozen"])
 def test_a_layer_says_what_it_is(backend, implementation) -> None:
-    if implementation not in implementations(backend):
+    if implementation not in abilities(backend).implementations:
         return
     spec = mr.RecurrentSpec("gru", 4, 6, num_layers=2, bidirectional=True, bias="double")
     layer = mr.build(spec, backend, implementation=implementation)

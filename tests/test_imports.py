@@ -18,37 +18,6 @@ ROOT = Path(mr.__file__).parent.parent
 
 # --- In the source -----------------------------------------------------------------------------------------------------------
 
-ORDER = (  # each may import from what stands before it
-    *(
-        "errors",
-        "activations",
-        "cells",
-        "spec",
-        "arrays",
-        "weights",
-        "names",
-        "conventions",
-        "packing",
-        "layer",
-        "protocol",
-        "boundary",
-    ),
-    *(
-        "implementation",
-        "kernel",
-        "registry",
-        "tables",
-        "numerics",
-        "comparison",
-        "confirmation",
-        "returned",
-        "adoption",
-        "mistakes",
-        "diagnosis",
-        "parity",
-    ),
-    *("public", "support", "support_table", "testing", "pytest_plugin", "plot", "series", "samples", "cli"),
-)
 ALLOWED = {  # beside the standard library and itself
     "multirnn": {"numpy", "rich", "click", "matplotlib", "hypothesis", "pytest"},
     "multirnn_numpy": {"numpy", "multirnn"},
@@ -64,9 +33,19 @@ SOURCES = [
 ]
 
 
-def imports(path: Path) -> Iterator[str]:
+def loading(path: Path) -> Iterator[ast.AST]:
+    """The nodes of a file but for its imports for type checkers, which load nothing."""
+    waiting: list[ast.AST] = [ast.parse(path.read_text())]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
+            waiting += ast.iter_child_nodes(node)
+
+
+def imports(path: Path, *, loaded: bool = False) -> Iterator[str]:
     """The modules that a file names in its imports, wherever in it."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in loading(path) if loaded else ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -123,7 +102,7 @@ def test_no_module_imports_itself_by_way_of_others(package: str) -> None:
 
 def needed(path: Path, modules: Container[str]) -> Iterator[str]:
     """Those of some modules that a file imports, by their own names where it takes them out of a package."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in loading(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -131,19 +110,36 @@ def needed(path: Path, modules: Container[str]) -> Iterator[str]:
             yield from (name if name in modules else str(node.module) for name in names)
 
 
-def test_the_description_is_built_from_below() -> None:
-    seen = set()
-    for package, path in SOURCES:
-        if package != "multirnn" or path in (ROOT / "multirnn" / "__init__.py", ROOT / "multirnn" / "__main__.py"):
-            continue
-        own = path.relative_to(ROOT / "multirnn").parts[0].removesuffix(".py")
-        seen.add(own)
-        for name in imports(path):
-            if name.startswith("multirnn."):
-                other = name.split(".")[1]
-                assert ORDER.index(other) <= ORDER.index(own), f"{own} imports {other}"
-                assert other != own or (ROOT / "multirnn" / own).is_dir()
-    assert seen == set(ORDER)
+def test_modules_and_packages_are_built_on_few_levels() -> None:
+    """The longest chain of imports between the files and folders of `multirnn`, those inside functions included."""
+    sources = {
+        path: path.relative_to(ROOT / "multirnn").parts[0].removesuffix(".py") for _, path in SOURCES if _ == "multirnn"
+    }
+    needs: dict[str, set[str]] = {own: set() for own in sources.values() if not own.startswith("__")}
+    for path, own in sources.items():
+        if own in needs:
+            found = {name.split(".")[1] for name in imports(path, loaded=True) if name.startswith("multirnn.")}
+            assert own not in found or (ROOT / "multirnn" / own).is_dir(), f"{path} imports itself"
+            needs[own] |= found - {own}
+    levels: list[list[str]] = []
+    while done := [own for own in needs if needs[own] <= {name for level in levels for name in level}]:
+        levels.append(done)
+        for own in done:
+            del needs[own]
+    assert not needs, f"in a cycle, or above one: {needs}"
+    assert len(levels) <= 11, levels
+
+
+def test_a_file_is_one_idea() -> None:
+    """So no file of Python is long."""
+    folders = [ROOT / name for name in ("multirnn", "backends", "benchmarks", "docs", "examples", "tests")]
+    long = {
+        str(path.relative_to(ROOT)): lines
+        for folder in folders
+        for path in folder.rglob("*.py")
+        if (lines := len(path.read_text().splitlines())) >= 450
+    }
+    assert not long
 
 
 # --- In the interpreter --------------------------------------------------------------------------------------------------------

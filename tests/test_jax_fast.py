@@ -12,9 +12,9 @@ import pytest
 from multirnn_bench.verify import allowed, answer, error, expected
 
 import multirnn as mr
-from multirnn.implementation import Plan, with_implementation
+from multirnn.layer import Plan
 from multirnn.numerics import draw_call
-from multirnn.protocol import MODES, Work
+from multirnn.protocol import MODES, Work, with_implementation
 from multirnn.testing import cases
 
 jax = pytest.importorskip("jax")
@@ -463,7 +463,7 @@ print("sharded over", len(jax.devices()), "devices")
 COMPILED = """
 import multirnn as mr
 from multirnn_jax import kernel
-from multirnn.implementation import with_implementation
+from multirnn.protocol import with_implementation
 
 fast = with_implementation(mr.backend("jax"), "fast")
 if not compiled_recurrence:

@@ -14,9 +14,8 @@ import pytest
 
 import multirnn as mr
 from multirnn import kernel
-from multirnn.implementation import with_implementation
 from multirnn.numerics import draw_call
-from multirnn.protocol import MODES, SGD_RATE, Work
+from multirnn.protocol import MODES, SGD_RATE, Work, with_implementation
 from multirnn.testing import cases
 
 multirnn_keras = pytest.importorskip("multirnn_keras")

@@ -10,8 +10,8 @@ import pytest
 
 import multirnn as mr
 from multirnn import kernel
-from multirnn.implementation import with_implementation
 from multirnn.numerics import draw_call
+from multirnn.protocol import with_implementation
 
 multirnn_keras = pytest.importorskip("multirnn_keras")
 keras = pytest.importorskip("keras")

@@ -8,7 +8,7 @@ import pytest
 
 import multirnn as mr
 from multirnn.comparison import Row
-from multirnn.implementation import with_implementation
+from multirnn.protocol import with_implementation
 from multirnn.testing import LargeProblem, large_cases, large_problems
 
 IMPLEMENTATIONS = [

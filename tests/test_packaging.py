@@ -77,7 +77,7 @@ def test_the_sdist_has_what_builds_and_tests_it(built: Built) -> None:
     assert {"hatch_build.py", "benchmarks/peers/torch_eager.py"} <= built.sdist
     assert {"tests/third_party/pyproject.toml", "backends/multirnn_numpy/__init__.py"} <= built.sdist
     assert {"CITATION.cff", "CONTRIBUTING.md", "SECURITY.md", "docs/conventions.md", "docs/errors.png"} <= built.sdist
-    rooms = {"multirnn", "backends", "tests", "benchmarks", "docs", "examples"}
+    rooms = {"multirnn", "backends", "tests", "benchmarks", "docs"}
     assert {name.partition("/")[0] for name in built.sdist if "/" in name} <= rooms
     assert not [name for name in built.sdist if "__pycache__" in name or name.endswith(".pyc")]
 

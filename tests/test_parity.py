@@ -90,7 +90,9 @@ def test_a_refusal_and_a_backend_that_cannot_train_are_rows() -> None:
         """A backend without `train`."""
 
         name, differentiable = "plain", True
-        refuses, build, read, versions = (getattr(NUMPY(), name) for name in ("refuses", "build", "read", "versions"))
+        refuses, build, read, versions = (
+            staticmethod(getattr(NUMPY(), name)) for name in ("refuses", "build", "read", "versions")
+        )
 
     class Picky(NUMPY):
         name = "picky"

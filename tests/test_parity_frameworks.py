@@ -11,7 +11,8 @@ import pytest
 from parity_backends import GRU, LSTM, RNN, batch_of, by_name, trained
 
 import multirnn as mr
-from multirnn.parity import OPTIMISERS, Trains
+from multirnn.parity import OPTIMISERS
+from multirnn.protocol import Trains
 
 INFERENCE_ONLY = "it is for inference only: it has no gradients to train by"
 

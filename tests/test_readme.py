@@ -20,7 +20,7 @@ from multirnn.cells import FORMS
 from multirnn.mistakes import MISTAKES, mistakes_for
 from multirnn.numerics import TOLERANCE
 from multirnn.support import AXES, ask
-from multirnn.support_table import Row, summarise
+from multirnn.support_table import Line, summarise
 from multirnn.testing import cases
 
 ROOT = Path(__file__).parent.parent
@@ -29,7 +29,7 @@ RUN = ("README.md", "docs/conventions.md", "docs/backends.md", "docs/diagnosis.m
 GENERATED_IN = (*RUN, "benchmarks/RESULTS.md")
 """The documents with generated parts."""
 LINKING = (*GENERATED_IN, "docs/command-line.md", "docs/benchmarks.md", "CONTRIBUTING.md", "SECURITY.md")
-LINKING += ("backends/README.md", "examples/README.md", "benchmarks/NOTES.md")
+LINKING += ("backends/README.md", "docs/lessons/README.md", "benchmarks/NOTES.md")
 NAMES = {"jax": "JAX", "keras": "Keras", "numpy": "NumPy", "onnxruntime": "ONNX Runtime", "torch": "PyTorch"}
 
 
@@ -44,12 +44,12 @@ def support() -> str:
     summary = summarise(supports)
     titles = [NAMES.get(one.name, one.name) + one.title.removeprefix(one.name) for one in supports]
 
-    def entries(row: Row) -> list[str]:
+    def entries(row: Line) -> list[str]:
         signs = {"yes": "✓", "no": "–"}
         return [
             signs.get(entry.text, entry.text)
             + (f"<sup>{', '.join(map(str, entry.notes))}</sup>" if entry.notes else "")
-            for entry in row.entries
+            for entry in row.answers
         ]
 
     cells = []

@@ -85,8 +85,8 @@ def test_a_backend_object_is_itself() -> None:
         ("Keras", "no backend named 'Keras'; installed: jax, keras, numpy, torch; did you mean 'keras'?"),
         ("mxnet", "no backend named 'mxnet'; installed: jax, keras, numpy, torch"),
         ("", "no backend named ''; installed: jax, keras, numpy, torch"),
-        (None, "a backend is chosen by its name or is a Backend object; this is None"),
-        (np, "a backend is chosen by its name or is a Backend object; this is a module"),
+        (None, "a backend is chosen by its name; this is None and not a multirnn Backend"),
+        (np, "a backend is chosen by its name; this is a module and not a multirnn Backend"),
     ],
 )
 def test_what_is_no_backend(offer: Any, name: Any, sentence: str) -> None:

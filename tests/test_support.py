@@ -96,13 +96,13 @@ def applies(where: str, spec: mr.RecurrentSpec) -> bool:
 def reader(summary: Summary, column: int) -> Callable[[mr.RecurrentSpec], bool]:
     """What a reader of the table and its notes takes a backend to say: which specs it accepts."""
     backend = summary.titles[column].partition(" ")[0]
-    refused = {(row.label, row.of) for row in summary.cells if row.entries[column].text == "no"}
+    refused = {(row.label, row.of) for row in summary.cells if row.answers[column].text == "no"}
     labels = [row.label for row in summary.fields]
     fields = [
-        (axis, row.of if labels.count(label) > 1 else "", row.entries[column].text)
+        (axis, row.of if labels.count(label) > 1 else "", row.answers[column].text)
         for axis, label in list(LABELS.items())[2:]
         for row in summary.fields
-        if row.label == label and row.entries[column].text != "all"
+        if row.label == label and row.answers[column].text != "all"
     ]
     wheres = [note.where for note in summary.notes if note.backend == backend and note.where]
 
@@ -161,7 +161,7 @@ def test_the_table_of_all_backends_says_what_each_answers() -> None:
         accepts = reader(summary, column)
         for spec in SPECS:
             assert accepts(spec) is (one.refuses(spec) is None), (one.name, spec)
-    numbers = [number for row in (*summary.cells, *summary.fields) for entry in row.entries for number in entry.notes]
+    numbers = [number for row in (*summary.cells, *summary.fields) for entry in row.answers for number in entry.notes]
     assert list(dict.fromkeys(numbers)) == [note.number for note in summary.notes], "in the order in which they are met"
 
 
@@ -173,7 +173,7 @@ def test_keras_on_an_engine_that_has_no_float64(monkeypatch: pytest.MonkeyPatch)
     assert_says_all(keras, support)
     (dtype,) = [row for row in summarise([support]).fields if row.label == "dtype"]
     assert dtype.of == "float32, float64"
-    assert str(dtype.entries[0]) == "float32 [5]"
+    assert str(dtype.answers[0]) == "float32 [5]"
     assert [rule.where for rule in support.rules if "engine" in rule.reason] == [{"dtype": ("float64",)}]
 
 
@@ -264,7 +264,7 @@ def test_what_a_spec_cannot_say_is_read_from_the_backend() -> None:
         takes_lengths = False
 
     for backend, said in ((Inference(lambda spec: None), "no"), (Stranger(lambda spec: None), "yes")):
-        rows = {row.label: str(row.entries[0]) for row in summarise([ask(backend)]).fields}
+        rows = {row.label: str(row.answers[0]) for row in summarise([ask(backend)]).fields}
         assert (rows["lengths"], rows["gradients"]) == (said, said)
 
 

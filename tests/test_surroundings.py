@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 import multirnn as mr
-from multirnn.implementation import implementations, with_implementation
 from multirnn.numerics import draw_call
+from multirnn.protocol import abilities, with_implementation
 
 SPECS = {
     "simple_rnn": mr.RecurrentSpec("simple_rnn", 5, 11),
@@ -201,7 +201,7 @@ def every_backend() -> list[Any]:
             loaded = mr.backend(name)
         except mr.MissingFramework:
             continue
-        found += [with_implementation(loaded, implementation) for implementation in implementations(loaded)]
+        found += [with_implementation(loaded, implementation) for implementation in abilities(loaded).implementations]
     return found
 
 

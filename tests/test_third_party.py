@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import multirnn as mr
-from multirnn.parity import Trains
+from multirnn.protocol import Trains
 
 ROOT = Path(mr.__file__).parent.parent
 EXAMPLE = ROOT / "tests" / "third_party"

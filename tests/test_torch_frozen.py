@@ -9,7 +9,7 @@ import pytest
 
 import multirnn as mr
 from multirnn import kernel
-from multirnn.implementation import with_implementation
+from multirnn.protocol import with_implementation
 from multirnn.testing import cases
 
 torch = pytest.importorskip("torch")

@@ -8,7 +8,7 @@ from multirnn_torch.fast import LOOPS, FastGRU, FastLSTM, FastRNN
 
 import multirnn as mr
 from multirnn import kernel
-from multirnn.implementation import with_implementation
+from multirnn.protocol import with_implementation
 
 FAST = with_implementation(BACKEND, "fast")
 LAYERS = {

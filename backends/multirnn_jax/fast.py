@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from multirnn import Gradients, Inputs, Output, RecurrentSpec, State, Weights
-from multirnn.implementation import FAST, Plan
+from multirnn.layer import FAST, Plan
 from multirnn_jax import kernel, recursion
 from multirnn_jax.apply import Params, Recurrence
 from multirnn_jax.layer import Compiled, JaxLayer, compiled
@@ -68,7 +68,7 @@ class FastJaxLayer(JaxLayer):
         return FAST
 
     def plan(self, batch: int, time: int, *, lengths: bool = False, gradients: bool = False) -> Plan:
-        """What runs for an input of this shape; see `multirnn.implementation.Planned`."""
+        """What runs for an input of this shape; see `multirnn.layer.Planned`."""
         why = kernel.refuses() or ("" if _on_cpu(self.native.params) else "the parameters are not on a CPU")
         if not why:
             return Plan("fast", "the compiled recurrence, a custom call of XLA")

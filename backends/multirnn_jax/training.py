@@ -34,7 +34,7 @@ OPTIMISERS: Mapping[str, Callable[[Optimiser], optimizers.Optimizer]] = MappingP
 
 
 def train(layer: JaxLayer, batch: Batch, optimiser: Optimiser, steps: int) -> Array:
-    """Train the parameters, and put the last ones in their place; see `multirnn.parity.Trains`."""
+    """Train the parameters, and put the last ones in their place; see `multirnn.protocol.Trains`."""
     native = layer.native
     losses = []
     with scope(layer.spec):

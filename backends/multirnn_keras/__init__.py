@@ -4,24 +4,16 @@ Keras runs on TensorFlow, JAX or PyTorch: on the engine that it was imported wit
 by KERAS_BACKEND or `keras.json`, else on TensorFlow.
 """
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
-
-from multirnn import InvalidCall, RecurrentSpec, Weights, accept
-from multirnn.parity import Batch, Optimiser
-from multirnn.weights import Array
+from multirnn import Weights, accept
+from multirnn.layer import Implementation
+from multirnn.protocol import Abilities, Prepared, Work
 from multirnn_keras import engine  # before all that imports Keras: it loads what Keras runs on, quietly
 
 # isort: split
-from multirnn_keras import adoption, fast, layer, training
-from multirnn_keras import weights as conversion
+from multirnn_keras import adoption, fast, layer, training, weights
 from multirnn_keras.activations import HardSigmoid
-from multirnn_keras.adoption import AdoptedKeras
 from multirnn_keras.fast import FastGRU, FastKerasLayer, FastLSTM, FastSimpleRNN
 from multirnn_keras.layer import KerasLayer
-
-if TYPE_CHECKING:
-    from multirnn.protocol import Prepared, Work
 
 __all__ = [
     "BACKEND",
@@ -35,8 +27,8 @@ __all__ = [
 ]
 
 
-class KerasBackend:
-    """Realises what Keras has layers for: see `refuses`.
+class KerasBackend(Abilities):
+    """Refuses bias forms that Keras does not hold, and float64 on engines other than TensorFlow.
 
     Attributes:
         engine: what Keras runs on, "tensorflow", "jax" or "torch".
@@ -45,64 +37,41 @@ class KerasBackend:
     name = "keras"
     differentiable = True
     implementations = ("native", "fast")
-    engine = engine.ENGINE
+    refuses = staticmethod(layer.refuses)
+    read = staticmethod(weights.read)
+    adopt = staticmethod(adoption.adopt)
+    train = staticmethod(training.train)
+    default_epsilon = staticmethod(training.default_epsilon)
+    versions = staticmethod(engine.versions)
+    engine = engine.ENGINE  # hides the module from here on
 
-    def refuses(self, spec: RecurrentSpec) -> str | None:
-        """Refuses forms of the biases that Keras does not hold, and float64 on engines other than TensorFlow."""
-        return layer.refuses(spec)
+    def build(
+        self, weights: Weights, *, device: str | None = None, implementation: Implementation = "native"
+    ) -> KerasLayer:
+        """A layer of `weights.spec` in Keras.
 
-    def build(self, weights: Weights, *, device: str | None = None, implementation: str = "native") -> KerasLayer:
-        """Realise `weights.spec` with these weights, on a device as `keras.device` names it; see `build`."""
-        accept(self, weights.spec)
-        if implementation not in self.implementations:
-            raise InvalidCall(f"implementation must be 'native' or 'fast', not {implementation!r}")
+        Args:
+            weights: copied into the variables of the layers.
+            device: as `keras.device` names it ("cpu", "gpu", "gpu:1"), "cuda" meaning "gpu"; defaults to the engine's.
+            implementation: "native", Keras' own layers, or "fast", ours, which are the same functions.
+
+        Raises:
+            Unsupported: Keras has no layer for the spec; the sentence has the reason.
+            InvalidCall: Keras' engine has no such device here, or there is no such implementation.
+        """
+        accept(self, weights.spec, implementation)
         return fast.build(weights, device) if implementation == "fast" else layer.build(weights, device)
 
-    def read(self, native: Any) -> Weights:
-        """The spec and the weights of a recurrent layer of Keras, or of a stack of them; see `weights.read`."""
-        return conversion.read(native)
-
-    def adopt(self, native: Any, spec: RecurrentSpec | None, *, compiled: bool = False) -> AdoptedKeras:
-        """Run a layer or a model of the user's own as it is; see `adoption.adopt`."""
-        return adoption.adopt(native, spec, compiled=compiled)
-
-    def train(self, layer: KerasLayer, batch: Batch, optimiser: Optimiser, steps: int) -> Array:
-        """Train a layer in place, by `keras.optimizers`; see `training.train`."""
-        return training.train(layer, batch, optimiser, steps)
-
-    def prepare(self, layer: KerasLayer, work: "Work", threads: int) -> "Prepared":
+    def prepare(self, layer: KerasLayer, work: Work, threads: int) -> Prepared:
         """See `multirnn.protocol.Timed`."""
-        from multirnn_keras import bench  # here, since only benchmarks need it
+        from multirnn_keras.bench import prepare  # only benchmarks need it
 
-        return bench.prepare(layer, work, threads)
-
-    def default_epsilon(self) -> float:
-        """Of `keras.optimizers.Adam`."""
-        return training.default_epsilon()
-
-    def versions(self) -> Mapping[str, str]:
-        """The versions of Keras and of its engine."""
-        return engine.versions()
+        return prepare(layer, work, threads)
 
     def devices(self) -> tuple[str, ...]:
-        """The devices that `build` takes here."""
+        """The engine's devices."""
         return engine.devices()
 
 
 BACKEND = KerasBackend()
-
-
-def build(weights: Weights, *, device: str | None = None, implementation: str = "native") -> KerasLayer:
-    """Realise `weights.spec` in Keras.
-
-    Args:
-        weights: copied into the variables of the layers.
-        device: as `keras.device` names it ("cpu", "gpu", "gpu:1"), "cuda" meaning "gpu"; the engine's default unless
-            given.
-        implementation: "native", Keras' own layers, or "fast", ours, which are the same functions.
-
-    Raises:
-        Unsupported: Keras has no layer for the spec; the sentence has the reason.
-        InvalidCall: Keras' engine has no such device here, or there is no such implementation.
-    """
-    return BACKEND.build(weights, device=device, implementation=implementation)
+build = BACKEND.build

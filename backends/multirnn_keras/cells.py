@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from multirnn import Activation
+from multirnn.cells import CellName
 from multirnn_keras.operations import Tensors, affine, concatenate, nn, ops, rows, where
 
 __all__ = ["Form", "cell_of"]
@@ -28,7 +29,7 @@ class Form(NamedTuple):
         reverse: run from the last step to the first; outputs stand where their inputs do.
     """
 
-    cell: str
+    cell: CellName
     reset_after: bool
     activation: Activation
     recurrent_activation: Activation

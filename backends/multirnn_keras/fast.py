@@ -12,7 +12,8 @@ import keras
 import numpy as np
 
 from multirnn import Gradients, Inputs, InvalidCall, Output, RecurrentSpec, State, Unrepresentable, Weights
-from multirnn.implementation import FAST, Plan
+from multirnn.cells import Bias, CellName
+from multirnn.layer import FAST, Plan
 from multirnn.spec import DTYPES
 from multirnn_keras.activations import from_keras
 from multirnn_keras.cells import Form
@@ -29,7 +30,7 @@ from multirnn_keras.weights import from_variables, stack
 __all__ = ["FastGRU", "FastKerasLayer", "FastLSTM", "FastSimpleRNN", "build"]
 
 ops: Any = keras.ops  # typed there as what a layer of Keras makes of them
-CELLS_OF_KERAS: dict[Any, str] = {
+CELLS_OF_KERAS: dict[Any, CellName] = {
     keras.layers.SimpleRNNCell: "simple_rnn",
     keras.layers.LSTMCell: "lstm",
     keras.layers.GRUCell: "gru",
@@ -113,7 +114,8 @@ class Fast(keras.layers.RNN):  # type: ignore[misc]
 
     def _spec(self, form: Form) -> RecurrentSpec:
         features, _ = self.cell.kernel.shape
-        held = "double" if form.cell == "gru" and form.reset_after else "single"
+        dtype: Any = self.compute_dtype
+        held: Bias = "double" if form.cell == "gru" and form.reset_after else "single"
         return RecurrentSpec(
             form.cell,
             features,
@@ -122,7 +124,7 @@ class Fast(keras.layers.RNN):  # type: ignore[misc]
             reset_after=form.reset_after,
             activation=form.activation,
             recurrent_activation=form.recurrent_activation,
-            dtype=self.compute_dtype,
+            dtype=dtype,
         )
 
 

@@ -30,7 +30,7 @@ __all__ = ["KerasLayer", "build", "engine_refuses", "mask_of", "parts_of", "refu
 
 def refuses(spec: RecurrentSpec) -> str | None:
     """None where Keras has layers for the spec, else why not."""
-    return engine_refuses(spec) or CONVENTIONS["keras"].holds(spec)
+    return engine_refuses(spec) or CONVENTIONS["keras"].refuses(spec)
 
 
 def engine_refuses(spec: RecurrentSpec) -> str | None:

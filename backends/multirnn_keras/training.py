@@ -26,7 +26,7 @@ OPTIMISERS: Mapping[str, Callable[[Optimiser], Any]] = MappingProxyType(
 
 
 def train(layer: KerasLayer, batch: Batch, optimiser: Optimiser, steps: int) -> Array:
-    """Train the model in place; see `multirnn.parity.Trains`."""
+    """Train the model in place; see `multirnn.protocol.Trains`."""
     dtype = layer.spec.dtype
     losses = []
     with _floatx(dtype):

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from operator import is_not
 
 from multirnn import Gradients, Inputs, InvalidCall, Output, Weights
-from multirnn.implementation import FAST, FROZEN, NATIVE, Plan
 from multirnn.kernel import missing
+from multirnn.layer import FAST, FROZEN, NATIVE, Plan
 from multirnn_numpy.both import faster_together
 from multirnn_numpy.cells import CELLS
 from multirnn_numpy.halved import HALVED, halvable
@@ -77,7 +77,7 @@ class FastNumpyLayer(NumpyLayer):
         return FAST if self._constants is None else FROZEN
 
     def plan(self, batch: int, time: int, *, lengths: bool = False, gradients: bool = False) -> Plan:
-        """What runs for a shape; see `multirnn.implementation.Planned`."""
+        """What runs for a shape; see `multirnn.layer.Planned`."""
         steps = batch * time
         if self._compiled is not None:
             if self._constants is not None and not gradients:

@@ -83,7 +83,7 @@ STEPS: Mapping[str, Mapping[str, Step]] = MappingProxyType(
 def train(
     layer: NumpyLayer, batch: Batch, optimiser: Optimiser, steps: int, *, form: str = "torch", scalars: str = ""
 ) -> Array:
-    """Train the stack in place; see `multirnn.parity.Trains`.
+    """Train the stack in place; see `multirnn.protocol.Trains`.
 
     Args:
         layer, batch, optimiser, steps: as there.

@@ -19,12 +19,13 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from multirnn import RecurrentSpec
+from multirnn.cells import CellName
 from multirnn.weights import Array
 from multirnn_onnxruntime import activations
 
 __all__ = ["OPERATORS", "inputs_of", "model", "outputs_of"]
 
-OPERATORS: Mapping[str, str] = MappingProxyType({"simple_rnn": "RNN", "lstm": "LSTM", "gru": "GRU"})
+OPERATORS: Mapping[CellName, str] = MappingProxyType({"simple_rnn": "RNN", "lstm": "LSTM", "gru": "GRU"})
 
 # The oldest that have the operators as they are now: the models load wherever there is ONNX Runtime 1.10 or later.
 OPSET, IR_VERSION = 14, 8

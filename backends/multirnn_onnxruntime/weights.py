@@ -10,7 +10,7 @@ from typing import Any
 from onnx import ModelProto, numpy_helper
 
 from multirnn import CONVENTIONS, Activation, RecurrentSpec, Unrepresentable, Weights, from_arrays, to_arrays
-from multirnn.cells import FORMS
+from multirnn.cells import FORMS, CellName
 from multirnn.conventions import Convention, Entry
 from multirnn.weights import Array
 from multirnn_onnxruntime import activations, graph
@@ -77,14 +77,14 @@ def tried(native: Any) -> Trial:
     pair = activations.read(first)
     if any(activations.read(node) != pair for node in others):
         raise Unrepresentable("the layers of a spec are alike, and those of the model differ in their activations")
-    cell = next(cell for cell, operator in OPERATORS.items() if operator == first.op_type)
+    cell: CellName = next(cell for cell, operator in OPERATORS.items() if operator == first.op_type)
     reset_after = cell != "gru" or bool(attribute(first, "linear_before_reset"))
     return Trial(chain, _weights(chain.arrays(), cell, reset_after, *pair))
 
 
 def _weights(
     arrays: dict[str, Array],
-    cell: str,
+    cell: CellName,
     reset_after: bool,
     activation: str | Activation,
     recurrent_activation: str | Activation,

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from multirnn import InvalidCall, RecurrentSpec, Weights, kernel
-from multirnn.implementation import FAST, FROZEN, Plan
-from multirnn.layer import Lengths
+from multirnn.cells import CellName
+from multirnn.layer import FAST, FROZEN, Lengths, Plan
+from multirnn.spec import DType
 from multirnn_torch.calls import run
 from multirnn_torch.conversions import KeptWhole
 from multirnn_torch.evaluated import evaluated, is_evaluated, renewed
@@ -39,8 +40,8 @@ _FROZEN_SENTENCES = {
     "tensors": "oneDNN's LSTM, on weights that were reordered once",
 }
 
-_CELLS = {"RNN_TANH": "simple_rnn", "RNN_RELU": "simple_rnn", "LSTM": "lstm", "GRU": "gru"}
-_DTYPES = {torch.float32: "float32", torch.float64: "float64"}
+_CELLS: dict[str, CellName] = {"RNN_TANH": "simple_rnn", "RNN_RELU": "simple_rnn", "LSTM": "lstm", "GRU": "gru"}
+_DTYPES: dict[torch.dtype, DType] = {torch.float32: "float32", torch.float64: "float64"}
 
 
 # --- The modules -----------------------------------------------------------------------------------------------------
@@ -84,7 +85,7 @@ class Fast(KeptWhole, nn.RNNBase):
         return self._run_any(input, hx, lengths)
 
     def plan(self, batch: int, time: int, *, lengths: bool = False, gradients: bool = False) -> Plan:
-        """What runs for an input of this size; see `multirnn.implementation.Planned.plan`."""
+        """What runs for an input of this size; see `multirnn.layer.Planned.plan`."""
         reason = self._native_because()
         if reason is None:
             loop, dtype = self._loop_name(), self._first_weight().dtype
@@ -350,7 +351,7 @@ class FastTorchLayer(TorchLayer):
         return [sequence, *final] if isinstance(final, tuple) else [sequence, final]
 
     def plan(self, batch: int, time: int, *, lengths: bool = False, gradients: bool = False) -> Plan:
-        """What runs for a shape; see `multirnn.implementation.Planned.plan`."""
+        """What runs for a shape; see `multirnn.layer.Planned.plan`."""
         native: Any = self.native
         plan: Plan = native.plan(batch, time, lengths=lengths, gradients=gradients)
         return plan

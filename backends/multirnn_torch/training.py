@@ -27,7 +27,7 @@ OPTIMISERS: Mapping[str, Callable[[Iterable[nn.Parameter], Optimiser], torch.opt
 
 
 def train(layer: TorchLayer, batch: Batch, optimiser: Optimiser, steps: int) -> Array:
-    """Train the module in place; see `multirnn.parity.Trains`."""
+    """Train the module in place; see `multirnn.protocol.Trains`."""
     native = layer.native
     losses = []
     with torch.inference_mode(False), torch.enable_grad():

@@ -90,7 +90,7 @@ def described(native: Any) -> Weights:
         Unrepresentable: no spec describes it; the sentence names what no spec has.
     """
     kinds: Mapping[str, type[nn.Module]] = LAYERS if isinstance(native, nn.RNNBase) else CELLS
-    cell = next(cell for cell, kind in kinds.items() if isinstance(native, kind))
+    cell: Any = next(cell for cell, kind in kinds.items() if isinstance(native, kind))
     weights = named_weights(native)  # once: a parametrization may compute other weights the next time
     if reason := _beyond_a_spec(native, weights):
         raise Unrepresentable(f"{titled(native)} {reason}")

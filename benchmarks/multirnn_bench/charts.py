@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from multirnn.cells import CELLS
-from multirnn.implementation import FAST, FROZEN, NATIVE
+from multirnn.layer import FAST, FROZEN, NATIVE
 from multirnn_bench import quantities
 from multirnn_bench.markup import Markup, join, tag
 from multirnn_bench.standing import View, label

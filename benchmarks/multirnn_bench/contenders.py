@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from zlib import crc32
 
 from multirnn.errors import InvalidCall, InvalidData
-from multirnn.implementation import FAST, FROZEN, NATIVE
+from multirnn.layer import FAST, FROZEN, NATIVE
 from multirnn.protocol import Prepared, Work
 from multirnn.registry import backends as installed
 from multirnn_bench.ours import Ours

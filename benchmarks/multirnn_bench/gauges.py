@@ -9,7 +9,11 @@ import sys
 import time
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from multirnn.layer import Implementation
+    from multirnn.spec import DType
 
 __all__: list[str] = []
 
@@ -23,7 +27,7 @@ def product(dtype: str, size: int, seconds: float) -> float:
     return 2 * size**3 * _rate(lambda: np.matmul(a, b, out=out), seconds)
 
 
-def tile(dtype: str, seconds: float) -> float | None:
+def tile(dtype: "DType", seconds: float) -> float | None:
     """The same of the compiled recurrence, in a call that is nearly all product; None where it is not there.
 
     An LSTM without activations whose weights are packed and whose input is five times as wide as its state. On Sapphire
@@ -171,7 +175,7 @@ def denormals(seconds: float) -> dict[str, float]:
     }
 
 
-def numpy_layer(implementation: str, seconds: float) -> float:
+def numpy_layer(implementation: "Implementation", seconds: float) -> float:
     """Seconds of one call of a GRU of the NumPy backend, a batch of one over 50 steps."""
     import numpy as np
 

@@ -6,9 +6,8 @@ A backend that is `Timed` is timed on inputs in its framework's own type, any ot
 from collections.abc import Mapping
 from typing import Any
 
-from multirnn.implementation import FROZEN, Planned, implementations, realise
-from multirnn.layer import Layer
-from multirnn.protocol import Backend, Prepared, Timed, Work
+from multirnn.layer import FROZEN, Implementation, Layer, Planned
+from multirnn.protocol import Backend, Prepared, Timed, Work, abilities, realise
 from multirnn.registry import backend as load_backend
 
 __all__ = ["NoImplementation", "Ours"]
@@ -33,10 +32,11 @@ class Ours:
 
     kind = "ours"
 
-    def __init__(self, backend: str | Backend, implementation: str, name: str) -> None:
+    def __init__(self, backend: str | Backend, implementation: Implementation, name: str) -> None:
         self.backend = load_backend(backend)
-        self.implementation, self.name = implementation, name
-        self.implementations = implementations(self.backend)
+        self.implementation: Implementation = implementation
+        self.name = name
+        self.implementations = abilities(self.backend).implementations
         if implementation not in self.implementations:
             raise NoImplementation(name)
 

@@ -17,7 +17,7 @@ from statistics import fmean
 from types import MappingProxyType
 from typing import Any
 
-from multirnn.implementation import NATIVE
+from multirnn.layer import NATIVE
 from multirnn_bench import inputs, verify
 from multirnn_bench.alone import GaugeError
 from multirnn_bench.contenders import Source

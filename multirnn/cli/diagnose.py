@@ -139,7 +139,11 @@ def _spec(cell: str | None, hidden_size: int | None, fields: dict[str, Any]) -> 
         raise click.UsageError(
             f"--cell and --hidden belong together; --{'cell' if cell is None else 'hidden'} is missing."
         )
-    return None if cell is None or hidden_size is None else RecurrentSpec(cell, hidden_size=hidden_size, **fields)
+    return (
+        None
+        if cell is None or hidden_size is None
+        else RecurrentSpec(CELLS[cell].name, hidden_size=hidden_size, **fields)
+    )
 
 
 def _list(mistakes: Iterable[Mistake], as_json: bool) -> None:

@@ -27,6 +27,7 @@ from multirnn.diagnosis.stepping import Side
 from multirnn.errors import InvalidCall
 from multirnn.layer import Output, State
 from multirnn.numerics import TOLERANCE, coarser, draw_call, tolerance
+from multirnn.spec import DType
 
 __all__ = ["first_divergence", "located"]
 
@@ -76,7 +77,7 @@ def first_divergence(
     return located(right, suspect, call, seed)
 
 
-def _drawn(a: Adopted, b: Adopted, dtype: str, seed: int, cotangent: Output | None) -> Call:
+def _drawn(a: Adopted, b: Adopted, dtype: DType, seed: int, cotangent: Output | None) -> Call:
     x, state, lengths = draw_call(replace(a.spec, dtype=dtype), seed)
     taken = state if a.takes_state and b.takes_state else None
     call = given_call(x, taken, lengths if a.takes_lengths and b.takes_lengths else None, dtype, cotangent)

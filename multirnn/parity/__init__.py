@@ -20,7 +20,7 @@ trained again under that convention, and the difference has to vanish.
 """
 
 from multirnn.parity.causes import CAUSES, Cause, Setting
-from multirnn.parity.optimiser import OPTIMISERS, STEPS, Batch, Optimiser, Trains
+from multirnn.parity.optimiser import OPTIMISERS, STEPS, Batch, Optimiser
 from multirnn.parity.record import Parity, Trained
 from multirnn.parity.training import train_parity
 
@@ -34,6 +34,5 @@ __all__ = [
     "Parity",
     "Setting",
     "Trained",
-    "Trains",
     "train_parity",
 ]

@@ -1,4 +1,4 @@
-"""What is trained with: an optimiser by its numbers; on what: a batch; and what a backend needs for it."""
+"""What is trained with: an optimiser by its numbers; and on what: a batch."""
 
 from __future__ import annotations  # or naming np.random.Generator loads numpy.random
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from numbers import Real
 from types import MappingProxyType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from multirnn.errors import InvalidCall
 from multirnn.layer import Lengths
 from multirnn.weights import Array
 
-__all__ = ["OPTIMISERS", "STEPS", "Batch", "Optimiser", "Trains"]
+__all__ = ["OPTIMISERS", "STEPS", "Batch", "Optimiser"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,26 +112,3 @@ class Batch:
     def astype(self, dtype: str) -> Batch:
         """The same in "float32" or "float64"."""
         return Batch(self.x.astype(dtype), self.target.astype(dtype), self.lengths)
-
-
-@runtime_checkable
-class Trains(Protocol):
-    """What a `Backend` has besides if it can be held here. A backend without it is a row that says so."""
-
-    def train(self, layer: Any, batch: Batch, optimiser: Optimiser, steps: int) -> Array:
-        """Train a layer that this backend built, in place, by the framework's own optimiser on its own object.
-
-        Args:
-            layer: what `build` returned.
-            batch: of the layer's dtype. The initial state is zero.
-            optimiser: which, and with which hyper-parameters.
-            steps: how often.
-
-        Returns:
-            The loss before every step, `(steps,)`, of the layer's dtype; see `Batch.loss`.
-        """
-        ...
-
-    def default_epsilon(self) -> float:
-        """The epsilon that the framework's Adam has unless told otherwise."""
-        ...

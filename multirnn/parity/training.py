@@ -15,9 +15,9 @@ from multirnn.conventions import CONVENTIONS
 from multirnn.errors import InvalidCall
 from multirnn.numerics import TOLERANCE, Difference, difference, draw_call
 from multirnn.parity.causes import CAUSES, Setting
-from multirnn.parity.optimiser import OPTIMISERS, STEPS, Batch, Optimiser, Trains
+from multirnn.parity.optimiser import OPTIMISERS, STEPS, Batch, Optimiser
 from multirnn.parity.record import Parity, Trained, worse_eps
-from multirnn.protocol import Backend, offers
+from multirnn.protocol import Backend, Trains, abilities, backend_title, offers
 from multirnn.registry import Absent, present
 from multirnn.registry import backend as load_backend
 from multirnn.registry import backends as installed_backends
@@ -210,9 +210,7 @@ def _rows(
     if isinstance(backend, Absent):
         yield Trained(backend.name, backend.name, backend.verdict, backend.reason)
         return
-    title = name if isinstance(name, str) else backend.name
-    if engine := getattr(backend, "engine", None):
-        title = f"{backend.name} ({engine})"
+    title = backend_title(backend)
     start = reference.begin(_default_bias(backend, reference.start.spec) if defaults else reference.start.spec.bias)
     if reason := _refusal(backend, start.spec, reference.batch):
         yield Trained(backend.name, title, "refuses", reason, backend.versions())
@@ -241,7 +239,7 @@ def _refusal(backend: Backend, spec: RecurrentSpec, batch: Batch) -> str | None:
         return "it is for inference only: it has no gradients to train by"
     if not offers(backend, Trains):
         return "it has no method train, so its optimisers cannot be compared"
-    if not getattr(backend, "takes_lengths", True) and not batch.valid.all():
+    if not abilities(backend).takes_lengths and not batch.valid.all():
         return "it runs no batches of unequal lengths; pass an x without lengths"
     return None
 

@@ -4,24 +4,25 @@ from collections.abc import Iterator
 
 from multirnn.activations import Activation
 from multirnn.cells import FORMS
-from multirnn.spec import BIASES, RecurrentSpec
+from multirnn.spec import BIASES, DType, RecurrentSpec
 
 __all__ = ["HIDDEN_SIZE", "INPUT_SIZE", "covering_specs"]
 
 # Distinct primes, and distinct from the batch 5 and the time 7 of `draw_call`: two axes that change places show.
 INPUT_SIZE, HIDDEN_SIZE = 3, 11
+STACKS: tuple[tuple[int, bool, DType], ...] = (
+    (1, False, "float32"),
+    (2, True, "float32"),
+    (1, True, "float64"),
+    (3, False, "float64"),
+)
 
 
 def covering_specs() -> Iterator[RecurrentSpec]:
     """A grid over cells, bias forms, stacks, directions, dtypes and activations: every pair of them that can meet."""
     for form in FORMS.values():
         for bias in BIASES:
-            for num_layers, bidirectional, dtype in (
-                (1, False, "float32"),
-                (2, True, "float32"),
-                (1, True, "float64"),
-                (3, False, "float64"),
-            ):
+            for num_layers, bidirectional, dtype in STACKS:
                 yield RecurrentSpec(
                     form.name,
                     INPUT_SIZE,

@@ -21,7 +21,7 @@ from multirnn.comparison import compare
 from multirnn.layer import Lengths, State
 from multirnn.numerics import draw_state
 from multirnn.protocol import Backend
-from multirnn.spec import RecurrentSpec
+from multirnn.spec import DType, RecurrentSpec
 from multirnn.testing.suite import Check
 from multirnn.weights import Array, Weights, initialise
 
@@ -36,7 +36,7 @@ class _Size(NamedTuple):
     num_layers: int = 1
     bidirectional: bool = False
     ragged: bool = False
-    dtype: str = "float32"
+    dtype: DType = "float32"
 
 
 SIZES = {

@@ -1,6 +1,6 @@
-"""Every lesson runs, in a process of its own, and shows what it is there to show; on NumPy alone, too.
+"""Every lesson runs in a process of its own and prints its results; on NumPy alone, too.
 
-What a lesson claims it asserts itself, so that it ends with an error where a claim is wrong.
+A lesson asserts its own claims, so a wrong one ends it with an error.
 """
 
 import os
@@ -13,15 +13,14 @@ import pytest
 
 import multirnn as mr
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+LESSONS = Path(__file__).parent.parent / "docs" / "lessons"
 
-# What has to stand in the output, by the framework that it takes.
+# Lines of the output, by the framework that they need.
 SHOWN = {
-    "01_plain_loop.py": {
+    "1-plain-loop": {
         "numpy": [
             "(100, 32) -> output (100, 64)",
             "h[49] changes by 0e+00",
-            "4 features, 8 units",
             "   9  ",
             "    numpy",
         ],
@@ -29,19 +28,19 @@ SHOWN = {
         "keras": ["    keras"],
         "torch": ["    torch"],
     },
-    "02_forty_two_or_forty_five.py": {
+    "2-forty-two-or-forty-five": {
         "numpy": [" 42  in all", "numpy, two biases moved", " 42  numpy"],
         "jax": [" 42  jax"],
         "keras": ["(None, 3)", "Total params: 42", " 42  keras"],
         "torch": [" 45  in all", "torch, two biases moved", "buffers / 버퍼: bias_hh_l0", " 42  torch"],
     },
-    "03_cell_forward_backward.py": {
-        "numpy": ["against numpy", "W for U", "= for +=", "state not reset", "One step hides them", "chunks of 30"],
+    "3-forward-and-backward": {
+        "numpy": ["against numpy", "W for U", "= for +=", "state not reset", "chunks of 30"],
         "jax": ["against jax"],
         "keras": ["against keras"],
         "torch": ["against torch"],
     },
-    "04_output_and_state_shapes.py": {
+    "4-outputs-and-states": {
         "numpy": [
             "(1, 10, 8)  (1, 1, 8)  one layer / 1층: numpy",
             "(1, 10, 8)  (2, 1, 8)  two layers / 2층: numpy",
@@ -52,13 +51,13 @@ SHOWN = {
         "keras": ["holds / 성립: keras"],
         "torch": ["(1, 10, 16) (4, 1, 8)  two layers, both ways / 2층, 양방향\n", "holds / 성립: torch.nn.RNN"],
     },
-    "05_one_and_many.py": {
+    "5-one-and-many": {
         "numpy": ["many to one", "one to many, then zeros", "one to many, fed back", "many to many", "]  numpy"],
         "jax": ["]  jax"],
         "keras": ["]  keras"],
         "torch": ["]  torch"],
     },
-    "06_training_parity.py": {
+    "6-training-parity": {
         "numpy": ["numpy  float64", "numpy  float32", "tomorrow as today"],
         "jax": ["jax    float64", "jax    float32"],
         "keras": ["keras  float32"],  # float64 only where Keras' engine has it
@@ -66,7 +65,7 @@ SHOWN = {
     },
 }
 
-# Python's own finder, to which these are not installed: the import fails as it does where they are not.
+# A finder for which these packages are not installed.
 ALONE = """
 import runpy, sys
 from importlib.machinery import PathFinder
@@ -83,10 +82,18 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def run(*arguments: str | Path) -> str:
-    """What a script prints; it has to end well."""
-    command = [sys.executable, *map(str, arguments)]
-    environment = {**os.environ, "PYTHONUTF8": "1"}
+def code(lesson: str) -> str:
+    """The code cells of a lesson, one after another."""
+    text = (LESSONS / f"{lesson}.md").read_text("utf-8")
+    return "\n\n".join(re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE))
+
+
+def run(lesson: str, folder: Path, *before: str) -> str:
+    """The output of a lesson that runs as a script and has to succeed; pictures go to the folder."""
+    script = folder / f"{lesson}.py"
+    script.write_text(code(lesson), "utf-8")
+    environment = {**os.environ, "PYTHONUTF8": "1", "TMPDIR": str(folder)}
+    command = [sys.executable, *before, str(script)]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr, done.stderr
@@ -102,27 +109,27 @@ def missing(name: str) -> str:
     return ""
 
 
-def test_there_are_six_and_the_index_has_them_in_order():
-    scripts = sorted(path.name for path in EXAMPLES.glob("*.py"))
-    assert scripts == list(SHOWN)
-    assert re.findall(r"\]\((.*\.py)\)", (EXAMPLES / "README.md").read_text("utf-8")) == scripts
+def test_there_are_six_and_the_index_has_them_in_order() -> None:
+    lessons = sorted(path.stem for path in LESSONS.glob("*.md") if path.stem != "README")
+    assert lessons == list(SHOWN)
+    assert re.findall(r"\]\((.*)\.md\)", (LESSONS / "README.md").read_text("utf-8")) == lessons
 
 
 @pytest.mark.parametrize("lesson", SHOWN)
-def test_shows_what_it_is_there_to_show(lesson, tmp_path):
-    picture = tmp_path / "picture.png"
-    printed = run(EXAMPLES / lesson, picture)
+def test_shows_what_it_is_there_to_show(lesson: str, tmp_path: Path) -> None:
+    printed = run(lesson, tmp_path)
     for framework, lines in SHOWN[lesson].items():
         for line in [f"left out / 제외: {sentence}"] if (sentence := missing(framework)) else lines:
             assert line in printed
+    picture = tmp_path / "training_parity.png"
     if f"picture / 그림: {picture}" in printed:
         assert picture.read_bytes().startswith(b"\x89PNG")
     else:
-        assert lesson != "06_training_parity.py" or "no picture" in printed
+        assert lesson != "6-training-parity" or "no picture" in printed
 
 
-def test_the_columns_of_the_first_lesson_stand_apart():
-    lines = run(EXAMPLES / "01_plain_loop.py").splitlines()
+def test_the_columns_of_the_first_lesson_stand_apart(tmp_path: Path) -> None:
+    lines = run("1-plain-loop", tmp_path).splitlines()
     (place,) = (place for place, line in enumerate(lines) if line.split()[:2] == ["step", "loop"])
     head, *rows = (re.findall(r"\S+", line) for line in lines[place : place + 11])
     assert head == ["step", "loop", *(name for name in mr.backends() if not missing(name))]
@@ -132,8 +139,8 @@ def test_the_columns_of_the_first_lesson_stand_apart():
 
 
 @pytest.mark.parametrize("lesson", SHOWN)
-def test_runs_on_numpy_alone(lesson):
-    printed = run("-c", ALONE, EXAMPLES / lesson)
+def test_runs_on_numpy_alone(lesson: str, tmp_path: Path) -> None:
+    printed = run(lesson, tmp_path, "-c", ALONE)
     for line in SHOWN[lesson]["numpy"]:
         assert line in printed
     for extra in ("jax", "keras", "torch"):
@@ -142,8 +149,17 @@ def test_runs_on_numpy_alone(lesson):
 
 
 @pytest.mark.parametrize("lesson", SHOWN)
-def test_every_heading_is_in_both_languages(lesson):
-    text = (EXAMPLES / lesson).read_text("utf-8")
-    headings = re.findall(r'print\("(?:\\n)?\d\. .*', text)
+def test_every_heading_is_in_both_languages(lesson: str) -> None:
+    headings = re.findall(r"^#+ .*\d\. .*$", (LESSONS / f"{lesson}.md").read_text("utf-8"), re.MULTILINE)
+    assert headings
     assert [heading for heading in headings if not re.search("[가-힣]", heading)] == []
-    assert re.search("[가-힣]", text.split('"""')[1])
+
+
+@pytest.mark.parametrize("lesson", SHOWN)
+def test_is_a_notebook(lesson: str) -> None:
+    """With the same cells, for those who open it in Jupyter."""
+    jupytext = pytest.importorskip("jupytext")
+    notebook = jupytext.read(LESSONS / f"{lesson}.md")
+    cells = [cell["source"] for cell in notebook.cells if cell["cell_type"] == "code"]
+    assert "\n\n".join(f"{cell}\n" for cell in cells) == code(lesson)
+    assert notebook.metadata["kernelspec"]["name"] == "python3"
