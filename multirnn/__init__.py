@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # type checkers and editors read this, the interpreter _HOME:
     from multirnn.adoption import adopt as adopt
     from multirnn.comparison import compare as compare
     from multirnn.diagnosis import diagnose as diagnose
-    from multirnn.divergence import first_divergence as first_divergence
+    from multirnn.diagnosis import first_divergence as first_divergence
     from multirnn.errors import InvalidCall as InvalidCall
     from multirnn.errors import InvalidSpec as InvalidSpec
     from multirnn.errors import InvalidWeights as InvalidWeights
@@ -54,8 +54,7 @@ else:
             "activations": "Activation",
             "adoption": "adopt",
             "comparison": "compare",
-            "diagnosis": "diagnose",
-            "divergence": "first_divergence",
+            "diagnosis": "diagnose first_divergence",
             "errors": "InvalidCall InvalidSpec InvalidWeights MissingFramework MultirnnError UnknownBackend Unrepresentable Unsupported",
             "layer": "Gradients Layer Output State Stream",
             "numerics": "difference tolerance",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from multirnn.comparison import Comparison
-from multirnn.divergence import Divergence
+from multirnn.diagnosis import Divergence
 from multirnn.errors import InvalidCall, MissingFramework
 from multirnn.numerics import TOLERANCE
 from multirnn.parity import Parity

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import multirnn as mr
-from multirnn.catalogue import MISTAKES
+from multirnn.mistakes import MISTAKES
 from multirnn.testing import assert_layers_agree, mutation_score
 
 RIGHT = mr.backend("numpy")

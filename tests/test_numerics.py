@@ -7,7 +7,7 @@ import pytest
 from changed_backends import EPS, GRU, LSTM
 
 import multirnn as mr
-from multirnn.diagnosis.probes import distance
+from multirnn.diagnosis.calls import distance
 from multirnn.numerics import TOLERANCE, draw_call, normwise
 
 # --- Difference ------------------------------------------------------------------------------------------------------------

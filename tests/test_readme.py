@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 import multirnn as mr
-from multirnn.catalogue import MISTAKES, mistakes_for
 from multirnn.cells import CELLS, FORMS
+from multirnn.mistakes import MISTAKES, mistakes_for
 from multirnn.numerics import TOLERANCE
 from multirnn.support import AXES, ask
 from multirnn.support_table import Line, summarise

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 import multirnn as mr
-from multirnn.catalogue import MISTAKES
 from multirnn.cells import FORMS, Cell
-from multirnn.mistakes import Change, Mistake
+from multirnn.mistakes import MISTAKES
+from multirnn.mistakes.change import Change, Mistake
 from multirnn.protocol import Backend
 from multirnn.testing import (
     Check,

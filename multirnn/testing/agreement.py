@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from multirnn.adoption import Adopted, adopt, adopt_both
 from multirnn.comparison import batched, place, widened
-from multirnn.divergence import first_divergence
+from multirnn.diagnosis import first_divergence
 from multirnn.errors import InvalidCall, MultirnnError
 from multirnn.layer import Output, State
 from multirnn.numerics import TOLERANCE, Difference, difference, draw_call, draw_state

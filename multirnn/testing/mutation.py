@@ -19,10 +19,10 @@ from typing import Any, cast
 
 from numpy.typing import ArrayLike
 
-from multirnn.catalogue import MISTAKES
 from multirnn.errors import InvalidCall, Unsupported
 from multirnn.layer import Gradients, Layer, Output, State, Stream
-from multirnn.mistakes import Mistake, Runs
+from multirnn.mistakes import MISTAKES
+from multirnn.mistakes.change import Mistake, Runs
 from multirnn.protocol import Backend, accept
 from multirnn.registry import backend as load_backend
 from multirnn.spec import RecurrentSpec
@@ -60,7 +60,7 @@ class Mutant(_Around):
 
     Args:
         backend: the right backend.
-        mistake: one of `multirnn.catalogue.MISTAKES`, or your own.
+        mistake: one of `multirnn.mistakes.MISTAKES`, or your own.
 
     Attributes:
         inner: the right backend.

@@ -5,39 +5,30 @@ framework's single layers, and make mistakes in it: a reverse output that is not
 the wrong order, a gradient detached between two layers.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
 from multirnn.boundary import Boundary, Inputs
 from multirnn.layer import Gradients, Lengths, Output, State
-from multirnn.mistakes import Build, Runs, state_as_given
+from multirnn.mistakes.change import Build, Runs, pull_back, run
+from multirnn.mistakes.edits import Edit, adjoint
 from multirnn.weights import Array, Weights
 
-__all__ = [
-    "Assembly",
-    "Plumbing",
-    "built",
-    "chunk",
-    "concatenated",
-    "pull_back",
-    "reversed_rows",
-    "run",
-    "taken_apart",
-    "unchanged",
-]
+__all__ = ["Assembly", "Chunks", "Plumbing", "reversed_rows", "unchanged"]
 
 Flip = Callable[[Array, Lengths | None], Array]
 
 
 def reversed_rows(sequence: Array, lengths: Lengths | None) -> Array:
-    """Every row of `(batch, time, n)` reversed in time within its length. Its own inverse and adjoint."""
+    """Every row of `(batch, time, …)` reversed in time within its length. Its own inverse and adjoint."""
     if lengths is None:
         return sequence[:, ::-1]
     step = np.arange(sequence.shape[1])
     order = np.where(step < lengths[:, None], lengths[:, None] - 1 - step, step)
-    return np.take_along_axis(sequence, order[:, :, None], axis=1)
+    return np.take_along_axis(sequence, order.reshape(*order.shape, *[1] * (sequence.ndim - 2)), axis=1)
 
 
 def unchanged(sequence: Array, lengths: Lengths | None) -> Array:
@@ -45,60 +36,68 @@ def unchanged(sequence: Array, lengths: Lengths | None) -> Array:
     return sequence
 
 
-def concatenated(parts: Sequence[Array]) -> Array:
-    """The outputs of the directions, `(batch, time, hidden_size)` each, side by side: forward‖backward."""
-    return np.concatenate(parts, axis=2)
+class Chunks:
+    """A pass run chunk by chunk, each from the final state of the one before.
 
+    Args:
+        layers: of each chunk.
+        inputs: of the whole call.
+        edges: the steps at which chunks begin and end.
+    """
 
-def taken_apart(sequence: Array, directions: int) -> list[Array]:
-    """The adjoint of `concatenated`."""
-    return np.split(sequence, directions, axis=2)
+    def __init__(self, layers: Iterable[Runs], inputs: Inputs, edges: Sequence[int]) -> None:
+        self._calls: list[tuple[Runs, slice, Inputs]] = []
+        self._outputs: list[Output] = []
+        for layer, (start, stop) in zip(layers, pairwise(edges), strict=False):
+            steps = slice(start, stop)
+            lengths = None if inputs.lengths is None else np.clip(inputs.lengths - start, 0, stop - start)
+            taken = replace(inputs, x=inputs.x[:, steps], lengths=lengths)
+            if self._outputs:
+                taken = replace(taken, state=self._outputs[-1].state, state_given=True)
+            self._calls.append((layer, steps, taken))
+            self._outputs.append(run(layer, taken))
 
+    @property
+    def output(self) -> Output:
+        """The output of the whole call."""
+        return Output(np.concatenate([out.sequence for out in self._outputs], axis=1), self._outputs[-1].state)
 
-def chunk(inputs: Inputs, start: int, stop: int | None) -> Inputs:
-    """The steps from `start` to `stop` of a call, with its initial state."""
-    x, lengths = inputs.x[:, start:stop], inputs.lengths
-    return replace(inputs, x=x, lengths=None if lengths is None else np.clip(lengths - start, 0, x.shape[1]))
-
-
-def built(build: Build, weights: Weights) -> Runs:
-    """One pass."""
-    return build(weights)
-
-
-def run(direction: str, layer: Runs, inputs: Inputs) -> Output:
-    """One pass, in the order of its processing."""
-    return layer(inputs.x, state_as_given(inputs), lengths=inputs.lengths)
-
-
-def pull_back(direction: str, layer: Runs, inputs: Inputs, cotangent: Output) -> Gradients:
-    """The gradients of one pass."""
-    return layer.vjp(inputs.x, state_as_given(inputs), lengths=inputs.lengths, cotangent=cotangent)
+    def pull_back(self, cotangent: Output, change: Callable[[int, Inputs, Gradients], Gradients]) -> Gradients:
+        """The gradients of the whole call: each chunk's are changed, then its state's are the cotangent of the chunk before."""
+        weights: dict[str, Array] = {}
+        dx: list[Array] = []
+        state = cotangent.state
+        for place, (layer, steps, taken) in reversed(list(enumerate(self._calls))):
+            found = change(place, taken, pull_back(layer, taken, Output(cotangent.sequence[:, steps], state)))
+            weights = {name: array + weights.get(name, 0) for name, array in found.weights.items()}
+            dx.insert(0, found.x)
+            state = found.state
+        return Gradients(weights, np.concatenate(dx, axis=1), state)
 
 
 @dataclass(frozen=True, slots=True)
 class Plumbing:
-    """The plumbing of a stack; right by default. Serves as `Mistake.realise`.
+    """The plumbing of a stack; right by default. Usable as `Mistake.realise`.
 
     Attributes:
         flip_in: reverses the input of a backward pass in time; its own adjoint.
         flip_out: reverses the output of a backward pass again; its own adjoint.
-        join: joins the outputs of the directions.
-        split: the adjoint of `join`.
-        make: builds a pass from its weights.
-        run: runs a pass.
+        joined: edits the concatenated outputs of every layer, `sequence`.
+        make: builds a pass from its weights, at a place of `RecurrentSpec.passes`.
+        run: runs a pass of a direction, in the order of its processing.
         pull_back: pulls a cotangent back through a pass.
         detached: whether the gradient stops between two layers.
+        undo: makes weights with which the wrong stack is the right function.
     """
 
     flip_in: Flip = reversed_rows
     flip_out: Flip = reversed_rows
-    join: Callable[[Sequence[Array]], Array] = concatenated
-    split: Callable[[Array, int], list[Array]] = taken_apart
-    make: Callable[[Build, Weights], Runs] = built
-    run: Callable[[str, Runs, Inputs], Output] = run
-    pull_back: Callable[[str, Runs, Inputs, Output], Gradients] = pull_back
+    joined: Edit | None = None
+    make: Callable[[Build, Weights, tuple[int, str]], Runs] = lambda build, weights, place: build(weights)
+    run: Callable[[str, Runs, Inputs], Output] = lambda direction, layer, inputs: run(layer, inputs)
+    pull_back: Callable[[str, Runs, Inputs, Output], Gradients] = lambda direction, *call: pull_back(*call)
     detached: bool = False
+    undo: Callable[[Weights], Weights] | None = None
 
     def __call__(self, build: Build, weights: Weights) -> "Assembly":
         """The stack with this plumbing."""
@@ -116,7 +115,7 @@ class Assembly(Boundary):
 
     def __init__(self, build: Build, weights: Weights, plumbing: Plumbing) -> None:
         super().__init__(weights.spec)
-        self._passes = [plumbing.make(build, weights.part(*place)) for place in weights.spec.passes]
+        self._passes = [plumbing.make(build, weights.part(*place), place) for place in weights.spec.passes]
         self._plumbing = plumbing
         self.differentiable = all(getattr(one, "differentiable", True) for one in self._passes)
 
@@ -133,19 +132,17 @@ class Assembly(Boundary):
         states: list[State] = [inputs.state] * len(taken)
         dy = cotangent.sequence
         for layer in reversed(range(self.spec.num_layers)):
-            dx = np.zeros_like(taken[layer * len(directions)].x)
-            for place, (direction, part) in enumerate(
-                zip(directions, plumbing.split(dy, len(directions)), strict=True), layer * len(directions)
-            ):
+            if plumbing.joined:
+                dy = adjoint(plumbing.joined)(self.spec, {"sequence": dy})["sequence"]
+            halves, lowest = np.split(dy, len(directions), axis=2), layer * len(directions)
+            dx = np.zeros_like(taken[lowest].x)
+            for place, (direction, half) in enumerate(zip(directions, halves, strict=True), lowest):
                 backward = direction == "backward"
-                part = plumbing.flip_out(part, inputs.lengths) if backward else part
-                found = plumbing.pull_back(
-                    direction, self._passes[place], taken[place], Output(part, _state_of(cotangent.state, place))
-                )
-                weights |= {
-                    f"layers.{layer}.{direction}.{name.rpartition('.')[2]}": array
-                    for name, array in found.weights.items()
-                }
+                part = plumbing.flip_out(half, inputs.lengths) if backward else half
+                of_pass = Output(part, _state_of(cotangent.state, place))
+                found = plumbing.pull_back(direction, self._passes[place], taken[place], of_pass)
+                prefix = f"layers.{layer}.{direction}."
+                weights |= {prefix + name.rpartition(".")[2]: array for name, array in found.weights.items()}
                 states[place] = found.state
                 dx = dx + (plumbing.flip_in(found.x, inputs.lengths) if backward else found.x)
             dy = np.zeros_like(dx) if plumbing.detached and layer else dx
@@ -168,15 +165,17 @@ class Assembly(Boundary):
                 output = plumbing.run(direction, self._passes[len(taken) - 1], taken[-1])
                 parts.append(plumbing.flip_out(output.sequence, lengths) if backward else output.sequence)
                 final.append(output.state)
-            sequence = plumbing.join(parts)
+            sequence = np.concatenate(parts, axis=2)
+            if plumbing.joined:
+                sequence = plumbing.joined(self.spec, {"sequence": sequence})["sequence"]
         return taken, sequence, final
 
 
 def _state_of(state: State, place: int) -> State:
     """The state of one pass, `(1, batch, hidden_size)` each."""
-    return State(*(part[place : place + 1] for part in state if part is not None))
+    return State(*(part[place : place + 1] for part in state.parts))
 
 
 def _stacked(states: Sequence[State]) -> State:
     """The states of all passes in one, `(num_layers * directions, batch, hidden_size)` each."""
-    return State(*(np.concatenate(parts) for parts in zip(*states, strict=True) if parts[0] is not None))
+    return State(*map(np.concatenate, zip(*(state.parts for state in states), strict=True)))

@@ -6,39 +6,27 @@ and weights are moved by the tolerance. So neither a long chaotic sequence nor c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from multirnn.divergence.record import Parting
-from multirnn.divergence.stepping import Known, Seen, Side, Stepped, Trajectory, perturbed, swept, unknown
-from multirnn.layer import Lengths
-from multirnn.numerics import difference, distances, magnitude, normwise, tolerance
+from multirnn.diagnosis.calls import Call, Seen
+from multirnn.diagnosis.divergence import Divergence, Parting
+from multirnn.diagnosis.stepping import Known, Side, Trajectory, perturbed, unknown
+from multirnn.numerics import coarser, difference, distances, magnitude, normwise, tolerance
 from multirnn.weights import Array
 
-__all__ = ["Call", "Marks", "Pair", "Parted", "Steps", "apart", "gaps", "in_eps", "largest_at", "worst"]
+__all__ = ["Marks", "Pair", "Parted", "apart", "in_eps", "worst"]
 
 Marks = NDArray[np.bool_]
 
 CHAOS = 4
 """The room of calls, as a multiple of the distance that A moves: runs of a chaotic stack end as far apart as its states are
 large, and one moved run measures that only to a factor of two."""
-
-
-class Call(NamedTuple):
-    """The call that both run, in float64, of numbers that the narrower dtype represents.
-
-    Attributes:
-        x: `(batch, time, input_size)`, zero at padding.
-        states: `(parts, passes, batch, hidden_size)`; None if the call has no initial state.
-        lengths: `(batch,)`; None if every row is full.
-    """
-
-    x: Array
-    states: Array | None
-    lengths: Lengths | None
 
 
 class Parted(NamedTuple):
@@ -54,11 +42,12 @@ class Parted(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """Every single step of a call: inputs, states before and after, and the room of the states after."""
+    """Every single step of a call: inputs, states before and after, their size, and the room of the states after."""
 
     x: Array
     states: Array
     made: Array
+    size: Array
     room: Array
 
 
@@ -69,47 +58,39 @@ class Pair:
         a: the side taken as right.
         b: the suspect.
         call: the call that both run.
-        dtype: the narrower of both.
-        seed: of perturbations.
+        seed: of perturbations, and of the cotangent if the call has none.
         letters: the names of the two sides.
-        cotangent: pulled back for the gradients; drawn unless given.
     """
 
-    def __init__(
-        self,
-        a: Side,
-        b: Side,
-        call: Call,
-        dtype: str,
-        seed: int,
-        letters: tuple[str, str] = ("A", "B"),
-        cotangent: Seen | None = None,
-    ) -> None:
-        self.a, self.b, self.call, self.dtype, self.seed = a, b, call, dtype, seed
+    def __init__(self, a: Side, b: Side, call: Call, seed: int, letters: tuple[str, str] = ("A", "B")) -> None:
+        self.a, self.b, self.seed = a, b, seed
         self.A, self.B = letters
-        self.cotangent = cotangent
-        self.full = call if call.lengths is None else call._replace(lengths=None)
+        self.call, self.cotangent = replace(call, cotangent=None), call.cotangent
+        self.full = self.call if call.lengths is None else replace(self.call, lengths=None)
         self.spec = a.spec
         self.passes = list(a.spec.passes)
         self.directions = len(a.spec.directions)
         self.time: int = call.x.shape[1]
-        self.limit = tolerance(dtype)
-        self.eps = float(np.finfo(dtype).eps)
+        self.dtype = coarser(a.spec.dtype, b.spec.dtype)
+        self.limit = tolerance(self.dtype)
+        self.eps = float(np.finfo(self.dtype).eps)
         self.rng = np.random.default_rng(seed)
-        self._stepped_by: dict[Known | Stepped, Steps] = {}
-        self._moved_from: dict[Known | Stepped, Known | Stepped] = {}
+        self.unknown: Array = np.full((len(self.passes), self.time), np.nan)
+        """NaN for every pass and step."""
 
-    def first_step(self, place: int) -> int:
-        """The first step that a pass runs, in original time."""
-        return self.time - 1 if self.passes[place][1] == "backward" else 0
+    def swapped(self) -> Pair:
+        """B taken as right, and A as the suspect."""
+        return Pair(self.b, self.a, replace(self.call, cotangent=self.cotangent), self.seed, (self.B, self.A))
 
-    def last_step(self, place: int) -> int:
-        """The last step that a pass runs, in original time."""
-        return self.time - 1 - self.first_step(place)
+    def in_turn(self, values: np.ndarray) -> np.ndarray:
+        """Values `(…, passes, time)` in the order in which passes run, from original time; and the other way round."""
+        backward = np.array([direction == "backward" for _, direction in self.passes])
+        return np.where(backward[:, None], values[..., ::-1], values)
 
-    def running(self, place: int) -> slice:
-        """The steps of a pass in the order in which it runs."""
-        return slice(None, None, -1 if self.passes[place][1] == "backward" else 1)
+    def time_of(self, place: int, steps: int) -> int:
+        """The step that a pass runs after so many others, in original time; the last one for -1."""
+        steps = steps % self.time if self.time else 0
+        return self.time - 1 - steps if self.passes[place][1] == "backward" else steps
 
     def place(self, parting: Parting) -> int:
         """The place of a pass in `passes`."""
@@ -117,10 +98,11 @@ class Pair:
 
     def partings(self, marks: Marks) -> tuple[Parting, ...]:
         """The first marked step of every pass, of marks `(passes, time)`, in the order of `order`."""
+        first = np.argmax(self.in_turn(marks), axis=1) if self.time else []
         found = [
-            Parting(*self.passes[place], abs(self.first_step(place) - int(np.argmax(mark[self.running(place)]))))
-            for place, mark in enumerate(marks)
-            if mark.any()
+            Parting(*self.passes[place], self.time_of(place, int(steps)))
+            for place, steps in enumerate(first)
+            if marks[place].any()
         ]
         return tuple(sorted(found, key=self.order))
 
@@ -143,18 +125,18 @@ class Pair:
     @cached_property
     def outputs(self) -> tuple[Seen, Seen]:
         """The outputs of both for the call."""
-        return self.a(*self.call), self.b(*self.call)
+        return self.a(self.call), self.b(self.call)
 
     @cached_property
     def shown(self) -> Call:
         """The call that shows the difference: the full one, or the one with lengths if full calls agree."""
-        if self.call.lengths is None or self.parted(*reversed(self.answers(self.full))).any:
+        if self.call.lengths is None or self.parted(*self.answers(self.full)).any:
             return self.full
         return self.call
 
     def answers(self, call: Call) -> tuple[Seen, Seen]:
         """The expected output of a call, and B's."""
-        return self.expected(call), self.outputs[1] if call is self.call else self.b(*call)
+        return self.expected(call), self.outputs[1] if call is self.call else self.b(call)
 
     @cached_property
     def far(self) -> float:
@@ -167,32 +149,25 @@ class Pair:
     def expected(self, call: Call) -> Seen:
         """The output of A; from its weights if they are known."""
         if not isinstance(self.reference, Known):
-            return self.a(*call)
-        states = self.initial if call.states is None else call.states
-        return self.seen(self.reference.run(call.x, states, call.lengths))
+            return self.a(call)
+        ran = self.reference.run(call.x, self.initial if call.states is None else call.states, call.lengths)
+        if not call.x.shape[1]:
+            return Seen(ran.sequence, self.initial)
+        final = [ran.after[:, place, 0 if way == "backward" else -1] for place, (_, way) in enumerate(self.passes)]
+        return Seen(ran.sequence, np.stack(final, axis=1))  # the states stay at padding
 
-    def seen(self, trajectory: Trajectory) -> Seen:
-        """The output of a call with these states, which stay at padding."""
-        if not trajectory.after.shape[2]:
-            return Seen(trajectory.sequence, self.initial)
-        final = [
-            trajectory.after[:, place, 0 if way == "backward" else -1] for place, (_, way) in enumerate(self.passes)
-        ]
-        return Seen(trajectory.sequence, np.stack(final, axis=1))
-
-    def parted(self, found: Seen, expected: Seen) -> Parted:
+    def parted(self, expected: Seen, found: Seen) -> Parted:
         """Where two outputs part; they may have fewer steps than the call."""
         room = self.room[0, -self.directions :, : found.sequence.shape[1]]
         return Parted(
-            apart(self.halves(found.sequence), self.halves(expected.sequence)) > room,
+            apart(self.halves(found), self.halves(expected)) > room,
             apart(found.final, expected.final) > self.room.max(axis=2, initial=self.limit),
         )
 
-    def halves(self, sequence: Array) -> Array:
+    def halves(self, seen: Seen) -> Array:
         """A sequence by direction: `(directions, time, batch, hidden_size)`."""
-        return np.moveaxis(
-            sequence.reshape(*sequence.shape[:2], self.directions, self.spec.hidden_size), (2, 1), (0, 1)
-        )
+        sequence = seen.sequence
+        return sequence.reshape(*sequence.shape[:2], self.directions, self.spec.hidden_size).transpose(2, 1, 0, 3)
 
     def of_top(self, marks: Marks) -> Marks:
         """Marks of the sequence, `(directions, time)`, as marks of the last layer, `(passes, time)`."""
@@ -203,38 +178,56 @@ class Pair:
     # --- What A is ---------------------------------------------------------------------------------------------------
 
     @cached_property
-    def reference(self) -> Known | Stepped | None:
-        """A by its weights if its steps agree with them, else A by its steps; None if neither is known."""
+    def _referred(self) -> tuple[Known | Side | None, Steps | None]:
         if self.call.x.size and self.a.layer.readable:
             known = Known(self.a.layer.weights())
-            if self.does(self.a, known):
-                return known
-        return Stepped(self.a) if self.steppable(self.a) else None
+            if steps := self.steps_of(self.a, known):
+                return known, steps
+        return (self.a, self._steps(self.a)) if self.steppable(self.a) else (None, None)
 
-    def does(self, side: Side, known: Known) -> bool:
-        """Whether the steps of a side agree with these weights."""
-        if not side.layer.takes_state:
-            return True
-        steps = self._stepped(known)
-        return not (self.gap(side.step(steps.x, steps.states), steps.made) > steps.room).any()
+    @property
+    def reference(self) -> Known | Side | None:
+        """A by its weights if its steps agree with them, else A by its steps; None if neither is known."""
+        return self._referred[0]
+
+    @property
+    def steps(self) -> Steps | None:
+        """The single steps of A; from zero if B takes no state."""
+        return self._referred[1]
+
+    def steps_of(self, side: Side, known: Known) -> Steps | None:
+        """The steps of these weights; None if the side makes other ones."""
+        steps = self._steps(known)
+        if side.layer.takes_state and (self.gap(side.step(steps.x, steps.states), steps.made) > steps.room).any():
+            return None
+        return steps
+
+    def _steps(self, reference: Known | Side) -> Steps:
+        """All steps of all rows as one batch, from states that both dtypes represent."""
+        before = reference.run(self.call.x, self.initial).before.astype(self.dtype).astype(np.float64)
+        x = self.call.x.swapaxes(0, 1).reshape(-1, self.call.x.shape[2])
+        states = before.reshape(*before.shape[:2], -1, before.shape[4])
+        if not self.b.layer.takes_state:
+            states = np.zeros_like(states)
+        made = reference.step(x, states)
+        size = np.maximum(worst(self.by_step(states)), worst(self.by_step(made)))
+        moved = reference.moved(self.limit, self.rng)
+        there = moved.step(perturbed(x, self.limit, self.rng), perturbed(states, self.limit, self.rng))
+        return Steps(x, states, made, size, np.maximum(self.gap(there, made), self.limit * size))
 
     def steppable(self, side: Side) -> bool:
         """Whether a side can be stepped from a given state to the next."""
         if not side.layer.takes_state or not self.call.x.size:
             return False
-        stepped = (
-            self.found if side is self.b and self.steps is not None else side.step(self.call.x[:, 0], self.initial)
-        )
+        known = side is self.b and self.steps is not None
+        stepped = self.found if known else side.step(self.call.x[:, 0], self.initial)
         return not unknown(stepped).any()  # a state that is not handed back
 
     @cached_property
     def faithful(self) -> bool:
         """Whether A agrees with its weights in single steps and in whole calls."""
-        if not isinstance(self.reference, Known):
-            return False
-        return not any(
-            self.parted(self.a(*call), self.expected(call)).any
-            for call in ((self.call,) if self.full is self.call else (self.call, self.full))
+        return isinstance(self.reference, Known) and not any(
+            self.parted(self.expected(call), self.a(call)).any for call in {self.call, self.full}
         )
 
     @cached_property
@@ -246,10 +239,11 @@ class Pair:
     def room(self) -> Array:
         """The room of full calls: `(parts, passes, time)`, increasing in running order."""
         if self.reference is None or self.trajectory is None:
-            largest = magnitude(self.a(*self.full).sequence, np.dtype(np.float64))
+            largest = magnitude(self.a(self.full).sequence, "float64")
             return np.full((*self.initial.shape[:2], self.time), self.limit * largest)
         x, states = (perturbed(array, self.limit, self.rng) for array in (self.call.x, self.initial))
-        gap = CHAOS * apart(self.moved(self.reference).run(x, states).after, self.trajectory.after)
+        moved = self.reference.moved(self.limit, self.rng).run(x, states)
+        gap = CHAOS * apart(moved.after, self.trajectory.after)
         return np.asarray(np.maximum(self._accumulated(gap), self.limit * self.size))
 
     @cached_property
@@ -261,46 +255,9 @@ class Pair:
 
     def _accumulated(self, values: Array) -> Array:
         """The running maximum in running order, of `(parts, passes, time)`."""
-        made = values.copy()
-        for place in range(len(self.passes)):
-            order = self.running(place)
-            made[:, place, order] = np.maximum.accumulate(values[:, place, order], axis=1)
-        return made
+        return self.in_turn(np.maximum.accumulate(self.in_turn(values), axis=2))
 
     # --- Single steps of both from the states of A -------------------------------------------------------------------
-
-    def _stepped(self, reference: Known | Stepped) -> Steps:
-        """All steps of all rows as one batch, from states that both dtypes represent."""
-        if reference in self._stepped_by:
-            return self._stepped_by[reference]
-        before = reference.run(self.call.x, self.initial).before.astype(self.dtype).astype(np.float64)
-        x = self.call.x.swapaxes(0, 1).reshape(-1, self.call.x.shape[2])
-        states = before.reshape(*before.shape[:2], -1, before.shape[4])
-        if not self.b.layer.takes_state:
-            states = np.zeros_like(states)
-        made = reference.step(x, states)
-        steps = Steps(x, states, made, self.step_room(reference, x, states, made))
-        self._stepped_by[reference] = steps
-        return steps
-
-    def moved(self, reference: Known | Stepped) -> Known | Stepped:
-        """The reference with its weights moved by the tolerance."""
-        if reference not in self._moved_from:
-            self._moved_from[reference] = reference.moved(self.limit, self.rng)
-        return self._moved_from[reference]
-
-    def step_room(self, reference: Known | Stepped, x: Array, states: Array, made: Array) -> Array:
-        """The room of single steps: `(parts, passes, time)`."""
-        there = self.moved(reference).step(perturbed(x, self.limit, self.rng), perturbed(states, self.limit, self.rng))
-        return np.asarray(np.maximum(self.gap(there, made), self.limit * self._step_size(states, made)))
-
-    def _step_size(self, states: Array, made: Array) -> Array:
-        return np.maximum(worst(self.by_step(states)), worst(self.by_step(made)))
-
-    @cached_property
-    def steps(self) -> Steps | None:
-        """The single steps of A; from zero if B takes no state."""
-        return None if self.reference is None else self._stepped(self.reference)
 
     @cached_property
     def found(self) -> Array:
@@ -321,8 +278,7 @@ class Pair:
         """The normwise error of every single step of B, in eps: `(passes, time)`."""
         if self.steps is None:
             return self.unknown
-        _, states, made, _ = self.steps
-        return in_eps(self.gap(self.found, made), self._step_size(states, made), self.eps)
+        return in_eps(self.gap(self.found, self.steps.made), self.steps.size, self.eps)
 
     @cached_property
     def separate(self) -> Array:
@@ -339,11 +295,6 @@ class Pair:
             return np.zeros((*self.initial.shape[:2], self.time), bool)
         return np.asarray(self.gap(self.found, self.steps.made) > self.steps.room)
 
-    @property
-    def unknown(self) -> Array:
-        """NaN for every pass and step."""
-        return np.full((len(self.passes), self.time), np.nan)
-
     # --- B running on by itself --------------------------------------------------------------------------------------
 
     @cached_property
@@ -351,32 +302,73 @@ class Pair:
         """The error of B running on by single steps, in eps: `(passes, time)`; `seen_growth` if B cannot be stepped."""
         if self.trajectory is None or not self.steppable(self.b):
             return self.seen_growth
-        after = swept(self.b.step, self.spec, self.call.x, self.initial)
+        after = self.b.run(self.call.x, self.initial).after
         return in_eps(apart(after, self.trajectory.after), self.size, self.eps)
 
     @cached_property
     def seen_growth(self) -> Array:
         """The error that the call of B shows: of the last layer at every step, of the others at their last step."""
-        growth = self.unknown
+        growth = self.unknown.copy()
         expected, found = self.answers(self.shown)
         final = apart(found.final, expected.final)
         for place in range(len(self.passes) if self.time else 0):
-            end = self.last_step(place)
+            end = self.time_of(place, -1)
             growth[place, end] = in_eps(final[:, place, None], self.size[:, place, end, None], self.eps)[0]
         top = slice(-self.directions, None)
-        sequence = apart(self.halves(found.sequence), self.halves(expected.sequence))
+        sequence = apart(self.halves(found), self.halves(expected))
         growth[top] = np.fmax(growth[top], in_eps(sequence[None], self.size[:1, top], self.eps))
         return growth
 
+    # --- The record --------------------------------------------------------------------------------------------------
+
+    def report(
+        self,
+        *,
+        kind: str = "mistake",
+        parting: Sequence[Parting] = (),
+        elements: tuple[Array, Array] | None = None,
+        size: float | None = None,
+        measured: str = "stepped",
+        **found: Any,
+    ) -> Divergence:
+        """The record of this pair.
+
+        Args:
+            kind: see `Divergence`.
+            parting: the passes that part, the first one first.
+            elements: of A and of B, `(rows, units)`; the record names those furthest apart.
+            size: relative to which `eps` is measured, if `elements` are.
+            measured: how `growth` is measured: by single steps ("stepped"), as the call shows ("seen"), or not (""),
+                and then `own` is not either.
+            found: other fields of the record.
+        """
+        titles, turn = (self.a.layer.title, self.b.layer.title), -1 if self.A == "B" else 1
+        if elements is not None:
+            gap = distances(*elements[::-1])
+            row, unit = map(int, np.unravel_index(int(np.argmax(gap)), gap.shape))
+            found |= {"row": row, "unit": unit, "values": tuple(float(made[row, unit]) for made in elements)}
+            if size is not None:
+                found["eps"] = float(normwise(gap.max(), size) / self.eps)
+        values = found.pop("values", None)
+        growth = {"stepped": "growth", "seen": "seen_growth", "": "unknown"}[measured]
+        return Divergence(
+            kind=kind,
+            spec=self.spec,
+            titles=titles if turn == 1 else (titles[1], titles[0]),
+            shape=self.call.x.shape,
+            dtype=self.dtype,
+            own=self.separate if measured else self.unknown,
+            growth=getattr(self, growth),
+            parting=tuple(parting),
+            values=values and values[::turn],
+            **found,
+        )
+
 
 def apart(a: Array, b: Array) -> Array:
-    """The largest of the `gaps` over rows and units, the last two axes."""
-    return np.asarray(gaps(a, b).max(axis=(-2, -1), initial=0))
-
-
-def gaps(a: Array, b: Array) -> Array:
-    """The `distances` of two arrays; NaN if one is unknown."""
-    return np.where(unknown(a) | unknown(b), np.nan, distances(a, b))
+    """The largest of the `distances` over rows and units, the last two axes; NaN if one is unknown."""
+    gaps = np.where(unknown(a) | unknown(b), np.nan, distances(a, b))
+    return np.asarray(gaps.max(axis=(-2, -1), initial=0))
 
 
 def worst(a: Array) -> Array:
@@ -389,9 +381,3 @@ def in_eps(gap: Array, size: Array, eps: float) -> Array:
     relative = normwise(gap, size)
     largest = np.where(np.isnan(relative), -1, relative).max(axis=0, initial=-1)
     return np.asarray(np.where(largest < 0, np.nan, largest) / eps)
-
-
-def largest_at(a: Array, b: Array) -> tuple[int, int]:
-    """Where two arrays `(rows, units)` are furthest apart."""
-    row, unit = np.unravel_index(int(np.argmax(distances(a, b))), a.shape)
-    return int(row), int(unit)

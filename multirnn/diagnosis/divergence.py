@@ -1,4 +1,4 @@
-"""The result of a search for the first divergence: `Divergence`."""
+"""`Divergence`: where two layers part, and how the difference grows."""
 
 from __future__ import annotations
 
@@ -111,14 +111,10 @@ class Divergence(Shown):
     @property
     def title(self) -> str:
         """The headline."""
-        if self.kind == "none":
-            return "No divergence"
-        if self.kind == "rounding":
-            return "No divergence but rounding"
-        place = [] if self.layer is None else [f"layer {self.layer}"]
-        place += [self.direction] if self.direction else []
-        place += [] if self.step is None else [f"step {self.step}"]
-        place += [f"gate {self.gate}"] if self.gate else []
+        if self.kind != "mistake":
+            return "No divergence" + " but rounding" * (self.kind == "rounding")
+        named = {"layer": self.layer, "": self.direction, "step": self.step, "gate": self.gate}
+        place = [f"{name} {value}".strip() for name, value in named.items() if value is not None]
         return f"First divergence: {', '.join(place) or self.probe}"
 
     def _contents(self) -> Iterator[Content]:
@@ -128,33 +124,19 @@ class Divergence(Shown):
         yield ""
         numbers = (Column(name, number=True) for name in ("parts at", "own", "largest", "last"))
         table = Table("layer", "direction", *numbers, Column("over time", whole=True, spare=True), keys=2)
-        for place, cells in zip(self.spec.passes, self._rows(), strict=True):
-            table.add_row(*cells, style="bold red" if place == (self.layer, self.direction) else "")
+        parts_at = {(layer, direction): "?" if step is None else str(step) for layer, direction, step in self.parting}
+        for place, own, growth in zip(self.spec.passes, self.own, self.growth, strict=True):
+            parts = parts_at.get(place, "echo" if self.probe == "step" and np.isnan(own).all() else "–")
+            last = growth[:: 1 if place[1] == "forward" else -1][-1:]
+            errors = (f"{error:.2g}" if error >= 0 else "?" for error in map(_largest, (own, growth, last)))
+            bold = place == (self.layer, self.direction)
+            table.add_row(*place, parts, *errors, _line(growth), style="bold red" if bold else "")
         yield table
         yield ""
         yield (
             f"Errors: max|a−b| / max|a| at a step, in eps of {self.dtype}; {TOLERANCE[self.dtype]} count as rounding. "
             "Own: one step from the states of A. Largest, last, over time: B running on by itself."
         )
-
-    def _rows(self) -> Iterator[tuple[str, ...]]:
-        parts_at = {(layer, direction): step for layer, direction, step in self.parting}
-        for place, own, growth in zip(self.spec.passes, self.own, self.growth, strict=True):
-            layer, direction = place
-            if place in parts_at:
-                parts = "?" if parts_at[place] is None else str(parts_at[place])
-            else:
-                parts = "echo" if self.probe == "step" and np.isnan(own).all() else "–"
-            last = growth[:: 1 if direction == "forward" else -1][-1:]
-            yield (
-                str(layer),
-                direction,
-                parts,
-                _shown(_largest(own)),
-                _shown(_largest(growth)),
-                _shown(float(last[0]) if len(last) else np.nan),
-                _line(growth),
-            )
 
 
 _LEVELS = "▁▂▃▄▅▆▇█"
@@ -163,21 +145,11 @@ _LINE = 24  # characters at most
 
 def _line(errors: Array) -> str:
     """The errors over time as blocks on a logarithmic scale, from at most one eps to the size of the value."""
-    if not errors.size:
-        return ""
-    pieces = np.array_split(errors, min(_LINE, len(errors)))
-    return "".join(" " if np.isnan(v := _largest(piece)) else _LEVELS[_level(v)] for piece in pieces)
-
-
-def _level(error: float) -> int:
-    return int(np.clip(np.log10(max(error, 1.0)), 0, len(_LEVELS) - 1))
+    pieces = map(_largest, np.array_split(errors, max(1, min(_LINE, len(errors)))))
+    return "".join(" " if np.isnan(v) else _LEVELS[int(min(np.log10(max(v, 1)), len(_LEVELS) - 1))] for v in pieces)
 
 
 def _largest(errors: Array) -> float:
     """The largest known error; NaN if none is known."""
     known = errors[~np.isnan(errors)]
     return float(known.max()) if known.size else float("nan")
-
-
-def _shown(error: float) -> str:
-    return "?" if np.isnan(error) else f"{error:.2g}"

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from multirnn.divergence.measures import Pair, in_eps, worst
-from multirnn.divergence.stepping import Known, Side
+from multirnn.diagnosis.pair import Pair, in_eps, worst
+from multirnn.diagnosis.stepping import Known, Side
 from multirnn.numerics import difference, tolerance
 from multirnn.spec import RecurrentSpec
 from multirnn.weights import Array, Weights
@@ -17,8 +17,7 @@ def differing_gate(pair: Pair, place: int, step: int, row: int, unit: int) -> tu
     if not errors and pair.spec.cell == "gru":
         gate, says = _measured_gru(pair, place, step, row, unit)
         return gate, {}, says
-    there = {name: error[place, step] for name, error in errors.items()}
-    known = {name: error for name, error in there.items() if not np.isnan(error)}
+    known = {name: error[place, step] for name, error in errors.items() if not np.isnan(error[place, step])}
     if not known:
         return None, errors, " Its gates are not known."
     if "r" in known and known["r"] * pair.eps > 16 * pair.limit:
@@ -39,10 +38,9 @@ def _gate_errors(pair: Pair) -> dict[str, Array]:
     if len(pair.spec.form.gates) == 1:
         return {pair.spec.form.candidate: pair.own}
     a, b = _gates(pair, pair.a), _gates(pair, pair.b)
-    if "i*g" in b and "i" in a:
-        a["i*g"] = a["i"] * a["g"]
-    elif "i*g" in a and "i" in b:
-        b["i*g"] = b["i"] * b["g"]
+    for one, other in ((a, b), (b, a)):
+        if "i*g" in other and "i" in one:
+            one["i*g"] = one["i"] * one["g"]
     names = [name for name in (*pair.spec.form.gates, "i*g") if name in a and name in b]
     sizes = {name: worst(pair.by_step(a[name])) for name in names}
     return {name: in_eps(pair.gap(b[name], a[name])[None], sizes[name][None], pair.eps) for name in names}
@@ -54,10 +52,11 @@ def _gates(pair: Pair, side: Side) -> dict[str, Array]:
     known = pair.reference if side is pair.a else None
     if side is pair.b and side.layer.readable:
         weights = Known(side.layer.weights())
-        known = weights if pair.does(side, weights) else None
+        known = weights if pair.steps_of(side, weights) else None
     if isinstance(known, Known):
-        gates = known.gates(pair.steps.x, pair.steps.states)
-        return dict(zip(pair.spec.form.gates, np.moveaxis(gates, 2, 0), strict=True))
+        gates = known.run(pair.steps.x[:, None], pair.steps.states).gates
+        assert gates is not None
+        return dict(zip(pair.spec.form.gates, np.moveaxis(gates[:, :, 0], 2, 0), strict=True))
     return _measured_lstm(pair, side) if pair.spec.cell == "lstm" else {}
 
 
@@ -110,8 +109,8 @@ def _measured_gru(pair: Pair, place: int, step: int, row: int, unit: int) -> tup
     x, states = pair.steps.x[at : at + 1], pair.steps.states[:, :, at : at + 1]
     h = states[0, place, 0]
     d_n = arrays["bias_hh"][-1, unit] if "bias_hh" in arrays else 0.0
-    unseen = _solved(np.vstack([U, np.eye(len(h))[unit]]), np.array([0.0, 0, 0, 1]))
-    silent = _solved(np.vstack([U, np.eye(len(h))[unit]]), np.array([0.0, 0, -(U[2] @ h + d_n), 0]))
+    seen = np.vstack([U, np.eye(len(h))[unit]])
+    unseen, silent = _solved(seen, [0, 0, 0, 1]), _solved(seen, [0, 0, -(U[2] @ h + d_n), 0])
     if unseen is None or silent is None:
         return None, f"{unknown}: {len(h)} units are too few for a direction of h that its gates do not see."
     moves = np.array([0 * h, unseen, 2 * unseen, silent, silent + unseen])
@@ -125,26 +124,24 @@ def _measured_gru(pair: Pair, place: int, step: int, row: int, unit: int) -> tup
         return None, f"{unknown}."
     if abs(b[2] - 2 * b[1] + b[0]) > room:
         return None, f"{unknown}: h' is not linear along a direction of h that the gates of {pair.A} do not see."
-    z = [made[1] - made[0] for made in (a, b)]
-    n = [(made[0] - slope * h[unit]) / max(1 - slope, room) for made, slope in zip((a, b), z, strict=True)]
-    n_silent = [
-        (made[3] - (made[4] - made[3]) * rows[0, place, 3, unit]) / max(1 - (made[4] - made[3]), room)
-        for made in (a, b)
-    ]
-    off = {"z": abs(z[1] - z[0]), "n": abs(n[1] - n[0])}
-    gate = max(off, key=lambda name: off[name])
-    if off[gate] <= room:
+
+    def z_and_n(made: Array, start: int) -> tuple[float, float]:
+        z = made[start + 1] - made[start]
+        return z, (made[start] - z * rows[0, place, start, unit]) / max(1 - z, room)
+
+    (z_a, n_a), (z_b, n_b) = z_and_n(a, 0), z_and_n(b, 0)
+    off_z, off_n = abs(z_b - z_a), abs(n_b - n_a)
+    if max(off_z, off_n) <= room:
         return None, " z and n agree."
-    if gate == "n" and off["z"] <= room and abs(n_silent[1] - n_silent[0]) <= room:
+    if off_z <= room and abs(z_and_n(b, 3)[1] - z_and_n(a, 3)[1]) <= room:
         return "r", " z agrees, and so does n where r does not enter it."
-    values = z if gate == "z" else n
-    return gate, f" Gate {gate} has the largest error: {values[1]:.4g} in {pair.B}, {values[0]:.4g} in {pair.A}."
+    gate, in_a, in_b = ("z", z_a, z_b) if off_z >= off_n else ("n", n_a, n_b)
+    return gate, f" Gate {gate} has the largest error: {in_b:.4g} in {pair.B}, {in_a:.4g} in {pair.A}."
 
 
-def _solved(matrix: Array, right: Array) -> Array | None:
+def _solved(matrix: Array, right: list[float]) -> Array | None:
     """The shortest exact solution; None if there is none, or none small enough to keep rounding small."""
-    solution, *_ = np.linalg.lstsq(matrix, right, rcond=None)
-    exact = difference(matrix @ solution, right).normwise <= 2**20 * tolerance(
-        "float64"
-    )  # a residual is small or near one
+    solution, *_ = np.linalg.lstsq(matrix, np.array(right, float), rcond=None)
+    # A residual is small or near one.
+    exact = difference(matrix @ solution, np.array(right, float)).normwise <= 2**20 * tolerance("float64")
     return solution if exact and np.abs(solution).max() < 100 else None
