@@ -8,6 +8,7 @@ from typing import Any
 import keras
 
 from multirnn import Unrepresentable
+from multirnn.cells import CellName
 
 __all__ = [
     "CELLS",
@@ -22,7 +23,7 @@ __all__ = [
     "with_settings",
 ]
 
-CELLS: dict[Any, str] = {keras.layers.SimpleRNN: "simple_rnn", keras.layers.LSTM: "lstm", keras.layers.GRU: "gru"}
+CELLS: dict[Any, CellName] = {keras.layers.SimpleRNN: "simple_rnn", keras.layers.LSTM: "lstm", keras.layers.GRU: "gru"}
 """The cell of each class that is read; `multirnn_keras.fast` adds its own classes."""
 
 
