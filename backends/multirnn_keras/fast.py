@@ -14,6 +14,7 @@ import numpy as np
 
 from multirnn import Gradients, InvalidCall, Output, RecurrentSpec, State, Unrepresentable, Weights
 from multirnn.boundary import Inputs
+from multirnn.cells import CellName
 from multirnn.layer import FAST, Plan
 from multirnn.returned import states_of
 from multirnn.spec import DTYPES
@@ -154,7 +155,7 @@ class FastGRU(Fast, keras.layers.GRU):  # type: ignore[misc]
     """`keras.layers.GRU`, faster."""
 
 
-LAYERS = {"simple_rnn": FastSimpleRNN, "lstm": FastLSTM, "gru": FastGRU}
+LAYERS: dict[CellName, Any] = {"simple_rnn": FastSimpleRNN, "lstm": FastLSTM, "gru": FastGRU}
 CELLS.update({layer: cell for cell, layer in LAYERS.items()})
 
 

@@ -12,6 +12,7 @@ import keras
 
 from multirnn import Gradients, Output, RecurrentSpec, State, Unrepresentable, Weights
 from multirnn.boundary import BoundaryLayer, Inputs
+from multirnn.cells import CellName
 from multirnn.conventions import CONVENTIONS
 from multirnn.returned import states_of
 from multirnn_keras import engines
@@ -122,7 +123,7 @@ class KerasLayer(BoundaryLayer):
 
 
 def build(
-    weights: Weights, device: str | None, kind: type[KerasLayer] = KerasLayer, layers: Mapping[str, Any] = LAYERS
+    weights: Weights, device: str | None, kind: type[KerasLayer] = KerasLayer, layers: Mapping[CellName, Any] = LAYERS
 ) -> KerasLayer:
     """A layer of these weights, of this class, on a stack of these classes of Keras.
 

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 
 from multirnn import RecurrentSpec, Unrepresentable, Weights, from_arrays, to_arrays
+from multirnn.cells import CellName
 from multirnn.spec import DTYPES
 from multirnn.weights import Array
 from multirnn_keras.activations import from_keras, to_keras
@@ -19,11 +20,11 @@ from multirnn_keras.structure import CELLS, directions_of, is_as_made, is_both_w
 
 __all__ = ["LAYERS", "current", "from_variables", "read", "stack"]
 
-LAYERS = {cell: kind for kind, cell in CELLS.items()}
+LAYERS: dict[CellName, Any] = {cell: kind for kind, cell in CELLS.items()}
 """Keras' own layer of each cell."""
 
 
-def stack(weights: Weights, layers: Mapping[str, Any] = LAYERS) -> Any:
+def stack(weights: Weights, layers: Mapping[CellName, Any] = LAYERS) -> Any:
     """The `keras.Sequential` of these weights, one layer of its cell's class for each layer of the spec."""
     spec = weights.spec
     native_layers = [_layer(spec, layers[spec.cell]) for _ in range(spec.num_layers)]
