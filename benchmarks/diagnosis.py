@@ -61,7 +61,7 @@ def function(layer: Runs) -> Callable[..., Any]:
 
 
 @dataclass
-class Pair:
+class PortPair:
     """A stack, the mistakes planted in it, and whether the wrong side is a layer or shows calls only."""
 
     weights: mr.Weights
@@ -102,7 +102,7 @@ def draw_spec(rng: np.random.Generator, hidden: tuple[int, int] = (2, 7)) -> mr.
     )
 
 
-def draw_pairs(seed: int, count: int, mistakes: int) -> Iterator[Pair]:
+def draw_pairs(seed: int, count: int, mistakes: int) -> Iterator[PortPair]:
     """Pairs with so many planted mistakes, of different families; each makes a difference."""
     rng = np.random.default_rng(seed)
     drawn = 0
@@ -116,7 +116,7 @@ def draw_pairs(seed: int, count: int, mistakes: int) -> Iterator[Pair]:
             continue
         if sum(isinstance(mistake.realise, Plumbing) for mistake in chosen) > 1:
             continue
-        pair = Pair(weights, tuple(chosen), bool(rng.random() < 0.25))
+        pair = PortPair(weights, tuple(chosen), bool(rng.random() < 0.25))
         if not any(pair.is_explained_by(*chosen[:k], *chosen[k + 1 :]) for k in range(mistakes)):
             drawn += 1
             yield pair

@@ -47,7 +47,7 @@ def at_least(factor: float) -> Goal:
 
 
 @dataclass(frozen=True)
-class Pair:
+class TimedPair:
     """Ours against theirs: microseconds, theirs and the difference in the median; of theirs / ours the quartiles."""
 
     what: str
@@ -61,7 +61,9 @@ class Pair:
     held: bool
 
     @classmethod
-    def of(cls, what: str, shape: Sequence[int], ours: Sequence[float], theirs: Sequence[float], goal: Goal) -> "Pair":
+    def of(
+        cls, what: str, shape: Sequence[int], ours: Sequence[float], theirs: Sequence[float], goal: Goal
+    ) -> "TimedPair":
         """The pair of the seconds of the same rounds."""
         low, ratio, high = quantiles([b / a for a, b in zip(ours, theirs, strict=True)], n=4)
         more = median(a - b for a, b in zip(ours, theirs, strict=True))
@@ -74,17 +76,17 @@ def shape(row: Row) -> list[int]:
     return [row["problem"][name] for name in ("batch", "time", "input_size", "hidden_size")]
 
 
-def beside(row: Row, what: str, goal: Goal) -> Pair:
+def beside(row: Row, what: str, goal: Goal) -> TimedPair:
     """The call from NumPy to NumPy of a row against the timed call beside it."""
-    return Pair.of(what, shape(row), *zip(*row["boundaries"], strict=True), goal)
+    return TimedPair.of(what, shape(row), *zip(*row["boundaries"], strict=True), goal)
 
 
-def against(ours: Row, theirs: Row, what: str, goal: Goal) -> Pair:
+def against(ours: Row, theirs: Row, what: str, goal: Goal) -> TimedPair:
     """A row against another in the rounds of both."""
-    return Pair.of(what, shape(ours), *shared_rounds(ours, theirs), goal)
+    return TimedPair.of(what, shape(ours), *shared_rounds(ours, theirs), goal)
 
 
-def foundation(results: Results) -> Iterator[Pair]:
+def foundation(results: Results) -> Iterator[TimedPair]:
     """NumPy against the textbook loop and PyTorch; the wrappers of the native layers."""
     rows = {
         (row["problem"]["name"], row["mode"], row["contender"]["name"]): row
@@ -109,7 +111,7 @@ def foundation(results: Results) -> Iterator[Pair]:
         yield from (beside(rows[name, "inference", contender], what, THIN) for name in problems)
 
 
-def fast(results: Results) -> Iterator[Pair]:
+def fast(results: Results) -> Iterator[TimedPair]:
     """The wrapper of every implementation, and the cost of a step of the fast ones."""
     rows = [row for row in results.rows if row["status"] == "timed" and row.get("boundaries")]
     for row in rows:
@@ -135,7 +137,7 @@ def memory(results: Results) -> Iterator[dict[str, Any]]:
             yield {"what": contender, "cell": problem["cell"], **sizes, "held": used <= MEMORY * least}
 
 
-def start_up() -> Iterator[Pair]:
+def start_up() -> Iterator[TimedPair]:
     """A fresh interpreter that imports multirnn, and the command; neither loads a framework."""
     python, multirnn = sys.executable, str(Path(sys.executable).parent / "multirnn")
     more: Goal = "at most 100 ms more", lambda ours, theirs, ratio: ours - theirs <= 100_000
@@ -147,7 +149,7 @@ def start_up() -> Iterator[Pair]:
         ("multirnn --help against python -c pass", helps, whole),
     ):
         rounds = [[seconds(command) for command in commands] for _ in range(STARTS + 1)][1:]  # one warms the caches
-        yield Pair.of(what, (), *zip(*rounds, strict=True), goal)
+        yield TimedPair.of(what, (), *zip(*rounds, strict=True), goal)
 
 
 def seconds(command: Sequence[str]) -> float:

@@ -15,7 +15,7 @@ import pytest
 from bench_examples import LIMITS, SMALL, a_header, begun
 from multirnn_bench import inputs, keeper, verify
 from multirnn_bench.contenders import Source, find
-from multirnn_bench.problems import Case, Table
+from multirnn_bench.problems import Case, ProblemTable
 from multirnn_bench.process import RESTS, Lost, Process
 from multirnn_bench.results import read
 from multirnn_bench.run import Run, settings
@@ -118,7 +118,7 @@ def test_what_a_contender_prints_is_not_kept_but_its_end(tmp_path: Path) -> None
 
 
 def test_every_hostile_contender_has_its_row_and_the_others_their_times(tmp_path: Path) -> None:
-    table = Table("own", (Case(SMALL, ("inference",)),), (1,), seconds=0, cap=4)
+    table = ProblemTable("own", (Case(SMALL, ("inference",)),), (1,), seconds=0, cap=4)
     names = ("right", "closing", "closing late", "garbage", "cheating", "partial", "dripping", "flooding")
     sources = [source(name) for name in names]
     path = tmp_path / "r.jsonl"

@@ -29,7 +29,7 @@ class Sitting:
 
 def entrants(counts: Sequence[int], asked: list[str], **options: Any) -> list[rounds.Entrant]:
     return [
-        rounds.Entrant(Sitting(str(place), asked, **options), rounds.Plan(count, 1))  # type: ignore[arg-type]
+        rounds.Entrant(Sitting(str(place), asked, **options), rounds.RoundPlan(count, 1))  # type: ignore[arg-type]
         for place, count in enumerate(counts)
     ]
 
@@ -80,7 +80,7 @@ class Thief:
         return {"status": "timed", "seconds": 0.5 + lost}
 
     def run(self, count: int, rounds_each: int, **options: Any) -> list[rounds.Entrant]:
-        taking_part = [rounds.Entrant(self, rounds.Plan(rounds_each, 1)) for _ in range(count)]  # type: ignore[arg-type]
+        taking_part = [rounds.Entrant(self, rounds.RoundPlan(rounds_each, 1)) for _ in range(count)]  # type: ignore[arg-type]
         rounds.interleave(taking_part, host=Interference(stolen=self), **options)
         return taking_part
 
@@ -203,10 +203,10 @@ def test_a_block_that_is_too_short_is_made_longer() -> None:
             return {"status": "timed", "seconds": 1e-5}
 
     asked: list[Any] = []
-    entrant = rounds.Entrant(Quick("quick", asked), rounds.Plan(3, 2))  # type: ignore[arg-type]
+    entrant = rounds.Entrant(Quick("quick", asked), rounds.RoundPlan(3, 2))  # type: ignore[arg-type]
     rounds.interleave([entrant], host=SILENT)
     assert asked == [2, 2000, 2000]
-    assert entrant.plan == rounds.Plan(3, 2000)
+    assert entrant.plan == rounds.RoundPlan(3, 2000)
 
 
 def test_unstable_is_told_by_the_quartiles() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from planted_pairs import Pair, Planted, experiment, function, same
+from planted_pairs import Planted, PortPair, experiment, function, same
 
 import multirnn as mr
 from multirnn.diagnosis import diagnose, first_divergence
@@ -54,7 +54,7 @@ def test_what_was_planted_is_named(mistakes: int, pairs: int, capsys: pytest.Cap
 def test_every_known_mistake_is_named(family: str) -> None:
     for mistake in (mistake for mistake in MISTAKES.values() if mistake.family == family):
         spec = next(spec for spec in SPECS if mistake.applies(spec))
-        pair = Pair(weights_of(spec, 3), (mistake,), only_calls=False)
+        pair = PortPair(weights_of(spec, 3), (mistake,), only_calls=False)
         found = diagnose(pair.right, pair.wrong)
         assert not found.equal, mistake.name
         assert [mistake.name] in named(found), found
@@ -88,7 +88,7 @@ def test_mistakes_that_change_one_another(inner: str, outer: str) -> None:
         for s in (replace(GRU, bidirectional=True), LSTM, stack)
         if all(MISTAKES[m].applies(s) for m in (inner, outer))
     )
-    pair = Pair(weights_of(spec), (MISTAKES[inner], MISTAKES[outer]), only_calls=False)
+    pair = PortPair(weights_of(spec), (MISTAKES[inner], MISTAKES[outer]), only_calls=False)
     found = diagnose(pair.right, pair.wrong)
     assert found.causes
     assert all(pair.is_explained_by(*cause.mistakes) for cause in found.causes)

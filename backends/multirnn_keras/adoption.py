@@ -58,7 +58,7 @@ def adopt(native: Any, spec: RecurrentSpec | None, *, compiled: bool) -> "Adopte
             f"this {kind} computes in {native.compute_dtype} and the spec in {spec.dtype}; pass a spec with "
             f"dtype={native.compute_dtype!r}, or make the layer with dtype={spec.dtype!r}"
         )
-    adopted = AdoptedStack if _parts(native, readable) else AdoptedKeras
+    adopted = AdoptedKerasStack if _parts(native, readable) else AdoptedKeras
     with on_device(None):
         return adopted(native, spec, readable=readable, compiled=compiled)
 
@@ -160,7 +160,7 @@ class AdoptedKeras(AdoptedNative):
         return (y, *ends)
 
 
-class AdoptedStack(AdoptedKeras):
+class AdoptedKerasStack(AdoptedKeras):
     """A stack of Keras' own recurrent layers, each called as it is, except that it returns its states."""
 
     def _find_arguments(self) -> None:

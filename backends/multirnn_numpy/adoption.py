@@ -8,7 +8,7 @@ from multirnn_numpy.layer import NumpyLayer
 from multirnn_numpy.stack import Stack
 from multirnn_numpy.weights import read
 
-__all__ = ["AdoptedStack", "adopt"]
+__all__ = ["AdoptedNumpyStack", "adopt"]
 
 
 def adopt(native: Any, spec: RecurrentSpec | None, *, compiled: bool) -> Adopted:
@@ -22,10 +22,10 @@ def adopt(native: Any, spec: RecurrentSpec | None, *, compiled: bool) -> Adopted
         raise InvalidCall(f"the numpy backend runs a multirnn_numpy.Stack, not a {type(native).__qualname__}")
     if compiled:
         raise InvalidCall("NumPy has no compiled form of a Stack; run it as it is")
-    return AdoptedStack(native)
+    return AdoptedNumpyStack(native)
 
 
-class AdoptedStack(AdoptedLayer):
+class AdoptedNumpyStack(AdoptedLayer):
     """A stack, run as the native object of a `NumpyLayer`."""
 
     def __init__(self, native: Stack) -> None:

@@ -1,4 +1,4 @@
-"""The problems: a `Problem` is a stack and the shape of its input; a `Table` is problems and the modes of each.
+"""The problems: a `Problem` is a stack and the shape of its input; a `ProblemTable` is problems and the modes of each.
 
 A table is a CSV file; three that ship have names. The header must have the columns `cell`, `batch`, `time` and
 `hidden_size`, and may have any other field of a problem or its spec, and `modes`, separated by spaces:
@@ -23,7 +23,7 @@ from multirnn.errors import InvalidCall, InvalidData, InvalidSpec
 from multirnn.protocol import MODES
 from multirnn.spec import RecurrentSpec
 
-__all__ = ["TABLES", "Case", "Problem", "Table", "read_table"]
+__all__ = ["TABLES", "Case", "Problem", "ProblemTable", "read_table"]
 
 STACK = tuple(field.name for field in fields(RecurrentSpec))
 
@@ -113,7 +113,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Table:
+class ProblemTable:
     """Problems to be timed together.
 
     Attributes:
@@ -192,18 +192,18 @@ deepbench: all recurrent problems of Baidu DeepBench; those of its training set 
 """
 
 
-def _named(name: str) -> Table:
+def _named(name: str) -> ProblemTable:
     with as_file(files("multirnn_bench") / "tables" / f"{name}.csv") as path:
         return replace(read_table(path), name=name, boundaries=FEW, **SETTINGS[name])
 
 
-TABLES: Mapping[str, Callable[[], Table]] = {name: partial(_named, name) for name in SETTINGS}
+TABLES: Mapping[str, Callable[[], ProblemTable]] = {name: partial(_named, name) for name in SETTINGS}
 
 NEEDED = ("cell", "batch", "time", "hidden_size")
 SHOWN = 5  # sentences about bad rows; more would hide the first
 
 
-def read_table(path: Path | str) -> Table:
+def read_table(path: Path | str) -> ProblemTable:
     """The table in a CSV file.
 
     Raises:
@@ -242,7 +242,7 @@ def read_table(path: Path | str) -> Table:
         raise InvalidData("\n".join(f"{path}, {complaint}" for complaint in complaints[:SHOWN]) + more)
     if not cases:
         raise InvalidData(f"{path} holds a header and no problems below it")
-    return Table(path.name, tuple(cases.values()))
+    return ProblemTable(path.name, tuple(cases.values()))
 
 
 def _list(names: list[str]) -> str:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from multirnn_bench.interference import TAKEN, Interference, Taken
 from multirnn_bench.process import RESTS, Lost, Process
 
-__all__ = ["ALLOWANCE", "ROUNDS", "Entrant", "Estimate", "Plan", "interleave", "plan", "plans", "unstable"]
+__all__ = ["ALLOWANCE", "ROUNDS", "Entrant", "Estimate", "RoundPlan", "interleave", "plan", "plans", "unstable"]
 
 ROUNDS = (5, 11)
 LONGER = 3  # rounds of a long call, unless there is time for more; each outlasts ten blocks
@@ -37,7 +37,7 @@ SPREAD = 0.1
 
 
 @dataclass(frozen=True)
-class Plan:
+class RoundPlan:
     """How one contender is timed on one problem: its rounds, and the calls in each block."""
 
     rounds: int
@@ -58,16 +58,16 @@ class Estimate(NamedTuple):
     threads: int = 1
 
 
-def plan(call: Estimate, allowance: float = ALLOWANCE, fewest: int = ROUNDS[0]) -> Plan:
+def plan(call: Estimate, allowance: float = ALLOWANCE, fewest: int = ROUNDS[0]) -> RoundPlan:
     """The plan for a contender with `allowance` seconds for all rounds; the fewest rounds run in any case."""
     shortest, longest = BLOCK
     block = min(max(allowance / (7 + call.boundaries) - SETTLING, shortest), longest)
     repetitions = max(1, round(block / call.seconds))
     fit = int(allowance / (WATCHING + SETTLING + repetitions * call.seconds)) - call.boundaries
-    return Plan(min(max(fit, fewest), ROUNDS[1]), repetitions)
+    return RoundPlan(min(max(fit, fewest), ROUNDS[1]), repetitions)
 
 
-def plans(calls: Sequence[Estimate], budget: float) -> list[Plan]:
+def plans(calls: Sequence[Estimate], budget: float) -> list[RoundPlan]:
     """Plans for contenders timed together: the time that a short call leaves of its share goes to the longer ones.
 
     A contender more than `FAR` times as slow as the fastest with as many threads gets what all others leave.
@@ -93,12 +93,12 @@ def plans(calls: Sequence[Estimate], budget: float) -> list[Plan]:
     return made
 
 
-def _cost(planned: Plan, call: Estimate) -> float:
+def _cost(planned: RoundPlan, call: Estimate) -> float:
     """The seconds that a plan takes."""
     return (planned.rounds + call.boundaries) * (WATCHING + SETTLING + planned.repetitions * call.seconds)
 
 
-UNPLANNED = Plan(0, 1)
+UNPLANNED = RoundPlan(0, 1)
 
 
 @dataclass
@@ -121,7 +121,7 @@ class Entrant:
     """
 
     process: Process
-    plan: Plan = UNPLANNED
+    plan: RoundPlan = UNPLANNED
     threads: int = 1
     boundaries: int = 0
     cap: float = 60.0

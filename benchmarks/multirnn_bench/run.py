@@ -24,7 +24,7 @@ from multirnn_bench.contenders import Source
 from multirnn_bench.interference import TAKEN, UNTAKEN, Interference, Pace
 from multirnn_bench.limits import Limits, bytes_moved, flops
 from multirnn_bench.machine import free_memory, steal
-from multirnn_bench.problems import Problem, Table
+from multirnn_bench.problems import Problem, ProblemTable
 from multirnn_bench.process import START_CAP, Lost, Seat, at_once
 from multirnn_bench.results import DONE, NotSaved, Writer, key, taken
 from multirnn_bench.rounds import ROUNDS, Entrant, interleave, unstable
@@ -51,7 +51,7 @@ class Progress:
     doing: str
 
 
-def settings(table: Table, threads: Sequence[int], seed: int) -> dict[str, Any]:
+def settings(table: ProblemTable, threads: Sequence[int], seed: int) -> dict[str, Any]:
     """The settings that a resumed run must share."""
     problems = [[case.problem.name, *case.modes] for case in table.cases]
     return {"problems": problems, "threads": list(threads), "seed": seed}
@@ -92,7 +92,7 @@ class Run:
 
     def __init__(
         self,
-        table: Table,
+        table: ProblemTable,
         sources: Sequence[Source],
         threads: Sequence[int],
         writer: Writer,

@@ -18,9 +18,9 @@ from multirnn.weights import Array
 from multirnn_bench.quantities import count
 
 __all__ = [
-    "Change",
     "ComparedResults",
     "Interval",
+    "RowChange",
     "compare_results",
     "geometric_mean",
     "independent_ratio",
@@ -137,7 +137,7 @@ def _interval(value: float, resamples: Array) -> Interval:
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class RowChange:
     """One row in two files.
 
     Attributes:
@@ -205,7 +205,7 @@ class ComparedResults:
         threshold: factor by which a row may become slower.
     """
 
-    changes: tuple[Change, ...]
+    changes: tuple[RowChange, ...]
     only_a: tuple[Row, ...]
     only_b: tuple[Row, ...]
     warnings: tuple[str, ...]
@@ -287,19 +287,19 @@ def _identity(row: Row) -> tuple[Hashable, ...]:
     return problem, row["mode"], row["threads"], contender["name"], contender.get("implementation")
 
 
-def _change(a: Row, b: Row, threshold: float) -> Change:
+def _change(a: Row, b: Row, threshold: float) -> RowChange:
     timed_a, timed_b = (row["status"] == "timed" for row in (a, b))
     if not (timed_a and timed_b):
-        return Change(a, b, None, regressed=timed_a, improved=timed_b)
+        return RowChange(a, b, None, regressed=timed_a, improved=timed_b)
     ratio = independent_ratio(a["rounds"], b["rounds"])
     slower, faster = ratio.value > threshold, ratio.value < 1 / threshold
-    return Change(a, b, ratio, slower and not ratio.holds_one, faster and not ratio.holds_one)
+    return RowChange(a, b, ratio, slower and not ratio.holds_one, faster and not ratio.holds_one)
 
 
 SAME_MACHINE = {"processor": "processor", "cores": "number of cores", "memory_bytes": "memory", "kernel": "kernel"}
 
 
-def _warnings(a: Any, b: Any, changes: Sequence[Change]) -> Iterator[str]:
+def _warnings(a: Any, b: Any, changes: Sequence[RowChange]) -> Iterator[str]:
     here, there = a.header.get("machine", {}), b.header.get("machine", {})
     for name, title in SAME_MACHINE.items():
         if here.get(name) != there.get(name):

@@ -176,17 +176,17 @@ class Packed:
         finalize(self, library().multirnn_free, address).atexit = False  # the library may be unloaded by then
 
 
-class _Keeper:
+class _KeptMemory:
     """Shared by all recurrences: when the last one goes, the memory kept for the next calls is released."""
 
 
-_keepers: WeakValueDictionary[str, _Keeper] = WeakValueDictionary()
+_keepers: WeakValueDictionary[str, _KeptMemory] = WeakValueDictionary()
 
 
-def _keeper() -> _Keeper:
+def _keeper() -> _KeptMemory:
     found = _keepers.get("memory")
     if found is None:
-        found = _keepers["memory"] = _Keeper()
+        found = _keepers["memory"] = _KeptMemory()
         finalize(found, library().multirnn_free_kept).atexit = False  # the library may be unloaded by then
     return found
 

@@ -66,7 +66,7 @@ def train_parity(
         raise InvalidCall(f"steps must be a positive integer, not {steps!r}")
     chosen = _optimisers(optimisers, learning_rate)
     batch = _batch(weights.spec, x, target, lengths, seed)
-    reference = _Reference(weights, batch, int(steps), seed)
+    reference = _ReferenceTraining(weights, batch, int(steps), seed)
     own = {name: reference.train(Setting(weights.spec.bias, optimiser)) for name, optimiser in chosen.items()}
     for name, run in own.items():
         if not np.isfinite(run.losses).all():
@@ -145,7 +145,7 @@ class _Run(NamedTuple):
     weights: Weights
 
 
-class _Reference:
+class _ReferenceTraining:
     """NumPy in float64, trained once under each setting."""
 
     def __init__(self, start: Weights, batch: Batch, steps: int, seed: int) -> None:
@@ -200,7 +200,7 @@ _LARGEST_BOUND = 0.05  # halving the learning rate changes losses and weights by
 
 
 def _rows(
-    name: str | Backend, reference: _Reference, optimisers: Mapping[str, Optimiser], defaults: bool
+    name: str | Backend, reference: _ReferenceTraining, optimisers: Mapping[str, Optimiser], defaults: bool
 ) -> Iterator[Trained]:
     """One row for each optimiser, or one that says why there are none."""
     backend: Any = present(name)  # which may lack what `Trains` has: then it refuses
@@ -247,7 +247,7 @@ def _default_bias(backend: Backend, spec: RecurrentSpec) -> str:
     return spec.bias if convention is None or spec.bias == "none" else convention.by_default(spec).bias
 
 
-def _judged(row: Trained, run: _Run, reference: _Reference, own: Setting, other: Setting) -> Trained:
+def _judged(row: Trained, run: _Run, reference: _ReferenceTraining, own: Setting, other: Setting) -> Trained:
     """The row with its differences, verdict and causes."""
     curve, weights = _differences(run, reference.train(own))
     row = replace(row, curve=curve, weights=weights)

@@ -24,7 +24,7 @@ from multirnn_bench.cli.bar import progress_bar
 from multirnn_bench.cli.rows import summary
 from multirnn_bench.contenders import PEERS, find
 from multirnn_bench.machine import allowed_cores
-from multirnn_bench.problems import TABLES, Case, Problem, Table, read_table
+from multirnn_bench.problems import TABLES, Case, Problem, ProblemTable, read_table
 from multirnn_bench.run import Progress, Run, settings
 
 if TYPE_CHECKING:
@@ -238,7 +238,7 @@ def run_table(
     ctx.exit(status)
 
 
-def _table(ctx: click.Context, name: str | None, cell: str | None, given: dict[str, Any]) -> Table:
+def _table(ctx: click.Context, name: str | None, cell: str | None, given: dict[str, Any]) -> ProblemTable:
     """The named table, or the problem that the options describe."""
     default = click.core.ParameterSource.DEFAULT
     described = [field for field in given if ctx.get_parameter_source(field) is not default]
@@ -253,10 +253,10 @@ def _table(ctx: click.Context, name: str | None, cell: str | None, given: dict[s
         raise click.UsageError("--cell describes a problem of your own: give its --hidden too.")
     given["input_size"] = given["input_size"] or given["hidden_size"]
     problem = Problem.shaped(cell, **given)
-    return Table("own", (Case(problem, ("inference",)),))
+    return ProblemTable("own", (Case(problem, ("inference",)),))
 
 
-def _named_table(name: str) -> Table:
+def _named_table(name: str) -> ProblemTable:
     if name in TABLES:
         return TABLES[name]()
     if name.endswith(".csv"):
@@ -265,7 +265,11 @@ def _named_table(name: str) -> Table:
 
 
 def _header(
-    chosen: Table, threads: Sequence[int], seed: int, resumed: results.Results | None, tell: Callable[[Progress], None]
+    chosen: ProblemTable,
+    threads: Sequence[int],
+    seed: int,
+    resumed: results.Results | None,
+    tell: Callable[[Progress], None],
 ) -> tuple[dict[str, Any], "Limits"]:
     """The header of the file, and the limits: of a resumed file, or measured now."""
     from multirnn_bench.limits import Limits, measure
