@@ -142,6 +142,18 @@ def test_a_file_is_one_idea() -> None:
     assert not long
 
 
+SAME_IN_TWO_FRAMEWORKS = {"FastGRU", "FastLSTM"}  # fast forms of classes that PyTorch and Keras name alike
+
+
+def test_no_two_public_classes_share_a_name() -> None:
+    found: dict[str, list[Path]] = {}
+    for _, path in SOURCES:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                found.setdefault(node.name, []).append(path)
+    assert {name: paths for name, paths in found.items() if len(paths) > 1 and name not in SAME_IN_TWO_FRAMEWORKS} == {}
+
+
 # --- In the interpreter --------------------------------------------------------------------------------------------------------
 
 FRAMEWORKS = ("torch", "tensorflow", "keras", "jax", "flax", "onnx", "matplotlib", "pandas", "scipy")

@@ -19,7 +19,7 @@ from multirnn.numerics import difference
 from multirnn.spec import RecurrentSpec
 from multirnn.weights import Array
 
-__all__ = ["Answer", "Call", "Seen", "answer", "apart", "distance", "drawn_call", "given_call", "unlike"]
+__all__ = ["Answer", "Probe", "Seen", "answer", "apart", "distance", "drawn_call", "given_call", "unlike"]
 
 Answer = dict[str, Array]
 
@@ -32,7 +32,7 @@ class Seen(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Call:
+class Probe:
     """A call; with a cotangent it asks for gradients instead of outputs.
 
     Attributes:
@@ -50,7 +50,7 @@ class Call:
 
 def given_call(
     x: ArrayLike, state: State | None, lengths: ArrayLike | None, dtype: str, cotangent: Output | None = None
-) -> Call:
+) -> Probe:
     """The caller's own call, batched, rounded to a dtype."""
     array = np.asarray(x, dtype).astype("float64")
     batched = array.ndim != 2
@@ -65,7 +65,7 @@ def given_call(
     array = array if batched else array[None]
     steps = None if lengths is None else np.atleast_1d(np.asarray(lengths))
     seen = None if cotangent is None else Seen(wide(cotangent.sequence, 0), states(cotangent.state))
-    return Call(_zero_at_padding(array, steps), None if state is None else states(state), steps, seen)
+    return Probe(_zero_at_padding(array, steps), None if state is None else states(state), steps, seen)
 
 
 def _zero_at_padding(x: Array, lengths: Lengths | None) -> Array:
@@ -84,7 +84,7 @@ def drawn_call(
     lengths: Sequence[int] | None = None,
     gradients: bool = False,
     scale: float = 1.0,
-) -> Call:
+) -> Probe:
     """A drawn call, rounded to the dtype of the spec."""
 
     def normal(*shape: int) -> Array:
@@ -94,10 +94,10 @@ def drawn_call(
     x, initial = normal(batch, time, spec.input_size), None if from_zero else normal(*states)
     steps = None if lengths is None else rng.permutation(lengths)
     cotangent = Seen(normal(batch, time, spec.output_size), normal(*states)) if gradients else None
-    return Call(_zero_at_padding(x, steps), initial, steps, cotangent)
+    return Probe(_zero_at_padding(x, steps), initial, steps, cotangent)
 
 
-def answer(layer: Runs, call: Call, dtype: str) -> Answer:
+def answer(layer: Runs, call: Probe, dtype: str) -> Answer:
     """The answer of a layer that computes in this dtype, by name, in float64; unknown states are left out."""
     x, state = call.x.astype(dtype), None if call.states is None else State(*call.states.astype(dtype))
     if call.cotangent is None:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from multirnn.adoption import Adopted, adopt, known_spec
-from multirnn.diagnosis.calls import Answer, Call, answer, apart, distance, drawn_call, given_call, unlike
+from multirnn.diagnosis.calls import Answer, Probe, answer, apart, distance, drawn_call, given_call, unlike
 from multirnn.diagnosis.divergence import Divergence
 from multirnn.diagnosis.hypotheses import changed, declared, in_weights, of_parts, only_in
 from multirnn.diagnosis.locating import located
@@ -89,7 +89,7 @@ class _Effect(NamedTuple):
 class _Examination:
     """A suspect layer, the right weights in NumPy's float64, and the right layer with mistakes."""
 
-    def __init__(self, wrong: Adopted, weights: Weights, seed: int, given: Sequence[Call] = ()) -> None:
+    def __init__(self, wrong: Adopted, weights: Weights, seed: int, given: Sequence[Probe] = ()) -> None:
         self.wrong, self.weights, self.rng = wrong, weights, np.random.default_rng(seed)
         self.spec = replace(weights.spec, dtype=wrong.spec.dtype)
         self.dtype = coarser(weights.spec.dtype, wrong.spec.dtype)
@@ -101,7 +101,7 @@ class _Examination:
         self.build: Build = backend("numpy").build
         self.layer = self.build(self.wide)
         self.lowest = self.wide.part(0, "forward")
-        self.answers: dict[Call, Answer] = {}
+        self.answers: dict[Probe, Answer] = {}
         room = ROOM // (8 * weights.spec.parameter_count)
         self._alone = lru_cache(room)(lambda mistake: mistake.realise(self.build, self.wide))
         self._lowest_changed = lru_cache(room)(lambda mistake: changed(mistake, self.lowest))
@@ -140,7 +140,7 @@ class _Examination:
 
     # Calls
 
-    def _first_calls(self) -> Iterator[Call]:
+    def _first_calls(self) -> Iterator[Probe]:
         """Calls that tell right from wrong; all of one shape, since frameworks compile for each shape.
 
         As many rows as steps: a layer that swaps batch and time takes no other initial state.
@@ -155,14 +155,14 @@ class _Examination:
             if self.wrong.takes_lengths:
                 yield self._draw(5, 5, lengths=lengths, gradients=True)
 
-    def _single_steps(self) -> Iterator[Call]:
+    def _single_steps(self) -> Iterator[Probe]:
         """Short calls that separate mistakes: from a zero state no recurrent matrix shows, and so on."""
         yield self._draw(1, 1)
         yield self._draw(1, 1, from_zero=True)
         no_input = self._draw(1, 1)
         yield replace(no_input, x=np.zeros_like(no_input.x))
 
-    def _further_calls(self) -> Iterator[Call]:
+    def _further_calls(self) -> Iterator[Probe]:
         """Calls that may tell two explanations apart: other shapes, small and large numbers."""
         for batch, time, scale in ((3, 7, 1.0), (4, 4, 1.0), (1, 1, 1.0), (2, 2, 0.1), (5, 5, 5.0), (6, 2, 1.0)):
             lengths = [time, *(row % time for row in range(batch - 1))] if self.wrong.takes_lengths else None
@@ -171,10 +171,10 @@ class _Examination:
             if self.wrong.differentiable:
                 yield self._draw(batch, time, scale=scale, lengths=lengths, gradients=True)
 
-    def _draw(self, batch: int, time: int, *, from_zero: bool = False, **how: Any) -> Call:
+    def _draw(self, batch: int, time: int, *, from_zero: bool = False, **how: Any) -> Probe:
         return drawn_call(self.spec, self.rng, batch, time, from_zero=from_zero or not self.wrong.takes_state, **how)
 
-    def asked(self, call: Call) -> Answer:
+    def asked(self, call: Probe) -> Answer:
         """The suspect's answer, cached; without gradients of weights if its weights are not the right ones."""
         if call not in self.answers:
             try:
@@ -188,14 +188,14 @@ class _Examination:
             self.answers[call] = found
         return self.answers[call]
 
-    def expected(self, layer: Runs, call: Call) -> Answer:
+    def expected(self, layer: Runs, call: Probe) -> Answer:
         """The answer of a NumPy layer, with or without mistakes; empty if it cannot take the call."""
         try:
             return answer(layer, call, "float64")
         except (MultirnnError, ValueError, IndexError):
             return {}
 
-    def explains(self, layer: Runs, calls: Sequence[Call], bound: float) -> bool:
+    def explains(self, layer: Runs, calls: Sequence[Probe], bound: float) -> bool:
         """Whether this layer answers as the suspect does; stops at the first difference."""
         return all(apart(self.expected(layer, call), self.asked(call)) <= bound for call in calls)
 
@@ -277,26 +277,26 @@ class _Examination:
             if worth_trying:
                 yield from self._orders(one, other, steps[0])
 
-    def _fit_together(self, one: Mistake, other: Mistake, calls: Sequence[Call]) -> bool:
+    def _fit_together(self, one: Mistake, other: Mistake, calls: Sequence[Probe]) -> bool:
         """Whether each mistake explains B wherever the other does not show."""
         effects = ((self._effect(one, call), self._effect(other, call)) for call in calls)
         return not any(a.silent & b.unfit or b.silent & a.unfit for a, b in effects)
 
-    def _miss(self, one: Mistake, other: Mistake, calls: Sequence[Call], parts: Callable[[Call], Parts]) -> bool:
+    def _miss(self, one: Mistake, other: Mistake, calls: Sequence[Probe], parts: Callable[[Probe], Parts]) -> bool:
         """Whether neither mistake explains some of these parts."""
         return any(self._effect(one, p).unfit & self._effect(other, p).unfit & parts(p) for p in calls)
 
-    def _right_parts(self, call: Call) -> Parts:
+    def _right_parts(self, call: Probe) -> Parts:
         """The right parts of an answer."""
         right = self.right_answer(call)
         return frozenset(n for n, array in self.asked(call).items() if distance(right.get(n), array) <= self.bound)
 
-    def _all_explained(self, call: Call) -> Parts:
+    def _all_explained(self, call: Probe) -> Parts:
         """The parts of an answer that are right or explained by a single mistake."""
         parts = (self.asked(call).keys() - self._effect(mistake, call).unfit for mistake in self.mistakes)
         return self._right_parts(call).union(*parts)
 
-    def _effect_of(self, mistake: Mistake, call: Call) -> _Effect:
+    def _effect_of(self, mistake: Mistake, call: Probe) -> _Effect:
         """The effect of a single mistake on an answer."""
         right, asked, bound = self.right_answer(call), self.asked(call), self._bound(mistake)
         found = self.expected(self._with(mistake), call)
@@ -305,7 +305,7 @@ class _Examination:
             frozenset(name for name in asked if not distance(found.get(name), asked[name]) <= bound),
         )
 
-    def _orders(self, one: Mistake, other: Mistake, step: Call) -> Iterator[Mistakes]:
+    def _orders(self, one: Mistake, other: Mistake, step: Probe) -> Iterator[Mistakes]:
         """Two mistakes together, in the orders that explain the outputs of a single step."""
         bound = self._bound(one, other)
         if in_weights(one) and in_weights(other):
@@ -328,7 +328,7 @@ class _Examination:
             elif not in_weights(inner) and self.explains(self._around(outer, inner), [step], bound):
                 yield outer, inner
 
-    def _both(self, inner: Mistake, outer: Mistake, step: Call) -> Weights:
+    def _both(self, inner: Mistake, outer: Mistake, step: Probe) -> Weights:
         """The weights after two mistakes; of the lowest pass alone if that shows as much."""
         alike = "final h" in self.asked(step) and self._acts_alike(inner) and self._acts_alike(outer)
         return changed(inner, self._lowest_changed(outer) if alike else changed(outer, self.wide))
@@ -341,7 +341,7 @@ class _Examination:
             and self._lowest_changed(mistake) == changed(mistake, self.wide).part(0, "forward")
         )
 
-    def _weights_explain(self, weights: Weights, step: Call, bound: float) -> bool:
+    def _weights_explain(self, weights: Weights, step: Probe, bound: float) -> bool:
         """Whether the lowest pass of these weights ends in B's final states, or the whole stack if there are none."""
         ends = {name: array[:1] for name, array in self.asked(step).items() if name.startswith("final")}
         if not ends:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from multirnn.adoption import Adopted, adopt, known_spec
-from multirnn.diagnosis.calls import Call, given_call, unlike
+from multirnn.diagnosis.calls import Probe, given_call, unlike
 from multirnn.diagnosis.divergence import Divergence
 from multirnn.diagnosis.pair import Pair
 from multirnn.diagnosis.parting import gradients_part, outputs_part
@@ -77,7 +77,7 @@ def first_divergence(
     return located(right, suspect, call, seed)
 
 
-def _drawn(a: Adopted, b: Adopted, dtype: DType, seed: int, cotangent: Output | None) -> Call:
+def _drawn(a: Adopted, b: Adopted, dtype: DType, seed: int, cotangent: Output | None) -> Probe:
     x, state, lengths = draw_call(replace(a.spec, dtype=dtype), seed)
     taken = state if a.takes_state and b.takes_state else None
     call = given_call(x, taken, lengths if a.takes_lengths and b.takes_lengths else None, dtype, cotangent)
@@ -88,7 +88,7 @@ def _drawn(a: Adopted, b: Adopted, dtype: DType, seed: int, cotangent: Output | 
     return call
 
 
-def located(right: Adopted, suspect: Adopted, call: Call, seed: int = 0) -> Divergence:
+def located(right: Adopted, suspect: Adopted, call: Probe, seed: int = 0) -> Divergence:
     """The first divergence of two layers of one shape in a call; see `first_divergence`."""
     pair = Pair(Side(right), Side(suspect), call, seed)
     try:

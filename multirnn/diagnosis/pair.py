@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from multirnn.diagnosis.calls import Call, Seen
+from multirnn.diagnosis.calls import Probe, Seen
 from multirnn.diagnosis.divergence import Divergence, Parting
 from multirnn.diagnosis.stepping import Known, Side, Trajectory, perturbed, unknown
 from multirnn.numerics import coarser, difference, distances, magnitude, normwise, tolerance
@@ -62,7 +62,7 @@ class Pair:
         letters: the names of the two sides.
     """
 
-    def __init__(self, a: Side, b: Side, call: Call, seed: int, letters: tuple[str, str] = ("A", "B")) -> None:
+    def __init__(self, a: Side, b: Side, call: Probe, seed: int, letters: tuple[str, str] = ("A", "B")) -> None:
         self.a, self.b, self.seed = a, b, seed
         self.A, self.B = letters
         self.call, self.cotangent = replace(call, cotangent=None), call.cotangent
@@ -128,13 +128,13 @@ class Pair:
         return self.a(self.call), self.b(self.call)
 
     @cached_property
-    def shown(self) -> Call:
+    def shown(self) -> Probe:
         """The call that shows the difference: the full one, or the one with lengths if full calls agree."""
         if self.call.lengths is None or self.parted(*self.answers(self.full)).any:
             return self.full
         return self.call
 
-    def answers(self, call: Call) -> tuple[Seen, Seen]:
+    def answers(self, call: Probe) -> tuple[Seen, Seen]:
         """The expected output of a call, and B's."""
         return self.expected(call), self.outputs[1] if call is self.call else self.b(call)
 
@@ -146,7 +146,7 @@ class Pair:
         known = [~(unknown(u) | unknown(v)) for u, v in pairs]
         return max(difference(v[k], u[k]).normwise for (u, v), k in zip(pairs, known, strict=True))
 
-    def expected(self, call: Call) -> Seen:
+    def expected(self, call: Probe) -> Seen:
         """The output of A; from its weights if they are known."""
         if not isinstance(self.reference, Known):
             return self.a(call)

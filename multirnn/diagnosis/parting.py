@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from multirnn.diagnosis.calls import Answer, Call, Seen, answer
+from multirnn.diagnosis.calls import Answer, Probe, Seen, answer
 from multirnn.diagnosis.divergence import Divergence, Parting
 from multirnn.diagnosis.gate_errors import differing_gate
 from multirnn.diagnosis.pair import Marks, Pair, Parted
@@ -56,7 +56,7 @@ def _rows(pair: Pair, answers: Answers, parted: Parted) -> Divergence | None:
     one = slice(row, row + 1)
     states = pair.full.states
     try:
-        alone = pair.b(Call(pair.full.x[one], None if states is None else states[:, :, one]))
+        alone = pair.b(Probe(pair.full.x[one], None if states is None else states[:, :, one]))
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
         name = f"{type(error).__name__}: {error}".splitlines()[0]
         says = f"{pair.B} runs row {row} in the batch but not alone ({name})."
@@ -213,7 +213,7 @@ def _marked(pair: Pair, shortest: dict[str, _Shortest]) -> Marks:
     return marks
 
 
-def _shortest(pair: Pair, call: Call) -> dict[str, _Shortest]:
+def _shortest(pair: Pair, call: Probe) -> dict[str, _Shortest]:
     """The shortest parting call of every direction, by bisection."""
     shortest = {}
     for direction in pair.spec.directions:
@@ -226,7 +226,7 @@ def _shortest(pair: Pair, call: Call) -> dict[str, _Shortest]:
     return shortest
 
 
-def _first_steps(pair: Pair, call: Call, direction: str, steps: int) -> _Shortest:
+def _first_steps(pair: Pair, call: Probe, direction: str, steps: int) -> _Shortest:
     """The passes of a direction that part in a call of its first steps.
 
     The other direction starts from the states that it has reached there, so that every pass runs as in the whole call.
@@ -248,7 +248,7 @@ def _first_steps(pair: Pair, call: Call, direction: str, steps: int) -> _Shortes
         states = states.astype(pair.dtype).astype(np.float64)
     if lengths is not None:
         lengths = np.clip(lengths - (cut if backward else 0), 0, steps)
-    answers = pair.answers(Call(call.x[:, slice(cut, None) if backward else slice(steps)], states, lengths))
+    answers = pair.answers(Probe(call.x[:, slice(cut, None) if backward else slice(steps)], states, lengths))
     parted = pair.parted(*answers)
     wrong = parted.final.any(axis=0) | pair.of_top(parted.sequence).any(axis=1)
     same = np.array([way == direction for _, way in pair.passes])

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from multirnn.adoption import Adopted
-from multirnn.diagnosis.calls import Call, Seen, answer
+from multirnn.diagnosis.calls import Probe, Seen, answer
 from multirnn.errors import InvalidCall
 from multirnn.layer import Lengths
 from multirnn.mistakes.plumbing import reversed_rows
@@ -53,7 +53,7 @@ class Side:
     def __init__(self, layer: Adopted) -> None:
         self.layer, self.spec = layer, layer.spec
 
-    def __call__(self, call: Call) -> Seen:
+    def __call__(self, call: Probe) -> Seen:
         """The output of a call.
 
         Raises:
@@ -79,7 +79,7 @@ class Side:
 
         If no state is handed back, the output gives the h of the last layer.
         """
-        seen = self(Call(x[:, None], states))
+        seen = self(Probe(x[:, None], states))
         directions = len(self.spec.directions)
         last = seen.sequence[:, 0].reshape(len(x), directions, -1).swapaxes(0, 1)
         top = seen.final[0, -directions:]
