@@ -130,7 +130,7 @@ class Diagnosis(Shown):
 
 
 def explained(mistakes: Mistakes, subject: str) -> Explanation:
-    """The explanation by these mistakes of A or B, in the words of the catalogue."""
+    """The explanation by these mistakes of A or B, in the words of `multirnn.mistakes`."""
     sentences = [f"{'It also' if place else subject} {mistake.says}." for place, mistake in enumerate(mistakes)]
     return Explanation(mistakes, " ".join(sentences), f"Fix: {'; and '.join(_lower(m.fix) for m in mistakes)}.")
 

@@ -119,7 +119,7 @@ class MutantLayer:
 
 
 def mutants(backend: str | Backend = "numpy") -> tuple[Mutant, ...]:
-    """The backend with each mistake of the catalogue, one at a time."""
+    """The backend with each known mistake, one at a time."""
     return tuple(Mutant(backend, mistake) for mistake in MISTAKES.values())
 
 
