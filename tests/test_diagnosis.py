@@ -218,7 +218,7 @@ def test_a_layer_that_counts_wrongly() -> None:
     class Frozen(Planted):
         @property
         def parameter_count(self) -> int:
-            return super().parameter_count + 4
+            return self._right.parameter_count + 4
 
     weights = weights_of(GRU)
     found = diagnose(build(weights), Frozen(weights))

@@ -229,7 +229,7 @@ def test_says_what_runs() -> None:
     plan = layer.plan(32, 100, lengths=True, gradients=True)
     assert plan.implementation == "fast"
     assert plan.sentence
-    with pytest.raises(mr.InvalidCall, match="'native' or 'fast', not 'quick'"):
+    with pytest.raises(mr.InvalidCall, match="'native', 'fast', not the implementation 'quick'"):
         multirnn_keras.build(layer.weights(), implementation="quick")
 
 

@@ -41,7 +41,7 @@ def threads(name: str, count: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
 
 @pytest.mark.parametrize("count", [1, 3, 16])
-@pytest.mark.parametrize(("name", "implementation"), IMPLEMENTATIONS, ids="-".join)
+@pytest.mark.parametrize(("name", "implementation"), IMPLEMENTATIONS)
 def test_large_sizes_agree(name, implementation, count, monkeypatch, observed) -> None:
     try:
         backend = with_implementation(mr.backend(name), implementation)
