@@ -9,6 +9,7 @@ import numpy as np
 from multirnn import Gradients, Output, State
 from multirnn.protocol import SGD_RATE, Prepared, Work
 from multirnn.returned import states_of
+from multirnn_keras.cells import ops
 from multirnn_keras.engines import engine
 from multirnn_keras.fast import FastKerasLayer
 from multirnn_keras.kernel import serves
@@ -65,7 +66,7 @@ def _gradients(layer: KerasLayer, work: Work) -> Prepared:
         return run(x, state, cotangents)
 
     def result() -> Gradients:
-        *weights, dx = map(keras.ops.convert_to_numpy, call())
+        *weights, dx = map(ops.convert_to_numpy, call())
         no_state: Any = None  # the zero initial state is a constant
         return Gradients(from_variables(weights, layer.spec).arrays, dx, State(no_state))
 
@@ -122,5 +123,5 @@ def _tensors(arrays: Sequence[Any]) -> list[Any]:
 
 
 def _output(tensors: Sequence[Any]) -> Output:
-    sequence, *state = map(keras.ops.convert_to_numpy, tensors)
+    sequence, *state = map(ops.convert_to_numpy, tensors)
     return Output(sequence, State(*state))

@@ -33,7 +33,9 @@ from multirnn_keras.weights import from_variables
 
 __all__ = ["FastGRU", "FastKerasLayer", "FastLSTM", "FastSimpleRNN", "build"]
 
-CELLS_OF_KERAS = {getattr(keras.layers, f"{kind.__name__}Cell"): cell for kind, cell in CELLS.items()}
+CELLS_OF_KERAS: dict[Any, CellName] = {
+    getattr(keras.layers, f"{kind.__name__}Cell"): cell for kind, cell in CELLS.items()
+}
 Loop = Callable[[Form, Sequence[Any], Any], list[Any]]
 
 

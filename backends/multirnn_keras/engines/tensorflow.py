@@ -3,18 +3,20 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
+from importlib import import_module
 from itertools import chain
 from random import Random
 from typing import Any
 
 import keras
-import tensorflow as tf
 
 from multirnn.weights import Array
 from multirnn_keras.engines.interface import Apply, Engine, Mask, Per, Plain, Pull, Run, Step, Tensors
 from multirnn_keras.memory import copied, in_memory, owned
 
 __all__ = ["differentiable", "engine"]
+
+tf: Any = import_module("tensorflow")  # untyped: its types refuse what it documents, such as "zero" for gradients
 
 # To make the graph of a layer takes 0.2 s, and of its gradients 1.2 s; a step outside of a graph takes 10 ms. So a first
 # short call, which may be the only one, runs without: both give the same bits. Gradients do not, since TensorFlow adds
@@ -106,7 +108,7 @@ class _TensorFlow(Engine):
     def scan(self, step: Step, states: Tensors, given: Tensors, count: int, reverse: bool) -> tuple[Tensors, Tensors]:
         if tf.executing_eagerly():
             return super().scan(step, states, given, count, reverse)
-        time = keras.ops.shape(given[0])[0]
+        time: Any = keras.ops.shape(given[0])[0]
         rows = [tf.TensorArray(each.dtype, time).unstack(each) for each in given]
         found = [tf.TensorArray(states[0].dtype, time) for _ in range(count)]
 
