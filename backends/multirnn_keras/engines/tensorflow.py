@@ -108,7 +108,8 @@ class _TensorFlow(Engine):
     def scan(self, step: Step, states: Tensors, given: Tensors, count: int, reverse: bool) -> tuple[Tensors, Tensors]:
         if tf.executing_eagerly():
             return super().scan(step, states, given, count, reverse)
-        time: Any = keras.ops.shape(given[0])[0]
+        shape: Any = keras.ops.shape(given[0])
+        time = shape[0]
         rows = [tf.TensorArray(each.dtype, time).unstack(each) for each in given]
         found = [tf.TensorArray(states[0].dtype, time) for _ in range(count)]
 
