@@ -26,8 +26,9 @@ test: install
 # Under two minutes: the compiled recurrence, the same library for every Python, has its long tests in `make test`.
 CORE_ENV := .cache/core
 CORE := activations boundary broken_backends cli_backends cli_explain cli_help cli_module cli_summary conventions \
-	foreign_arrays implementation imports kernel_activations kernel_entry kernel_missing kernel_weights names \
-	numpy_fast numpy_native numpy_parameters numpy_reference readme registry series spec strategies support weights
+	conventions_refused foreign_arrays implementation imports kernel_activations kernel_entry kernel_missing \
+	kernel_weights names numpy_fast numpy_native numpy_parameters numpy_reference readme registry series spec \
+	strategies support weights
 
 test-core:
 	$(PYTHON) -m venv --clear $(CORE_ENV)
@@ -44,11 +45,14 @@ types: install
 
 check: lint types test
 
+OVERHEAD := numpy torch keras jax onnxruntime "*fast" "*by*hand" "*in*calls*" "NumPy?loop" torch.nn
+
 bench: install
 	$(BIN)/python benchmarks/plugin.py
 	$(BIN)/python benchmarks/diagnosis.py
-	$(BIN)/python benchmarks/foundation.py
-	$(BIN)/python benchmarks/fast.py
+	$(BIN)/multirnn bench benchmarks/overhead.csv --threads 2 --minutes 20 --peers benchmarks/counterparts.py \
+		$(OVERHEAD:%=--contender %) --out benchmarks/results/overhead.jsonl
+	$(BIN)/python benchmarks/overhead.py benchmarks/results/overhead.jsonl --write
 	$(BIN)/multirnn bench standard --out benchmarks/results/standard.jsonl
 	$(BIN)/python benchmarks/goals.py benchmarks/results/standard.jsonl --write
 

@@ -3,10 +3,9 @@
     python benchmarks/diagnosis.py            200 equal pairs, 500 with one mistake, 200 with two; writes results/diagnosis.json
     python benchmarks/diagnosis.py --quick    a tenth of them, nothing written
 
-A pair is a stack and the same stack made wrong by mistakes drawn from the catalogue, over cells, biases, layers,
-directions and dtypes; some of the wrong ones are known by their calls alone. The named cause is right if what it makes
-of the stack is the function that was planted, gradients and all, on calls drawn here and not by the diagnosis. Times
-are those of one core, whatever else the machine does.
+A pair is a stack and the same stack with drawn mistakes, over cells, biases, layers, directions and dtypes. A quarter of
+the wrong ones show calls only. A named cause is right if it makes the planted function, gradients included, on calls drawn
+here and not by the diagnosis. Times are CPU seconds of one core.
 """
 
 import json
@@ -16,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -25,11 +25,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 
 import multirnn as mr
-from multirnn.assembly import Plumbing
-from multirnn.catalogue import MISTAKES, mistakes_for
+from multirnn.cells import CELLS
 from multirnn.diagnosis import Diagnosis, diagnose
-from multirnn.mistakes import Mistake, Runs, composed
-from multirnn.numerics import difference, tolerance
+from multirnn.diagnosis.calls import answer, apart, drawn_call
+from multirnn.mistakes import MISTAKES, mistakes_for
+from multirnn.mistakes.change import Mistake, Runs, composed
+from multirnn.mistakes.plumbing import Plumbing
+from multirnn.numerics import tolerance
+from multirnn.testing.mutation import MutantLayer
 
 RESULTS = Path(__file__).parent / "results" / "diagnosis.json"
 PAIRS = {0: 200, 1: 500, 2: 200}  # by the number of planted mistakes
@@ -39,30 +42,15 @@ BUILD = mr.backend("numpy").build
 # --- Pairs -----------------------------------------------------------------------------------------------------------
 
 
-class Planted:
+class Planted(MutantLayer):
     """A layer that says it is right."""
 
     def __init__(self, weights: mr.Weights, *mistakes: Mistake) -> None:
-        self._layer = composed(BUILD, *mistakes)(weights)
-        self._weights = weights
-        self.spec = weights.spec
-        self.parameter_count = weights.spec.parameter_count
-
-    def __call__(self, x: Any, state: Any = None, *, lengths: Any = None) -> mr.Output:
-        """See `Layer.__call__`."""
-        return self._layer(x, state, lengths=lengths)
-
-    def vjp(self, x: Any, state: Any = None, *, lengths: Any = None, cotangent: mr.Output) -> mr.Gradients:
-        """See `Layer.vjp`."""
-        return self._layer.vjp(x, state, lengths=lengths, cotangent=cotangent)
-
-    def weights(self) -> mr.Weights:
-        """The right ones."""
-        return self._weights
+        super().__init__(weights, composed(BUILD, *mistakes)(weights), BUILD)
 
 
 def function(layer: Runs) -> Callable[..., Any]:
-    """What is left when nothing is known but calls."""
+    """The calls of a layer alone, as a plain function."""
 
     def port(x: Any, h0: Any) -> Any:
         state = mr.State(*h0) if isinstance(h0, tuple) else mr.State(h0)
@@ -73,8 +61,8 @@ def function(layer: Runs) -> Callable[..., Any]:
 
 
 @dataclass
-class Pair:
-    """A stack, what was planted in it, and what is shown of the wrong one."""
+class PortPair:
+    """A stack, the mistakes planted in it, and whether the wrong side is a layer or shows calls only."""
 
     weights: mr.Weights
     mistakes: tuple[Mistake, ...]
@@ -101,7 +89,7 @@ class Pair:
 
 
 def draw_spec(rng: np.random.Generator, hidden: tuple[int, int] = (2, 7)) -> mr.RecurrentSpec:
-    cell = str(rng.choice(list(mr.CELLS)))
+    cell = str(rng.choice(list(CELLS)))
     return mr.RecurrentSpec(
         cell,
         input_size=int(rng.integers(2, 6)),
@@ -114,21 +102,21 @@ def draw_spec(rng: np.random.Generator, hidden: tuple[int, int] = (2, 7)) -> mr.
     )
 
 
-def draw_pairs(seed: int, count: int, mistakes: int) -> Iterator[Pair]:
-    """Pairs in which so many mistakes are planted, of different families, each of which shows."""
+def draw_pairs(seed: int, count: int, mistakes: int) -> Iterator[PortPair]:
+    """Pairs with so many planted mistakes, of different families; each makes a difference."""
     rng = np.random.default_rng(seed)
     drawn = 0
     while drawn < count:
         weights = mr.initialise(draw_spec(rng), rng)
         known = mistakes_for(weights.spec)
         chosen = [known[place] for place in rng.choice(len(known), mistakes, replace=False)]
-        # How passes are put together is nearest to the framework, and there is one way to do it.
+        # Mistakes in the plumbing are innermost, nearest to the framework; there can be one.
         chosen.sort(key=lambda mistake: not isinstance(mistake.realise, Plumbing))
         if len({mistake.family for mistake in chosen}) < mistakes:
             continue
         if sum(isinstance(mistake.realise, Plumbing) for mistake in chosen) > 1:
             continue
-        pair = Pair(weights, tuple(chosen), bool(rng.random() < 0.25))
+        pair = PortPair(weights, tuple(chosen), bool(rng.random() < 0.25))
         if not any(pair.is_explained_by(*chosen[:k], *chosen[k + 1 :]) for k in range(mistakes)):
             drawn += 1
             yield pair
@@ -136,27 +124,11 @@ def draw_pairs(seed: int, count: int, mistakes: int) -> Iterator[Pair]:
 
 def same(one: Runs, other: Runs, *, dtype: str, only_calls: bool) -> bool:
     """Whether two layers of float64 agree on calls drawn here, within the tolerance of a dtype."""
-    rng = np.random.default_rng(1)
-    spec = one.spec
-    states = (len(spec.form.states), spec.num_layers * len(spec.directions), 6, spec.hidden_size)
-    calls: list[tuple[Any, bool]] = [(None, True)]  # lengths, and whether there is an initial state
-    if not only_calls:
-        calls += [(rng.permutation([0, 6, 6, 2, 3, 1]), True), (None, False)]
-    for lengths, with_state in calls:
-        x = rng.standard_normal((6, 6, spec.input_size))
-        state = mr.State(*rng.uniform(-1, 1, states)) if with_state else None
-        cotangent = mr.Output(rng.standard_normal((6, 6, spec.output_size)), mr.State(*rng.uniform(-1, 1, states)))
-        outputs = [layer(x, state, lengths=lengths) for layer in (one, other)]
-        parts = [(output.sequence, *output.state) for output in outputs]
-        if not only_calls:
-            gradients = [layer.vjp(x, state, lengths=lengths, cotangent=cotangent) for layer in (one, other)]
-            parts = [
-                (*p, g.x, *g.state, *(g.weights[n] for n in spec.shapes)) for p, g in zip(parts, gradients, strict=True)
-            ]
-        for actual, expected in zip(*parts, strict=True):
-            if actual is not None and not difference(actual, expected).normwise <= tolerance(dtype):
-                return False
-    return True
+    draw = partial(drawn_call, replace(one.spec, dtype="float64"), np.random.default_rng(1), 6, 6)
+    hows: list[dict[str, Any]] = [{}, {"lengths": (0, 6, 6, 2, 3, 1)}, {"from_zero": True}]
+    calls = [draw()] if only_calls else [draw(**how, gradients=pull) for how in hows for pull in (False, True)]
+    answers = ([answer(layer, call, "float64") for layer in (one, other)] for call in calls)
+    return all(apart(*pair) <= tolerance(dtype) for pair in answers)
 
 
 # --- The experiment --------------------------------------------------------------------------------------------------
@@ -164,7 +136,7 @@ def same(one: Runs, other: Runs, *, dtype: str, only_calls: bool) -> bool:
 
 @dataclass
 class Rates:
-    """How many were named rightly, and what was not."""
+    """How many pairs were named rightly, and which were not."""
 
     mistakes: int
     pairs: int = 0
@@ -185,33 +157,42 @@ class Rates:
             f"{mean(self.seconds):.2f} s each, {max(self.seconds):.2f} s at most"
         )
 
+    def to_dict(self) -> dict[str, float]:
+        """As in `RESULTS`."""
+        return {
+            "pairs": self.pairs,
+            "right": self.right,
+            "rate": self.rate,
+            "goal": GOALS[self.mistakes],
+            "ambiguous": self.ambiguous,
+            "seconds_mean": round(mean(self.seconds), 3),
+            "seconds_max": round(max(self.seconds), 3),
+        }
+
 
 def measure(mistakes: int, pairs: int, seed: int = 0) -> Rates:
     """Diagnose drawn pairs."""
     rates = Rates(mistakes)
     for pair in draw_pairs(seed, pairs, mistakes):
-        start = time.process_time()
-        found = diagnose(pair.right, pair.wrong)
-        rates.seconds.append(time.process_time() - start)
+        found, seconds = timed(pair.right, pair.wrong)
+        rates.seconds.append(seconds)
         rates.pairs += 1
         rates.ambiguous += found.ambiguous
-        if _named_rightly(found, pair):
+        named = [cause.mistakes for cause in found.causes]
+        if (pair.mistakes and named and all(pair.is_explained_by(*cause) for cause in named)) or (
+            not pair.mistakes and found.equal and not named
+        ):
             rates.right += 1
         else:
-            rates.missed.append(
-                f"{pair.weights.spec!r}: {_names(pair.mistakes)}, only calls: {pair.only_calls}\n{found}"
-            )
+            names = " and ".join(mistake.name for mistake in pair.mistakes)
+            rates.missed.append(f"{pair.weights.spec!r}: {names}, only calls: {pair.only_calls}\n{found}")
     return rates
 
 
-def _named_rightly(found: Diagnosis, pair: Pair) -> bool:
-    if not pair.mistakes:
-        return found.equal and not found.causes
-    return bool(found.causes) and all(pair.is_explained_by(*cause.mistakes) for cause in found.causes)
-
-
-def _names(mistakes: tuple[Mistake, ...]) -> str:
-    return " and ".join(mistake.name for mistake in mistakes)
+def timed(right: Any, wrong: Any) -> tuple[Diagnosis, float]:
+    """A diagnosis and its CPU seconds."""
+    start = time.process_time()
+    return diagnose(right, wrong), time.process_time() - start
 
 
 def times_at(hidden_size: int) -> dict[str, float]:
@@ -231,9 +212,7 @@ def times_at(hidden_size: int) -> dict[str, float]:
             "unexplained": other,
         }
         for what, wrong in planted.items():
-            start = time.process_time()
-            diagnose(right, wrong)
-            seconds[f"{title}, {what}"] = round(time.process_time() - start, 2)
+            seconds[f"{title}, {what}"] = round(timed(right, wrong)[1], 2)
     return seconds
 
 
@@ -243,15 +222,7 @@ def main() -> None:
     for mistakes, pairs in PAIRS.items():
         rates = measure(mistakes, pairs // 10 if quick else pairs)
         print(rates, f"(goal {GOALS[mistakes]:.0%})", *rates.missed, sep="\n", flush=True)
-        found[mistakes] = {
-            "pairs": rates.pairs,
-            "right": rates.right,
-            "rate": rates.rate,
-            "goal": GOALS[mistakes],
-            "ambiguous": rates.ambiguous,
-            "seconds_mean": round(mean(rates.seconds), 3),
-            "seconds_max": round(max(rates.seconds), 3),
-        }
+        found[mistakes] = rates.to_dict()
     seconds = times_at(64)
     for title, value in seconds.items():
         print(f"hidden size 64, {title}: {value} s")

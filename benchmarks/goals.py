@@ -1,20 +1,19 @@
-"""What is promised of speed over the standard table, read off a file of its results.
+"""The goals for speed over the standard table, judged by a file of its results.
 
     multirnn bench standard --out benchmarks/results/standard.jsonl
-    python benchmarks/goals.py benchmarks/results/standard.jsonl                        print; 0 when every goal is held, else 1
-    python benchmarks/goals.py benchmarks/results/standard.jsonl --write "AMD Zen 4"    and write it to results/goals; named
-                                                                                        by the processor unless it is named
+    python benchmarks/goals.py benchmarks/results/standard.jsonl                        print; 0 if all goals are met, else 1
+    python benchmarks/goals.py benchmarks/results/standard.jsonl --write "AMD Zen 4"    and write it to results/goals, under
+                                                                                        this name or the processor's
 
-Ratios are theirs over ours in one round of one interleaved run, and of them the median over the rounds that both were in: so
-a host that is slower for a while slows both. A row a number of threads; a mean is the geometric one over the problems. Only
-rows that were verified and timed take part.
+A ratio is their time over ours: the median over the rounds that both were in, which slow spells of the host hit alike. A mean
+is the geometric one over the problems. Only verified and timed rows take part.
 """
 
 import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from operator import itemgetter
 from pathlib import Path
@@ -22,7 +21,8 @@ from statistics import median
 from typing import Any
 
 from multirnn_bench.results import read
-from multirnn_bench.statistics import geometric_mean
+from multirnn_bench.standing import Row, View, label, views
+from multirnn_bench.statistics import geometric_mean, shared_rounds
 
 RESULTS = Path(__file__).parent / "results" / "goals"
 """A file for every kind of processor."""
@@ -33,15 +33,16 @@ KERAS = ("keras", "Keras*")
 
 @dataclass(frozen=True)
 class Goal:
-    """One sentence about two sides, each of which is the best of its contenders on each problem.
+    """A bound on ratios of two sides, each the best of its contenders on each problem; or on shares of the limit.
 
     Attributes:
         what: in words.
-        ours, theirs: names of contenders, in which `*` stands for other letters; `"ours"` and `"peer"` are all of a kind.
+        ours, theirs: names of contenders, with `*` for other letters; "ours" and "peer" are all of a kind. Without
+            `theirs`, the shares of ours in problems of up to 512 units and from 8 rows on.
         mode: of the rows.
-        cells: of the problems; all unless given.
-        mean: what the geometric mean has to reach.
-        least: what no problem may be below.
+        cells: of the problems.
+        mean: lower bound of the geometric mean.
+        least: lower bound of every problem.
     """
 
     what: str
@@ -51,6 +52,27 @@ class Goal:
     cells: tuple[str, ...] = ("simple_rnn", "lstm", "gru")
     mean: float | None = None
     least: float | None = None
+
+    @property
+    def words(self) -> str:
+        """The bounds."""
+        if not self.theirs:
+            return f"never below {self.least:.0%}"
+        bounds = [f"{self.mean:g} in the mean"] if self.mean else []
+        return ", ".join(bounds + ([f"never below {self.least:g}"] if self.least else []))
+
+    def values(self, view: View) -> Iterator[tuple[str, float]]:
+        """The ratio, or the share, of every problem that has one."""
+        for name, rows in view.problems.items():
+            timed = [row for row in rows.values() if row["status"] == "timed"]
+            ours, theirs = ([row for row in timed if _is_one_of(row, names)] for names in (self.ours, self.theirs))
+            if not ours or ours[0]["problem"]["cell"] not in self.cells:
+                continue
+            problem = ours[0]["problem"]
+            if theirs:
+                yield name, paired(min(theirs, key=itemgetter("median")), min(ours, key=itemgetter("median")))
+            elif not self.theirs and problem["hidden_size"] <= 512 and problem["batch"] >= 8:
+                yield name, max(row["share"] for row in ours)
 
 
 GOALS = (
@@ -67,124 +89,46 @@ GOALS = (
         "torch fast against torch.nn.RNN and GRU", ("torch fast",), TORCH, "training", ("simple_rnn", "gru"), 2.0, 1.0
     ),
     Goal("NumPy fast against torch.nn.RNN", ("numpy fast",), TORCH, "training", ("simple_rnn",), mean=1.3),
-)
-SHARES = {"simple_rnn": 0.4, "lstm": 0.6, "gru": 0.6}
-"""Of the machine's limit, that the best of ours reaches in inference of up to 512 units and from 8 rows on."""
-
-
-@dataclass(frozen=True)
-class Judged:
-    """A goal over the problems of one number of threads.
-
-    Attributes:
-        mode, threads: of the rows.
-        what: in words.
-        problems: how many took part.
-        mean: the geometric mean of the ratios, or of the shares.
-        low, high: its interval.
-        least: the smallest of them.
-        where: the problem with the smallest.
-        goal: in words.
-        held: whether it is reached.
-    """
-
-    mode: str
-    threads: int
-    what: str
-    problems: int
-    mean: float
-    low: float
-    high: float
-    least: float
-    where: str
-    goal: str
-    held: bool
-
-
-Row = dict[str, Any]
-
-
-def judged(rows: Sequence[Row]) -> list[Judged]:
-    """Every goal, for every number of threads; one without rows is left out."""
-    timed = [row for row in rows if row["status"] == "timed"]
-    found = []
-    for threads in sorted({row["threads"] for row in timed}):
-        there = [row for row in timed if row["threads"] == threads]
-        for goal in GOALS:
-            values = dict(_ratios(goal, there))
-            wanted = [f"{goal.mean:g} in the mean"] if goal.mean else []
-            wanted += [f"never below {goal.least:g}"] if goal.least else []
-            found += _judge(goal.mode, threads, goal.what, values, ", ".join(wanted), goal.mean, goal.least)
-        for cell, share in SHARES.items():
-            values = dict(_shares(cell, there))
-            what = f"{cell}: the best of ours, share of the limit (up to 512 units, 8 rows or more)"
-            found += _judge("inference", threads, what, values, f"never below {share:.0%}", None, share)
-    return found
-
-
-def _judge(
-    mode: str,
-    threads: int,
-    what: str,
-    values: dict[str, float],
-    goal: str,
-    mean: float | None,
-    least: float | None,
-) -> Iterator[Judged]:
-    if not values:
-        return
-    interval = geometric_mean(list(values.values()))
-    where = min(values, key=lambda name: values[name])
-    held = (mean is None or interval.value >= mean) and (least is None or values[where] >= least)
-    measured = interval.value, interval.low, interval.high, values[where]
-    yield Judged(mode, threads, what, len(values), *measured, where, goal, held)
-
-
-def _ratios(goal: Goal, rows: list[Row]) -> Iterator[tuple[str, float]]:
-    """The ratio of every problem that both sides have."""
-    for name, there in _by_problem(rows, goal.mode):
-        if there[0]["problem"]["cell"] not in goal.cells:
-            continue
-        ours, theirs = (
-            [row for row in there if _is_one_of(row["contender"], names)] for names in (goal.ours, goal.theirs)
+    *(
+        Goal(
+            f"{cell}: the best of ours, share of the limit (up to 512 units, 8 rows or more)",
+            ("ours",), (), cells=(cell,), least=share,
         )
-        if ours and theirs:
-            yield name, paired(min(theirs, key=itemgetter("median")), min(ours, key=itemgetter("median")))
+        for cell, share in {"simple_rnn": 0.4, "lstm": 0.6, "gru": 0.6}.items()
+    ),
+)  # fmt: skip
+
+
+def judged(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Every goal, for every number of threads, as it is written; one without rows is left out."""
+    seen = {(view.mode, view.threads): view for view in views(rows)}
+    found = []
+    for threads in sorted({row["threads"] for row in rows if row["status"] == "timed"}):
+        for goal in GOALS:
+            view = seen.get((goal.mode, threads))
+            values = dict(goal.values(view)) if view else {}
+            if values:
+                where = min(values, key=lambda name: values[name])
+                mean, least = geometric_mean(list(values.values())), values[where]
+                held = mean.value >= (goal.mean or 0) and least >= (goal.least or 0)
+                of = {"mode": goal.mode, "threads": threads, "what": goal.what, "problems": len(values)}
+                interval = {"mean": mean.value, "low": mean.low, "high": mean.high}
+                found.append({**of, **interval, "least": least, "where": where, "goal": goal.words, "held": held})
+    return found
 
 
 def paired(above: Row, below: Row) -> float:
     """The median of the ratios of two rows in the rounds that both were in; of their medians, if there are none."""
-    first, second = (dict(zip(row["round_numbers"], row["rounds"], strict=True)) for row in (above, below))
-    ratios = [first[number] / second[number] for number in first if number in second]
+    ratios = [a / b for a, b in zip(*shared_rounds(above, below), strict=True)]
     return median(ratios) if ratios else float(above["median"] / below["median"])
 
 
-def _shares(cell: str, rows: list[Row]) -> Iterator[tuple[str, float]]:
-    for name, there in _by_problem(rows, "inference"):
-        problem = there[0]["problem"]
-        if problem["cell"] == cell and problem["hidden_size"] <= 512 and problem["batch"] >= 8:
-            shares = [row["share"] for row in there if row["contender"]["kind"] == "ours"]
-            if shares:
-                yield name, max(shares)
-
-
-def _by_problem(rows: list[Row], mode: str) -> Iterator[tuple[str, list[Row]]]:
-    there = [row for row in rows if row["mode"] == mode]
-    for name in dict.fromkeys(row["problem"]["name"] for row in there):
-        yield name, [row for row in there if row["problem"]["name"] == name]
-
-
-def _is_one_of(contender: Row, names: tuple[str, ...]) -> bool:
-    return contender["kind"] in names or any(fnmatchcase(contender["name"], name) for name in names)
-
-
-def taken(rows: Sequence[Row]) -> list[float]:
-    """Which part of its cores the host took, while each row was timed."""
-    return [row["taken"] for row in rows if row["rounds"]]
+def _is_one_of(row: Row, names: tuple[str, ...]) -> bool:
+    return row["contender"]["kind"] in names or any(fnmatchcase(label(row), name) for name in names)
 
 
 def main(arguments: list[str]) -> int:
-    """Print what a file of results says of each goal."""
+    """Print how a file of results meets each goal."""
     from rich.console import Console
     from rich.table import Table
 
@@ -192,24 +136,23 @@ def main(arguments: list[str]) -> int:
     found = judged(results.rows)
     table = Table("mode", "threads", "what", "problems", "mean", "least", "where", "goal", "held")
     for one in found:
-        numbers = f"{one.mean:.2f} ({one.low:.2f}–{one.high:.2f})", f"{one.least:.2f}"
-        cells = one.mode, str(one.threads), one.what, str(one.problems), *numbers, one.where, one.goal
-        table.add_row(*cells, "yes" if one.held else "NO")
+        mean, least = f"{one['mean']:.2f} ({one['low']:.2f}–{one['high']:.2f})", f"{one['least']:.2f}"
+        shown = one | {"mean": mean, "least": least, "held": "yes" if one["held"] else "NO"}
+        table.add_row(*(str(shown[str(column.header)]) for column in table.columns))
     Console(width=200).print(table)
     if arguments[1:2] == ["--write"]:
         name = " ".join(arguments[2:]) or results.header["machine"]["processor"]
-        shares = taken(results.rows)
-        rows = {"all": len(results.rows), "again": results.again}
+        taken = [row["taken"] for row in results.rows if row["rounds"]]  # by the host, while the row was timed
         written = {
             "name": name,
             "machine": results.header["machine"],
-            "taken": {"median": median(shares), "most": max(shares)},
-            "rows": rows,
-            "goals": [asdict(one) for one in found],
+            "taken": {"median": median(taken), "most": max(taken)},
+            "rows": {"all": len(results.rows), "again": results.again},
+            "goals": found,
         }
         path = RESULTS / f"{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')}.json"
         path.write_text(json.dumps(written, indent=2, ensure_ascii=False) + "\n")
-    return 0 if found and all(one.held for one in found) else 1
+    return 0 if found and all(one["held"] for one in found) else 1
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""What the pytest plugin adds to a run that does not use it: pytest in an empty folder, with and without it, interleaved.
+"""The cost of the pytest plugin in a run that does not use it: pytest in an empty folder, with and without it, interleaved.
 
     python benchmarks/plugin.py            measure, print, and write results/plugin.json
     python benchmarks/plugin.py --quick    a tenth of the rounds, nothing written
 
 A round is a run with the plugin and one with `-p no:multirnn`, in an order that changes from round to round; the figure is
-the median over rounds of the difference. Processor time is measured beside wall time, since on a busy machine the wall
-time of a process says more of its neighbours. Plugins that are of others are off.
+the median over rounds of the difference. Processor time is measured beside wall time, which on a busy machine depends on
+other processes. Third-party plugins are off.
 """
 
 import json
@@ -20,12 +20,14 @@ from pathlib import Path
 from statistics import median, quantiles
 from tempfile import TemporaryDirectory
 
+from multirnn_bench.machine import describe
+
 RESULTS = Path(__file__).parent / "results" / "plugin.json"
 ROUNDS = 60
 GOAL = 20.0  # milliseconds
 OTHERS = ("hypothesispytest", "xdist", "xdist.looponfail", "cacheprovider")
 WITHOUT = ("-p", "no:multirnn")
-# With bytecode, as users have it: pytest rewrites and compiles plugins anew in every run where none is kept, 10 ms here.
+# Bytecode is kept, as users have it: without it pytest compiles plugins in every run, 10 ms here.
 NOT_FOR_IT = ("PYTHONDONTWRITEBYTECODE", "PYTEST_ADDOPTS", "PYTEST_PLUGINS", "PYTEST_DISABLE_PLUGIN_AUTOLOAD")
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in NOT_FOR_IT}
 
@@ -43,7 +45,7 @@ def run(folder: str, *options: str) -> tuple[float, float]:
 
 
 def rounds(count: int) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
-    """What runs without the plugin and with it take; the first of each is a warm-up that writes the bytecode."""
+    """The times without the plugin and with it; the first run of each is a warm-up that writes the bytecode."""
     found: dict[tuple[str, ...], list[tuple[float, float]]] = {WITHOUT: [], (): []}
     with TemporaryDirectory() as folder:
         for number in range(count + 1):
@@ -53,14 +55,14 @@ def rounds(count: int) -> tuple[list[tuple[float, float]], list[tuple[float, flo
 
 
 def summary(without: list[float], with_it: list[float]) -> dict[str, float]:
-    """Medians, and the quartiles of what the plugin adds."""
+    """Medians, and the quartiles of the difference."""
     low, middle, high = quantiles((b - a for a, b in zip(without, with_it, strict=True)), n=4)
     found = {"without": median(without), "with": median(with_it), "added": middle, "low": low, "high": high}
     return {name: round(value, 2) for name, value in found.items()}
 
 
 def main(arguments: list[str]) -> int:
-    """Measure; 0 when the goal is held, else 1."""
+    """Measure; 0 if the goal is met, else 1."""
     quick = arguments == ["--quick"]
     without, with_it = rounds(ROUNDS // 10 if quick else ROUNDS)
     found = {
@@ -75,16 +77,10 @@ def main(arguments: list[str]) -> int:
     print(f"at most {GOAL:g} ms: {'held' if held else 'NOT HELD'}")
     if not quick:
         packages = {name: version(name) for name in ("pytest", "multirnn")}
-        about = {"processor": processor(), "python": platform.python_version(), **packages}
+        about = {"processor": describe()["processor"], "python": platform.python_version(), **packages}
         result = {"machine": about, "rounds": ROUNDS, "goal_ms": GOAL, "held": held, **found}
         RESULTS.write_text(json.dumps(result, indent=2) + "\n")
     return 0 if held else 1
-
-
-def processor() -> str:
-    """The model of the processor."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.machine())
 
 
 if __name__ == "__main__":

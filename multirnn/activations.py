@@ -1,7 +1,7 @@
 """The activation functions as data: name, formula, parameters.
 
-A name alone is enough where it means one function everywhere. `hard_sigmoid` means two (slope 0.2 in Keras 2 and
-ONNX, slope 1/6 in Keras 3 and PyTorch), so it has to be given with its slope `alpha` and its offset `beta`.
+A bare name is enough if it means one function everywhere. `hard_sigmoid` means two (slope 0.2 in Keras 2 and ONNX, slope
+1/6 in Keras 3 and PyTorch), so it needs its slope `alpha` and its offset `beta`.
 """
 
 import math
@@ -18,7 +18,7 @@ __all__ = ["ACTIVATIONS", "Activation", "Definition"]
 
 @dataclass(frozen=True, slots=True)
 class Definition:
-    """The formula of an activation, and its parameters with their defaults (None: has to be given)."""
+    """An activation's formula, and its parameters with their defaults (None: required)."""
 
     formula: str
     parameters: Mapping[str, float | None]
@@ -65,15 +65,14 @@ class Activation:
             raise InvalidSpec(f"no activation named {self.name!r}; there are {', '.join(ACTIVATIONS)}")
         definition = ACTIVATIONS[self.name]
         for parameter in ("alpha", "beta"):
-            value = getattr(self, parameter)
+            given = getattr(self, parameter)
             if parameter not in definition.parameters:
-                if value is not None:
+                if given is not None:
                     raise InvalidSpec(
-                        f"activation {self.name!r} has no parameter {parameter!r}, but it was given {value!r}"
+                        f"activation {self.name!r} has no parameter {parameter!r}, but it was given {given!r}"
                     )
                 continue
-            if value is None:
-                value = definition.parameters[parameter]
+            value = definition.parameters[parameter] if given is None else given
             if value is None:
                 raise InvalidSpec(definition.note)
             if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
@@ -89,10 +88,8 @@ class Activation:
         Raises:
             InvalidSpec: it stands for none.
         """
-        if isinstance(value, Activation):
-            return value
-        if isinstance(value, str):
-            return cls(value)
+        if isinstance(value, Activation | str):
+            return cls(value) if isinstance(value, str) else value
         if isinstance(value, Mapping):
             if set(value) - {"name", "alpha", "beta"} or "name" not in value:
                 raise InvalidSpec(

@@ -1,11 +1,9 @@
-"""`adopt`: the user's own object, called as a `Layer`.
+"""`adopt`: a user's own object, called as a `Layer`. It runs unchanged; nothing is rebuilt from its weights.
 
-An adopted object runs unchanged, on canonical NumPy arrays; nothing is rebuilt from its weights. Three kinds can be adopted:
-
-    a Layer             as it is
-    a framework's own   through its backend, found by the entry-point group multirnn.natives: `torch.nn.GRU`, a hand-written
-                        module or layer, a jitted function. The backend needs a method `adopt(native, spec, *, compiled)`
-    a plain callable    `f(x, h0) -> (y, h)` on NumPy arrays
+a Layer             as it is
+a framework's own   `torch.nn.GRU`, a hand-written module, a jitted function: by `adopt` of the backend that the
+entry-point group multirnn.natives names (`multirnn.protocol.Adopts`)
+a plain callable    `f(x, h0) -> (y, h)` on NumPy arrays
 """
 
 from __future__ import annotations
@@ -15,17 +13,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from inspect import signature
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from multirnn.boundary import Boundary, Inputs
 from multirnn.errors import InvalidCall, Unrepresentable, kind_of
-from multirnn.layer import Gradients, Output, State
+from multirnn.layer import Gradients, Layer, Output, State
 from multirnn.protocol import Adopts, offers
 from multirnn.registry import backend_of
-from multirnn.returned import arranged, output_of, states_of
+from multirnn.returned import arranged, output_of
 from multirnn.spec import RecurrentSpec
 from multirnn.weights import Weights
 
@@ -43,7 +41,7 @@ __all__ = [
 
 
 class Adopted(ABC):
-    """The user's own object, called as a `Layer` is.
+    """A user's own object, called as a `Layer` is.
 
     Attributes:
         spec: its spec; read from the object if possible, else as given.
@@ -195,8 +193,7 @@ def known_spec(thing: Any) -> RecurrentSpec | None:
         MissingFramework: the framework of its backend is not installed.
     """
     if isinstance(thing, Adopted) or _is_layer(thing):
-        spec: RecurrentSpec = thing.spec
-        return spec
+        return cast("RecurrentSpec", thing.spec)
     backend = backend_of(thing)
     try:
         return None if backend is None else backend.read(thing).spec
@@ -234,7 +231,7 @@ class AdoptedLayer(Adopted):
         self.native = getattr(layer, "native", layer)
         self.readable = hasattr(layer, "weights")
         self.differentiable = getattr(layer, "differentiable", hasattr(layer, "vjp"))
-        self._layer = layer
+        self._layer: Layer = layer
 
     @property
     def compilable(self) -> bool:
@@ -249,8 +246,7 @@ class AdoptedLayer(Adopted):
 
     def __call__(self, x: ArrayLike, state: State | None = None, *, lengths: ArrayLike | None = None) -> Output:
         """See `Layer.__call__`."""
-        output: Output = self._layer(x, state, lengths=lengths)
-        return output
+        return self._layer(x, state, lengths=lengths)
 
     def vjp(
         self, x: ArrayLike, state: State | None = None, *, lengths: ArrayLike | None = None, cotangent: Output
@@ -258,8 +254,7 @@ class AdoptedLayer(Adopted):
         """See `Layer.vjp`."""
         if not self.differentiable:
             return super().vjp(x, state, lengths=lengths, cotangent=cotangent)
-        gradients: Gradients = self._layer.vjp(x, state, lengths=lengths, cotangent=cotangent)
-        return gradients
+        return self._layer.vjp(x, state, lengths=lengths, cotangent=cotangent)
 
     def weights(self) -> Weights:
         """See `Layer.weights`."""
@@ -297,7 +292,7 @@ class AdoptedNative(Boundary, Adopted):
         inputs, batched = super()._check(x, state, lengths)
         if inputs.lengths is not None and not self.takes_lengths:
             raise InvalidCall(f"{self.title} takes no lengths: call it with full rows")
-        if not self.takes_state and any(part.any() for part in states_of(inputs.state)):
+        if not self.takes_state and any(part.any() for part in inputs.state.parts):
             raise InvalidCall(f"{self.title} takes no initial state: call it without one")
         return inputs, batched
 
@@ -348,7 +343,7 @@ def noting(title: str, inputs: Inputs) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        state = " and ".join(f"{name} {part.shape}" for name, part in zip("hc", states_of(inputs.state), strict=False))
+        state = " and ".join(f"{name} {part.shape}" for name, part in zip("hc", inputs.state.parts, strict=False))
         error.add_note(f"multirnn called {title} with x {inputs.x.shape} and the initial state {state}")
         raise
 
@@ -362,7 +357,7 @@ class _AdoptedFunction(AdoptedNative):
 
     def run(self, inputs: Inputs) -> Output:
         """See `BoundaryLayer.run`. The function gets copies, and may write to them."""
-        state = [part.copy() for part in states_of(inputs.state)]
+        state = [part.copy() for part in inputs.state.parts]
         arguments = [inputs.x.copy()]
         if self.takes_state:
             arguments.append(state[0] if len(state) == 1 else tuple(state))  # type: ignore[arg-type]
@@ -376,13 +371,12 @@ class _AdoptedFunction(AdoptedNative):
 
 
 def _arrays(result: Any) -> Any:
-    """The arrays that a plain callable returned: a tuple is several, a list is one."""
+    """The arrays that a plain callable returned: a tuple is several of them, a list is one."""
     if isinstance(result, tuple):
         return tuple(map(_arrays, result))
     return None if result is None else np.asarray(result)
 
 
 def _name(function: Any) -> str:
-    """The name of a function in reports."""
     name = getattr(function, "__name__", None)
     return f"function {name}" if name else f"object {type(function).__name__}"

@@ -12,7 +12,7 @@ from multirnn.errors import InvalidCall, MultirnnError
 __all__ = ["as_array"]
 
 PLAIN = (list, tuple, int, float, str, type(None))
-"""What has no dtype of its own."""
+"""Types without a dtype."""
 
 
 def as_array(
@@ -27,12 +27,12 @@ def as_array(
     """The array, not cast and not copied where NumPy need not.
 
     Args:
-        name: of the argument, for what is raised.
-        value: an array of NumPy, what NumPy makes one of, or lists and numbers.
-        dtype: that lists and numbers are read as; whatever else has one of its own keeps it. NumPy's choice unless given.
-        of: what it is an array of, where no dtype is given; for what is raised.
-        inside: what is called inside a framework's own transformations, whose arrays have no values yet.
-        error: the type of what is raised.
+        name: the argument's, for the error.
+        value: an array, anything that NumPy can convert to one, or lists and numbers.
+        dtype: for lists and numbers, which have none of their own; defaults to NumPy's choice.
+        of: the kind of elements, for the error if no dtype is given.
+        inside: what to call inside a framework's own transformations, whose arrays have no values yet.
+        error: the type to raise.
 
     Raises:
         MultirnnError: a mask would be dropped, arrays of another dtype stand in a list, or NumPy cannot read it.
@@ -43,23 +43,21 @@ def as_array(
     plain = isinstance(value, PLAIN) and not hasattr(value, "dtype")
     _refuse_losses(name, value, dtype, error)
     try:
-        # A cast of a number that is too large gives an infinity, whatever NumPy does about such things elsewhere.
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"):  # a number that is too large becomes an infinity
             array = np.asarray(value, dtype) if plain else np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as reason:
         if plain:
             raise error(f"{wanted}: {reason}") from reason
         cure = f"; inside a framework's own transformations call {inside}" if inside else ""
-        raise error(
-            f"{wanted}, not {_described(value)}, which NumPy cannot read; pass its values as a NumPy array{cure}"
-        ) from reason
+        sentence = f"{wanted}, not {_described(value)}, which NumPy cannot read; pass its values as a NumPy array{cure}"
+        raise error(sentence) from reason
     if array.dtype.kind == "O" and not (plain or hasattr(value, "dtype")):
         raise error(f"{wanted}, not {_described(value)}, in which NumPy finds no numbers")
     return array
 
 
 def _refuse_losses(name: str, value: Any, dtype: np.dtype[Any] | None, error: type[MultirnnError]) -> None:
-    """Refuse what `numpy.asarray` would lose without a word."""
+    """Refuse a mask and mixed dtypes, which `numpy.asarray` would lose silently."""
     if isinstance(value, np.ma.MaskedArray):
         raise error(
             f"{name} is a masked array, and NumPy would drop the mask; fill it, and where it marks padding pass lengths="

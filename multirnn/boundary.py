@@ -1,12 +1,10 @@
-"""The NumPy side of a realised layer, the same for every framework.
+"""The NumPy side of every layer: checks a call and brings it into one form, once for all frameworks.
 
-A call is checked and brought into one form here: batched, contiguous, of the spec's dtype, zero at padding, with at
-least one valid step: a call without one is answered here.
-So all backends refuse the same calls with the same sentences, NaN in padding reaches none of them, and what is left
-for a backend to write are the two methods `run` and `pull_back`.
+`run` and `pull_back`, the two methods that a backend writes, get calls that are batched, contiguous, of the spec's dtype,
+zero at padding (so no NaN there reaches them), and have at least one valid step. All backends refuse the same calls with
+the same sentences.
 
-One rule for dtypes: an array has to have the spec's dtype, and is refused otherwise; a list or a number has no dtype of
-its own and is read as the spec's.
+An array must have the spec's dtype; lists and numbers, which have none of their own, are read as the spec's.
 """
 
 from abc import ABC, abstractmethod
@@ -19,21 +17,21 @@ from numpy.typing import ArrayLike
 from multirnn.arrays import as_array
 from multirnn.errors import InvalidCall
 from multirnn.layer import Gradients, Lengths, Output, State, Stream
-from multirnn.spec import RecurrentSpec
+from multirnn.spec import DTYPES, RecurrentSpec
 from multirnn.weights import Array, Weights
 
 __all__ = ["Boundary", "BoundaryLayer", "InferenceLayer", "Inputs"]
 
 
-@dataclass(slots=True)  # to make a frozen one takes 0.6 µs, a third of what a call of one step is checked in
+@dataclass(slots=True)  # a frozen one takes 0.6 µs to make, a third of all checks of a call of one step
 class Inputs:
-    """A checked call; to be read only.
+    """A checked call; read it, and do not write to it.
 
     Attributes:
-        x: `(batch, time, input_size)`, zero at padding, C-contiguous unless the layer `takes_strides`; possibly read-only.
-        state: the initial state, `(num_layers * directions, batch, hidden_size)` each, C-contiguous; possibly read-only.
+        x: `(batch, time, input_size)`, zero at padding, C-contiguous unless the layer `takes_strides`.
+        state: the initial state, `(num_layers * directions, batch, hidden_size)` each, C-contiguous.
         lengths: `(batch,)`; None where every row is full.
-        state_given: False where the state is zero because the call had none.
+        state_given: False if the call had no state, so it is zero.
     """
 
     x: Array
@@ -56,13 +54,13 @@ class Inputs:
 
 
 class Boundary(ABC):
-    """The checked calls of a spec: what is left to write are `run` and `pull_back`.
+    """The checked calls of a spec; subclasses write `run` and `pull_back`.
 
     Attributes:
-        spec: what is called.
-        takes_strides: whether `run` and `pull_back` take sequences as they lie in memory, features dense, batch and time
-            at any strides of whole elements: outputs of a layer whose memory is time first are then copied nowhere.
-        inside: what is called inside the framework's own transformations, which give no values; for what is raised.
+        spec: of the stack.
+        takes_strides: whether `run` and `pull_back` take sequences with dense features and any strides of batch and time, so
+            that time-first outputs of another layer are not copied.
+        inside: what to call inside the framework's own transformations, which give no values; for error messages.
     """
 
     takes_strides = False
@@ -70,7 +68,7 @@ class Boundary(ABC):
 
     def __init__(self, spec: RecurrentSpec) -> None:
         self.spec = spec
-        # Asked for in every call: reading them out of the spec takes as long as a step of a small layer.
+        # Used in every call: reading them from the spec takes as long as a step of a small layer.
         self._dtype, self._states = np.dtype(spec.dtype), spec.form.states
         self._features, self._rows, self._hidden = spec.input_size, len(list(spec.passes)), spec.hidden_size
         self._zero: State | None = None
@@ -80,7 +78,7 @@ class Boundary(ABC):
         """The output of a checked call."""
 
     def run_from_zero(self, x: Array) -> Output:
-        """`run` from a state that was not given, over full rows of x that are writeable and C-contiguous.
+        """`run` from a zero state over full rows of a writeable, C-contiguous x.
 
         Override it for a faster path; wrapper overhead dominates these calls.
         """
@@ -125,7 +123,7 @@ class Boundary(ABC):
         return inputs, batched
 
     def _is_plain(self, x: Any) -> TypeGuard[Array]:
-        """Whether there is nothing to refuse and nothing to change about x: it is `(batch, time, input_size)` as `run` has it."""
+        """Whether `run` takes x as it is: `(batch, time, input_size)`, writeable, C-contiguous, of the spec's dtype."""
         return (
             type(x) is np.ndarray
             and x.dtype is self._dtype
@@ -135,7 +133,7 @@ class Boundary(ABC):
         )
 
     def _check_x(self, x: ArrayLike) -> tuple[Array, bool]:
-        """Any x as `run` takes it, and whether it came as a batch."""
+        """Any x as `run` takes it, and whether it is batched."""
         array = self._array("x", x)
         if array.ndim not in (2, 3) or array.shape[-1] != self._features:
             raise InvalidCall(
@@ -146,7 +144,7 @@ class Boundary(ABC):
         return self._laid_out(array if batched else array[None]), batched
 
     def _zero_state(self, batch: int) -> State:
-        """The one of the last call again, where that had as many rows; read-only."""
+        """Read-only zeros; kept for the next call of as many rows."""
         zero = self._zero
         if zero is None or zero.h.shape[1] != batch:
             arrays = [np.zeros((self._rows, batch, self._hidden), self._dtype) for _ in self._states]
@@ -167,15 +165,11 @@ class Boundary(ABC):
         if state.c is None and "c" in self._states:
             raise InvalidCall(f"{name} of an LSTM needs the cell state too: State(h, c)")
         expected = shape if batched else (shape[0], shape[2])
+        axes = f"(num_layers * directions, {'batch, ' if batched else ''}hidden_size)"
         arrays = []
         for part in self._states:
             array = self._array(f"{name}.{part}", getattr(state, part))
             if array.shape != expected:
-                axes = (
-                    "(num_layers * directions, batch, hidden_size)"
-                    if batched
-                    else "(num_layers * directions, hidden_size)"
-                )
                 raise InvalidCall(f"{name}.{part} must have the shape {axes} = {expected}, not {array.shape}")
             arrays.append(np.ascontiguousarray(array.reshape(shape)))
         return State(*arrays)
@@ -191,10 +185,9 @@ class Boundary(ABC):
             sequence = np.zeros(shape, self.spec.dtype)
         else:
             sequence = self._array("cotangent.sequence", cotangent.sequence)
-            if sequence.shape != (shape if batched else shape[1:]):
+            if sequence.shape != (expected := shape if batched else shape[1:]):
                 raise InvalidCall(
-                    f"cotangent.sequence must have the shape of the call's output, "
-                    f"{shape if batched else shape[1:]}, not {sequence.shape}"
+                    f"cotangent.sequence must have the shape of the call's output, {expected}, not {sequence.shape}"
                 )
             sequence = self._laid_out(sequence if batched else sequence[None])
             if inputs.lengths is not None:
@@ -204,17 +197,15 @@ class Boundary(ABC):
     def _array(self, name: str, value: ArrayLike) -> Array:
         array: Array = as_array(name, value, self._dtype, inside=self.inside)
         if array.dtype != self._dtype:
+            other = f", or build the layer with dtype={str(array.dtype)!r}" if str(array.dtype) in DTYPES else ""
             raise InvalidCall(
                 f"{name} is {array.dtype}, and the layer computes in {self.spec.dtype}; "
-                f"pass {name}.astype({self.spec.dtype!r}), or build the layer with dtype={str(array.dtype)!r}"
-                if array.dtype in ("float32", "float64")
-                else f"{name} is {array.dtype}, and the layer computes in {self.spec.dtype}; "
-                f"pass {name}.astype({self.spec.dtype!r})"
+                f"pass {name}.astype({self.spec.dtype!r}){other}"
             )
         return array
 
     def _laid_out(self, sequence: Array) -> Array:
-        """A sequence in the order in memory that `run` takes."""
+        """A sequence with strides that `run` takes."""
         if self.takes_strides and sequence.strides[-1] == sequence.itemsize and sequence.flags.aligned:
             return sequence
         return np.ascontiguousarray(sequence)
@@ -225,7 +216,7 @@ class BoundaryLayer(Boundary):
 
     @property
     def implementation(self) -> str:
-        """Which of the backend's implementations it is: "native", "fast" or "frozen"."""
+        """Its implementation: "native", "fast" or "frozen"."""
         return "native"
 
     @property
@@ -255,13 +246,13 @@ class BoundaryLayer(Boundary):
         return f"<{type(self).__name__} {', '.join((*parts, self.implementation))}>"
 
     def __dir__(self) -> list[str]:
-        """What Tab shows: the contract of a `Layer`, and what an implementation offers beside it."""
+        """For Tab: the contract of a `Layer`, and the extras of an implementation."""
         offered = [name for name in ("plan", "threads") if hasattr(self, name)]
         return sorted(("implementation", "native", "parameter_count", "spec", "stream", "vjp", "weights", *offered))
 
 
 class InferenceLayer(BoundaryLayer):
-    """A `BoundaryLayer` without gradients, of a backend whose `differentiable` is False: `pull_back` need not be written."""
+    """A `BoundaryLayer` without gradients, of a backend whose `differentiable` is False; it needs no `pull_back`."""
 
     differentiable = False
 
@@ -289,12 +280,8 @@ def _check_lengths(lengths: ArrayLike, batch: int, time: int, batched: bool) -> 
     if array.dtype.kind not in "iu" and array.size:
         raise InvalidCall(f"lengths must be integers, not {array.dtype}")
     if array.shape != ((batch,) if batched else ()):
-        wanted = (
-            f"one integer for each of the {batch} rows, shape ({batch},)"
-            if batched
-            else "one integer for an unbatched x"
-        )
-        raise InvalidCall(f"lengths must be {wanted}, not of shape {array.shape}")
+        rows = f"for each of the {batch} rows, shape ({batch},)" if batched else "for an unbatched x"
+        raise InvalidCall(f"lengths must be one integer {rows}, not of shape {array.shape}")
     array = array.reshape(batch).astype(np.int64)
     if array.size and (array.min() < 0 or array.max() > time):
         row = int(np.argmax((array < 0) | (array > time)))

@@ -9,7 +9,7 @@ before the recurrent product) and the cuDNN form (reset after it).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
@@ -49,13 +49,7 @@ class Cell:
 
 
 SIMPLE_RNN = Cell(
-    name="simple_rnn",
-    form="simple_rnn",
-    title="simple RNN (Elman)",
-    gates=("h",),
-    candidate="h",
-    states=("h",),
-    equations=("h' = a(W x + b + U h + d)",),
+    "simple_rnn", "simple_rnn", "simple RNN (Elman)", ("h",), "h", ("h",), equations=("h' = a(W x + b + U h + d)",)
 )
 
 LSTM = Cell(
@@ -92,19 +86,13 @@ GRU_RESET_AFTER = Cell(
     recurrent_candidate_bias=True,
 )
 
-GRU_RESET_BEFORE = Cell(
-    name="gru",
+GRU_RESET_BEFORE = replace(
+    GRU_RESET_AFTER,
     form="gru reset before",
     title="GRU, reset before the recurrent product",
-    gates=("r", "z", "n"),
-    candidate="n",
-    states=("h",),
-    equations=(
-        "r  = s(W_r x + b_r + U_r h + d_r)",
-        "z  = s(W_z x + b_z + U_z h + d_z)",
-        "n  = a(W_n x + b_n + U_n (r * h) + d_n)",
-        "h' = (1 - z) * n + z * h",
-    ),
+    equations=(*GRU_RESET_AFTER.equations[:2], "n  = a(W_n x + b_n + U_n (r * h) + d_n)", GRU_RESET_AFTER.equations[3]),
+    default_bias="single",
+    recurrent_candidate_bias=False,
     reset_after=False,
 )
 

@@ -1,21 +1,21 @@
-"""Are they the same function? Every backend held against one reference, and what is found as a table.
+"""`compare`: every backend against one reference, as a table.
 
-The reference is the NumPy backend in float64. Each backend is compared with it alone, so that any framework can be
-tested without the others; that two of them agree follows. Outputs, final states, and the gradients of every weight, of
-the input and of the initial state are compared, under random cotangents on both the sequence and the state.
+The reference is the NumPy backend in float64. Each backend is compared with it alone, so any framework can be tested without
+the others. Outputs, final states, and the gradients of every weight, the input and the initial state are compared, under
+random cotangents on both the sequence and the state.
 """
 
 from __future__ import annotations  # or naming np.random.Generator loads numpy.random
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from multirnn.errors import InvalidCall
-from multirnn.layer import NATIVE, Gradients, Implementation, Layer, Output, State
+from multirnn.layer import NATIVE, Gradients, Implementation, Output, State
 from multirnn.numerics import (
     TOLERANCE,
     Difference,
@@ -36,20 +36,14 @@ from multirnn.tables import Column, Content, Shown, Styled, Table, json_value
 from multirnn.weights import Array, Weights, weights_of
 
 __all__ = [
-    "TOLERANCE",
     "Comparison",
-    "Difference",
     "Part",
     "Row",
     "batched",
     "compare",
-    "difference",
-    "draw_call",
-    "draw_state",
     "gradient_pairs",
     "place",
     "state_pairs",
-    "tolerance",
     "widened",
     "worst_part",
 ]
@@ -65,17 +59,17 @@ class Part:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Row:
-    """What a comparison found of one backend.
+    """The result of one backend.
 
     Attributes:
         backend: its name.
-        title: its name with the engine that it runs on, `keras (tensorflow)`.
-        verdict: "equal"; "differs"; "refuses", the spec; "missing", its framework is not installed; "broken", what is
-            installed cannot be loaded.
-        reason: why it is not equal; empty where it is.
-        versions: of what it runs on.
-        parameters: by the framework's own counting.
-        output, state, gradient: the worst difference from the reference; `gradient` is None of an inference-only backend.
+        title: its name with its engine, `keras (tensorflow)`.
+        verdict: "equal"; "differs"; "refuses", the spec; "missing", its framework is not installed; "broken", it cannot be
+            loaded.
+        reason: why it is not equal; empty if it is.
+        versions: of its packages.
+        parameters: by the framework's own count.
+        output, state, gradient: the worst difference from the reference; `gradient` is None for inference only.
         output_steps, gradient_steps: the normwise difference at each time step, of the sequence and of the gradient of
             the input; `(time,)`.
     """
@@ -101,13 +95,13 @@ class Row:
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
 class Comparison(Shown):
-    """A row a backend; it prints as a table, shows itself in a notebook, and exports JSON.
+    """One row per backend, as text, HTML or JSON.
 
     Attributes:
-        spec: what was compared.
+        spec: the stack that was compared.
         shape: of the input, `(batch, time, input_size)`.
         rows: in the order of `multirnn.backends()`, or as asked.
-        not_finite: how many numbers of the reference's output are NaN or infinite; there, the same is equal.
+        not_finite: how many numbers of the reference's output are NaN or infinite; the same number there is equal.
     """
 
     spec: RecurrentSpec
@@ -117,12 +111,12 @@ class Comparison(Shown):
 
     @property
     def ok(self) -> bool:
-        """Whether every backend that realises the spec is equal to the reference, and at least one does."""
+        """Whether every backend that accepts the spec equals the reference, and at least one does."""
         verdicts = {row.verdict for row in self.rows}
         return "equal" in verdicts and "differs" not in verdicts
 
     def to_dict(self) -> dict[str, Any]:
-        """All that was found, in values that JSON has; what is infinite or not a number is null."""
+        """The comparison in JSON's values; infinities and NaN are null."""
         return {
             "ok": self.ok,
             "spec": self.spec.to_dict(),
@@ -166,25 +160,12 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def _row_to_dict(row: Row) -> dict[str, Any]:
-    def part(found: Part | None) -> dict[str, Any] | None:
-        if found is None:
-            return None
-        return {"normwise": found.difference.normwise, "eps": found.difference.eps, "where": found.where}
+    def value(found: Any) -> Any:
+        if not isinstance(found, Part):
+            return json_value(found)
+        return json_value({"normwise": found.difference.normwise, "eps": found.difference.eps, "where": found.where})
 
-    values = {
-        "backend": row.backend,
-        "title": row.title,
-        "verdict": row.verdict,
-        "reason": row.reason,
-        "versions": row.versions,
-        "parameters": row.parameters,
-        "output": part(row.output),
-        "state": part(row.state),
-        "gradient": part(row.gradient),
-        "output_steps": row.output_steps,
-        "gradient_steps": row.gradient_steps,
-    }
-    return {name: json_value(value) for name, value in values.items()}
+    return {entry.name: value(getattr(row, entry.name)) for entry in fields(row)}
 
 
 # --- The comparison --------------------------------------------------------------------------------------------------
@@ -201,7 +182,7 @@ def compare(
     seed: int = 0,
     implementation: Implementation = NATIVE,
 ) -> Comparison:
-    """Hold backends against the reference: outputs, final states, gradients and parameter counts.
+    """Compare backends with the reference: outputs, final states, gradients and parameter counts.
 
     Args:
         spec_or_weights: weights, or a spec whose weights are drawn by `initialise(spec, seed)`.
@@ -210,11 +191,11 @@ def compare(
         state: the initial state.
         lengths: `(batch,)` integers.
         backends: a name, or names and Backend objects; all that are installed unless given.
-        seed: of what is drawn: weights, inputs, cotangents.
-        implementation: "native", the frameworks' own layers, or "fast"; a backend that has it not is a row with the reason.
+        seed: seeds weights, inputs and cotangents.
+        implementation: "native", the frameworks' own layers; "fast" or "frozen". A backend without it is a row that says so.
 
     Raises:
-        UnknownBackend: a name that no distribution offers. What is missing, broken or refused is a row.
+        UnknownBackend: a name that no distribution offers. A missing, broken or refusing backend is a row.
         InvalidCall: x, state or lengths do not fit the spec.
     """
     weights = weights_of(spec_or_weights, seed, "compare")
@@ -224,7 +205,7 @@ def compare(
         if state is not None or lengths is not None:
             raise InvalidCall("a state or lengths belong to an x: pass x too")
         x, state, lengths = draw_call(spec, rng)
-    load_backend("numpy").build(weights)(x, state, lengths=lengths)  # what does not fit is refused as by any layer
+    load_backend("numpy").build(weights)(x, state, lengths=lengths)  # refuses a call that does not fit
     array, state, lengths = batched(x, state, lengths, spec)
     reference = _Reference(weights, array, state, lengths, rng)
     names = installed_backends() if backends is None else [backends] if isinstance(backends, str) else backends
@@ -235,7 +216,7 @@ def compare(
 def batched(
     x: ArrayLike, state: State | None, lengths: ArrayLike | None, spec: RecurrentSpec
 ) -> tuple[Array, State | None, ArrayLike | None]:
-    """A call in arrays with an axis of the batch, of one row where it had none."""
+    """A call with a batch axis, of one row if it had none."""
     array = np.asarray(x, spec.dtype)
     if array.ndim == 3:
         return array, state, lengths
@@ -251,7 +232,7 @@ def widened(state: State | None) -> State | None:
 
 
 class _Reference:
-    """The call, its cotangent, and what the reference says to both."""
+    """The call, its cotangent, and the reference's output and gradients."""
 
     def __init__(
         self, weights: Weights, x: Array, state: State | None, lengths: ArrayLike | None, rng: np.random.Generator
@@ -259,21 +240,13 @@ class _Reference:
         spec = weights.spec
         layer = load_backend("numpy").build(weights.astype("float64"))
         self.x, self.state, self.lengths = x, state, lengths
-        wide = widened(state)
-        self.output = layer(x.astype("float64"), wide, lengths=lengths)
-        cotangent = Output(
-            rng.standard_normal(self.output.sequence.shape).astype(spec.dtype), draw_state(spec, x.shape[0], rng)
-        )
-        self.cotangent = cotangent
-        self.gradients = layer.vjp(
-            x.astype("float64"),
-            wide,
-            lengths=lengths,
-            cotangent=Output(
-                cotangent.sequence.astype("float64"),
-                State(*(s.astype("float64") for s in cotangent.state if s is not None)),
-            ),
-        )
+        call: Any = (x.astype("float64"), widened(state))
+        self.output = layer(*call, lengths=lengths)
+        sequence = rng.standard_normal(self.output.sequence.shape).astype(spec.dtype)
+        self.cotangent = Output(sequence, draw_state(spec, x.shape[0], rng))
+        final: Any = widened(self.cotangent.state)
+        cotangent = Output(sequence.astype("float64"), final)
+        self.gradients = layer.vjp(*call, lengths=lengths, cotangent=cotangent)
 
 
 def _row(name: str | Backend, implementation: Implementation, weights: Weights, reference: _Reference) -> Row:
@@ -287,7 +260,9 @@ def _row(name: str | Backend, implementation: Implementation, weights: Weights, 
         return Row(backend.name, title, "refuses", reason, backend.versions())
     layer = realise(backend, weights, implementation=implementation)
     output = layer(reference.x, reference.state, lengths=reference.lengths)
-    gradients = _gradients(layer, reference) if backend.differentiable else None
+    gradients = None
+    if backend.differentiable:
+        gradients = layer.vjp(reference.x, reference.state, lengths=reference.lengths, cotangent=reference.cotangent)
     row = Row(backend.name, title, "equal", versions=backend.versions(), parameters=layer.parameter_count)
     sequence = {"output": (output.sequence, reference.output.sequence)}
     state = dict(state_pairs(output.state, reference.output.state))
@@ -305,10 +280,6 @@ def _row(name: str | Backend, implementation: Implementation, weights: Weights, 
     return _judged(row, weights.spec)
 
 
-def _gradients(layer: Layer, reference: _Reference) -> Gradients:
-    return layer.vjp(reference.x, reference.state, lengths=reference.lengths, cotangent=reference.cotangent)
-
-
 def _judged(row: Row, spec: RecurrentSpec) -> Row:
     """The row with its verdict."""
     reason = ""
@@ -319,7 +290,7 @@ def _judged(row: Row, spec: RecurrentSpec) -> Row:
     return replace(row, verdict="differs", reason=reason) if reason else row
 
 
-Pairs = Iterator[tuple[str, tuple[Any, Any]]]  # what a backend handed out, unchecked, and what is expected
+Pairs = Iterator[tuple[str, tuple[Any, Any]]]  # by name: a backend's array, unchecked, and the expected one
 
 
 def state_pairs(actual: State, expected: State, prefix: str = "final ") -> Pairs:
@@ -338,7 +309,7 @@ def gradient_pairs(actual: Gradients, expected: Gradients) -> Pairs:
 
 
 def _unlike(pairs: Mapping[str, tuple[Any, Any]], spec: RecurrentSpec) -> str:
-    """What cannot be compared: the first array that is not there, or not of the reference's shape or the spec's dtype."""
+    """The first array that is missing, or has not the reference's shape or the spec's dtype; empty if there is none."""
     for name, (actual, expected) in pairs.items():
         if actual is None or expected is None:
             return f"{name} is missing" if actual is None else f"there is a {name}, which the spec does not have"
@@ -350,7 +321,7 @@ def _unlike(pairs: Mapping[str, tuple[Any, Any]], spec: RecurrentSpec) -> str:
 
 
 def worst_part(spec: RecurrentSpec, pairs: Mapping[str, tuple[Array, Array]]) -> Part:
-    """The worst of arrays and what they are expected to be, by name: of a weight, or as in the parts of a `Row`."""
+    """The worst of pairs of actual and expected arrays, by the name of a weight or of a part of a `Row`."""
     found = {name: difference(*pair) for name, pair in pairs.items()}
     name = max(found, key=lambda key: found[key].normwise)
     return Part(found[name], f"{name}{place(spec, name, found[name].where)}")

@@ -1,13 +1,13 @@
-"""Is an object the stack that was read from it? Structure finds the candidate, numbers confirm it.
+"""Is an object the stack that was read from it? Its structure suggests one, and its numbers confirm it.
 
-A backend's `read` recognises the layers of a framework and takes their weights. That says nothing about hooks, replaced
-methods, operators between two layers, or a layer that is called twice. So before it returns, it calls the object itself
-on a small input and compares the whole output with the reference, NumPy in float64.
+A backend's `read` recognises the layers of a framework and takes their weights. It cannot see hooks, replaced methods,
+operators between two layers, or a layer that is called twice. So `read` also calls the object on a small input and compares
+the whole output with the reference, NumPy in float64.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,13 +18,12 @@ from multirnn.errors import Unrepresentable
 from multirnn.layer import Output, State
 from multirnn.numerics import difference, draw_state, tolerance
 from multirnn.registry import backend as load_backend
-from multirnn.weights import Array, Weights
+from multirnn.weights import Weights
 
 __all__ = ["confirmed", "probe"]
 
 AMPLIFICATION = 8
-"""How much more than weights rounded to their own dtype an exact object may change the output: it rounds at every step,
-the weights only once."""
+"""An exact object may be off by this many times the effect of rounding its weights once: it rounds at every step."""
 
 
 def probe(weights: Weights, *, ragged: bool = True, state: bool = True, batch: int = 5, time: int = 7) -> Inputs:
@@ -47,33 +46,21 @@ def probe(weights: Weights, *, ragged: bool = True, state: bool = True, batch: i
     return Inputs(np.where((np.arange(time) < lengths[:, None])[:, :, None], x, x.dtype.type(0)), drawn, lengths, state)
 
 
-def confirmed(
-    weights: Weights,
-    run: Callable[[Inputs], Output],
-    title: str,
-    *,
-    ragged: bool = True,
-    state: bool = True,
-    batch: int = 5,
-    time: int = 7,
-) -> Weights:
-    """The weights, after the object that they were read from has computed what they describe.
+def confirmed(weights: Weights, run: Callable[[Inputs], Output], title: str, **call: Any) -> Weights:
+    """The weights, once the object that they were read from has computed their function.
 
     Args:
         weights: read from the object.
         run: calls the object on NumPy arrays and leaves no trace in it. A part of the output that the object does not
-            return is None; the object may return the sequence, or the final states, or both.
+            return is None.
         title: the object at the beginning of a sentence, such as "this GRU".
-        ragged: whether the object takes lengths.
-        state: whether the object takes an initial state.
-        batch, time: the sizes of x, for an object that takes no others.
+        call: as for `probe`: whether the object takes lengths and an initial state, and which sizes.
 
     Raises:
-        Unrepresentable: it computes something else. What `run` raises passes through.
+        Unrepresentable: it computes another function. Errors of `run` pass through.
     """
-    inputs = probe(weights, ragged=ragged, state=state, batch=batch, time=time)
-    found = _parts(run(inputs))
-    expected = _parts(_reference(weights, inputs))
+    inputs = probe(weights, **call)
+    found, expected = _parts(run(inputs)), _parts(_reference(weights, inputs))
     for name, array in found.items():
         if array.shape != expected[name].shape:
             raise Unrepresentable(
@@ -103,14 +90,12 @@ def _reference(weights: Weights, inputs: Inputs) -> Output:
 def _nudged(weights: Weights) -> Weights:
     """Every weight off by half an eps, up or down: how much rounding alone changes the output of these weights."""
     eps, rng = float(np.finfo(weights.spec.dtype).eps), np.random.default_rng(1)
-    arrays: Mapping[str, Array] = {
-        name: array.astype("float64") * (1 + eps / 2 * rng.choice((-1.0, 1.0), array.shape))
-        for name, array in weights.arrays.items()
-    }
-    return Weights(weights.astype("float64").spec, arrays)
+    wide = weights.astype("float64")
+    nudged = {name: w * (1 + eps / 2 * rng.choice((-1.0, 1.0), w.shape)) for name, w in wide.arrays.items()}
+    return Weights(wide.spec, nudged)
 
 
 def _parts(output: Output) -> dict[str, Any]:
-    """The arrays of an output by what they are called in a sentence, without those that were not returned."""
+    """The arrays of an output that were returned, by their names in a sentence."""
     parts = {"its sequence": output.sequence, "its final h": output.state.h, "its final c": output.state.c}
     return {name: array for name, array in parts.items() if array is not None}

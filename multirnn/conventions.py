@@ -131,22 +131,25 @@ _CURES = {
 _CANONICAL_GATES = {"simple_rnn": {"h": "h"}, "lstm": {g: g for g in "ifgo"}, "gru": {g: g for g in "rzn"}}
 
 
-def _torch_arrays() -> dict[str, Held]:
-    weights = (
-        Entry("weight_ih", ("weight_ih",), "(gate unit) source"),
-        Entry("weight_hh", ("weight_hh",), "(gate unit) source"),
-    )
-    bias_ih, bias_hh = (Entry(name, (name,), "(gate unit)") for name in ("bias_ih", "bias_hh"))
-    held = {"none": weights, "single": (*weights, bias_ih), "double": (*weights, bias_ih, bias_hh)}
-    # A single bias is PyTorch's two with a constant zero bias_hh. The reset-after GRU would need a third of a bias_hh.
-    return {"simple_rnn": held, "lstm": held, "gru reset after": {"none": weights, "double": held["double"]}}
+def _held(weights: tuple[Entry, ...], **biases: tuple[Entry, ...]) -> Held:
+    """The weights alone, and with each form of the biases."""
+    return {"none": weights} | {bias: (*weights, *entries) for bias, entries in biases.items()}
 
+
+_WEIGHTS = tuple(Entry(name, (name,), "(gate unit) source") for name in ("weight_ih", "weight_hh"))
+_BIAS_IH, _BIAS_HH = (Entry(name, (name,), "(gate unit)") for name in ("bias_ih", "bias_hh"))
+# A single bias is PyTorch's two with a constant zero bias_hh. The reset-after GRU would need a third of a bias_hh.
+_TORCH_HELD = _held(_WEIGHTS, single=(_BIAS_IH,), double=(_BIAS_IH, _BIAS_HH))
 
 TORCH = Convention(
     name="torch",
     title="PyTorch",
     gates=_CANONICAL_GATES,
-    arrays=_torch_arrays(),
+    arrays={
+        "simple_rnn": _TORCH_HELD,
+        "lstm": _TORCH_HELD,
+        "gru reset after": _held(_WEIGHTS, double=(_BIAS_IH, _BIAS_HH)),
+    },
     default_bias=dict.fromkeys(FORMS, "double"),
     place="{name}_l{layer}",
     place_bidirectional="{name}_l{layer}{direction}",
@@ -156,16 +159,11 @@ TORCH = Convention(
     pattern=r"(?P<name>weight_ih|weight_hh|bias_ih|bias_hh)(?:_l(?P<layer>\d+)(?P<direction>|_reverse))?",
 )
 
-
-def _keras_arrays() -> dict[str, Held]:
-    kernels = (
-        Entry("kernel", ("weight_ih",), "source (gate unit)"),
-        Entry("recurrent_kernel", ("weight_hh",), "source (gate unit)"),
-    )
-    one = {"none": kernels, "single": (*kernels, Entry("bias", ("bias_ih",), "(gate unit)"))}
-    two = {"none": kernels, "double": (*kernels, Entry("bias", ("bias_ih", "bias_hh"), "bias (gate unit)"))}
-    return {"simple_rnn": one, "lstm": one, "gru reset after": two, "gru reset before": one}
-
+_KERNELS = (
+    Entry("kernel", ("weight_ih",), "source (gate unit)"),
+    Entry("recurrent_kernel", ("weight_hh",), "source (gate unit)"),
+)
+_KERAS_ONE = _held(_KERNELS, single=(Entry("bias", ("bias_ih",), "(gate unit)"),))
 
 KERAS = Convention(
     name="keras",
@@ -175,7 +173,8 @@ KERAS = Convention(
         "lstm": {"i": "i", "f": "f", "g": "c", "o": "o"},
         "gru": {"z": "z", "r": "r", "n": "h"},
     },
-    arrays=_keras_arrays(),
+    arrays=dict.fromkeys(FORMS, _KERAS_ONE)
+    | {"gru reset after": _held(_KERNELS, double=(Entry("bias", ("bias_ih", "bias_hh"), "bias (gate unit)"),))},
     default_bias={form: cell.default_bias for form, cell in FORMS.items()},
     place="{cell}{layer}/{cell}_cell/{name}",
     place_bidirectional="bidirectional{layer}/{direction}_{cell}{layer}/{cell}_cell/{name}",
@@ -210,15 +209,9 @@ KERAS_CUDNN = Convention(
     modules={"lstm": "cu_dnnlstm", "gru": "cu_dnngru"},
 )
 
-
-def _onnx_arrays() -> dict[str, Held]:
-    weights = (
-        Entry("W", ("weight_ih",), "direction (gate unit) source"),
-        Entry("R", ("weight_hh",), "direction (gate unit) source"),
-    )
-    held = {"none": weights, "double": (*weights, Entry("B", ("bias_ih", "bias_hh"), "direction (bias gate unit)"))}
-    return dict.fromkeys(FORMS, held)
-
+_ONNX_WEIGHTS = tuple(
+    Entry(name, (held,), "direction (gate unit) source") for name, held in (("W", "weight_ih"), ("R", "weight_hh"))
+)
 
 ONNX = Convention(
     name="onnx",
@@ -228,8 +221,10 @@ ONNX = Convention(
         "lstm": {"i": "i", "o": "o", "f": "f", "g": "c"},
         "gru": {"z": "z", "r": "r", "n": "h"},
     },
-    arrays=_onnx_arrays(),
     # B is an optional input of the operators; if present, it is both biases.
+    arrays=dict.fromkeys(
+        FORMS, _held(_ONNX_WEIGHTS, double=(Entry("B", ("bias_ih", "bias_hh"), "direction (bias gate unit)"),))
+    ),
     default_bias=dict.fromkeys(FORMS, "double"),
     default_reset_after=False,
     place="layers.{layer}.{name}",
@@ -239,28 +234,24 @@ ONNX = Convention(
     pattern=r"(?:layers\.(?P<layer>\d+)\.)?(?P<name>W|R|B)",
 )
 
-
-def _flax_linen_arrays() -> dict[str, Held]:
-    kernels = (
-        Entry("i{gate}/kernel", ("weight_ih",), "source unit"),
-        Entry("h{gate}/kernel", ("weight_hh",), "source unit"),
-    )
-    input_bias = Entry("i{gate}/bias", ("bias_ih",), "unit")
-    # The LSTM's one bias is added to the recurrent product, so it has a recurrent name; the sum is the same.
-    return {
-        "simple_rnn": {"single": (*kernels, input_bias)},
-        "lstm": {"single": (*kernels, Entry("h{gate}/bias", ("bias_ih",), "unit"))},
-        "gru reset after": {
-            "single": (*kernels, input_bias, Entry("h{gate}/bias", ("bias_hh",), "unit", gates=("n",)))
-        },
-    }
-
+_FLAX_WEIGHTS = tuple(
+    Entry(name, (held,), "source unit")
+    for name, held in (("i{gate}/kernel", "weight_ih"), ("h{gate}/kernel", "weight_hh"))
+)
+_FLAX_BIAS = Entry("i{gate}/bias", ("bias_ih",), "unit")
 
 FLAX_LINEN = Convention(
     name="flax-linen",
     title="Flax Linen",
     gates={**_CANONICAL_GATES, "simple_rnn": {"h": ""}},
-    arrays=_flax_linen_arrays(),
+    arrays={
+        "simple_rnn": {"single": (*_FLAX_WEIGHTS, _FLAX_BIAS)},
+        # The LSTM's one bias is added to the recurrent product, so it has a recurrent name; the sum is the same.
+        "lstm": {"single": (*_FLAX_WEIGHTS, Entry("h{gate}/bias", ("bias_ih",), "unit"))},
+        "gru reset after": {
+            "single": (*_FLAX_WEIGHTS, _FLAX_BIAS, Entry("h{gate}/bias", ("bias_hh",), "unit", gates=("n",)))
+        },
+    },
     default_bias=dict.fromkeys(FORMS, "single"),
     place="{layer}cell/{name}",
     place_bidirectional="{layer}{direction}_rnn/cell/{name}",

@@ -1,8 +1,4 @@
-"""What can go wrong, as types.
-
-Every error derives from `MultirnnError` and from the built-in that a caller would expect, and its text is one or
-two sentences that say what was wrong and what would be right.
-"""
+"""The errors: each derives from `MultirnnError` and from the built-in that a caller expects; its text says the remedy."""
 
 __all__ = [
     "FormatError",
@@ -37,7 +33,7 @@ class InvalidCall(MultirnnError, ValueError):
 
 
 class InvalidData(MultirnnError, ValueError):
-    """A file, or the numbers in it, that no series can be read from: names the file, the place, and what is allowed."""
+    """A file, or the numbers in it, that cannot be read: names the file, the place, and what is allowed."""
 
 
 class FormatError(MultirnnError, ValueError):
@@ -45,11 +41,7 @@ class FormatError(MultirnnError, ValueError):
 
 
 class Unrepresentable(MultirnnError, ValueError):
-    """Something that exists on one side and that the other side has no place for.
-
-    A framework's layer that no spec describes, weights that a convention cannot hold exactly, biases that cannot be
-    folded without changing the function.
-    """
+    """A framework's layer that no spec describes, or weights that a convention cannot hold exactly."""
 
 
 class Unsupported(MultirnnError, ValueError):
@@ -66,7 +58,7 @@ class MissingFramework(MultirnnError, ImportError):
 
 def an(word: str) -> str:
     """A word after its article: "an int", "a list", "an LSTM", "an ndarray"."""
-    letters = word[:2].isupper()  # which are read one by one
+    letters = word[:2].isupper()  # read one by one
     vowel = word[:1] in "AEFHILMNORSX" if letters else word[:1].lower() in "aeio" or word.startswith(("nd", "lstm"))
     return f"{'an' if vowel else 'a'} {word}"
 

@@ -1,4 +1,4 @@
-"""What a realised layer offers: `Layer`, and the records that go in and come out of it.
+"""`Layer`, the contract of every layer, and the records that go in and come out of it.
 
 The axes, on the NumPy side of every backend: `batch`, `time`, `input_size`; `directions * hidden_size` for a sequence,
 forward‖backward; `num_layers * directions` for a state, in the order of `RecurrentSpec.passes`. An unbatched call has
@@ -49,7 +49,7 @@ class State(NamedTuple):
 
     @property
     def parts(self) -> tuple[Array, ...]:
-        """Those that there are: h, and of an LSTM c."""
+        """h, and for an LSTM c."""
         return (self.h,) if self.c is None else (self.h, self.c)
 
 
@@ -64,7 +64,7 @@ class Output(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """What a cotangent pulls back to: an array for every weight by name, for the input, and for the initial state."""
+    """A cotangent pulled back: an array for every weight by name, for the input, and for the initial state."""
 
     weights: Mapping[str, Array]
     x: Array
@@ -76,7 +76,7 @@ class Layer(Protocol):
 
     @property
     def spec(self) -> RecurrentSpec:
-        """What it realises."""
+        """The spec that it implements."""
         ...
 
     @property
@@ -132,7 +132,7 @@ class Layer(Protocol):
 
 
 class Stream:
-    """Runs a sequence chunk by chunk; the chunks' outputs, one after another, equal those of the whole.
+    """Runs a sequence chunk by chunk; the outputs, concatenated, equal the output of the whole.
 
     Attributes:
         state: after the last chunk; None before the first, which starts from zero.
@@ -150,7 +150,7 @@ class Stream:
         return f"<Stream of {self._layer!r}>"
 
     def __call__(self, chunk: ArrayLike, *, lengths: ArrayLike | None = None) -> Output:
-        """Run over the next chunk `(batch, time, input_size)`; the batch is that of the first chunk."""
+        """Run over the next chunk `(batch, time, input_size)`; every chunk has the same batch."""
         output = self._layer(chunk, self.state, lengths=lengths)
         self.state = output.state
         return output
@@ -161,7 +161,7 @@ class Stream:
 
 
 class Plan(NamedTuple):
-    """What a layer runs for a shape.
+    """The code that a layer runs for a shape.
 
     Attributes:
         implementation: "fast" or "frozen", or "native" where nothing faster is known.
@@ -174,10 +174,10 @@ class Plan(NamedTuple):
 
 @runtime_checkable
 class Planned(Protocol):
-    """A layer of an implementation other than native: it tells what it runs."""
+    """A layer of an implementation other than native."""
 
     def plan(self, batch: int, time: int, *, lengths: bool = False, gradients: bool = False) -> Plan:
-        """What runs for an input of `batch` rows and `time` steps.
+        """The code that runs for an input of `batch` rows and `time` steps.
 
         Args:
             batch: rows.

@@ -1,4 +1,4 @@
-"""Names around those of a convention: the prefix of a module inside a model, and what Flax numbers by itself."""
+"""What surrounds the names of a convention: the prefix of a module in a model, and Flax's automatic numbers."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ __all__ = ["by_prefix", "fused_gates", "listed", "numbered_cells", "one_stack"]
 COMPACT = re.compile(
     r"(?P<prefix>.*?/)??(?P<kind>(?:Scan|Optimized)*(?:LSTM|GRU|Simple)Cell)_(?P<number>\d+)/(?P<own>.+)"
 )
-"""Of a cell that was made inside a method with `nn.compact`; Flax leaves out the `nn.RNN` around it."""
+"""A cell made inside a method with `nn.compact`; Flax leaves out the `nn.RNN` around it."""
 
 
 PER_GATE = re.compile(r"(?P<folder>.*?)(?P<side>[ih])(?P<gate>i|f_|f|g|o)/(?P<kind>kernel|bias)")
@@ -119,13 +119,13 @@ def fused_gates(arrays: Mapping[str, Array]) -> dict[str, Array]:
 
 
 def numbered_cells(arrays: Mapping[str, Array]) -> Mapping[str, Array]:
-    """The arrays of cells that Flax numbered, `LSTMCell_0`, by the names that they have in `nn.Sequential`; others as they are.
+    """The arrays of cells that Flax numbered, `LSTMCell_0`, by their names in `nn.Sequential`; others unchanged.
 
-    Layers and directions are both numbered in the order in which they were made, so sizes have to tell them apart: the
-    backward direction of the first layer takes x, and a second layer takes `hidden_size` features.
+    Flax numbers layers and directions alike in order of creation, so sizes tell them apart: the backward direction of the
+    first layer takes x, and a second layer takes `hidden_size` features.
 
     Raises:
-        Unrepresentable: cells of several kinds or modules are among them; or they may be layers as well as directions.
+        Unrepresentable: they are of several kinds or modules, or may be layers as well as directions.
     """
     parsed = {name: match for name in arrays if (match := COMPACT.fullmatch(name))}
     if not parsed:
@@ -134,8 +134,7 @@ def numbered_cells(arrays: Mapping[str, Array]) -> Mapping[str, Array]:
     if len(kinds) > 1:
         raise Unrepresentable(f"the arrays are of {' and '.join(kinds)}; pass those of one kind of cell in one module")
     numbers = sorted({int(match["number"]) for match in parsed.values()})
-    sizes = {int(match["number"]): array.shape for (name, match), array in ((one, arrays[one[0]]) for one in parsed.items())
-             if match["own"].startswith("i") and match["own"].endswith("kernel")}  # fmt: skip
+    sizes = {int(m["number"]): arrays[name].shape for name, m in parsed.items() if re.fullmatch("i.*kernel", m["own"])}
     both = _directions(kinds[0], [sizes.get(number, ()) for number in numbers])
     renamed = {name: array for name, array in arrays.items() if name not in parsed}
     for name, match in parsed.items():

@@ -52,8 +52,8 @@ class Difference:
     """The difference of an array from the expected one.
 
     Attributes:
-        normwise: max|actual - expected| / max|expected|, where NaN and NaN are equal, and so are infinities of one sign;
-            infinite where only one of the two is finite, or both are not and differ. max|expected| is of finite numbers.
+        normwise: max|actual - expected| / max|expected|, the latter of finite numbers. Equal NaN and equal infinities have
+            the distance 0; otherwise it is infinite if either number is not finite.
         where: the index of the worst element; empty for an array that is empty or equal.
         eps: `normwise` in units of eps of the dtype of `actual`.
     """
@@ -78,22 +78,17 @@ def difference(actual: Array, expected: Array) -> Difference:
         raise InvalidCall(f"arrays of the shapes {actual.shape} and {expected.shape} cannot be compared")
     if actual.dtype.kind != "f" or np.promote_types(actual.dtype, expected.dtype) != expected.dtype:
         raise InvalidCall(f"an array of {actual.dtype} cannot be held against one of {expected.dtype}")
-    if actual.size == 0:
-        return Difference(0.0, (), 0.0)
     distance = distances(actual, expected)
+    if not distance.any():
+        return Difference(0.0, (), 0.0)
     worst = np.unravel_index(int(np.argmax(distance)), distance.shape)
     largest = float(distance[worst])
-    if largest == 0:
-        return Difference(0.0, (), 0.0)
     relative = float(normwise(largest, magnitude(expected, actual.dtype)))
     return Difference(relative, tuple(int(i) for i in worst), relative / float(np.finfo(actual.dtype).eps))
 
 
 def distances(actual: Array, expected: Array) -> Array:
-    """|actual - expected| element by element, in float64: 0 for NaN and NaN, and for infinities of one sign.
-
-    Infinite where only one of the two is finite, or both are not and differ.
-    """
+    """|actual - expected| by element, in float64: 0 for equal NaN and infinities, else infinite if either is not finite."""
     with np.errstate(all="ignore"):
         rounded = expected.astype(actual.dtype)
         distance = np.abs(np.subtract(actual, expected, dtype=np.float64))

@@ -80,6 +80,7 @@ class Place:
 
 
 Key = tuple[int, str, str]
+"""Layer, direction and own name: identifies a `Place` independently of its full name."""
 
 
 def layout(spec: RecurrentSpec, *, convention: str | Convention) -> tuple[Place, ...]:

@@ -1,4 +1,4 @@
-"""Pictures of errors: of every backend over time, and of two layers over layer and time. Need matplotlib, the extra `plot`."""
+"""Pictures of errors: of every backend over time, and of two layers over layer and time. They need matplotlib, the extra `plot`."""
 
 import os
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from multirnn.comparison import Comparison
-from multirnn.divergence import Divergence
+from multirnn.diagnosis import Divergence
 from multirnn.errors import InvalidCall, MissingFramework
 from multirnn.numerics import TOLERANCE
 from multirnn.parity import Parity
@@ -35,51 +35,19 @@ def plot_errors(comparisons: Mapping[str, Comparison]) -> "Figure":
     Raises:
         MissingFramework: matplotlib is not installed.
     """
-    _require_matplotlib()
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(max(7.5, 4.2 * len(comparisons) + 1), 6.5), layout="constrained")
+    figure, panels = _grid(list(comparisons), 2, 6.5, "time step", sharey=True)
     figure.suptitle("How far each backend is from NumPy in float64: max|a−b| at each step, over max|b|")
-    panels = figure.subplots(2, len(comparisons), sharex="col", sharey=True, squeeze=False)
-    for column, (title, comparison) in enumerate(comparisons.items()):
-        for panel, which in zip(panels[:, column], ("output", "gradient"), strict=True):
-            _draw(panel, comparison, which)
-        panels[0, column].set_title(title)
-        panels[1, column].set_xlabel("time step")
+    for column, comparison in zip(panels.T, comparisons.values(), strict=True):
+        _draw_errors(column[0], comparison, {row.title: row.output_steps for row in comparison.rows})
+        _draw_errors(column[1], comparison, {row.title: row.gradient_steps for row in comparison.rows})
     highest = max((TOLERANCE[comparison.spec.dtype] for comparison in comparisons.values()), default=1)
-    panels[0, 0].set_ylim(top=max(panels[0, 0].get_ylim()[1], 2 * highest))  # of all panels: they share it
-    units = " and ".join(dict.fromkeys(_unit(comparison) for comparison in comparisons.values()))
+    panels[0, 0].set_ylim(top=max(panels[0, 0].get_ylim()[1], 2 * highest))  # they all share it
+    dtypes = dict.fromkeys(comparison.spec.dtype for comparison in comparisons.values())
+    units = " and ".join(f"eps of {dtype}, {np.finfo(dtype).eps:.2g}" for dtype in dtypes)
     panels[0, 0].set_ylabel(f"outputs ({units})")
     panels[1, 0].set_ylabel(f"gradient of x ({units})")
-    lines = {line.get_label(): line for panel in panels.flat for line in panel.get_lines()}
-    named = {name: line for name, line in lines.items() if not str(name).startswith("_")}
-    if named:
-        figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=min(len(named), 5), frameon=False)
+    _add_legend(figure)
     return figure
-
-
-def _draw(panel: "Axes", comparison: Comparison, which: str) -> None:
-    """The errors of one quantity, a line a backend, under the line that they must not cross."""
-    dtype = comparison.spec.dtype
-    for place, row in enumerate(comparison.rows):
-        steps = row.output_steps if which == "output" else row.gradient_steps
-        if steps is not None:
-            # Zero has no place on a logarithmic axis: the line breaks there. Styles cycle so that equal lines show.
-            errors = np.where(steps > 0, steps / np.finfo(dtype).eps, np.nan)
-            style = ("-", "--", ":", "-.")[place % 4]
-            panel.plot(np.arange(len(errors)), errors, style, color=f"C{place}", label=row.title, lw=1.5)
-    panel.axhline(TOLERANCE[dtype], color="black", lw=1)
-    panel.annotate(
-        f"equal: at most {TOLERANCE[dtype]} eps",
-        (0.01, TOLERANCE[dtype]),
-        xycoords=("axes fraction", "data"),
-        xytext=(0, -4),
-        textcoords="offset points",
-        verticalalignment="top",
-        fontsize=8,
-    )
-    panel.set_yscale("log")
-    panel.grid(alpha=0.25)
 
 
 def plot_curves(parities: Mapping[str, Parity]) -> "Figure":
@@ -94,50 +62,80 @@ def plot_curves(parities: Mapping[str, Parity]) -> "Figure":
     Raises:
         MissingFramework: matplotlib is not installed.
     """
-    _require_matplotlib()
-    from matplotlib.figure import Figure
-
     names = list(dict.fromkeys(name for parity in parities.values() for name in parity.optimisers))
-    figure = Figure(figsize=(max(7.5, 4.2 * len(parities) + 1), 2.4 * len(names) + 1.5), layout="constrained")
+    figure, panels = _grid(list(parities), len(names), 2.4 * len(names) + 1.5, "step")
     figure.suptitle("Each framework's own optimisers, from one start: the loss before each step")
-    panels = figure.subplots(len(names), len(parities), sharex="col", squeeze=False)
-    for column, (title, parity) in enumerate(parities.items()):
-        for panel, name in zip(panels[:, column], names, strict=True):
+    for column, parity in zip(panels.T, parities.values(), strict=True):
+        for panel, name in zip(column, names, strict=True):
             _draw_curves(panel, parity, name)
-        panels[0, column].set_title(title)
-        panels[-1, column].set_xlabel("step")
     for panel, name in zip(panels[:, 0], names, strict=True):
         panel.set_ylabel(f"{name}: loss")
-    lines = {line.get_label(): line for panel in panels.flat for line in panel.get_lines()}
-    if lines:
-        legend = figure.legend(
-            lines.values(), lines.keys(), loc="outside lower center", ncols=min(len(lines), 5), frameon=False
-        )
-        for line in legend.get_lines():
-            line.set_linestyle("-")
+    for line in _add_legend(figure):
+        line.set_linestyle("-")
     return figure
 
 
+def _grid(titles: list[str], rows: int, height: float, xlabel: str, *, sharey: bool = False) -> tuple["Figure", Array]:
+    """A figure and its panels `(rows, titles)` over one axis of time."""
+    _require_matplotlib()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(max(7.5, 4.2 * len(titles) + 1), height), layout="constrained")
+    panels = figure.subplots(rows, len(titles), sharex="col", sharey=sharey, squeeze=False)
+    for panel, title in zip(panels[0], titles, strict=True):
+        panel.set_title(title)
+    for panel in panels[-1]:
+        panel.set_xlabel(xlabel)
+    for panel in panels.flat:
+        panel.set_yscale("log")
+        panel.grid(alpha=0.25)
+    return figure, panels
+
+
+def _add_legend(figure: "Figure") -> list[Any]:
+    """A legend of all lines with a name, below the panels; its lines."""
+    lines = {str(line.get_label()): line for panel in figure.axes for line in panel.get_lines()}
+    named = {name: line for name, line in lines.items() if not name.startswith("_")}
+    if not named:
+        return []
+    columns = min(len(named), 5)
+    legend = figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=columns, frameon=False)
+    return list(legend.get_lines())
+
+
+def _draw_errors(panel: "Axes", comparison: Comparison, errors: Mapping[str, Array | None]) -> None:
+    """The errors of one quantity, a line a backend, and the line that they must not cross."""
+    dtype = comparison.spec.dtype
+    for place, (title, steps) in enumerate(errors.items()):
+        if steps is not None:
+            # Zero has no place on a logarithmic axis: the line breaks there. Styles cycle so that equal lines show.
+            eps = np.where(steps > 0, steps / np.finfo(dtype).eps, np.nan)
+            panel.plot(eps, ("-", "--", ":", "-.")[place % 4], color=f"C{place}", label=title, lw=1.5)
+    panel.axhline(TOLERANCE[dtype], color="black", lw=1)
+    panel.annotate(
+        f"equal: at most {TOLERANCE[dtype]} eps",
+        (0.01, TOLERANCE[dtype]),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, -4),
+        textcoords="offset points",
+        verticalalignment="top",
+        fontsize=8,
+    )
+
+
 def _draw_curves(panel: "Axes", parity: Parity, name: str) -> None:
-    """The curves of one optimiser. Dashes in turn, so that all lines show that cover each other."""
+    """The curves of one optimiser, dashed in turn so that lines show which cover each other."""
     rows = [row for row in parity.rows if row.optimiser is not None and row.optimiser.name == name]
     for place, row in enumerate(rows):
         if row.losses is not None:
             turn = (2 * place, (2, 2 * len(rows) - 2)) if len(rows) > 1 else "-"
             panel.plot(row.losses, color=f"C{place}", lw=3, linestyle=turn, dash_capstyle="butt", label=row.title)
-    panel.set_yscale("log")
-    panel.grid(alpha=0.25)
-
-
-def _unit(comparison: Comparison) -> str:
-    dtype = comparison.spec.dtype
-    return f"eps of {dtype}, {np.finfo(dtype).eps:.2g}"
 
 
 def plot_divergence(divergence: Divergence) -> "Figure":
     """The error over layer and time, a row a pass, layer 0 at the bottom: of single steps, and of B running on by itself.
 
-    Where gates are known there is a third panel: those of the pass that parts first, a row a gate.
+    If gates are known, a third panel shows the gates of the first pass that parts, a row a gate.
 
     Args:
         divergence: what `first_divergence` found.
@@ -150,6 +148,7 @@ def plot_divergence(divergence: Divergence) -> "Figure":
     """
     _require_matplotlib()
     from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
 
     passes = list(divergence.spec.passes)
     names = [f"layer {layer} {direction}" for layer, direction in passes]
@@ -175,8 +174,9 @@ def plot_divergence(divergence: Divergence) -> "Figure":
     for panel, (title, errors, labels, mark) in zip(panels[:, 0], rows, strict=True):
         meshes.append(_heat(panel, errors, labels, levels))
         panel.set_title(title, fontsize=9, loc="left")
-        if mark is not None and divergence.step is not None:
-            _frame(panel, divergence.step, mark)
+        if mark is not None and divergence.step is not None:  # a frame around the cell of the first divergence
+            corner = divergence.step - 0.5, mark - 0.5
+            panel.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor="black", lw=2, clip_on=False, zorder=3))
     panels[-1, 0].set_xlabel("time step (hatched: cannot be seen)")
     bar = figure.colorbar(meshes[0], ax=panels[:, 0], extend="both", pad=0.02)
     powers = [power for power in range(-2, 16, 2) if levels[0] <= power <= levels[2] and abs(power - limit) > 1]
@@ -186,13 +186,13 @@ def plot_divergence(divergence: Divergence) -> "Figure":
 
 
 def _heat(panel: "Axes", errors: Array, labels: list[str], levels: tuple[float, float, float]) -> Any:
-    """Errors `(rows, time)` as colours, what is not known hatched; the mesh, for the bar of colours.
+    """Errors `(rows, time)` as colours, unknown ones hatched; the mesh, for the bar of colours.
 
     Args:
         panel: to draw in.
         errors: in eps.
         labels: of the rows.
-        levels: the lowest, the one above which the two part, where the colour turns, and the highest; powers of ten.
+        levels: the lowest power of ten, the one at which the two part and the colour turns, and the highest.
     """
     from matplotlib.colors import TwoSlopeNorm
     from matplotlib.ticker import MaxNLocator
@@ -217,17 +217,8 @@ def _heat(panel: "Axes", errors: Array, labels: list[str], levels: tuple[float, 
     return mesh
 
 
-def _frame(panel: "Axes", step: int, row: int) -> None:
-    """A frame around the cell of the first divergence."""
-    from matplotlib.patches import Rectangle
-
-    panel.add_patch(
-        Rectangle((step - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="black", lw=2, clip_on=False, zorder=3)
-    )
-
-
 def picture_format(path: str | PathLike[str]) -> str:
-    """The format that the suffix of a picture's name stands for.
+    """The format of a picture by the suffix of its name.
 
     Raises:
         MissingFramework: matplotlib is not installed.

@@ -265,8 +265,10 @@ class _Implemented(Abilities):
 
     def __init__(self, backend: Backend, implementation: Implementation) -> None:
         vars(self).update({name: getattr(backend, name) for name in _KNOWN - {"build"} if hasattr(backend, name)})
-        self.name, self.implementations = f"{backend.name} {implementation}", (NATIVE,)
-        self._backend, self._implementation = backend, implementation
+        self.name = f"{backend.name} {implementation}"
+        self.implementations = (NATIVE,)
+        self._backend = backend
+        self._implementation: Implementation = implementation
 
     def build(self, weights: Weights, *, device: str | None = None) -> Layer:
         return realise(self._backend, weights, device=device, implementation=self._implementation)

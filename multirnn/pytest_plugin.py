@@ -3,23 +3,23 @@
     def test_mine(rnn_backend):
         layer = mr.build(spec, rnn_backend)
 
-The fixtures `rnn_backend`, a loaded `multirnn.Backend`, and `rnn_backend_name`, its name alone with nothing loaded, make
-one test of each backend. `--rnn-backends numpy,torch` runs them on these alone. A marker chooses for a test, a class or a
-module (`pytestmark`); markers add up, and what one of them leaves out is skipped with its reason:
+The fixtures `rnn_backend`, a loaded `multirnn.protocol.Backend`, and `rnn_backend_name`, its name with nothing loaded, make one
+test for each backend. `--rnn-backends numpy,torch` restricts them. A marker chooses for a test, a class or a module
+(`pytestmark`). Markers add up; a backend that one of them excludes is skipped with its reason:
 
     @pytest.mark.rnn_backends("torch", "jax")                           # skipped on every other backend
     @pytest.mark.rnn_backends("torch", reason="looks at a state_dict")  # the same, and says why
     @pytest.mark.rnn_backends(skip="keras", reason="too slow there")    # a name or several; the reason has to be given
     @pytest.mark.rnn_backends(refusal="skip")                           # `Unsupported` skips, with the backend's reason
 
-Of `refusal`, the marker closest to the test counts; "fail", the default, takes it back. A framework that is not installed
-skips its tests, with what to install; named by `--rnn-backends` it fails them. One that is installed and broken fails its
-own tests, with its error, and those of no other backend.
+For `refusal` the marker closest to the test counts; "fail" is the default. A framework that is not installed skips its
+tests, with what to install; named by `--rnn-backends` it fails them. A broken installation fails its own tests, with its
+error, and no other backend's.
 
 After a run, the failures of `multirnn.testing.assert_layers_agree` are listed with the smallest tolerance at which each
 would have passed. JUnit files have it as the property `rnn_smallest_tolerance_eps`.
 
-A run that uses none of this pays for importing this file: it imports neither NumPy nor a framework.
+Every pytest run imports this file, which imports neither NumPy nor a framework.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 OPTION = "--rnn-backends"
 MARKER = "rnn_backends"
 SMALLEST, WHERE = "rnn_smallest_tolerance_eps", "rnn_where"
-# A user property of the report, which xdist and JUnit files carry on -> an attribute of the Disagreement.
+# A user property of the report, which xdist and JUnit files keep -> an attribute of the Disagreement.
 PROPERTIES = {SMALLEST: "smallest", WHERE: "where"}
 
 
@@ -48,13 +48,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.getgroup("multirnn").addoption(
         OPTION,
         metavar="NAMES",
-        help="run the tests that use rnn_backend on these backends alone: names with commas between them; "
-        "one whose framework is not installed fails them",
+        help="run the tests that use rnn_backend on these backends alone, separated by commas; "
+        "a framework that is not installed fails them",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Registers the marker, and refuses names that are of no backend."""
+    """Registers the marker, and refuses unknown names."""
     config.addinivalue_line(
         "markers",
         f'{MARKER}(*names, skip=(), reason="", refusal="fail"): run on these backends, or on all but those to skip; '
@@ -62,14 +62,14 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     if (names := _asked_for(config)) is not None:
         if not names:
-            raise pytest.UsageError(f"{OPTION} takes the names of backends with commas between them")
-        if sentence := _unknown(names):
-            raise pytest.UsageError(f"{OPTION}: {sentence}")
+            raise pytest.UsageError(f"{OPTION} takes the names of backends, separated by commas")
+        if reason := _names_refuse(names):
+            raise pytest.UsageError(f"{OPTION}: {reason}")
 
 
 # --- On which backends -----------------------------------------------------------------------------------------------
 
-# Of a module, so that a module's own fixtures can be made from them, and that Hypothesis does not complain.
+# Of scope "module", so that a module's own fixtures can use them, and Hypothesis does not complain.
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def rnn_backend_name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def rnn_backend(request: pytest.FixtureRequest, rnn_backend_name: str) -> Backend:
-    """Every installed backend, one after another; skipped where its framework is missing, and failed where it is broken."""
+    """Every installed backend, one after another; skipped if its framework is missing, failed if that is broken."""
     from multirnn.registry import Absent, present
 
     found = present(rnn_backend_name)
@@ -92,7 +92,7 @@ def rnn_backend(request: pytest.FixtureRequest, rnn_backend_name: str) -> Backen
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One test of each backend, skipped where a marker says so."""
+    """Makes one test for each backend, skipped where a marker says so."""
     if "rnn_backend_name" not in metafunc.fixturenames:
         return
     from multirnn.registry import backends
@@ -102,7 +102,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         _check(marker)
     parameters = []
     for name in _asked_for(metafunc.config) or backends():
-        reasons = [reason for marker in markers if (reason := _left_out(marker, name))]
+        reasons = [reason for marker in markers if (reason := _marker_refuses(marker, name))]
         parameters.append(pytest.param(name, marks=[pytest.mark.skip(reason=reason) for reason in reasons[:1]]))
     metafunc.parametrize("rnn_backend_name", parameters, indirect=True)
 
@@ -113,36 +113,36 @@ def _asked_for(config: pytest.Config) -> list[str] | None:
     return given if given is None else list(dict.fromkeys(filter(None, map(str.strip, given.split(",")))))
 
 
-def _unknown(names: Collection[str]) -> str | None:
-    """What is to be said of the first name that no installed backend has."""
+def _names_refuse(names: Collection[str]) -> str | None:
+    """None if all are names of installed backends, else a sentence about the first that is not."""
     from multirnn.errors import UnknownBackend
     from multirnn.registry import backend, backends
 
-    for name in names:
-        if name not in backends():
-            try:
+    try:
+        for name in names:
+            if name not in backends():
                 backend(name)
-            except UnknownBackend as error:
-                return str(error)
+    except UnknownBackend as error:
+        return str(error)
     return None
 
 
 def _check(marker: pytest.Mark) -> None:
-    """A marker that is wrong is an error of the file that it stands in, on every backend."""
+    """Raise for a wrong marker: an error of its file, on every backend."""
     skipped = _names(marker.kwargs.get("skip", ()))
-    sentence = _unknown([*marker.args, *skipped])
+    reason = _names_refuse([*marker.args, *skipped])
     if unknown := set(marker.kwargs) - {"skip", "reason", "refusal"}:
-        sentence = f"no argument is called {min(unknown)!r}; there are names, skip, reason and refusal"
+        reason = f"no argument is called {min(unknown)!r}; there are names, skip, reason and refusal"
     elif skipped and not marker.kwargs.get("reason"):
-        sentence = "skip needs a reason"
+        reason = "skip needs a reason"
     elif marker.kwargs.get("refusal", "fail") not in ("fail", "skip"):
-        sentence = f"refusal must be 'fail' or 'skip', not {marker.kwargs['refusal']!r}"
-    if sentence:
-        raise pytest.Collector.CollectError(f"@pytest.mark.{MARKER}: {sentence}")
+        reason = f"refusal must be 'fail' or 'skip', not {marker.kwargs['refusal']!r}"
+    if reason:
+        raise pytest.Collector.CollectError(f"@pytest.mark.{MARKER}: {reason}")
 
 
-def _left_out(marker: pytest.Mark, name: str) -> str | None:
-    """Why a marker leaves a backend out; None where it does not."""
+def _marker_refuses(marker: pytest.Mark, name: str) -> str | None:
+    """None if a marker allows a backend, else the reason why not."""
     reason: str = marker.kwargs.get("reason", "")
     if name in _names(marker.kwargs.get("skip", ())):
         return reason
@@ -155,14 +155,14 @@ def _names(given: str | Collection[str]) -> Collection[str]:
     return (given,) if isinstance(given, str) else given
 
 
-# --- What is said of a test ------------------------------------------------------------------------------------------
+# --- The report of a test --------------------------------------------------------------------------------------------
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """A refused spec is a skip where a marker says so; a disagreement hands on its smallest tolerance."""
+    """Turns a refused spec into a skip where a marker says so, and reports the smallest tolerance of a disagreement."""
     error = call.excinfo.value if call.excinfo else None
     refused = _is("multirnn.errors", "Unsupported", error) and _refusals_skip(item)
     if refused:
@@ -170,7 +170,7 @@ def pytest_runtest_makereport(
     elif _is("multirnn.testing.agreement", "Disagreement", error):
         item.user_properties += [(name, getattr(error, attribute)) for name, attribute in PROPERTIES.items()]
     report = yield
-    if refused:  # or the place of every skip would be this file
+    if refused:  # else the location of every skip would be this file
         path, line, _ = item.reportinfo()
         report.longrepr = str(path), (line or 0) + 1, f"Skipped: {error}"
     return report
@@ -186,11 +186,11 @@ def _refusals_skip(item: pytest.Item) -> bool:
     return next(said, "fail") == "skip"
 
 
-# --- What is said of a run -------------------------------------------------------------------------------------------
+# --- The report of a run ---------------------------------------------------------------------------------------------
 
 
 def pytest_report_collectionfinish(config: pytest.Config, items: Sequence[pytest.Item]) -> list[str]:
-    """The backends and the versions of what they run on, where a test uses them; nothing is loaded for it."""
+    """The backends and their versions, if a test uses them; loads nothing."""
     used = any("rnn_backend_name" in getattr(item, "fixturenames", ()) for item in items)
     if not used or config.get_verbosity() < 0:
         return []
@@ -202,7 +202,7 @@ def pytest_report_collectionfinish(config: pytest.Config, items: Sequence[pytest
 
 
 def _with_versions(point: EntryPoint) -> str:
-    """A backend and the versions of what it needs: the extra of its name, else what is called as it is, else its own."""
+    """A backend with the versions of the extra of its name, else of the package of its name, else of its distribution."""
     from importlib.metadata import PackageNotFoundError, version
 
     if point.dist is None:
@@ -220,10 +220,10 @@ def _with_versions(point: EntryPoint) -> str:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """The smallest tolerance that would pass, of every failed agreement, the largest first."""
+    """Lists the smallest tolerance that would pass of every failed agreement, the largest first."""
     found = []
     for report in terminalreporter.getreports("failed") + terminalreporter.getreports("error"):
-        said = dict(getattr(report, "user_properties", ()))  # the report of a file that is not collected has none
+        said = dict(getattr(report, "user_properties", ()))  # the report of a collection error has none
         if PROPERTIES.keys() <= said.keys():
             found.append((said[SMALLEST], report.nodeid, said[WHERE]))
     if found:

@@ -1,11 +1,11 @@
-"""From a name to a backend, and from a backend to a layer.
+"""Finds backends by name, and the backend of a framework's own layer.
 
 Backends are found by entry points and loaded one at a time, when named. Two groups:
 
     multirnn.backends   the name of a backend -> the `Backend` object
     multirnn.natives    the top-level package of a framework's own layers -> the `Backend` object that reads them
 
-Ours are found as a third party's are.
+A third party's are found in the same way.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def backend(name: BackendName | str | Backend) -> Backend:
     """The backend of this name, its framework loaded; a Backend object is itself.
 
     Raises:
-        UnknownBackend: no installed distribution offers one of this name, or two do, or what it offers is none.
+        UnknownBackend: no installed distribution offers one of this name, or two do, or the object is no Backend.
         MissingFramework: its framework is not installed. One that is installed but broken shows its own error.
     """
     if not isinstance(name, str):
@@ -48,14 +48,7 @@ def backend(name: BackendName | str | Backend) -> Backend:
 
 
 class Absent(NamedTuple):
-    """A backend that is installed by its name and cannot be had.
-
-    Attributes:
-        name: the backend's.
-        verdict: "missing", its framework is not installed; "broken", what is installed cannot be loaded.
-        reason: a sentence.
-        error: what was raised.
-    """
+    """A backend that is installed and cannot be loaded: "missing" its framework, or "broken"; the reason, and the error."""
 
     name: str
     verdict: str
@@ -64,7 +57,7 @@ class Absent(NamedTuple):
 
 
 def present(name: BackendName | str | Backend) -> Backend | Absent:
-    """`backend`, for a table of several: one that cannot be had is told, and ends nothing for the others.
+    """`backend`, for a table of several: one that cannot be loaded is an `Absent`.
 
     Raises:
         UnknownBackend: no installed distribution offers one of this name.
@@ -89,15 +82,15 @@ def build(
     device: str | None = None,
     implementation: Implementation = NATIVE,
 ) -> Layer:
-    """Realise a stack with a backend.
+    """A layer of a stack by a backend.
 
     Args:
         spec_or_weights: weights, or a spec whose weights are drawn by `initialise(spec, seed)`.
         backend: a name out of `backends()`, or a Backend object.
-        seed: of the weights, where a spec is given.
-        device: a device of the framework; its default unless given.
-        implementation: "native", the framework's own layer; or "fast", the same function and contract, made fast;
-            or "frozen", which is fast with weights that are constants.
+        seed: of the weights, if a spec is given.
+        device: a device of the framework; defaults to the framework's default.
+        implementation: "native", the framework's own layer; "fast", the same function and contract, made fast; or "frozen",
+            fast with constant weights.
 
     Raises:
         UnknownBackend, MissingFramework: see `backend`.
@@ -113,7 +106,7 @@ def read(native: Any) -> Weights:
 
     Raises:
         Unrepresentable: no installed backend reads such an object, or no spec describes it.
-        MissingFramework: what its backend runs on is not installed.
+        MissingFramework: its framework is not installed.
     """
     if (found := backend_of(native)) is not None:
         return found.read(native)
@@ -125,10 +118,10 @@ def read(native: Any) -> Weights:
 
 
 def backend_of(native: Any) -> Backend | None:
-    """The backend that knows a framework's own object by the package that it comes from; None where none does.
+    """The backend that reads objects of the package that defines a framework's own object, or a base class of it; or None.
 
     Raises:
-        MissingFramework: what the backend runs on is not installed.
+        MissingFramework: its framework is not installed.
     """
     points = _points("multirnn.natives")
     for kind in type(native).__mro__:
@@ -139,7 +132,7 @@ def backend_of(native: Any) -> Backend | None:
 
 
 def _loadable(points: Sequence[EntryPoint]) -> Sequence[EntryPoint]:
-    """Of several, those that can be loaded: a distribution that is broken does not hide one that works."""
+    """Those that can be loaded: a broken distribution does not hide one that works."""
     if len(points) == 1:
         return points
     loadable = []
@@ -199,7 +192,7 @@ def _offer(point: EntryPoint) -> str:
 
 
 def _imported_from(error: ModuleNotFoundError) -> str:
-    """The top-level package whose own line asked for the module that is not there."""
+    """The top-level package that imported the missing module."""
     trace = error.__traceback__
     package = ""
     while trace:
@@ -210,7 +203,7 @@ def _imported_from(error: ModuleNotFoundError) -> str:
 
 
 def _requirement(point: EntryPoint, missing: str) -> str:
-    """What to install: the extra that the backend's distribution has for it, else the module itself."""
+    """The distribution's extra for the backend; if there is none, the module itself."""
     distribution = point.dist
     if distribution is not None and point.name in (distribution.metadata.get_all("Provides-Extra") or ()):
         return f'"{distribution.name}[{point.name}]"'

@@ -1,4 +1,4 @@
-"""The result of a user's own function or module as an `Output`."""
+"""What a user's own function or module returned, as an `Output`."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -16,7 +16,7 @@ __all__ = ["arranged", "output_of", "states_of"]
 def arranged(result: Any, shape: tuple[int, ...], spec: RecurrentSpec, title: str) -> list[Any]:
     """The result as `[sequence, h, c]`; c for an LSTM only, and the sequence alone if there is no state.
 
-    Works on the arrays or tensors of any framework: indexes them, without copies or conversions.
+    Works on any framework's arrays or tensors, without copies or conversions.
 
     Args:
         result: `y`, `(y, h)`, `(y, (h, c))` or `(y, h, c)`, in tuples or lists; None is skipped.
@@ -82,7 +82,7 @@ def output_of(arrays: Sequence[Array], spec: RecurrentSpec, title: str) -> Outpu
     if wrong := [array.dtype for array in arrays if array.dtype.kind != "f"]:
         raise InvalidCall(f"{title} returned an array of {wrong[0]}; it must be of {spec.dtype}")
     sequence, *state = (np.array(array, spec.dtype) for array in arrays)
-    return Output(sequence, State(*state) if state else State(None))  # type: ignore[arg-type]  # not known
+    return Output(sequence, State(*state) if state else State(None))  # type: ignore[arg-type]  # unknown
 
 
 def states_of(state: State) -> list[Array]:

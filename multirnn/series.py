@@ -194,7 +194,7 @@ def _read_npy(path: Path) -> Series:
         raise InvalidData(f"{path} holds an array of {array.dtype}; a series is of real numbers")
     if array.ndim not in (1, 2):
         raise InvalidData(f"{path} holds an array of the shape {array.shape}; a series has (time, features) or (time,)")
-    with np.errstate(over="ignore"):  # of a longdouble; what overflows is refused below
+    with np.errstate(over="ignore"):  # of a longdouble; an overflow is refused below
         values = np.array(array if array.ndim == 2 else array[:, None], dtype=np.float64)
     if values.shape[1] == 0:
         raise InvalidData(

@@ -1,8 +1,7 @@
 """The description of a recurrent stack: `RecurrentSpec`.
 
-A spec is a value: frozen, hashable, equal when it describes the same function and the same parameters, and written to
-and read from JSON. It knows the name and shape of every parameter, so `parameter_count` is a fact of the description
-and every backend's own counting has to agree with it.
+A spec is a frozen, hashable value with a JSON form. It knows the name and shape of every parameter, so
+`parameter_count` is a fact that every backend's own count must equal.
 
 Parameters are named `layers.{k}.{forward|backward}.{weight_ih|weight_hh|bias_ih|bias_hh}`, gate axis first:
 
@@ -16,6 +15,7 @@ Parameters are named `layers.{k}.{forward|backward}.{weight_ih|weight_hh|bias_ih
 import json
 import operator
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from math import prod
@@ -37,7 +37,7 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True, slots=True, repr=False)
 class RecurrentSpec:
-    """What a recurrent layer stack computes and which parameters it has.
+    """A recurrent layer stack: its function and its parameters.
 
     Args:
         cell: "simple_rnn", "lstm" or "gru".
@@ -73,8 +73,8 @@ class RecurrentSpec:
         for name in ("input_size", "hidden_size", "num_layers"):
             object.__setattr__(self, name, _positive(name, getattr(self, name)))
         for name in ("bidirectional", "reset_after"):
-            if not isinstance(getattr(self, name), bool):
-                raise InvalidSpec(f"{name} must be True or False, not {getattr(self, name)!r}")
+            if not isinstance(given := getattr(self, name), bool):
+                raise InvalidSpec(f"{name} must be True or False, not {given!r}")
         for name in ("activation", "recurrent_activation"):
             try:
                 object.__setattr__(self, name, Activation.of(getattr(self, name)).short)
@@ -102,7 +102,7 @@ class RecurrentSpec:
 
     @property
     def directions(self) -> tuple[str, ...]:
-        """The names of the directions that run: forward, and backward if bidirectional."""
+        """Forward, and backward if bidirectional."""
         return DIRECTIONS if self.bidirectional else DIRECTIONS[:1]
 
     @property
@@ -122,7 +122,7 @@ class RecurrentSpec:
 
     @property
     def parameter_count(self) -> int:
-        """How many trainable numbers the stack has."""
+        """Trainable numbers of the stack."""
         return sum(prod(shape) for shape in self.shapes.values())
 
     def to_dict(self) -> dict[str, Any]:
@@ -198,10 +198,7 @@ def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
 
 
 def _positive(name: str, value: Any) -> int:
-    if not isinstance(value, bool):
-        try:
-            if (integer := operator.index(value)) > 0:
-                return integer
-        except TypeError:
-            pass
+    with suppress(TypeError):
+        if not isinstance(value, bool) and (integer := operator.index(value)) > 0:
+            return integer
     raise InvalidSpec(f"{name} must be a positive integer, not {value!r}")

@@ -221,7 +221,7 @@ def _blank(answers: NDArray[Any], axis: str, place: int, values: Sequence[Any]) 
 # A box is a list of places for each axis.
 Box = list[list[int]]
 
-FREE, ACCEPTED = -1, 0  # codes below those of the reasons: any rule may cover it; accepted
+FREE, ACCEPTED = -1, 0  # any rule may cover it; accepted. Reasons have the codes from 1 on
 
 
 def _rules(answers: NDArray[Any], there: NDArray[np.bool_], axes: Mapping[str, tuple[Any, ...]]) -> Iterator[Rule]:

@@ -1,16 +1,15 @@
 """The support of several backends as a table with notes: `summarise`."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import product
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from multirnn.cells import CELLS, FORMS
 from multirnn.spec import BIASES
 from multirnn.support import AXES, Rule, Support, blanks, grid
 
-__all__ = ["LABELS", "Entry", "Note", "Row", "Summary", "summarise"]
+__all__ = ["LABELS", "Answer", "Line", "Note", "Summary", "summarise"]
 
 LABELS: Mapping[str, str] = MappingProxyType(
     {
@@ -26,13 +25,10 @@ LABELS: Mapping[str, str] = MappingProxyType(
 """The names of the axes in the table."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One backend's entry of a row.
+class Answer(NamedTuple):
+    """One backend's answer of a row: "yes", "no", the accepted values, or "–" if it refuses all cells of the row.
 
-    Attributes:
-        text: "yes", "no", the accepted values, or "–" if it refuses the cells of the row altogether.
-        notes: numbers of the notes with the reasons for the rest.
+    The notes with these numbers have the reasons for the rest.
     """
 
     text: str
@@ -43,31 +39,16 @@ class Entry:
         return f"{self.text}{but} [{', '.join(map(str, self.notes))}]" if self.notes else self.text
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A row of the table.
-
-    Attributes:
-        label: a cell form, or a field.
-        of: the bias form; for a field, the cells of the row, or its values if there are only two.
-        entries: one per backend.
-    """
+class Line(NamedTuple):
+    """A row: a cell form and a bias, or a field and the cells or values it is about; an answer per backend."""
 
     label: str
     of: str
-    entries: tuple[Entry, ...]
+    answers: tuple[Answer, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Note:
-    """A reason, and the specs it applies to if the table does not show them.
-
-    Attributes:
-        number: its number in the table.
-        backend: the backend's name.
-        reason: the sentence, with "…" for quotes of the spec.
-        where: the specs in words; empty if the rows that refer to the note show them.
-    """
+class Note(NamedTuple):
+    """A reason with "…" for quotes of the spec, and in words the specs that have it unless the rows show them."""
 
     number: int
     backend: str
@@ -78,25 +59,17 @@ class Note:
         return f"{self.where}: {self.reason}" if self.where else self.reason
 
 
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """The answers of several backends as a table with notes.
-
-    Attributes:
-        titles: of the backends.
-        cells: the cell forms with their bias forms, all other fields at whatever is accepted.
-        fields: the other fields, then lengths and gradients.
-        notes: every reason that any backend gave.
-    """
+class Summary(NamedTuple):
+    """Rows for cell forms and biases, rows for the other fields with lengths and gradients, and every reason."""
 
     titles: tuple[str, ...]
-    cells: tuple[Row, ...]
-    fields: tuple[Row, ...]
+    cells: tuple[Line, ...]
+    fields: tuple[Line, ...]
     notes: tuple[Note, ...]
 
 
 def summarise(supports: Sequence[Support]) -> Summary:
-    """The table of what backends have answered, all of them asked about the same cells."""
+    """The table of several backends that were asked about the same cells."""
     forms = supports[0].axes["form"] if supports else ()
     cells = [(form, bias, [_of_cell(one, form, bias) for one in supports]) for form, bias in product(forms, BIASES)]
     fields = [
@@ -106,14 +79,14 @@ def summarise(supports: Sequence[Support]) -> Summary:
     ]
     numbers: dict[tuple[int, str], int] = {}  # by the place of the backend and the reason
 
-    def rows(drafts: Iterable[tuple[str, str, list[_Said]]]) -> Iterator[Row]:
+    def rows(drafts: Iterable[tuple[str, str, list[_Said]]]) -> Iterator[Line]:
         for label, of, said in drafts:
-            entries = []
+            answers = []
             for column, one in enumerate(said):
                 keys = [(column, rule.reason) for rule in one.rules]
                 notes = {numbers.setdefault(key, len(numbers) + 1) for key in keys}
-                entries.append(Entry(one.text, tuple(sorted(notes))))
-            yield Row(label, of, tuple(entries))
+                answers.append(Answer(one.text, tuple(sorted(notes))))
+            yield Line(label, of, tuple(answers))
 
     return Summary(
         titles=tuple(one.title for one in supports),
@@ -123,9 +96,8 @@ def summarise(supports: Sequence[Support]) -> Summary:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Said:
-    """An entry before its notes have numbers."""
+class _Said(NamedTuple):
+    """An answer before its notes have numbers."""
 
     text: str
     rules: Sequence[Rule] = ()
@@ -171,7 +143,7 @@ def _both(a: _Said, b: _Said) -> _Said:
 
 
 def _notes(supports: Sequence[Support], numbers: dict[tuple[int, str], int]) -> Iterator[Note]:
-    """Every reason: first those that rows refer to, then those that no row shows."""
+    """Every reason: those with a reference in the rows first."""
     shown = set(numbers)
     for column, support in enumerate(supports):
         for rule in support.rules:

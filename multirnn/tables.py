@@ -1,9 +1,8 @@
-"""Tables for people: one layout for all of them, as text that fits the terminal, as HTML in a notebook, and as JSON.
+"""Records for people: as text that fits the terminal, as HTML in a notebook, and as JSON.
 
-Text breaks at spaces alone, and a number never breaks. A table that is too wide first leaves out its spare columns, then
-breaks words and heads over lines, and at last goes on below itself, its key columns repeated. So every table fits a
-terminal that is as wide as its keys and one more column. The width is measured in terminal cells: a Hangul syllable
-takes two.
+Text breaks at spaces alone, and a number never breaks. A table that is too wide first drops its spare columns, then breaks
+words and heads over lines, and at last continues below itself, its key columns repeated. So every table fits a terminal as
+wide as its keys and one more column. Width is in terminal cells: a Hangul syllable takes two.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ __all__ = [
 
 
 def terminal_width() -> int:
-    """Columns of the terminal or of `COLUMNS`; 80 where neither tells."""
+    """Columns of the terminal or of `COLUMNS`; 80 if neither is known."""
     return shutil.get_terminal_size((80, 24)).columns
 
 
@@ -46,7 +45,7 @@ class Styled(str):
     style: str
 
     def __new__(cls, text: object, style: str = "") -> Styled:
-        """The text of anything."""
+        """`str(text)` in this style."""
         made = super().__new__(cls, text)
         made.style = style
         return made
@@ -57,9 +56,9 @@ class Column(NamedTuple):
 
     Attributes:
         name: above it.
-        number: set to the right; a cell with a digit is not broken.
+        number: aligned to the right; a cell with a digit is not broken.
         whole: no cell is broken.
-        spare: left out where there is no room for it.
+        spare: dropped if there is no room for it.
     """
 
     name: str
@@ -74,11 +73,11 @@ class _Row(NamedTuple):
 
 
 class Table:
-    """Rows under columns; it is printed by `str`, by rich, and in a notebook.
+    """Rows under columns, shown by `str`, by rich, and in a notebook.
 
     Args:
         columns: their heads; a string is a column of words.
-        keys: how many of the first columns tell one row from another.
+        keys: how many of the first columns identify a row.
     """
 
     def __init__(self, *columns: str | Column, keys: int = 1) -> None:
@@ -87,7 +86,7 @@ class Table:
         self._rows: list[_Row | None] = []
 
     def add_row(self, *cells: object, style: str = "") -> None:
-        """A row; what has a `style`, such as `Styled`, is shown in it. Cells that are not given are empty."""
+        """A row. A cell with a `style`, such as `Styled`, is shown in it; missing cells are empty."""
         texts = tuple(Styled(str(cell), str(getattr(cell, "style", ""))) for cell in cells)
         self._rows.append(_Row((*texts, *[Styled("")] * (len(self.columns) - len(texts))), style))
 
@@ -106,7 +105,7 @@ class Table:
         return any(self.columns[place].name == name for block in self._blocks(width) for place in block)
 
     def lines(self, width: int) -> Iterator[list[Styled]]:
-        """The lines, each of pieces in styles."""
+        """The lines, each a list of styled pieces."""
         rows = self._rows[: -1 if self._rows and self._rows[-1] is None else None]
         for number, block in enumerate(self._blocks(width)):
             if number:
@@ -119,7 +118,7 @@ class Table:
                 yield from [[]] if row is None else self._set(row, block, widths)
 
     def html(self) -> str:
-        """A `<table>`, all columns in it."""
+        """A `<table>` of all columns."""
         from html import escape
 
         def row(cells: Iterable[str], tag: str) -> str:
@@ -145,7 +144,7 @@ class Table:
     # --- Layout ------------------------------------------------------------------------------------------------------
 
     def _blocks(self, width: int) -> list[list[int]]:
-        """The columns of the table, and of those in which it goes on where it is too wide for one."""
+        """The columns of each part: one, or several below each other if the table is too wide."""
         shown = list(range(len(self.columns)))
         widest, narrowest = self._natural(), self._narrowest()
         for place in reversed(shown):
@@ -159,7 +158,7 @@ class Table:
         return blocks
 
     def _widths(self, block: Sequence[int], width: int) -> list[int]:
-        """The width of each column of a block: as its text has, the widest made narrower until the line fits."""
+        """The width of each column of a block: its text's, the widest narrowed until the line fits."""
         widths, narrowest = dict(enumerate(self._natural())), self._narrowest()
         while _total(widths, block) > width:
             loose = [place for place in block if widths[place] > narrowest[place]]
@@ -169,11 +168,11 @@ class Table:
         return [max(map(_cells, self._column_lines(place, widths[place])), default=0) for place in block]
 
     def _natural(self) -> list[int]:
-        """The width of each column, nothing broken."""
+        """The width of each column without line breaks."""
         return [max(map(_cells, self._column_lines(place, math.inf))) for place in range(len(self.columns))]
 
     def _narrowest(self) -> list[int]:
-        """The width of each column, all broken that may be."""
+        """The width of each column with a break at every space that allows one."""
         return [max(map(_cells, self._column_lines(place, 0))) for place in range(len(self.columns))]
 
     def _column_lines(self, place: int, width: float) -> Iterator[str]:
@@ -189,14 +188,11 @@ class Table:
     def _set(
         self, row: _Row, block: Sequence[int], widths: Sequence[int], *, bottom: bool = False
     ) -> Iterator[list[Styled]]:
-        """The lines of a row; of a head, which stands on the rule, the empty ones are above."""
-        if bottom:
-            broken = [_wrapped(row.cells[place], width) for place, width in zip(block, widths, strict=True)]
-        else:
-            broken = [
-                self._broken(row.cells[place], self.columns[place], width)
-                for place, width in zip(block, widths, strict=True)
-            ]
+        """The lines of a row, or of the head, which is aligned to the bottom."""
+        broken = [
+            _wrapped(row.cells[place], width) if bottom else self._broken(row.cells[place], self.columns[place], width)
+            for place, width in zip(block, widths, strict=True)
+        ]
         height = max(map(len, broken))
         filled = [[""] * (height - len(b)) + b if bottom else b + [""] * (height - len(b)) for b in broken]
         for line in zip(*filled, strict=True):
@@ -225,7 +221,7 @@ def _cells(text: str) -> int:
 
 
 def _wrapped(text: str, width: float) -> list[str]:
-    """Text broken at its spaces, but for those of a command to copy; a line keeps the indent of its paragraph."""
+    """Text broken at its spaces, except inside a command to copy; each line keeps its paragraph's indent."""
     made = []
     for paragraph in text.split("\n"):
         indent = paragraph[: len(paragraph) - len(paragraph.lstrip(" "))]
@@ -241,7 +237,7 @@ def _wrapped(text: str, width: float) -> list[str]:
     return made
 
 
-# --- What is shown: prose, tables, and what is made of them ----------------------------------------------------------
+# --- Records ---------------------------------------------------------------------------------------------------------
 
 
 class Shown(ABC):
@@ -251,11 +247,11 @@ class Shown(ABC):
 
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
-        """All that it holds, in values that JSON has."""
+        """The record in JSON's values."""
 
     @abstractmethod
     def _contents(self) -> Iterator[Content]:
-        """What is shown, from the top."""
+        """Prose and tables, from top to bottom."""
 
     def to_json(self, indent: int | None = 2) -> str:
         """`to_dict` as JSON text."""
@@ -279,7 +275,7 @@ Content = str | Table | Shown
 
 
 def lines(contents: Iterable[Content], width: int) -> Iterator[list[Styled]]:
-    """The lines of what is shown in this width, each of pieces in styles."""
+    """The lines in this width, each a list of styled pieces."""
     for content in contents:
         if isinstance(content, Table):
             yield from content.lines(width)
@@ -291,13 +287,13 @@ def lines(contents: Iterable[Content], width: int) -> Iterator[list[Styled]]:
 
 
 def text(contents: Iterable[Content]) -> str:
-    """What is shown as plain text that fits the terminal and has the characters that it can write."""
+    """Plain text that fits the terminal, in characters of its encoding."""
     plain = "\n".join("".join(line).rstrip() for line in lines(contents, terminal_width())).rstrip()
     return encodable(plain, getattr(sys.stdout, "encoding", None))
 
 
 def html(contents: Iterable[Content]) -> str:
-    """What is shown as one piece of HTML."""
+    """One `<div>`."""
     from html import escape
 
     def made(content: Content) -> str:
@@ -324,7 +320,7 @@ _PLAIN = str.maketrans({"–": "-", "─": "-", "−": "-", "×": "x", "²": "^2
 
 
 def encodable(text: str, encoding: str | None) -> str:
-    """Text with what our tables draw with in ASCII, where the encoding lacks it, as the Korean cp949 does "–"."""
+    """Text with our tables' symbols in ASCII if the encoding lacks one of them, as the Korean cp949 lacks "–"."""
     try:
         text.encode(encoding or "utf-8")
     except UnicodeEncodeError:
@@ -333,7 +329,7 @@ def encodable(text: str, encoding: str | None) -> str:
 
 
 def json_value(value: Any) -> Any:
-    """A value in those that JSON has: arrays as lists, and null for what is infinite or not a number."""
+    """A value in JSON's: arrays as lists, infinities and NaN as null."""
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     if isinstance(value, float):

@@ -1,7 +1,7 @@
-"""The parameters of a stack as canonical NumPy arrays, and what can be done to them without a framework.
+"""The parameters of a stack as canonical NumPy arrays, named and shaped as in `RecurrentSpec.shapes`.
 
 `initialise` draws them once, in NumPy, so that all backends start equal; `fold_biases` and `split_biases` change the
-form of the biases and preserve the function. Names and shapes are those of `RecurrentSpec.shapes`.
+form of the biases and preserve the function.
 """
 
 from __future__ import annotations  # or naming np.random.Generator loads numpy.random: 30 ms of every import
@@ -25,11 +25,11 @@ Array = NDArray[np.floating[Any]]
 
 
 class Weights:
-    """A spec together with an array for every parameter that it has.
+    """A spec with an array for every parameter.
 
     Args:
-        spec: what the arrays are the parameters of.
-        arrays: by name, shape and dtype as `spec.shapes` and `spec.dtype` say; copied, then read-only.
+        spec: of the stack.
+        arrays: by name, shaped as in `spec.shapes`, of `spec.dtype`; copied, then read-only.
 
     Raises:
         InvalidWeights: a name is missing or unknown, or a shape or dtype is not the spec's.
@@ -63,12 +63,12 @@ class Weights:
         self.arrays = MappingProxyType(copies)
 
     def at(self, layer: int, direction: str) -> dict[str, Array]:
-        """The arrays of one layer and direction by their last name: weight_ih, weight_hh, and what biases there are."""
+        """The arrays of one layer and direction by their last name: weight_ih, weight_hh, and any biases."""
         prefix = f"layers.{layer}.{direction}."
         return {name.removeprefix(prefix): array for name, array in self.arrays.items() if name.startswith(prefix)}
 
     def part(self, layer: int, direction: str) -> Weights:
-        """One layer in one direction as a stack of its own, which runs forward whichever direction it was."""
+        """One layer in one direction as a stack of its own, which runs forward."""
         first = self.spec.shapes[f"layers.{layer}.{direction}.weight_ih"]
         spec = replace(self.spec, input_size=first[2], num_layers=1, bidirectional=False)
         return Weights(spec, {f"layers.0.forward.{name}": array for name, array in self.at(layer, direction).items()})
@@ -138,8 +138,8 @@ def _draw_keras(rng: np.random.Generator, kind: str, shape: tuple[int, ...], spe
         bound = sqrt(6 / (shape[2] + shape[0] * shape[1]))
         return rng.uniform(-bound, bound, shape)
     if kind == "weight_hh":
-        # keras.initializers.Orthogonal on (hidden_size, gates * hidden_size): its rows are orthonormal, which are the
-        # columns of the gates stacked one above the other.
+        # keras.initializers.Orthogonal on (hidden_size, gates * hidden_size): its orthonormal rows are the columns of
+        # the stacked gates.
         gates, hidden, _ = shape
         return _orthonormal_columns(rng, gates * hidden, hidden).reshape(shape)
     biases = np.zeros(shape)
@@ -175,25 +175,16 @@ def _truncated_normal(rng: np.random.Generator, shape: tuple[int, ...]) -> Array
     return values.reshape(shape)
 
 
-# --- The form of the biases ------------------------------------------------------------------------------------------
-
-
 def weights_of(spec_or_weights: RecurrentSpec | Weights, seed: int, taker: str) -> Weights:
-    """Weights as they are, or those of a spec, drawn by `initialise(spec, seed)`.
-
-    Args:
-        spec_or_weights: what the user gave.
-        seed: of what is drawn.
-        taker: the function that it was given to, for what is raised.
-
-    Raises:
-        TypeError: it is neither.
-    """
+    """Weights as they are; of a spec, `initialise(spec, seed)`. `TypeError` names the `taker` of anything else."""
     if isinstance(spec_or_weights, RecurrentSpec):
         return initialise(spec_or_weights, seed)
     if not isinstance(spec_or_weights, Weights):
         raise TypeError(f"{taker} takes a RecurrentSpec or Weights, not {kind_of(spec_or_weights)}")
     return spec_or_weights
+
+
+# --- The form of the biases ------------------------------------------------------------------------------------------
 
 
 @np.errstate(all="ignore")
@@ -205,12 +196,11 @@ def fold_biases(weights: Weights, *, candidate: bool = False) -> Weights:
 
     Args:
         weights: with biases.
-        candidate: ask for the candidate's recurrent bias to be folded as well, as a layer without one needs it
-            (`flax.nnx.GRUCell`). Its array stays, zero.
+        candidate: require the candidate's recurrent bias to be zero, for a layer without one (`flax.nnx.GRUCell`).
 
     Raises:
-        Unrepresentable: there are no biases, or the candidate's recurrent bias is asked to be folded, is not zero, and
-            the reset gate multiplies it, so that no single bias gives the same function.
+        Unrepresentable: there are no biases, or `candidate` and the candidate's recurrent bias is not zero: the reset gate
+            multiplies it, so no single bias gives the same function.
     """
     spec = weights.spec
     if spec.bias == "none":

@@ -64,6 +64,7 @@ def install(site: Path, name: str, source: str) -> dict[str, str]:
 
 STRANGER = """
 import multirnn as mr
+from multirnn.protocol import accept
 
 class Stranger:
     name = {name!r}
@@ -71,7 +72,7 @@ class Stranger:
     def refuses(self, spec):
         return {reason!r}
     def build(self, weights, *, device=None):
-        mr.accept(self, weights.spec)
+        accept(self, weights.spec)
         changed = {{name: array * {factor} for name, array in weights.arrays.items()}}
         return mr.backend("numpy").build(mr.Weights(weights.spec, changed))
     def read(self, native):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import multirnn as mr
+from multirnn.protocol import Backend
 
 # Most of the time of the tests is XLA compiling a new stack: 3 s each, and 1 s like this. What `make demo` and the
 # benchmarks run, and test_jax_native in a process of its own, is compiled as it is for users.
@@ -27,7 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture(params=mr.backends())
-def backend(request: pytest.FixtureRequest) -> mr.Backend:
+def backend(request: pytest.FixtureRequest) -> Backend:
     """Every installed backend, one after another; skipped with its own sentence where its framework is missing."""
     try:
         return mr.backend(request.param)
@@ -36,8 +37,8 @@ def backend(request: pytest.FixtureRequest) -> mr.Backend:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def compiled_functions_are_let_go() -> Iterator[None]:
-    """Every function that XLA compiles for a CPU maps some 40 pieces of memory, and Linux ends a process at 65530."""
+def compiled_functions_are_freed() -> Iterator[None]:
+    """Clears JAX's caches: each function that XLA compiles adds some 40 memory maps, and Linux allows 65530 a process."""
     yield
     if jax := sys.modules.get("jax"):
         jax.clear_caches()
@@ -50,10 +51,12 @@ def tell(record_property: Callable[[str, object], None]) -> Callable[[str], None
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """How many checks of the conformance suite each backend holds, and what tests tell."""
+    """Prints how many checks of the conformance suite each backend passes, and the sentences that tests `tell`."""
     passed = terminalreporter.getreports("passed")
     clean = Counter(
-        report.nodeid.partition("[")[2].split("-")[0] for report in passed if "::test_conformance[" in report.nodeid
+        report.nodeid.partition("[")[2].split("-")[0]
+        for report in passed
+        if "test_agreement.py::test_conformance[" in report.nodeid
     )
     lines = [f"{backend}: {held} checks of the conformance suite hold" for backend, held in sorted(clean.items())]
     lines += sorted(str(value) for report in passed for name, value in report.user_properties if name == "tell")

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 
 import multirnn as mr
-from multirnn.assembly import Assembly, Plumbing
-from multirnn.catalogue import MISTAKES
-from multirnn.divergence import Divergence
-from multirnn.mistakes import Change, Mistake
+from multirnn.diagnosis import Divergence
+from multirnn.mistakes import MISTAKES
+from multirnn.mistakes.change import Change, Mistake
+from multirnn.mistakes.plumbing import Assembly, Plumbing
 
 BUILD = mr.backend("numpy").build
 TIME = 7  # of the calls that `draw_call` draws

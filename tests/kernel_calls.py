@@ -1,4 +1,4 @@
-"""Calls of the compiled recurrence, random and without a zero, and what NumPy makes of them in float64."""
+"""Random calls of the compiled recurrence, without zeros, and NumPy's results in float64."""
 
 import numpy as np
 import pytest
@@ -8,9 +8,9 @@ from multirnn import RecurrentSpec, State, cells, kernel
 from multirnn.kernel import build
 from multirnn.numerics import difference, tolerance
 
-if build.LIBRARY.exists() and kernel.missing():  # it is there and not what is tested: to pass over it would look green
-    pytest.fail(str(kernel.missing()), pytrace=False)
-needs_kernel = pytest.mark.skipif(kernel.missing() is not None, reason=str(kernel.missing()))
+if build.LIBRARY.exists() and kernel.refuses():  # it is there and not what is tested: to pass over it would look green
+    pytest.fail(str(kernel.refuses()), pytrace=False)
+needs_kernel = pytest.mark.skipif(kernel.refuses() is not None, reason=str(kernel.refuses()))
 
 SETS = kernel.instruction_sets()
 CELLS = [(form.name, form.reset_after) for form in cells.FORMS.values()]
@@ -28,22 +28,22 @@ WIDE = [  # weights beyond the cache of one core
 
 
 def aligned(size):
-    """Memory of so many bytes, and its first address that 64 divides."""
+    """Memory for `size` bytes, and the address in it where they are aligned to 64 bytes."""
     memory = np.zeros(size + 64, np.uint8)
     return memory, -(-memory.ctypes.data // 64) * 64
 
 
 def addresses(state):
-    return tuple(0 if part is None else part.ctypes.data for part in (state.h, state.c))
+    return tuple(None if part is None else part.ctypes.data for part in (state.h, state.c))
 
 
 def spoilt(array):
-    """Room for a result, in which nothing is right yet."""
+    """An array for a result, filled with wrong numbers."""
     return np.full_like(array, 77)
 
 
 class Call:
-    """A stack with everything that a call of it takes; random, without a zero."""
+    """A compiled recurrence with all operands of a call, random, without zeros."""
 
     def __init__(self, spec, batch, time, lengths=None, seed=0, instructions=None, time_major=False, dense="k"):
         rng = np.random.default_rng(seed)
@@ -69,33 +69,30 @@ class Call:
         elif dense == "neither":
             self.arrays = {name: np.repeat(array, 2, axis=-1)[..., ::2] for name, array in self.arrays.items()}
         self.x, self.dy = sequence(spec.input_size), sequence(spec.output_size)
+        self.y = spoilt(self.dy)
         self.first, self.dlast = state(), state()
-        self.stack = kernel.Stack(spec, instructions)
+        self.stack = kernel.CompiledRecurrence(spec, instructions)
 
     def bound(self, arrays):
         return self.stack.bind({name: kernel.operand(array) for name, array in arrays.items()})
 
-    @property
-    def lengths_address(self):
-        return 0 if self.lengths is None else self.lengths.ctypes.data
+    def record(self, **more):
+        """A call record with the operands, the initial states, the lengths, and `more`."""
+        known = {
+            "batch": self.batch,
+            "time": self.time,
+            "x": kernel.sequence(self.x),
+            "y": kernel.sequence(self.y),
+            "first": addresses(self.first),
+            "lengths": None if self.lengths is None else self.lengths.ctypes.data,
+        }
+        return kernel.call_record(**{**known, **more})
 
-    def forward(self, threads=1, stash=0, packed=0, choices=None):
+    def forward(self, threads=1, stash=None, packed=None, choices=None):
         self.y = spoilt(self.dy)
         last = State(*(None if part is None else spoilt(part) for part in self.first))
-        self.stack.forward(
-            self.bound(self.arrays),
-            self.batch,
-            self.time,
-            kernel.sequence(self.x),
-            kernel.sequence(self.y),
-            addresses(self.first),
-            addresses(last),
-            self.lengths_address,
-            stash,
-            threads,
-            packed=packed,
-            choices=choices,
-        )
+        record = self.record(last=addresses(last), stash=stash, threads=threads, packed=packed, choices=choices)
+        self.stack.forward(self.bound(self.arrays), record)
         return mr.Output(self.y, last)
 
     def backward(self, threads=1, stash=None, choices=None):
@@ -105,22 +102,16 @@ class Call:
         gradients = {name: spoilt(array) for name, array in self.arrays.items()}
         dx = spoilt(self.x)
         dfirst = State(*(None if part is None else spoilt(part) for part in self.first))
-        self.stack.backward(
-            self.bound(self.arrays),
-            self.bound(gradients),
-            self.batch,
-            self.time,
-            kernel.sequence(self.x),
-            kernel.sequence(self.y),
-            addresses(self.first),
-            kernel.sequence(self.dy),
-            addresses(self.dlast),
-            kernel.sequence(dx),
-            addresses(dfirst),
-            stash,
-            threads,
+        record = self.record(
+            last=addresses(self.dlast),
+            stash=stash,
+            threads=threads,
             choices=choices,
+            dy=kernel.sequence(self.dy),
+            dx=kernel.sequence(dx),
+            dfirst=addresses(dfirst),
         )
+        self.stack.backward(self.bound(self.arrays), self.bound(gradients), record)
         return mr.Gradients(gradients, dx, dfirst)
 
     def reference(self):

@@ -24,7 +24,6 @@ PROBLEMS = 1000
 """Of every build."""
 
 UNREACHED = {
-    "switch (run->stack.spec->cell)": "there are four cells, and each has its case",
     "multiply(&panel, m.depth, from + r, some, run->zeros": "the rows of one tile are never more than a tile has",
     "block = count > MOST_ROWS": "the gradient of x multiplies the rows of one tile, which need no blocks",
     "const real *from = k ? out : start": "as above: one block",

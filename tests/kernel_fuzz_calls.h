@@ -155,8 +155,6 @@ static const char *call_forward(problem *p)
     if (!c->stash && one_in(3)) {
         if (!(p->prepacked = multirnn_pack(&p->spec, p->weights)))
             return "packing failed";
-        if (multirnn_size_of_packed(&p->spec) <= 0)
-            return "the size of packed weights";
         c->packed = p->prepacked;
     }
     if (p->straight || one_in(2))
@@ -244,24 +242,24 @@ static const char *call_with_foreign_stash(problem *p)
 /* Whichever allocation fails, the call says so, and the next one is right. */
 static const char *call_without_memory(problem *p)
 {
-    multirnn_release();
+    multirnn_free_kept();
     for (int left = 0; left < 4; left++) {
         call c = p->call;
         memory_left = left;
         int outcome = multirnn_forward(&p->spec, p->weights, &c);
         int code = 0;
         if (p->straight) {
-            multirnn_release();
+            multirnn_free_kept();
             memory_left = left;
             code = call_as_xla(p, 0, 0);
         }
-        multirnn_release();
+        multirnn_free_kept();
         memory_left = left;
         char *packed = multirnn_pack(&p->spec, p->weights);
         memory_left = -1;
         if (packed)
-            multirnn_let_go(packed);
-        multirnn_release();
+            multirnn_free(packed);
+        multirnn_free_kept();
         if ((outcome != DONE && outcome != NO_MEMORY) || (code && code != XLA_RESOURCE_EXHAUSTED) || 
             (packed && left < 2 && !with_others))
             return "a failed allocation went unnoticed";
@@ -271,7 +269,7 @@ static const char *call_without_memory(problem *p)
 
 static const char *call_backward_without_memory(problem *p)
 {
-    multirnn_release();
+    multirnn_free_kept();
     memory_left = 0;
     int outcome = multirnn_backward(&p->spec, p->weights, &p->call, p->gradients);
     memory_left = -1;

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import multirnn as mr
-from multirnn import ACTIVATIONS, Activation, InvalidSpec
+from multirnn import Activation, InvalidSpec
+from multirnn.activations import ACTIVATIONS
 
 GIVEN = {"hard_sigmoid": {"alpha": 0.2, "beta": 0.5}, "elu": {"alpha": 0.7}}  # what has parameters, with some
 

@@ -13,6 +13,7 @@ from multirnn import registry
 from multirnn.adoption import adopt, adopt_both, known_spec
 from multirnn.comparison import widened
 from multirnn.numerics import draw_call
+from multirnn.protocol import Backend
 
 
 @pytest.fixture
@@ -188,7 +189,7 @@ def test_what_a_callable_raises_is_its_own_and_says_what_it_was_called_with() ->
 # --- Layers, and what is said of anything ----------------------------------------------------------------------------
 
 
-def test_a_layer_is_itself(backend: mr.Backend) -> None:
+def test_a_layer_is_itself(backend: Backend) -> None:
     weights = mr.initialise(LSTM, 3)
     layer = backend.build(weights)
     adopted = adopt(layer)
@@ -207,7 +208,7 @@ def test_a_layer_is_itself(backend: mr.Backend) -> None:
     assert_equal(found.x, layer.vjp(x, state, lengths=lengths, cotangent=output).x.astype("float64"), LSTM)
 
 
-def test_compiled(backend: mr.Backend) -> None:
+def test_compiled(backend: Backend) -> None:
     weights = mr.initialise(LSTM, 3)
     adopted = adopt(backend.build(weights))
     if backend.name == "torch" and shutil.which("c++") is None and shutil.which("g++") is None:

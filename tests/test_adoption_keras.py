@@ -152,7 +152,7 @@ def test_a_layer_of_keras_that_takes_a_mask_takes_lengths(keras: Any) -> None:
         (lambda layers: built(layers.GRU(11, dropout=0.5)), {}, "has dropout=0.5, which no spec has. To run it as it is, pass spec="),
         (lambda layers: built(layers.GRU(11)), {"spec": LSTM}, "this GRU is RecurrentSpec('gru', input_size=5, hidden_size=11), and spec= says RecurrentSpec('lstm'"),
         (lambda layers: built(layers.Dense(11, dtype="float16")), {"spec": GRU}, "this Dense computes in float16 and the spec in float32; pass a spec with dtype='float16', or make the layer with dtype='float32'"),
-        (lambda layers: stateful(layers), {}, "is stateful, and would go on from what it is run on here; make it with stateful=False"),
+        (lambda layers: stateful(layers), {}, "is stateful, and would carry its state on from the calls made here; make it with stateful=False"),
     ],
 )  # fmt: skip
 def test_a_layer_of_keras_that_cannot_be_run(keras: Any, make: Any, options: Any, sentence: str) -> None:

@@ -6,6 +6,7 @@ from hypothesis import HealthCheck, given, settings
 import multirnn as mr
 from multirnn.cells import FORMS, Cell
 from multirnn.numerics import TOLERANCE
+from multirnn.protocol import Backend
 from multirnn.spec import BIASES, DTYPES
 from multirnn.testing import cases
 from multirnn.testing import strategies as rnn
@@ -14,13 +15,13 @@ DRAWN = 40  # a form of the cell and a dtype: 4 * 2 * 40 = 320 specs a backend
 
 
 @pytest.mark.parametrize("check", [pytest.param(check, id=name) for name, check in cases()])
-def test_conformance(backend: mr.Backend, check) -> None:
+def test_conformance(backend: Backend, check) -> None:
     check(backend)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("form", FORMS.values(), ids=list(FORMS))
-def test_drawn_specs_agree(backend: mr.Backend, form: Cell, dtype: str, observed) -> None:
+def test_drawn_specs_agree(backend: Backend, form: Cell, dtype: str, observed) -> None:
     seen = {"drawn": 0, "accepted": 0, "worst_eps": 0.0, "where": ""}
 
     @settings(
@@ -61,9 +62,7 @@ def test_the_bounds_are_no_looser_than_promised() -> None:
 @pytest.mark.parametrize(
     ("cell", "counts"), [("simple_rnn", (39, 42, 45)), ("lstm", (156, 168, 180)), ("gru", (117, 129, 135))]
 )
-def test_counts_by_the_frameworks_own_counting(
-    backend: mr.Backend, cell: str, counts: tuple[int, ...], bias: str
-) -> None:
+def test_counts_by_the_frameworks_own_counting(backend: Backend, cell: str, counts: tuple[int, ...], bias: str) -> None:
     spec = mr.RecurrentSpec(cell, input_size=10, hidden_size=3, bias=bias)
     expected = counts[BIASES.index(bias)]
     assert spec.parameter_count == expected

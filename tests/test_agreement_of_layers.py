@@ -10,7 +10,9 @@ import pytest
 
 import multirnn as mr
 from multirnn.adoption import AdoptedLayer
+from multirnn.boundary import BoundaryLayer
 from multirnn.numerics import TOLERANCE, draw_call
+from multirnn.protocol import Backend
 from multirnn.testing import Agreement, Disagreement, assert_layers_agree
 
 GRU = mr.RecurrentSpec("gru", 5, 11)
@@ -59,7 +61,7 @@ def test_a_callable_and_a_layer() -> None:
         found = assert_layers_agree(a, b)
         assert set(found.eps) == {"output", "final h"}
         assert 0 < max(found.eps.values()) <= found.tolerance == TOLERANCE["float32"]
-        letter = "B" if isinstance(a, mr.BoundaryLayer) else "A"
+        letter = "B" if isinstance(a, BoundaryLayer) else "A"
         assert found.notes == (
             f"Note: all rows are full: {letter} takes no lengths.",
             f"Note: gradients are not compared: {letter} has none.",
@@ -72,7 +74,7 @@ def test_a_callable_and_a_layer() -> None:
     ]
 
 
-def test_two_layers_in_all_quantities(backend: mr.Backend) -> None:
+def test_two_layers_in_all_quantities(backend: Backend) -> None:
     found = assert_layers_agree(backend.build(WEIGHTS[LSTM]), numpy(LSTM))
     gradients = {f"gradient of {name}" for name in ("x", "initial h", "initial c", *LSTM.shapes)}
     if not backend.differentiable:

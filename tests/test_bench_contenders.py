@@ -10,6 +10,7 @@ from multirnn_bench.contenders import find
 from multirnn_bench.ours import NoImplementation, Ours
 
 import multirnn as mr
+from multirnn.errors import InvalidData
 
 
 class Plain:
@@ -62,10 +63,10 @@ def test_contenders_are_found_by_name_and_none_is_loaded() -> None:
 
 
 def test_what_is_no_file_of_peers_is_told(tmp_path: Path) -> None:
-    with pytest.raises(mr.InvalidData, match="no file or folder of peers"):
+    with pytest.raises(InvalidData, match="no file or folder of peers"):
         find(["numpy"], [tmp_path / "none"])
     (tmp_path / "nothing_in_it.py").write_text("")
-    with pytest.raises(mr.InvalidData, match="needs CONTENDERS"):
+    with pytest.raises(InvalidData, match="needs CONTENDERS"):
         find(["numpy"], [tmp_path])
 
 
@@ -81,7 +82,7 @@ def test_what_is_no_file_of_peers_is_told(tmp_path: Path) -> None:
 def test_a_broken_file_of_peers_is_told_with_its_name(tmp_path: Path, text: str, sentence: str) -> None:
     (tmp_path / "broken.py").write_text(text)
     for _ in range(2):  # what broke is not taken for loaded the second time
-        with pytest.raises(mr.InvalidData, match=sentence):
+        with pytest.raises(InvalidData, match=sentence):
             find(["numpy"], [tmp_path])
 
 

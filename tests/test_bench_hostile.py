@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench_examples import LIMITS, SMALL, a_header
+from bench_examples import LIMITS, SMALL, a_header, begun
 from multirnn_bench import inputs, keeper, verify
 from multirnn_bench.contenders import Source, find
-from multirnn_bench.problems import Case, Table
+from multirnn_bench.problems import Case, ProblemTable
 from multirnn_bench.process import RESTS, Lost, Process
-from multirnn_bench.results import Writer, read
+from multirnn_bench.results import read
 from multirnn_bench.run import Run, settings
 
 HOSTILE = Path(__file__).with_name("hostile_contenders.py")
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(not RESTS, reason="processes are stopped, and fo
 
 @pytest.fixture(autouse=True)
 def _contenders_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(HOSTILE.parent))
+    monkeypatch.setenv("PYTHONPATH", str(HOSTILE.parent), prepend=os.pathsep)
 
 
 def source(name: str) -> Source:
@@ -118,12 +118,12 @@ def test_what_a_contender_prints_is_not_kept_but_its_end(tmp_path: Path) -> None
 
 
 def test_every_hostile_contender_has_its_row_and_the_others_their_times(tmp_path: Path) -> None:
-    table = Table("own", (Case(SMALL, ("inference",)),), (1,), seconds=0, cap=4)
+    table = ProblemTable("own", (Case(SMALL, ("inference",)),), (1,), seconds=0, cap=4)
     names = ("right", "closing", "closing late", "garbage", "cheating", "partial", "dripping", "flooding")
     sources = [source(name) for name in names]
     path = tmp_path / "r.jsonl"
     with (
-        Writer.create(path, a_header(settings=settings(table, (1,), 0))) as writer,
+        begun(path, a_header(settings=settings(table, (1,), 0))) as writer,
         Run(table, sources, (1,), writer, LIMITS) as running,
     ):
         running()

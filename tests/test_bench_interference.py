@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 from multirnn_bench import interference
-from multirnn_bench.alone import allowed_cores
 from multirnn_bench.interference import FIRST, TAKEN, Interference, Pace, Taken
+from multirnn_bench.machine import allowed_cores
 
 
 def test_a_tick_is_much_of_a_short_block_and_little_of_a_long_one() -> None:

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 from bench_examples import PEERS, SMALL
 from multirnn_bench import inputs, verify, worker
-from multirnn_bench.alone import allowed_cores
 from multirnn_bench.contenders import Source, find
+from multirnn_bench.machine import allowed_cores
 from multirnn_bench.problems import Problem
 from multirnn_bench.process import RESTS, Lost, Process
 
 import multirnn as mr
+from multirnn.spec import RecurrentSpec
 
 
 def source(name: str) -> Source:
@@ -183,7 +184,7 @@ def test_what_a_contender_raises_is_its_answer_and_its_process_goes_on(message: 
 def test_a_process_that_is_no_more_is_told(
     message: dict[str, Any], name: str, batch: int, cap: float, status: str, reason: str
 ) -> None:
-    work = inputs.draw(Problem("other", "gru", batch, 7, 5, 4), "inference")
+    work = inputs.draw(Problem("other", RecurrentSpec("gru", 5, 4), batch, 7), "inference")
     inputs.save(work, Path(message["inputs"]))
     with Process(source(name), 1) as process:
         process.answer(60)

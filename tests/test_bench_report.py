@@ -4,18 +4,18 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from multirnn_bench import charts, quantities
-from multirnn_bench.charts import FAMILIES, LETTERS, MARKS, Palette
+from bench_examples import varied
+from multirnn_bench import quantities
+from multirnn_bench.charts import FAMILIES, LETTERS, looks
 from multirnn_bench.fields import STATUSES
-from multirnn_bench.markup import EMPTY, Markup, tag
 from multirnn_bench.page import html
 from multirnn_bench.problems import Problem
 from multirnn_bench.report import markdown
@@ -23,6 +23,10 @@ from multirnn_bench.results import Results, read
 from multirnn_bench.standing import views
 from multirnn_bench.statistics import quartiles
 
+from multirnn.errors import MissingFramework
+from multirnn.spec import RecurrentSpec
+
+EMPTY = ("br", "col", "input", "link", "meta")  # elements of HTML that have no content
 HOSTILE = """</script><script>alert("1")</script> | <b onclick='x'> & *`_ \\"""
 CELLS = {"simple_rnn": 11, "lstm": 13, "gru": 17}
 CONTENDERS = {"numpy fast": 1.0, "torch": 1.6, "flax nnx.RNN": 2.0, HOSTILE: 3.0}
@@ -38,7 +42,7 @@ def row(problem: Problem, name: str, milliseconds: float, seed: int, **changes: 
         "kind": "row", "problem": problem.to_dict(), "mode": "inference", "threads": 1,
         "contender": {"name": name, "kind": kind, "implementation": implementation, "versions": {"numpy": "2.4.6"},
                       "flags": {"OMP_NUM_THREADS": "1"}, "plan": ""},
-        "status": "timed", "reason": "", "error_eps": 3.25, "allowed_eps": 64, "parameters": 187, "flops": 10**6 * problem.hidden_size,
+        "status": "timed", "reason": "", "error_eps": 3.25, "allowed_eps": 64, "parameters": 187, "flops": 10**6 * problem.spec.hidden_size,
         "bytes": 4096, "import_s": 0.1, "prepare_s": 0.01, "first_call_s": 0.02, "rounds": rounds, "repetitions": 9,
         "median": median, "low": low, "high": high, "stable": True, "boundary_median": median, "peak_memory_bytes": 2**20,
         "steal": 0.0, "limit_s": 4e-4, "share": 4e-4 / median,
@@ -59,9 +63,9 @@ def not_timed(problem: Problem, name: str, status: str, **changes: Any) -> dict[
 def sample() -> Results:
     rows = []
     for place, (cell, hidden) in enumerate(CELLS.items()):
-        problem = Problem(f"{cell} {hidden}", cell, batch=3, time=7, input_size=5, hidden_size=hidden)
+        problem = Problem(f"{cell} {hidden}", RecurrentSpec(cell, 5, hidden), 3, 7)
         rows += [row(problem, name, ms * (place + 1), seed) for seed, (name, ms) in enumerate(CONTENDERS.items())]
-    lasting = replace(problem, name=HOSTILE, lengths=(1, 7), num_layers=2, bidirectional=True, dtype="float64", bias="")
+    lasting = varied(problem, name=HOSTILE, lengths=(1, 7), num_layers=2, bidirectional=True, dtype="float64", bias="")
     rows += [row(lasting, "numpy fast", 1, 9)]
     rows += [not_timed(lasting, f"{status}er", status) for status in STATUSES if status != "timed"]
     rows += [row(problem, name, ms, 5, mode="training", threads=2) for name, ms in CONTENDERS.items()]
@@ -103,7 +107,7 @@ class Page(HTMLParser):
         if not self.open or self.open[-1] in ("script", "style"):
             return
         self.texts.append(text)
-        if self._row:
+        if self._row and {"td", "th"} & set(self.open):
             self._row[-1] += text
 
 
@@ -156,17 +160,19 @@ def test_a_hostile_name_stays_text(page: Page) -> None:
 
 
 def test_the_mark_says_which_of_ours_it_is_and_ours_stand_before_peers() -> None:
-    problem = Problem("one", "lstm", 2, 3, 5, 7)
+    problem = Problem("one", RecurrentSpec("lstm", 5, 7), 2, 3)
     made = {"torch frozen": "frozen", "torch fast": "fast", "torch": "native"}
     rows = [row(problem, "torch.nn", 1, 0)]
     for name, implementation in made.items():
         contender = {"name": name, "kind": "ours", "implementation": implementation}
         rows.append(row(problem, name, 1, 0, contender=contender))
-    palette = Palette(rows)
-    assert list(palette.contenders) == ["torch", "torch fast", "torch frozen", "torch.nn"]
+    found = looks(rows)
+    assert list(found) == ["torch", "torch fast", "torch frozen", "torch.nn"]
+    drawn = Page(html(Results({}, rows))).elements
     for name, mark in {**made, "torch.nn": "peer"}.items():
-        assert f'href="#{mark}"' in str(palette.mark(name))
-        assert f'id="{mark}"' in str(MARKS)
+        own = {given["href"] for kind, given in drawn if kind == "use" and given["class"] == found[name].classes}
+        assert own == {f"#{mark}"}
+        assert mark in {given.get("id") for _, given in drawn}
 
 
 def test_every_mark_leads_to_a_row(page: Page) -> None:
@@ -177,13 +183,13 @@ def test_every_mark_leads_to_a_row(page: Page) -> None:
 
 def places(shares: list[float]) -> list[tuple[str, float, float]]:
     """The contenders of a chart of these shares in the order in which they are drawn, where, and where 100 % is."""
-    problem = Problem("p", "gru", 3, 7, 5, 11)
+    problem = Problem("p", RecurrentSpec("gru", 5, 11), 3, 7)
     rows = [row(problem, f"c{place}", 1, 0, share=share) for place, share in enumerate(shares)]
-    (view,) = views(rows)
-    palette = Palette(rows)
-    drawn = Page(str(charts.shares(view, palette, {id(one): number for number, one in enumerate(rows)}))).elements
+    card = re.search("<h2>How much of the machine.*?(?=</section>)", html(Results({}, rows)), re.DOTALL)
+    assert card is not None
+    drawn = Page(card[0]).elements
     limit = next(given["x1"] for _, given in drawn if given.get("class") == "one")
-    marks = [given for name, given in drawn if name == "use"]
+    marks = [given for name, given in drawn if name == "use" and "data-row" in given]
     return [(f"c{mark['data-row']}", float(mark["x"].rstrip("%")), float(limit.rstrip("%"))) for mark in marks]
 
 
@@ -210,7 +216,7 @@ def test_there_is_a_view_for_every_mode_and_number_of_threads(page: Page) -> Non
 def test_a_file_without_rows_or_with_none_timed_is_a_page() -> None:
     header = sample().header
     Page(html(Results(header, [])))
-    Page(html(Results({}, [not_timed(Problem("p", "gru", 3, 7, 5, 11), "torch", "failed")])))
+    Page(html(Results({}, [not_timed(Problem("p", RecurrentSpec("gru", 5, 11), 3, 7), "torch", "failed")])))
     assert markdown(Results(header, []))
 
 
@@ -308,7 +314,7 @@ def test_markdown_tells_the_duels_and_the_reasons() -> None:
 
 
 def test_no_difference_is_said() -> None:
-    problem = Problem("p", "gru", 3, 7, 5, 11)
+    problem = Problem("p", RecurrentSpec("gru", 5, 11), 3, 7)
     rows = [row(problem, "numpy fast", 1, 0), row(problem, "peer", 1, 1)]
     assert "no difference" in markdown(Results({}, rows))
 
@@ -317,7 +323,7 @@ def test_no_difference_is_said() -> None:
 
 
 def test_only_what_was_timed_can_win() -> None:
-    problem = Problem("p", "gru", 3, 7, 5, 11)
+    problem = Problem("p", RecurrentSpec("gru", 5, 11), 3, 7)
     rows = [row(problem, "slow", 5, 0), row(problem, "quick and wrong", 1, 1, status="wrong", reason="off")]
     (view,) = views(rows)
     assert view.best["p"]["contender"]["name"] == "slow"
@@ -361,12 +367,11 @@ def test_quantities(function: Any, value: float | None, text: str) -> None:
     assert function(value) == text
 
 
-def test_markup_escapes_what_is_not_markup() -> None:
-    made = tag(
-        "td", "<&>", Markup("<b>x</b>"), None, ["<", Markup("<i></i>")], class_='a"b', data_row=3, hidden=True, id=None
-    )
-    assert made == '<td class="a&quot;b" data-row="3" hidden>&lt;&amp;&gt;<b>x</b>&lt;<i></i></td>'
-    assert tag("br") == "<br>"
+def test_without_jinja_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(MissingFramework, match=r'pip install "multirnn\[bench\]"'):
+        html(sample())
+    assert markdown(sample())
 
 
 def test_a_file_that_was_written_is_read(tmp_path: Path) -> None:

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench_examples import LIMITS, SMALL, a_header
+from bench_examples import LIMITS, SMALL, a_header, begun
 from multirnn_bench.results import NotSaved, Writer, read, taken
 
 import multirnn as mr
+from multirnn.errors import InvalidData
 
 
 def a_row(problem: str = "small", status: str = "timed", **values: Any) -> dict[str, Any]:
@@ -29,7 +30,7 @@ def a_row(problem: str = "small", status: str = "timed", **values: Any) -> dict[
 
 def test_rows_are_on_the_disk_as_they_come(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
-    with Writer.create(path, a_header()) as writer:
+    with begun(path, a_header()) as writer:
         for count in range(3):
             assert len(read(path).rows) == count
             writer.write(a_row(str(count)))
@@ -40,12 +41,12 @@ def test_rows_are_on_the_disk_as_they_come(tmp_path: Path) -> None:
 @pytest.mark.parametrize("half", [b"", b'{"kind": "row", "prob', b'{"kind": "row"}', b"\xff\xfe"])
 def test_a_line_that_was_never_finished_is_left_out_and_overwritten(tmp_path: Path, half: bytes) -> None:
     path = tmp_path / "r.jsonl"
-    with Writer.create(path, a_header()) as writer:
+    with begun(path, a_header()) as writer:
         writer.write(a_row("first"))
     with path.open("ab") as file:
         file.write(half)
     assert [row["problem"]["name"] for row in read(path).rows] == ["first"]
-    with Writer.resume(path, a_header()) as writer:
+    with begun(path, a_header(), resume=True) as writer:
         assert [row["problem"]["name"] for row in writer.rows] == ["first"]
         writer.write(a_row("second"))
     assert [row["problem"]["name"] for row in read(path).rows] == ["first", "second"]
@@ -53,7 +54,7 @@ def test_a_line_that_was_never_finished_is_left_out_and_overwritten(tmp_path: Pa
 
 def test_of_two_rows_the_later_counts(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
-    with Writer.create(path, a_header()) as writer:
+    with begun(path, a_header()) as writer:
         for row in (a_row(status="killed"), a_row("other"), a_row()):
             writer.write(row)
     assert [(row["problem"]["name"], row["status"]) for row in read(path).rows] == [
@@ -69,26 +70,26 @@ def test_what_the_host_took_is_read_from_older_files_too() -> None:
 
 def test_results_of_two_machines_are_not_put_into_one_file(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
-    Writer.create(path, a_header()).__exit__()
+    begun(path, a_header()).__exit__()
     for changed in (
         {"machine": {"processor": "another", "cores": 2}},
         {"table": "smoke"},
         {"settings": {"threads": [1, 2]}},
     ):
         with pytest.raises(mr.InvalidCall, match=r"cannot be resumed: its .* not the same, .* there and .* here"):
-            Writer.resume(path, a_header(**changed))
+            begun(path, a_header(**changed), resume=True)
     with pytest.raises(mr.InvalidCall, match=r"its settings are not the same, threads\[0\] is 1 there and 2 here"):
-        Writer.resume(path, a_header(settings={"threads": [2]}))
+        begun(path, a_header(settings={"threads": [2]}), resume=True)
     with pytest.raises(mr.InvalidCall, match="exists; --resume goes on with it"):
-        Writer.create(path, a_header())
+        begun(path, a_header())
     with pytest.raises(mr.InvalidCall, match="cannot be written"):
-        Writer.create(tmp_path / "none" / "r.jsonl", a_header())
+        begun(tmp_path / "none" / "r.jsonl", a_header())
 
 
 def test_a_file_that_was_interrupted_before_its_header_is_begun_again(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     path.write_text('{"kind": "hea')
-    Writer.resume(path, a_header()).__exit__()
+    begun(path, a_header(), resume=True).__exit__()
     assert read(path).header["table"] == "own"
 
 
@@ -106,7 +107,7 @@ def test_a_file_that_was_interrupted_before_its_header_is_begun_again(tmp_path: 
 def test_what_is_no_file_of_results_is_told(tmp_path: Path, text: str, sentence: str) -> None:
     path = tmp_path / "r.jsonl"
     path.write_text(text)
-    with pytest.raises(mr.InvalidData, match=sentence):
+    with pytest.raises(InvalidData, match=sentence):
         read(path)
 
 
@@ -139,10 +140,10 @@ NEEDED = (
 @pytest.mark.parametrize("name", NEEDED)
 def test_a_row_without_a_field_that_is_needed_is_told_with_its_line(tmp_path: Path, name: str) -> None:
     path = written(tmp_path / "r.jsonl", a_row("first"), cut(a_row(), name))
-    with pytest.raises(mr.InvalidData, match=rf"r\.jsonl, line 3: not a row of results: it has no {name}$"):
+    with pytest.raises(InvalidData, match=rf"r\.jsonl, line 3: not a row of results: it has no {name}$"):
         read(path)
-    with pytest.raises(mr.InvalidData, match="line 3"):
-        Writer.resume(path, a_header())
+    with pytest.raises(InvalidData, match="line 3"):
+        begun(path, a_header(), resume=True)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +175,7 @@ def test_a_row_without_a_field_that_is_needed_is_told_with_its_line(tmp_path: Pa
 )
 def test_a_field_of_another_kind_is_told_with_its_line(tmp_path: Path, name: str, value: Any) -> None:
     path = written(tmp_path / "r.jsonl", changed(a_row(), name, value))
-    with pytest.raises(mr.InvalidData, match=rf"r\.jsonl, line 2: not a row of results: its {name} "):
+    with pytest.raises(InvalidData, match=rf"r\.jsonl, line 2: not a row of results: its {name} "):
         read(path)
 
 
@@ -182,7 +183,7 @@ def test_a_field_of_another_kind_is_told_with_its_line(tmp_path: Path, name: str
 def test_what_is_no_number_is_no_time(tmp_path: Path, number: str) -> None:
     path = written(tmp_path / "r.jsonl", a_row())
     path.write_text(path.read_text().replace('"median": 1.0', f'"median": {number}'))
-    with pytest.raises(mr.InvalidData, match="line 2: not "):
+    with pytest.raises(InvalidData, match="line 2: not "):
         read(path)
 
 
@@ -191,7 +192,7 @@ def test_what_is_no_number_is_no_time(tmp_path: Path, number: str) -> None:
     [{"table": None}, {"machine": []}, {"limits": {"ceilings": 1}}, {"limits": {"caches": {}, "ceilings": {"1": {}}}}],
 )
 def test_a_header_that_is_none_is_told(tmp_path: Path, header: dict[str, Any]) -> None:
-    with pytest.raises(mr.InvalidData, match=r"r\.jsonl, line 1: not the header"):
+    with pytest.raises(InvalidData, match=r"r\.jsonl, line 1: not the header"):
         read(written(tmp_path / "r.jsonl", **header))
 
 
@@ -205,13 +206,13 @@ def test_a_header_with_limits_is_one(tmp_path: Path) -> None:
 
 def test_two_runs_do_not_write_to_one_file(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
-    with Writer.create(path, a_header()) as writer:
+    with begun(path, a_header()) as writer:
         writer.write(a_row("first"))
         with pytest.raises(mr.InvalidCall, match=r"another run is writing to .*r\.jsonl; wait until it is over"):
-            Writer.resume(path, a_header())
+            begun(path, a_header(), resume=True)
         assert len(read(path).rows) == 1  # whoever reads may
         writer.write(a_row("second"))
-    with Writer.resume(path, a_header()) as writer:
+    with begun(path, a_header(), resume=True) as writer:
         assert len(writer.rows) == 2
 
 
@@ -220,7 +221,7 @@ def test_a_file_is_locked_before_anything_is_measured(tmp_path: Path) -> None:
     with Writer(path), pytest.raises(mr.InvalidCall, match="another run is writing"):
         Writer(path, resume=True)
     assert not path.exists()  # nothing came of it
-    Writer.create(path, a_header()).__exit__()
+    begun(path, a_header()).__exit__()
     assert read(path).rows == []
 
 
@@ -230,7 +231,8 @@ def test_another_process_that_was_killed_holds_no_lock(tmp_path: Path) -> None:
 import sys, time
 from pathlib import Path
 from multirnn_bench.results import Writer
-with Writer.create(Path({str(path)!r}), {a_header()!r}):
+with Writer(Path({str(path)!r})) as writer:
+    writer.begin({a_header()!r})
     print("locked", flush=True)
     time.sleep(60)
 """
@@ -238,9 +240,9 @@ with Writer.create(Path({str(path)!r}), {a_header()!r}):
         assert other.stdout is not None
         assert other.stdout.readline() == "locked\n"
         with pytest.raises(mr.InvalidCall, match="another run is writing"):
-            Writer.resume(path, a_header())
+            begun(path, a_header(), resume=True)
         other.kill()
-    with Writer.resume(path, a_header()) as writer:
+    with begun(path, a_header(), resume=True) as writer:
         writer.write(a_row())
     assert len(read(path).rows) == 1
 
@@ -255,7 +257,8 @@ import json, resource, sys
 from pathlib import Path
 from multirnn_bench.results import NotSaved, Writer
 header, row, path = json.loads(sys.argv[1]), json.loads(sys.argv[2]), Path(sys.argv[3])
-with Writer.create(path, header) as writer:
+with Writer(path) as writer:
+    writer.begin(header)
     writer.write(row | {"threads": 1})
     resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 20, resource.RLIM_INFINITY))
     for threads in (2, 3):
@@ -284,5 +287,5 @@ def test_a_full_disk_before_the_header_leaves_no_file(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr("multirnn_bench.results.os.fsync", full)
     with pytest.raises(NotSaved, match="cannot be written: No space left on device; nothing is saved"):
-        Writer.create(tmp_path / "r.jsonl", a_header())
+        begun(tmp_path / "r.jsonl", a_header())
     assert not list(tmp_path.iterdir())

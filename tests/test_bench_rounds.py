@@ -29,7 +29,7 @@ class Sitting:
 
 def entrants(counts: Sequence[int], asked: list[str], **options: Any) -> list[rounds.Entrant]:
     return [
-        rounds.Entrant(Sitting(str(place), asked, **options), rounds.Plan(count, 1))  # type: ignore[arg-type]
+        rounds.Entrant(Sitting(str(place), asked, **options), rounds.RoundPlan(count, 1))  # type: ignore[arg-type]
         for place, count in enumerate(counts)
     ]
 
@@ -80,7 +80,7 @@ class Thief:
         return {"status": "timed", "seconds": 0.5 + lost}
 
     def run(self, count: int, rounds_each: int, **options: Any) -> list[rounds.Entrant]:
-        taking_part = [rounds.Entrant(self, rounds.Plan(rounds_each, 1)) for _ in range(count)]  # type: ignore[arg-type]
+        taking_part = [rounds.Entrant(self, rounds.RoundPlan(rounds_each, 1)) for _ in range(count)]  # type: ignore[arg-type]
         rounds.interleave(taking_part, host=Interference(stolen=self), **options)
         return taking_part
 
@@ -146,17 +146,17 @@ def _stopped(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_plan_fits_into_the_time_there_is() -> None:
     for seconds in (1e-5, 1e-3, 0.1, 3.0):
-        roomy, tight = rounds.plan(seconds, 10.0), rounds.plan(seconds, 0.0)
+        roomy, tight = (rounds.plan(rounds.Estimate(seconds), most) for most in (10.0, 0.0))
         assert 5 == tight.rounds <= roomy.rounds <= 11
         assert roomy.repetitions * seconds >= 0.04
         assert tight.repetitions <= max(1, round(0.02 / seconds))
         if roomy.rounds > 5:
             assert roomy.rounds * roomy.repetitions * seconds <= 10
-    assert rounds.plan(1e-5, 10.0).rounds == 11
+    assert rounds.plan(rounds.Estimate(1e-5), 10.0).rounds == 11
 
 
 def test_what_short_calls_leave_of_their_share_is_for_long_ones() -> None:
-    calls = [rounds.Estimate(0.2), rounds.Estimate(0.15, True), rounds.Estimate(0.11)]
+    calls = [rounds.Estimate(0.2), rounds.Estimate(0.15, 3), rounds.Estimate(0.11)]
     assert [one.rounds for one in rounds.plans(calls, 4.5 / rounds.PLANNED)] == [7, 7, 11]
     assert [one.rounds for one in rounds.plans(calls, float("inf"))] == [11, 11, 11]
     # Late, a long call is timed less often, and a short one never less than five times.
@@ -170,7 +170,7 @@ def test_what_is_far_behind_is_timed_less_often_where_time_is_short() -> None:
         rounds.Estimate(1e-3),
         rounds.Estimate(1.9e-3),
         rounds.Estimate(2.1e-3),
-        rounds.Estimate(4e-3, False, 2),
+        rounds.Estimate(4e-3, threads=2),
     ]
     assert [one.rounds for one in rounds.plans(calls, 0.0)] == [
         2,
@@ -203,10 +203,10 @@ def test_a_block_that_is_too_short_is_made_longer() -> None:
             return {"status": "timed", "seconds": 1e-5}
 
     asked: list[Any] = []
-    entrant = rounds.Entrant(Quick("quick", asked), rounds.Plan(3, 2))  # type: ignore[arg-type]
+    entrant = rounds.Entrant(Quick("quick", asked), rounds.RoundPlan(3, 2))  # type: ignore[arg-type]
     rounds.interleave([entrant], host=SILENT)
     assert asked == [2, 2000, 2000]
-    assert entrant.plan == rounds.Plan(3, 2000)
+    assert entrant.plan == rounds.RoundPlan(3, 2000)
 
 
 def test_unstable_is_told_by_the_quartiles() -> None:

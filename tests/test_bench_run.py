@@ -5,33 +5,34 @@ import os
 import re
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from bench_examples import LIMITS, PEERS, SMALL, a_header
-from multirnn_bench import limits, run, seats
+from bench_examples import LIMITS, PEERS, SMALL, a_header, begun
+from multirnn_bench import limits, process, run
 from multirnn_bench.contenders import find
-from multirnn_bench.limits import Limits
+from multirnn_bench.limits import Ceilings, Limits
 from multirnn_bench.machine import describe
-from multirnn_bench.problems import Case, Problem, Table
-from multirnn_bench.results import NotSaved, Writer, read
+from multirnn_bench.problems import Case, Problem, ProblemTable
+from multirnn_bench.results import NotSaved, read
 from multirnn_bench.run import Progress, Run, settings
 
-PAIR = (Case(Problem("two", "gru", 2, 7, 5, 4), ("inference",)), Case(SMALL, ("inference",)))
+from multirnn.spec import RecurrentSpec
+
+PAIR = (Case(Problem("two", RecurrentSpec("gru", 5, 4), 2, 7), ("inference",)), Case(SMALL, ("inference",)))
 
 
 def run_table(
-    table: Table, names: Sequence[str], path: Path, resume: bool = False, **options: Any
+    table: ProblemTable, names: Sequence[str], path: Path, resume: bool = False, **options: Any
 ) -> tuple[dict[Any, Any], list[Progress]]:
     """The rows by problem and contender, and what was told meanwhile."""
     told: list[Progress] = []
     header = a_header(settings=settings(table, (1,), 0))
     sources = [one for one in find([], [PEERS]) if one.name in names]
     with (
-        (Writer.resume if resume else Writer.create)(path, header) as writer,
+        begun(path, header, resume=resume) as writer,
         Run(table, sources, (1,), writer, LIMITS, tell=told.append, **options) as running,
     ):
         running()
@@ -39,7 +40,7 @@ def run_table(
 
 
 def test_whatever_becomes_of_a_contender_the_others_go_on(tmp_path: Path) -> None:
-    table = Table("own", PAIR, (1,), seconds=0, cap=3)
+    table = ProblemTable("own", PAIR, (1,), seconds=0, cap=3)
     names = ("right", "wrong", "raising", "raising late", "killed", "killed late", "refusing", "leaving", "missing")
     rows, told = run_table(table, names, tmp_path / "r.jsonl")
     statuses = {name: (rows["two", name]["status"], rows["small", name]["status"]) for name in names[:-1]}
@@ -65,7 +66,7 @@ def test_whatever_becomes_of_a_contender_the_others_go_on(tmp_path: Path) -> Non
 
 
 def test_a_row_describes_itself(tmp_path: Path) -> None:
-    table = Table("own", (Case(SMALL, ("inference",)),), (1,), seconds=0)
+    table = ProblemTable("own", (Case(SMALL, ("inference",)),), (1,), seconds=0)
     row = run_table(table, ("right",), tmp_path / "r.jsonl")[0]["small", "right"]
     assert row["problem"] == SMALL.to_dict()
     assert (row["mode"], row["threads"], row["contender"]["kind"]) == ("inference", 1, "peer")
@@ -101,7 +102,7 @@ class Asked:
 
 
 def test_as_many_get_ready_at_once_as_there_are_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(seats, "allowed_cores", lambda: (3, 5))
+    monkeypatch.setattr(process, "allowed_cores", lambda: (3, 5))
     begun: list[tuple[str, int]] = []
 
     def begin(seat: Any, place: int) -> bool:
@@ -112,7 +113,7 @@ def test_as_many_get_ready_at_once_as_there_are_cores(monkeypatch: pytest.Monkey
         return bool(seat.name != "refused")
 
     asked: list[Any] = [Asked(name) for name in ("hanging", "quick", "refused", "last")]
-    at_once: Iterator[Any] = seats.at_once(asked, begin, 0.2)
+    at_once: Iterator[Any] = process.at_once(asked, begin, 0.2)
     assert next(at_once).name == "quick"
     assert begun == [("hanging", 1), ("quick", 0)]
     assert next(at_once).name == "last"
@@ -126,10 +127,10 @@ def test_as_many_get_ready_at_once_as_there_are_cores(monkeypatch: pytest.Monkey
 
 
 def test_who_was_too_slow_is_not_tried_on_more_of_the_same(tmp_path: Path) -> None:
-    longer = Problem("longer", "gru", 3, 14, 5, 4)
-    other = Problem("other", "lstm", 3, 14, 5, 4)
+    longer = Problem("longer", RecurrentSpec("gru", 5, 4), 3, 14)
+    other = Problem("other", RecurrentSpec("lstm", 5, 4), 3, 14)
     modes = ("inference",)
-    table = Table("own", (Case(SMALL, modes), Case(longer, modes), Case(other, modes)), (1,), seconds=0, cap=0.3)
+    table = ProblemTable("own", (Case(SMALL, modes), Case(longer, modes), Case(other, modes)), (1,), seconds=0, cap=0.3)
     rows, _ = run_table(table, ("hanging",), tmp_path / "r.jsonl")
     reasons = {problem: row["reason"] for (problem, _), row in rows.items()}
     assert {row["status"] for row in rows.values()} == {"slow"}
@@ -141,8 +142,8 @@ def test_who_was_too_slow_is_not_tried_on_more_of_the_same(tmp_path: Path) -> No
 
 
 def test_what_no_machine_like_this_can_do_in_time_is_not_tried(tmp_path: Path) -> None:
-    large = Problem("large", "gru", 64, 1500, 2816, 2816)  # 92 s by `LIMITS`
-    table = Table("own", (Case(large, ("inference",)), Case(SMALL, ("inference",))), (1,), seconds=0, cap=3)
+    large = Problem("large", RecurrentSpec("gru", 2816, 2816), 64, 1500)  # 92 s by `LIMITS`
+    table = ProblemTable("own", (Case(large, ("inference",)), Case(SMALL, ("inference",))), (1,), seconds=0, cap=3)
     rows, _ = run_table(table, ("right",), tmp_path / "r.jsonl")
     assert rows["large", "right"]["status"] == "slow"
     assert re.search(r"a call needs [\d.]+ s at best, too much", rows["large", "right"]["reason"])
@@ -151,7 +152,7 @@ def test_what_no_machine_like_this_can_do_in_time_is_not_tried(tmp_path: Path) -
 
 def test_resume_runs_what_is_missing_and_what_was_killed(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
-    table = Table("own", PAIR, (1,), seconds=0, cap=3)
+    table = ProblemTable("own", PAIR, (1,), seconds=0, cap=3)
     run_table(table, ("killed", "right"), path)
     before = path.read_text().splitlines()
     kept = [line for line in before if '"status": "timed"' not in line or '"name": "two"' not in line]
@@ -172,7 +173,7 @@ def test_what_was_disturbed_is_timed_again_and_the_calmer_rows_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, now: float, calmer: bool
 ) -> None:
     path = tmp_path / "r.jsonl"
-    table = Table("own", PAIR, (1,), seconds=0, cap=3)
+    table = ProblemTable("own", PAIR, (1,), seconds=0, cap=3)
     run_table(table, ("refusing", "right"), path)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     for row in lines[1:]:
@@ -201,7 +202,7 @@ def test_the_pace_of_the_host_is_watched_in_a_run_and_no_longer(
             ended.append(True)
 
     monkeypatch.setattr(run, "Pace", Slowed)
-    rows, _ = run_table(Table("own", PAIR, (1,), seconds=0, cap=3), ("right",), tmp_path / "r.jsonl")
+    rows, _ = run_table(ProblemTable("own", PAIR, (1,), seconds=0, cap=3), ("right",), tmp_path / "r.jsonl")
     assert [row["taken"] >= 0.75 for row in rows.values()] == [True, True]
     assert ended == [True]
 
@@ -218,7 +219,7 @@ def test_a_run_that_is_resumed_has_the_part_of_the_time_that_is_left(
 
     monkeypatch.setattr(Run, "_race", told)
     path = tmp_path / "r.jsonl"
-    table = Table("own", PAIR, (1,), seconds=1000, cap=3)
+    table = ProblemTable("own", PAIR, (1,), seconds=1000, cap=3)
     run_table(table, ("right",), path)
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:2]))  # the second of two problems that take as long as each other is left
@@ -238,7 +239,7 @@ def test_a_full_folder_for_inputs_says_what_is_saved(
     with pytest.raises(
         NotSaved, match=r"inputs cannot be written to .*: 1024 requested and 0 written; 0 rows are saved"
     ):
-        run_table(Table("own", PAIR, (1,), seconds=0, cap=3), ("right",), tmp_path / "r.jsonl")
+        run_table(ProblemTable("own", PAIR, (1,), seconds=0, cap=3), ("right",), tmp_path / "r.jsonl")
 
 
 def test_ceilings_are_measured_again_and_every_row_is_held_against_the_highest(
@@ -251,11 +252,11 @@ def test_ceilings_are_measured_again_and_every_row_is_held_against_the_highest(
     def measure(found: Limits) -> Limits:
         return found.highest(with_products(next(rates)))
 
-    table = Table("own", PAIR, (1,), seconds=0, cap=3)
+    table = ProblemTable("own", PAIR, (1,), seconds=0, cap=3)
     sources = [one for one in find([], [PEERS]) if one.name == "right"]
     header = a_header(settings=settings(table, (1,), 0), limits=LIMITS.to_dict())
     with (
-        Writer.create(path, header) as writer,
+        begun(path, header) as writer,
         Run(table, sources, (1,), writer, LIMITS, measure=measure) as running,
     ):
         running()
@@ -272,4 +273,4 @@ def test_ceilings_are_measured_again_and_every_row_is_held_against_the_highest(
 
 def with_products(rate: float) -> Limits:
     found = LIMITS.ceilings[1]
-    return Limits(LIMITS.caches, {1: replace(found, products={**found.products, "float32": rate})})
+    return Limits(LIMITS.caches, {1: Ceilings.of({**found.products, "float32": rate}, found.bandwidths)})

@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 from bench_examples import LIMITS, PEERS
-from multirnn_bench.cli.rows import FEW, report
+from multirnn_bench.cli.rows import FEW, summary
 from multirnn_bench.problems import Problem
 from multirnn_bench.quantities import seconds
 from multirnn_bench.results import Results
 
 from multirnn.cli.console import show
 
-STACKED = Problem(
-    "stacked-gru-t100-b16-i128-h128", "gru", 16, 100, 128, 128, num_layers=2, bidirectional=True, dtype="float64"
+STACKED = Problem.shaped(
+    "gru", 100, 16, 128, 128, name="stacked-gru-t100-b16-i128-h128", num_layers=2, bidirectional=True, dtype="float64"
 )
 CONTENDERS = {"onnxruntime": 6.185e-5, "torch frozen": 1.23e-4, "torch.nn.LSTM, inference mode": 0.0123}
 REASON = "the operator has no such activation, and computes something else where it is asked for it " * 2
@@ -42,7 +42,7 @@ def rows(problems: int) -> list[dict[str, Any]]:
 def shown(found: list[dict[str, Any]], width: int, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> str:
     monkeypatch.setenv("COLUMNS", str(width))
     header = {"table": "standard", "machine": {"processor": "Intel(R) Xeon(R) Processor @ 2.10GHz"}}
-    show(*report(Results(header, found), Path("r.jsonl"), {"jax": "backend 'jax' needs 'jax'"}))
+    show(*summary(Results(header, found), Path("r.jsonl"), {"jax": "backend 'jax' needs 'jax'"}))
     text: str = capsys.readouterr().out
     return text
 

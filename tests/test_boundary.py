@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 import multirnn as mr
+from multirnn.boundary import BoundaryLayer, Inputs
+from multirnn.protocol import Backend
 
 BATCH, TIME, INPUT, HIDDEN = 3, 7, 5, 4
 ROWS = 2 * 2  # layers * directions
@@ -145,7 +147,7 @@ def assert_refused(sentence: str, call: Callable[[], object]) -> None:
 
 @pytest.mark.parametrize(("cell", "call", "sentence"), BAD_CALLS, ids=[sentence for *_, sentence in BAD_CALLS])
 def test_every_backend_refuses_the_same_calls_with_the_same_sentence(
-    backend: mr.Backend, cell: str, call: Call, sentence: str
+    backend: Backend, cell: str, call: Call, sentence: str
 ) -> None:
     layer = layer_of(backend.name, cell)
     assert_refused(sentence, lambda: call(layer))
@@ -156,9 +158,7 @@ def test_every_backend_refuses_the_same_calls_with_the_same_sentence(
 @pytest.mark.parametrize(
     ("cell", "cotangent", "sentence"), BAD_COTANGENTS, ids=[sentence for *_, sentence in BAD_COTANGENTS]
 )
-def test_every_backend_refuses_the_same_cotangents(
-    backend: mr.Backend, cell: str, cotangent: Any, sentence: str
-) -> None:
+def test_every_backend_refuses_the_same_cotangents(backend: Backend, cell: str, cotangent: Any, sentence: str) -> None:
     if backend.differentiable:
         assert_refused(sentence, lambda: layer_of(backend.name, cell).vjp(X, cotangent=cotangent))
 
@@ -172,7 +172,7 @@ def test_a_float64_layer_does_not_take_float32() -> None:
     )
 
 
-def test_two_directions_cannot_be_streamed(backend: mr.Backend) -> None:
+def test_two_directions_cannot_be_streamed(backend: Backend) -> None:
     assert_refused(
         "a bidirectional stack cannot be streamed: its backward direction begins at the end of the sequence",
         layer_of(backend.name, "gru").stream,
@@ -182,23 +182,23 @@ def test_two_directions_cannot_be_streamed(backend: mr.Backend) -> None:
 # --- What reaches a backend --------------------------------------------------------------------------------------------------
 
 
-class Recorder(mr.BoundaryLayer):
+class Recorder(BoundaryLayer):
     """Keeps what it is called with."""
 
     native = None
     parameter_count = 0
-    inputs: mr.Inputs
+    inputs: Inputs
     cotangent: mr.Output
 
     def weights(self) -> mr.Weights:
         return mr.initialise(self.spec)
 
-    def run(self, inputs: mr.Inputs) -> mr.Output:
+    def run(self, inputs: Inputs) -> mr.Output:
         self.inputs = inputs
         batch, time, _ = inputs.x.shape
         return mr.Output(np.ones((batch, time, self.spec.output_size), self.spec.dtype), inputs.state)
 
-    def pull_back(self, inputs: mr.Inputs, cotangent: mr.Output) -> mr.Gradients:
+    def pull_back(self, inputs: Inputs, cotangent: mr.Output) -> mr.Gradients:
         self.inputs, self.cotangent = inputs, cotangent
         return mr.Gradients({}, inputs.x, cotangent.state)
 
@@ -381,7 +381,7 @@ def all_arrays(*records: Any) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("case", CALLS)
-def test_a_call_neither_writes_to_what_it_was_given_nor_hands_it_out(backend: mr.Backend, case: str) -> None:
+def test_a_call_neither_writes_to_what_it_was_given_nor_hands_it_out(backend: Backend, case: str) -> None:
     layer = layer_of(backend.name, "lstm")
     x, lengths = CALLS[case]
     batch, time, _ = x.shape
@@ -399,7 +399,7 @@ def test_a_call_neither_writes_to_what_it_was_given_nor_hands_it_out(backend: mr
     assert all(isinstance(array, np.ndarray) and array.dtype == "float32" for array in handed_out)
 
 
-def test_nan_where_there_is_no_padding_shows(backend: mr.Backend) -> None:
+def test_nan_where_there_is_no_padding_shows(backend: Backend) -> None:
     """Only padding is cleaned: a NaN in the data is the user's to see, and of its own row alone."""
     x = X.copy()
     x[2, 3, 1] = np.nan

@@ -8,6 +8,7 @@ import numpy as np
 from command_line import FRAMEWORKS, SMALL, STRANGER, install, run, run_apart, without
 
 import multirnn as mr
+from multirnn.cells import CELLS
 
 
 def test_backends_lists_what_is_installed_and_what_it_refuses() -> None:
@@ -21,7 +22,7 @@ def test_backends_lists_what_is_installed_and_what_it_refuses() -> None:
         assert row["status"] == "installed"
         assert row["versions"] == backend.versions()
         refused = {(refusal["cell"], refusal["field"]): refusal for refusal in row["refuses"]}
-        for cell in mr.CELLS:
+        for cell in CELLS:
             spec = mr.RecurrentSpec(cell, 5, 3, bias="double")
             if mr.RecurrentSpec(cell, 5, 3).bias != "double" and (reason := backend.refuses(spec)):
                 assert refused[spec.form.title, "bias"]["reason"] == reason

@@ -11,13 +11,14 @@ import pytest
 from command_line import FRAMEWORKS, SMALL, STRANGER, install, run, run_apart, without
 
 import multirnn as mr
+from multirnn.cells import CELLS
 
 
 def test_compare_on_every_installed_backend() -> None:
     result = run("compare", *SMALL, "--json")
     found = json.loads(result.stdout)
     assert (result.exit_code, result.stderr, found["ok"]) == (0, "", True)
-    assert [mr.RecurrentSpec.from_dict(one["spec"]).cell for one in found["comparisons"]] == list(mr.CELLS)
+    assert [mr.RecurrentSpec.from_dict(one["spec"]).cell for one in found["comparisons"]] == list(CELLS)
     for one in found["comparisons"]:
         assert one["shape"] == [3, 7, 4]
         assert [row["backend"] for row in one["rows"]] == list(mr.backends())

@@ -9,6 +9,7 @@ import pytest
 from command_line import GRU, LSTM, RNN, run
 
 import multirnn as mr
+from multirnn.conventions import CONVENTIONS
 
 
 @pytest.mark.parametrize(
@@ -42,9 +43,9 @@ def test_explain_shows_equations_gates_and_arrays(args: tuple[str, ...]) -> None
     spec = mr.RecurrentSpec.from_dict(found["spec"])
     assert found["cell"]["equations"] == list(spec.form.equations)
     assert all(f"  {equation}\n" in text for equation in spec.form.equations)
-    assert [framework["name"] for framework in found["frameworks"]] == list(mr.CONVENTIONS)
+    assert [framework["name"] for framework in found["frameworks"]] == list(CONVENTIONS)
     for framework in found["frameworks"]:
-        convention = mr.CONVENTIONS[framework["name"]]
+        convention = CONVENTIONS[framework["name"]]
         if framework["reason"]:
             assert framework["arrays"] == []
             assert f"{framework['reason']}." in text

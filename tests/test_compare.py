@@ -1,155 +1,17 @@
-"""The measure, the table of tolerances, and the comparison: its verdicts, its words, and its forms."""
+"""The comparison: its verdicts, its words, and what is compared on."""
 
 import json
 import re
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from changed_backends import GRU, LSTM, Change, Changed, ChangedLayer, spoiled
 
 import multirnn as mr
-from multirnn.diagnosis.probes import distance
-from multirnn.numerics import TOLERANCE, draw_call, normwise
-
-EPS = {dtype: float(np.finfo(dtype).eps) for dtype in ("float32", "float64")}
-
-# --- Difference ------------------------------------------------------------------------------------------------------------
-
-
-def test_the_measure_by_hand() -> None:
-    expected = np.array([[1.0, -8.0, 2.0], [0.0, 4.0, 1.0]])
-    actual = expected.copy()
-    actual[0, 0] += 1  # a large part of a small element
-    actual[1, 2] -= 2  # and the largest difference: 2 of 8
-    found = mr.difference(actual, expected)
-    assert (found.normwise, found.where, found.eps) == (0.25, (1, 2), 0.25 / EPS["float64"])
-
-
-def test_eps_are_those_of_what_is_measured() -> None:
-    expected = np.array([1.0, 2.0])
-    found = mr.difference((expected * (1 + EPS["float32"])).astype("float32"), expected)
-    assert found.eps == 1
-    assert found.normwise == EPS["float32"]
-
-
-def test_wide_arithmetic_for_narrow_arrays() -> None:
-    """The difference to a float64 is not rounded away in float32."""
-    assert mr.difference(np.ones(1, "float32"), np.ones(1) + EPS["float32"] / 4).normwise > 0
-
-
-@pytest.mark.parametrize(
-    ("actual", "expected", "normwise", "where"),
-    [
-        ([], [], 0, ()),
-        ([[]], [[]], 0, ()),
-        ([1.0, 2.0], [1.0, 2.0], 0, ()),
-        ([0.0, 0.0], [0.0, -0.0], 0, ()),
-        ([0.0, 1e-30], [0.0, 0.0], np.inf, (1,)),
-        ([1.0, np.nan], [1.0, 2.0], np.inf, (1,)),
-        ([1.0, np.inf], [1.0, 2.0], np.inf, (1,)),
-        ([1.0, 2.0], [1.0, np.nan], np.inf, (1,)),
-        ([1.0, 2.0], [1.0, np.inf], np.inf, (1,)),
-        ([1.0, np.nan], [1.0, np.nan], 0, ()),
-        ([1.0, np.inf, -np.inf], [1.0, np.inf, -np.inf], 0, ()),
-        ([1.0, np.inf], [1.0, -np.inf], np.inf, (1,)),
-        ([1.0, np.nan], [1.0, np.inf], np.inf, (1,)),
-        ([1.0, np.inf], [1.0, np.nan], np.inf, (1,)),
-        ([np.nan, 1.0], [1.0, np.nan], np.inf, (0,)),
-        ([1.0, np.inf], [1.0, 1e39], 0, ()),  # which is infinite in float32
-        ([1.0, np.inf], [1.0, -1e39], np.inf, (1,)),
-        ([np.nan, np.inf], [np.nan, np.inf], 0, ()),
-    ],
-)
-@pytest.mark.filterwarnings("error")
-def test_what_is_empty_zero_or_not_finite(
-    actual: list[float], expected: list[float], normwise: float, where: tuple[int, ...]
-) -> None:
-    found = mr.difference(np.array(actual, "float32"), np.array(expected))
-    assert (found.normwise, found.where) == (normwise, where)
-    assert (found.normwise <= mr.tolerance("float32")) == (normwise == 0)
-
-
-@pytest.mark.parametrize("beside", [np.nan, np.inf, -np.inf, 1e300])
-def test_the_scale_is_of_finite_numbers(beside: float) -> None:
-    with np.errstate(over="ignore"):
-        actual = np.array([4.5, beside], "float32")
-    found = mr.difference(actual, np.array([4.0, beside]))
-    assert (found.normwise, found.where) == (0.125, (0,))
-
-
-@pytest.mark.parametrize(
-    ("actual", "expected", "sentence"),
-    [
-        (np.ones((2, 3)), np.ones((3, 2)), "arrays of the shapes (2, 3) and (3, 2) cannot be compared"),
-        (np.ones((1, 3)), np.ones(3), "arrays of the shapes (1, 3) and (3,) cannot be compared"),
-        (np.ones(3), np.ones(3, "float32"), "an array of float64 cannot be held against one of float32"),
-        (np.ones(3, int), np.ones(3), "an array of int64 cannot be held against one of float64"),
-    ],
-)
-def test_what_cannot_be_compared(actual: np.ndarray, expected: np.ndarray, sentence: str) -> None:
-    with pytest.raises(mr.InvalidCall, match=f"^{re.escape(sentence)}$"):
-        mr.difference(actual, expected)
-
-
-def test_the_table_of_tolerances() -> None:
-    for dtype, units in TOLERANCE.items():
-        assert mr.tolerance(dtype) == mr.tolerance(np.dtype(dtype)) == units * EPS[dtype]
-
-
-# --- Backends to compare -----------------------------------------------------------------------------------------------------
-
-Change = Callable[[Any], Any]
-
-
-@dataclass
-class Changed:
-    """The NumPy backend; what it hands out passes through a change first, which may spoil it."""
-
-    name: str = "changed"
-    output: Change = field(default=lambda output: output)
-    gradients: Change = field(default=lambda gradients: gradients)
-    refusal: str | None = None
-    differentiable: bool = True
-    count: int = 0
-
-    def refuses(self, spec: mr.RecurrentSpec) -> str | None:
-        return self.refusal
-
-    def build(self, weights: mr.Weights, *, device: str | None = None) -> mr.Layer:
-        mr.accept(self, weights.spec)
-        return ChangedLayer(mr.build(weights, "numpy"), self)  # type: ignore[return-value]
-
-    def read(self, native: Any) -> mr.Weights:
-        raise NotImplementedError
-
-    def versions(self) -> dict[str, str]:
-        return {"changed": "1.2.3"}
-
-
-class ChangedLayer:
-    def __init__(self, layer: mr.Layer, backend: Changed) -> None:
-        self.layer, self.backend = layer, backend
-        self.parameter_count = layer.parameter_count + backend.count
-
-    def __call__(self, *given: Any, **options: Any) -> mr.Output:
-        return self.backend.output(self.layer(*given, **options))
-
-    def vjp(self, *given: Any, **options: Any) -> mr.Gradients:
-        return self.backend.gradients(self.layer.vjp(*given, **options))
-
-
-def spoiled(array: np.ndarray, *place: int) -> np.ndarray:
-    """The array with the element at this place off by as much as the largest."""
-    copy = array.copy()
-    copy[place] += abs(array).max()
-    return copy
-
-
-LSTM = mr.RecurrentSpec("lstm", 5, 4, num_layers=2, bidirectional=True)
-GRU = mr.RecurrentSpec("gru", 5, 4, bias="single")
+from multirnn.numerics import draw_call
 
 PLACES: list[tuple[mr.RecurrentSpec, dict[str, Change], str]] = [
     (
@@ -333,14 +195,6 @@ def test_numbers_that_are_not_finite_differ(number: float) -> None:
         assert mr.compare(GRU, backends=[Changed(**change)]).rows[0].verdict == "differs"
 
 
-def test_a_distance_relative_to_a_size() -> None:
-    """Zero is zero even of nothing, and what is not zero is infinitely far from zero."""
-    found = normwise(np.array([0, 0, 1, 2, np.inf, np.nan]), np.array([0, 3, 0, 4, 1, 1]))
-    np.testing.assert_array_equal(found, [0, 0, np.inf, 0.5, np.inf, np.nan])
-    equal = np.array([np.inf, -np.inf, np.nan, 1.0])
-    assert mr.difference(equal, equal.copy()).normwise == distance(equal, equal.copy()) == 0
-
-
 NOT_FINITE = [np.nan, np.inf, -np.inf]
 
 
@@ -388,9 +242,11 @@ def test_a_refusal_is_a_row_and_no_failure() -> None:
 
 
 def test_a_missing_framework_is_a_row_and_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    load = mr.backend
+
     def missing(name: str) -> Any:
         if name == "numpy":
-            return mr.backend(name)
+            return load(name)
         raise mr.MissingFramework(f"{name} is not here")
 
     monkeypatch.setattr(sys.modules["multirnn.registry"], "backend", missing)
@@ -407,21 +263,6 @@ def test_inference_alone_is_compared_without_gradients() -> None:
 
 
 # --- What is compared on -----------------------------------------------------------------------------------------------------
-
-
-def test_a_drawn_call_can_show_a_mistake() -> None:
-    x, state, lengths = draw_call(LSTM, 3)
-    assert x.shape == (5, 7, 5)
-    assert state.h.shape == (4, 5, 4)
-    assert state.c is not None
-    assert state.c.shape == (4, 5, 4)
-    assert sorted(lengths) == [0, 1, 4, 7, 7]
-    assert all(array.all() for array in (x, state.h, state.c))
-    assert {str(array.dtype) for array in (x, state.h, state.c)} == {"float32"}
-    assert draw_call(GRU, 3)[1].c is None
-    again = draw_call(LSTM, np.random.default_rng(3))
-    assert np.array_equal(again[0], x)
-    assert not np.array_equal(draw_call(LSTM, 4)[0], x)
 
 
 def test_the_users_own_call() -> None:
@@ -507,75 +348,3 @@ def test_other_mistakes_of_the_caller() -> None:
         mr.compare("gru")  # type: ignore[arg-type]
     with pytest.raises(mr.UnknownBackend, match="did you mean 'torch'"):
         mr.compare(GRU, backends=["pytorch"])
-
-
-# --- Its forms ---------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def comparison() -> mr.Comparison:
-    wrong = Changed(name="wrong", output=lambda o: o._replace(sequence=o.sequence * np.nan))
-    refusing = Changed(name="refusing", refusal="<it> & it alone is not Tuesday")
-    forward = Changed(name="forward", differentiable=False)
-    return mr.compare(GRU, backends=["numpy", wrong, refusing, forward])
-
-
-def test_as_a_table(comparison: mr.Comparison, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "150")
-    title, head, rule, *rows, gap, wrong, refused, caption = str(comparison).splitlines()
-    assert title == f"{GRU!r} on batch 5, time 7"
-    assert " ".join(head.split()) == "backend version parameters output state gradient verdict worst element"
-    assert (set(rule), gap) == ({"─"}, "")
-    assert caption == "errors: max|a-b| / max|b| against NumPy in float64, in eps of float32; equal means at most 64"
-    words = [row.split() for row in rows]
-    assert [row[0] for row in words] == ["numpy", "wrong", "refusing", "forward"]
-    assert words[0][1:3] == [np.__version__, "124"]
-    assert words[1][1:4] == ["1.2.3", "124", "inf"]
-    assert " ".join(words[2]) == "refusing 1.2.3 – – – – refuses"
-    assert words[3][5:8] == ["inference", "only", "equal"]
-    assert wrong == "wrong: output, forward, row 0, step 0, unit 0: inf eps"
-    assert refused == "refusing: <it> & it alone is not Tuesday"
-    assert repr(comparison) == str(comparison)
-    assert "\x1b" not in str(comparison)
-
-
-def test_as_html(comparison: mr.Comparison) -> None:
-    html = comparison._repr_html_()
-    assert html.count("<table>") == html.count("</table>") == 1
-    assert html.count("<tr>") == 1 + 4
-    assert '<td style="text-align: right">inference only</td>' in html
-    assert "refusing: &lt;it&gt; &amp; it alone is not Tuesday" in html
-    assert "<it>" not in html
-
-
-def test_as_json(comparison: mr.Comparison) -> None:
-    read = json.loads(comparison.to_json())
-    assert read == comparison.to_dict()
-    assert {name: read[name] for name in ("ok", "spec", "shape", "tolerance_eps")} == {
-        "ok": False,
-        "spec": GRU.to_dict(),
-        "shape": [5, 7, 5],
-        "tolerance_eps": 64,
-    }
-    equal, wrong, refusing, forward = read["rows"]
-    assert equal["versions"] == {"numpy": np.__version__}
-    assert equal["output"]["eps"] == pytest.approx(equal["output"]["normwise"] / EPS["float32"])
-    assert len(equal["output_steps"]) == len(equal["gradient_steps"]) == 7
-    assert (wrong["output"]["normwise"], wrong["output"]["eps"], set(wrong["output_steps"])) == (None, None, {None})
-    assert (refusing["verdict"], refusing["output"], refusing["output_steps"]) == ("refuses", None, None)
-    assert (forward["gradient"], forward["gradient_steps"]) == (None, None)
-    assert "\n" not in comparison.to_json(indent=None)
-
-
-def test_as_a_picture(comparison: mr.Comparison) -> None:
-    pytest.importorskip("matplotlib")
-    from multirnn.plot import plot_errors
-
-    figure = plot_errors({"GRU": comparison, "again": mr.compare(LSTM, backends=["numpy"])})
-    assert [axes.get_title() for axes in figure.axes[:2]] == ["GRU", "again"]
-    outputs, gradients = figure.axes[0], figure.axes[2]
-    assert [line.get_label() for line in outputs.get_lines()[:-1]] == ["numpy", "wrong", "forward"]
-    assert [line.get_label() for line in gradients.get_lines()[:-1]] == ["numpy", "wrong"]
-    drawn = outputs.get_lines()[0].get_ydata()
-    errors = comparison.rows[0].output_steps / EPS["float32"]  # type: ignore[operator]
-    assert np.array_equal(drawn, np.where(errors > 0, errors, np.nan), equal_nan=True)

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from convention_stacks import INVERTED, Arrays, keras_names, stack
 
 import multirnn as mr
-from multirnn.cells import FORMS, cell_form
+from multirnn.cells import CELLS, FORMS, cell_form
+from multirnn.conventions import CONVENTIONS
 from multirnn.packing import layout
 from multirnn.spec import BIASES, DTYPES
-
-Arrays = dict[str, np.ndarray]
 
 HELD = {  # the forms of the biases that each convention has a place for
     "torch": {
@@ -47,13 +47,6 @@ HELD_FORMS = [
 ]
 
 
-def stack(form: str, bias: str, **changes: Any) -> mr.RecurrentSpec:
-    """Two layers both ways, unless changed."""
-    sizes = {"input_size": 5, "hidden_size": 4, "num_layers": 2, "bidirectional": True} | changes
-    cell = FORMS[form]
-    return mr.RecurrentSpec(cell.name, bias=bias, reset_after=cell.reset_after, **sizes)
-
-
 def of(framework: str) -> list[Any]:
     """The forms that a convention holds, as cases of a test."""
     return [
@@ -81,8 +74,8 @@ def assert_reference(output: np.ndarray, weights: mr.Weights, x: np.ndarray) -> 
 
 
 def test_what_each_convention_holds() -> None:
-    assert set(mr.CONVENTIONS) == set(HELD)
-    for name, convention in mr.CONVENTIONS.items():
+    assert set(CONVENTIONS) == set(HELD)
+    for name, convention in CONVENTIONS.items():
         for form in FORMS:
             held = {bias for bias in BIASES if convention.refuses(stack(form, bias)) is None}
             assert held == HELD[name][form], (name, form)
@@ -114,7 +107,7 @@ def test_what_is_handed_out_is_the_callers() -> None:
     assert all(np.array_equal(array, before[name]) for name, array in weights.arrays.items())
 
 
-@pytest.mark.parametrize("cell", mr.CELLS)
+@pytest.mark.parametrize("cell", CELLS)
 def test_what_no_array_tells_is_taken_as_said(cell: str) -> None:
     gates = {} if cell == "simple_rnn" else {"recurrent_activation": mr.Activation("hard_sigmoid", 0.2, 0.5)}
     spec = mr.RecurrentSpec(cell, 5, 4, activation="relu", **gates)
@@ -259,21 +252,21 @@ def test_onnx_has_these_arrays_and_computes_this_function(form: str, bias: str, 
 
 def by_default(convention: str, cell: str) -> list[tuple[str, tuple[int, ...]]]:
     """The arrays of a layer of 5 inputs and 4 units that nobody told anything else."""
-    held = mr.CONVENTIONS[convention]
+    held = CONVENTIONS[convention]
     reset_after = held.default_reset_after if cell == "gru" else True
     form = cell_form(cell, reset_after).form
     spec = stack(form, held.default_bias[form], num_layers=1, bidirectional=False)
     return [(place.name, place.shape) for place in layout(spec, convention=convention)]
 
 
-@pytest.mark.parametrize("cell", mr.CELLS)
+@pytest.mark.parametrize("cell", CELLS)
 def test_a_layer_of_torch_by_default(cell: str) -> None:
     torch = pytest.importorskip("torch")
     module = {"simple_rnn": torch.nn.RNN, "lstm": torch.nn.LSTM, "gru": torch.nn.GRU}[cell](5, 4)
     assert [(name, tuple(value.shape)) for name, value in module.named_parameters()] == by_default("torch", cell)
 
 
-@pytest.mark.parametrize("cell", mr.CELLS)
+@pytest.mark.parametrize("cell", CELLS)
 def test_a_layer_of_keras_by_default(cell: str) -> None:
     keras = pytest.importorskip("keras")
     layer = {"simple_rnn": keras.layers.SimpleRNN, "lstm": keras.layers.LSTM, "gru": keras.layers.GRU}[cell](
@@ -282,22 +275,16 @@ def test_a_layer_of_keras_by_default(cell: str) -> None:
     layer.build((None, None, 5))
     assert [(v.path, tuple(v.shape)) for v in layer.weights] == by_default("keras", cell)
     if cell == "gru":
-        assert layer.reset_after == mr.CONVENTIONS["keras"].default_reset_after
+        assert layer.reset_after == CONVENTIONS["keras"].default_reset_after
 
 
 def test_a_gru_of_onnx_by_default() -> None:
     onnx = pytest.importorskip("onnx")
     after = onnx.defs.get_schema("GRU").attributes["linear_before_reset"].default_value.i
-    assert bool(after) == mr.CONVENTIONS["onnx"].default_reset_after
+    assert bool(after) == CONVENTIONS["onnx"].default_reset_after
 
 
 # --- As users have them ----------------------------------------------------------------------------------------------------
-
-
-def keras_names(arrays: Arrays, *prefixes: str) -> Arrays:
-    """The arrays of a Keras stack under other names of its layers."""
-    layers = list(dict.fromkeys(name.partition("/")[0] for name in arrays))
-    return {prefixes[layers.index(name.partition("/")[0])] + name[name.index("/") :]: a for name, a in arrays.items()}
 
 
 @pytest.mark.parametrize(
@@ -334,8 +321,6 @@ def test_onnx_initialisers_of_one_node() -> None:
 
 
 # --- The meaning of z ------------------------------------------------------------------------------------------------------
-
-INVERTED = replace(mr.CONVENTIONS["keras"], name="inverted", title="the inverted GRU", update="new")
 
 
 def inverted_gru(arrays: Arrays, x: np.ndarray, gate: Any) -> np.ndarray:
@@ -388,182 +373,3 @@ def test_a_z_of_both_biases_and_of_no_gru() -> None:
             if form == "gru reset after":
                 plain[..., : weights.spec.hidden_size] *= -1  # z, the first block, of both biases too
             assert np.array_equal(arrays[name], plain)
-
-
-# --- Refusals --------------------------------------------------------------------------------------------------------------
-
-CURES = {
-    "none": "split_biases adds zero biases",
-    "single": "split_biases makes them double, exactly",
-    "double": "fold_biases makes them single, the same function",
-}
-
-
-@pytest.mark.parametrize(
-    ("convention", "spec", "sentence"),
-    [
-        (
-            "torch",
-            stack("gru reset before", "single"),
-            "PyTorch has no GRU whose reset gate acts before the recurrent product",
-        ),
-        (
-            "flax-linen",
-            stack("gru reset before", "single"),
-            "Flax Linen has no GRU whose reset gate acts before the recurrent product",
-        ),
-        (
-            "torch",
-            stack("gru reset after", "single"),
-            f'PyTorch holds a gru with bias="none" or bias="double", not bias="single"; {CURES["single"]}',
-        ),
-        (
-            "keras",
-            stack("lstm", "double"),
-            f'Keras holds an lstm with bias="none" or bias="single", not bias="double"; {CURES["double"]}',
-        ),
-        (
-            "onnx",
-            stack("simple_rnn", "single"),
-            f'ONNX holds a simple_rnn with bias="none" or bias="double", not bias="single"; {CURES["single"]}',
-        ),
-        (
-            "flax-linen",
-            stack("lstm", "none"),
-            f'Flax Linen holds an lstm with bias="single", not bias="none"; {CURES["none"]}',
-        ),
-        (
-            INVERTED,
-            stack("gru reset after", "double", recurrent_activation="tanh"),
-            "the inverted GRU lets z weigh the new state, which negating z's block turns into ours only for a sigmoid, "
-            "not for recurrent_activation='tanh'",
-        ),
-        (
-            INVERTED,
-            stack("gru reset after", "double", recurrent_activation=mr.Activation("hard_sigmoid", 0.2, 0.4)),
-            "the inverted GRU lets z weigh the new state, which negating z's block turns into ours only for a sigmoid, "
-            "not for recurrent_activation=Activation('hard_sigmoid', alpha=0.2, beta=0.4)",
-        ),
-    ],
-)
-def test_what_a_convention_has_no_place_for(
-    convention: str | mr.Convention, spec: mr.RecurrentSpec, sentence: str
-) -> None:
-    with pytest.raises(mr.Unrepresentable, match=f"^{re.escape(sentence)}$"):
-        mr.to_arrays(mr.initialise(spec), convention=convention)
-
-
-def test_the_cures_that_the_sentences_name_are_cures() -> None:
-    single, double, none = (mr.initialise(stack("lstm", bias)) for bias in ("single", "double", "none"))
-    assert mr.to_arrays(mr.split_biases(single), convention="onnx")
-    assert mr.to_arrays(mr.fold_biases(double), convention="keras")
-    assert mr.to_arrays(mr.fold_biases(mr.split_biases(none)), convention="flax-linen")
-
-
-TORCH_LSTM = mr.to_arrays(
-    mr.initialise(mr.RecurrentSpec("lstm", 5, 4, num_layers=2, bias="double")), convention="torch"
-)
-KERAS_GRU = mr.to_arrays(mr.initialise(mr.RecurrentSpec("gru", 5, 4)), convention="keras")
-KERAS_NO_BIAS = {name: array for name, array in KERAS_GRU.items() if not name.endswith("/bias")}
-ONNX_GRU = mr.to_arrays(mr.initialise(mr.RecurrentSpec("gru", 5, 4)), convention="onnx")
-FLAX_GRU = mr.to_arrays(mr.initialise(mr.RecurrentSpec("gru", 5, 4, bias="single")), convention="flax-linen")
-AS_LSTM = "the arrays fit no cell: read as an lstm with 5 inputs and 4 units"
-
-
-def without(arrays: Arrays, *names: str) -> Arrays:
-    return {name: array for name, array in arrays.items() if name not in names}
-
-
-@pytest.mark.parametrize(
-    ("arrays", "convention", "sentence"),
-    [
-        (
-            TORCH_LSTM,
-            "pytorch",
-            "no convention named 'pytorch'; there are torch, keras, onnx, flax-linen; did you mean 'torch'?",
-        ),
-        (TORCH_LSTM, 3, "no convention named 3; there are torch, keras, onnx, flax-linen"),
-        ({}, "torch", "there are no arrays here; the torch convention has some for every layer"),
-        (TORCH_LSTM, "keras", "'weight_ih_l0' is not the name of an array of the keras convention"),
-        (
-            TORCH_LSTM | {"fc.weight": np.zeros((2, 4), "float32")},
-            "torch",
-            "'fc.weight' is not the name of an array of the torch convention",
-        ),
-        (
-            without(TORCH_LSTM, "weight_hh_l0"),
-            "torch",
-            "layer 0 has no array weight_hh, which the torch convention has",
-        ),
-        (without(TORCH_LSTM, "bias_hh_l1"), "torch", f"{AS_LSTM}, bias_hh of layer 1 forward is missing"),
-        (without(TORCH_LSTM, "weight_ih_l1"), "torch", f"{AS_LSTM}, weight_ih of layer 1 forward is missing"),
-        (
-            TORCH_LSTM | {"weight_ih_l1": TORCH_LSTM["weight_ih_l1"].T},
-            "torch",
-            f"{AS_LSTM}, weight_ih of layer 1 forward must have the shape (16, 4), not (4, 16)",
-        ),
-        (
-            {name.replace("_l1", "_l2"): array for name, array in TORCH_LSTM.items()},
-            "torch",
-            "the arrays are of the layers '0', '2'; the torch convention numbers them from 0 without gaps",
-        ),
-        (
-            {name: array for name, array in TORCH_LSTM.items() if name.endswith("_l1")},
-            "torch",
-            "the arrays are of the layers '1'; the torch convention numbers them from 0 without gaps",
-        ),
-        (
-            TORCH_LSTM | {"weight_ih_l0": TORCH_LSTM["weight_ih_l0"].ravel()},
-            "torch",
-            "weight_ih of layer 0 must have the axes (gate unit) source, not the shape (80,)",
-        ),
-        (
-            FLAX_GRU | {"cell/hr/bias": np.zeros(4, "float32")},
-            "flax-linen",
-            "the arrays fit no cell: read as a gru reset after with 5 inputs and 4 units, there is no place for hr/bias of layer 0 forward",
-        ),
-        (
-            ONNX_GRU,
-            "onnx",
-            "names and shapes do not tell gru reset after from gru reset before; pass reset_after=True or reset_after=False",
-        ),
-        (
-            KERAS_NO_BIAS,
-            "keras",
-            "names and shapes do not tell gru reset after from gru reset before; pass reset_after=True or reset_after=False",
-        ),
-        (
-            KERAS_GRU | keras_names(KERAS_GRU, "decoder/gru"),
-            "keras",
-            "two arrays stand for kernel of layer 0; the second is 'decoder/gru/gru_cell/kernel'",
-        ),
-    ],
-)
-def test_arrays_with_something_off_are_refused_by_a_sentence_that_names_it(
-    arrays: Arrays, convention: str, sentence: str
-) -> None:
-    with pytest.raises(mr.Unrepresentable, match=f"^{re.escape(sentence)}$"):
-        mr.from_arrays(arrays, convention=convention)
-
-
-@pytest.mark.parametrize(
-    ("changed", "found"),
-    [
-        ({"weight_ih_l0": TORCH_LSTM["weight_ih_l0"].astype("float64")}, "float32 and float64"),
-        ({name: array.astype("float16") for name, array in TORCH_LSTM.items()}, "float16"),
-        ({name: array.astype("int64") for name, array in TORCH_LSTM.items()}, "int64"),
-    ],
-)
-def test_dtypes_that_no_spec_has(changed: Arrays, found: str) -> None:
-    with pytest.raises(mr.InvalidWeights, match=f"^the arrays must all be float32 or all float64, not {found}$"):
-        mr.from_arrays(TORCH_LSTM | changed, convention="torch")
-
-
-def test_what_does_not_tell_itself_can_be_said() -> None:
-    for reset_after in (True, False):
-        spec = mr.RecurrentSpec("gru", 5, 4, reset_after=reset_after, bias="none")
-        weights = mr.initialise(spec)
-        arrays = mr.to_arrays(weights, convention="keras")
-        assert mr.from_arrays(arrays, convention="keras", reset_after=reset_after) == weights
-    with pytest.raises(mr.Unrepresentable, match=r"^the torch convention has no such cell$"):
-        mr.from_arrays(TORCH_LSTM, convention="torch", cell="peephole")

@@ -4,30 +4,19 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
-from importlib.util import module_from_spec, spec_from_file_location
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from planted_pairs import Planted, PortPair, experiment, function, same
 
 import multirnn as mr
-from multirnn.assembly import Assembly, Plumbing
-from multirnn.catalogue import MISTAKES, mistakes_for
-from multirnn.cli import main
-from multirnn.diagnosis import diagnose
-from multirnn.divergence import first_divergence
-from multirnn.mistakes import Change, Mistake, composed
+from multirnn.diagnosis import diagnose, first_divergence
+from multirnn.mistakes import MISTAKES, mistakes_for
+from multirnn.mistakes.change import Change, Mistake, composed
+from multirnn.mistakes.plumbing import Assembly, Plumbing
 from multirnn.numerics import TOLERANCE
-
-# The experiment is that of the benchmark, which runs it in full.
-_source = spec_from_file_location("diagnosis_benchmark", Path(__file__).parents[1] / "benchmarks" / "diagnosis.py")
-assert _source
-assert _source.loader
-experiment = module_from_spec(_source)
-_source.loader.exec_module(experiment)
-Pair, Planted, function, same = experiment.Pair, experiment.Planted, experiment.function, experiment.same
+from multirnn.protocol import Backend
 
 build = mr.backend("numpy").build
 GRU = mr.RecurrentSpec("gru", 5, 4)
@@ -65,14 +54,14 @@ def test_what_was_planted_is_named(mistakes: int, pairs: int, capsys: pytest.Cap
 def test_every_known_mistake_is_named(family: str) -> None:
     for mistake in (mistake for mistake in MISTAKES.values() if mistake.family == family):
         spec = next(spec for spec in SPECS if mistake.applies(spec))
-        pair = Pair(weights_of(spec, 3), (mistake,), only_calls=False)
+        pair = PortPair(weights_of(spec, 3), (mistake,), only_calls=False)
         found = diagnose(pair.right, pair.wrong)
         assert not found.equal, mistake.name
         assert [mistake.name] in named(found), found
         assert all(pair.is_explained_by(*cause.mistakes) for cause in found.causes)
 
 
-def test_a_mistake_on_any_backend(backend: mr.Backend) -> None:
+def test_a_mistake_on_any_backend(backend: Backend) -> None:
     weights = weights_of(GRU)
     wrong = composed(backend.build, MISTAKES["gates z r n"], MISTAKES["initial state ignored"])(weights)
     found = diagnose(backend.build(weights), wrong)
@@ -99,7 +88,7 @@ def test_mistakes_that_change_one_another(inner: str, outer: str) -> None:
         for s in (replace(GRU, bidirectional=True), LSTM, stack)
         if all(MISTAKES[m].applies(s) for m in (inner, outer))
     )
-    pair = Pair(weights_of(spec), (MISTAKES[inner], MISTAKES[outer]), only_calls=False)
+    pair = PortPair(weights_of(spec), (MISTAKES[inner], MISTAKES[outer]), only_calls=False)
     found = diagnose(pair.right, pair.wrong)
     assert found.causes
     assert all(pair.is_explained_by(*cause.mistakes) for cause in found.causes)
@@ -227,9 +216,9 @@ def test_stacks_of_two_shapes_are_told_in_words() -> None:
 
 def test_a_layer_that_counts_wrongly() -> None:
     class Frozen(Planted):
-        def __init__(self, weights: mr.Weights) -> None:
-            super().__init__(weights)
-            self.parameter_count += 4
+        @property
+        def parameter_count(self) -> int:
+            return self._right.parameter_count + 4
 
     weights = weights_of(GRU)
     found = diagnose(build(weights), Frozen(weights))
@@ -442,128 +431,6 @@ def test_json_and_notebook() -> None:
     assert json.loads(unexplained.to_json())["divergence"]["layer"] == 0
     assert unexplained.divergence is not None
     assert unexplained.divergence._repr_html_() in unexplained._repr_html_()
-
-
-# --- The command -----------------------------------------------------------------------------------------------------
-
-SMALL = ("--cell", "gru", "--hidden", "3")
-
-
-def run(*args: object) -> Result:
-    return CliRunner().invoke(main, ["diagnose", *map(str, args)], env={"COLUMNS": "300"})
-
-
-@pytest.fixture
-def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A module of the user's in the current folder."""
-    source = """
-import multirnn as mr
-right = mr.build(mr.RecurrentSpec("gru", 4, 3), "numpy")
-class inside:
-    @staticmethod
-    def port(x, h0):
-        output = right(x)
-        return output.sequence, output.state.h
-"""
-    name = f"model_{tmp_path.name}".replace("-", "_")
-    (tmp_path / f"{name}.py").write_text(source)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.path", [*__import__("sys").path])
-    return name
-
-
-def test_two_backends_are_equal() -> None:
-    result = run("numpy", "numpy", *SMALL)
-    assert (result.exit_code, result.stderr) == (0, "")
-    assert "A and B are the same function" in result.stdout
-
-
-def test_planted_mistakes_are_found_on_real_data() -> None:
-    args = ("numpy", "numpy", *SMALL, "--mistake", "gates z r n", "--mistake", "mask one step too long")
-    result = run(*args)
-    assert (result.exit_code, result.stderr) == (1, "")
-    assert result.stdout.startswith("A: numpy; B: numpy made wrong (gates z r n, mask one step too long); Recurrent")
-    assert "B reads the GRU blocks as z r n" in result.stdout
-    assert "It also takes each row for one step longer than it is" in result.stdout
-    told = json.loads(run(*args, "--json").stdout)
-    assert told["causes"][0]["mistakes"] == ["gates z r n", "mask one step too long"]
-
-
-def test_objects_of_the_users_own(module: str) -> None:
-    result = run(f"{module}:right", f"{module}:inside.port")
-    assert (result.exit_code, result.stderr) == (1, "")
-    assert "B starts from zero whatever initial state is given." in result.stdout
-    assert run(f"{module}:right", f"{module}:right").exit_code == 0
-    assert run(f"{module}:right", "numpy").exit_code == 0
-    assert run("numpy", f"{module}:inside.port", *SMALL).exit_code == 1
-
-
-def test_the_corrected_weights_are_written(tmp_path: Path) -> None:
-    path = tmp_path / "right.npz"
-    result = run("numpy", "numpy", *SMALL, "--mistake", "gates z r n", "--save", path)
-    assert result.exit_code == 1
-    assert f"weights with which B is right: {path}" in result.stdout
-    with np.load(path) as file:
-        spec = mr.RecurrentSpec.from_json(str(file["spec"]))
-        weights = mr.Weights(spec, {name: file[name] for name in spec.shapes})
-    assert [file.name for file in tmp_path.iterdir()] == ["right.npz"]
-    right = mr.initialise(mr.RecurrentSpec("gru", 4, 3), 0)
-    assert diagnose(build(right), Planted(weights, MISTAKES["gates z r n"])).equal
-    none = run("numpy", "numpy", *SMALL, "--mistake", "initial state ignored", "--save", tmp_path / "none.npz")
-    assert "no weights are written: none make B right" in none.stdout
-    assert not (tmp_path / "none.npz").exists()
-
-
-def test_the_picture(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    result = run("numpy", "numpy", *SMALL, "--mistake", "gates z r n", "--plot", tmp_path / "a.png")
-    assert result.exit_code == 1, result.stderr
-    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_the_list_of_mistakes() -> None:
-    result = run("--list")
-    assert result.exit_code == 0
-    assert f"{len(MISTAKES)} known mistakes" in result.stdout
-    listed = json.loads(run("--list", "--cell", "gru", "--hidden", "3", "--json").stdout)["mistakes"]
-    assert [entry["name"] for entry in listed] == [m.name for m in mistakes_for(mr.RecurrentSpec("gru", 4, 3))]
-
-
-@pytest.mark.parametrize(
-    ("args", "said"),
-    [
-        ((), "name two sides, A and B, or ask for the --list of mistakes."),
-        (("numpy", "numpy"), "the backend 'numpy' builds the stack of --cell and --hidden; give both."),
-        (("numpy", "numpy", "--cell", "gru"), "--cell and --hidden belong together; --hidden is missing."),
-        (("numpy", "numpi", *SMALL), "no backend named 'numpi'"),
-        (("numpy", "numpy", *SMALL, "--mistake", "gates z r"), "did you mean 'gates z r n'?"),
-        (
-            ("numpy", "numpy", *SMALL, "--mistake", "nonsense"),
-            "Error: no mistake is named 'nonsense'; --list names them all\n",
-        ),
-        (("numpy", "numpy", *SMALL, "--mistake", "gates f i g o"), "makes no difference to RecurrentSpec('gru'"),
-        (("numpy", "no.such:layer", *SMALL), "no.such:layer: there is no module 'no', neither in this folder"),
-        (("numpy", "json:nope", *SMALL), "json:nope: json has no 'nope'; write module:object"),
-        (("numpy", ":nope", *SMALL), ":nope: write module:object, as in model:port"),
-        (("numpy", "json:loads", *SMALL, "--mistake", "gates z r n"), "--mistake is planted in a backend"),
-        (("numpy", "numpy", *SMALL, "--save", "a.pt"), "a.pt: the corrected weights are written as .npz"),
-        (("numpy", "numpy", *SMALL, "--save", "nowhere/a.npz"), "there is no folder nowhere; make it first"),
-    ],
-)
-def test_what_cannot_be_run_is_said(args: tuple[str, ...], said: str) -> None:
-    result = run(*args)
-    assert result.exit_code == 2
-    assert said in result.stderr
-    assert "Traceback" not in result.stderr
-
-
-def test_a_missing_framework(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(name: str) -> mr.Backend:
-        raise mr.MissingFramework(f"backend {name!r} needs it")
-
-    monkeypatch.setattr("multirnn.cli.diagnose.backend", missing)
-    result = run("torch", "numpy", *SMALL)
-    assert (result.exit_code, result.stderr) == (3, "Error: backend 'torch' needs it\n")
 
 
 def test_no_sentence_is_broken() -> None:

@@ -1,9 +1,7 @@
 """Where two layers part first, held against mistakes whose place is known."""
 
 from collections import Counter
-from importlib.util import module_from_spec, spec_from_file_location
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,21 +23,15 @@ from diverging_layers import (
     planted,
     stack,
 )
+from planted_pairs import experiment
 
 import multirnn as mr
 from multirnn.adoption import AdoptedLayer, adopt
-from multirnn.assembly import Assembly, Plumbing
-from multirnn.catalogue import mistakes_for
-from multirnn.divergence import first_divergence
+from multirnn.diagnosis import first_divergence
+from multirnn.mistakes import mistakes_for
+from multirnn.mistakes.plumbing import Assembly, Plumbing
 from multirnn.numerics import draw_call
-
-# The pairs are those on which `diagnose` is measured.
-_source = spec_from_file_location("diagnosis_benchmark", Path(__file__).parents[1] / "benchmarks" / "diagnosis.py")
-assert _source
-assert _source.loader
-experiment = module_from_spec(_source)
-_source.loader.exec_module(experiment)
-
+from multirnn.protocol import Backend
 
 # --- Drawn pairs, of which the place is known ------------------------------------------------------------------------
 
@@ -125,7 +117,7 @@ def test_of_the_same_stack_nothing_is_found(seed: int) -> None:
         assert np.nanmax(found.own) <= found.to_dict()["tolerance_eps"]
 
 
-def test_no_backend_parts_from_the_reference_and_a_mistake_in_each_is_found(backend: mr.Backend) -> None:
+def test_no_backend_parts_from_the_reference_and_a_mistake_in_each_is_found(backend: Backend) -> None:
     weights = stack("gru", hidden_size=6, num_layers=1)
     if reason := backend.refuses(weights.spec):
         pytest.skip(reason)

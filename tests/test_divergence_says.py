@@ -21,8 +21,8 @@ from diverging_layers import (
 
 import multirnn as mr
 from multirnn.adoption import AdoptedLayer, adopt
-from multirnn.catalogue import MISTAKES, mistakes_for
-from multirnn.divergence import first_divergence
+from multirnn.diagnosis import first_divergence
+from multirnn.mistakes import MISTAKES, mistakes_for
 from multirnn.numerics import draw_call
 
 # --- The probe that shows it -----------------------------------------------------------------------------------------

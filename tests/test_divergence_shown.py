@@ -9,7 +9,7 @@ from diverging_layers import BUILD, LAST, TIME, as_function, edited, made, stack
 
 import multirnn as mr
 from multirnn.adoption import adopt
-from multirnn.divergence import Divergence, first_divergence
+from multirnn.diagnosis import Divergence, first_divergence
 from multirnn.plot import plot_divergence
 
 

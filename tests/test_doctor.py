@@ -6,10 +6,8 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from multirnn_bench import alone, doctor
-from multirnn_bench.ceilings import CORE_TYPES
+from multirnn_bench import alone, ceilings, doctor, machine
 from multirnn_bench.doctor import CHECKS, Finding, examine
-from multirnn_bench.machine import cpu_features
 
 from multirnn.cli import main
 
@@ -18,7 +16,7 @@ Measure = Callable[..., Any]
 
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (*alone.VARIABLES, "OPENBLAS_CORETYPE", "ATEN_CPU_CAPABILITY", *doctor.SLOWING):
+    for name in (*machine.VARIABLES, "OPENBLAS_CORETYPE", "ATEN_CPU_CAPABILITY", *doctor.SLOWING):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -32,6 +30,7 @@ def answers(monkeypatch: pytest.MonkeyPatch, measure: Measure, **facts: Any) -> 
     }
     for name, fact in facts.items():
         monkeypatch.setattr(doctor, name, fact)
+    monkeypatch.setattr(ceilings, "cpu_features", facts["cpu_features"])
     monkeypatch.setattr(doctor, "find_spec", lambda name: object())
     monkeypatch.setattr(doctor, "measure_alone", measure)
 
@@ -101,11 +100,11 @@ def test_the_compiled_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     import multirnn.kernel
 
     answers(monkeypatch, lambda gauge, implementation, *given: {"native": 1e-3, "fast": 1e-4}[implementation])
-    monkeypatch.setattr(multirnn.kernel, "missing", lambda: "there is no C compiler")
+    monkeypatch.setattr(multirnn.kernel, "refuses", lambda: "there is no C compiler")
     found = check("the compiled loop")
     assert found.status == "slow"
     assert "1 ms in NumPy: there is no C compiler" in found.says
-    monkeypatch.setattr(multirnn.kernel, "missing", lambda: None)
+    monkeypatch.setattr(multirnn.kernel, "refuses", lambda: None)
     found = check("the compiled loop")
     assert found.status == "fine"
     assert "100 µs" in found.says
@@ -197,7 +196,7 @@ def test_every_gauge_runs_in_a_process_of_its_own() -> None:
     assert alone.measure_alone("python_loop", 1000) > 0
     assert set(alone.measure_alone("denormals", 0.003)) == {"normal", "denormal"}
     assert alone.measure_alone("numpy_layer", "native", 0.003) > 0
-    first, second = alone.measure_together("reading", 4096, 0.003, cores=[(), alone.allowed_cores()[:1]])
+    first, second = alone.measure_together("reading", 4096, 0.003, cores=[(), machine.allowed_cores()[:1]])
     assert set(first) == set(second)
 
 
@@ -210,7 +209,7 @@ def test_kernels_of_another_instruction_set_are_found(monkeypatch: pytest.Monkey
     import numpy as np
 
     blas = np.__config__.CONFIG["Build Dependencies"]["blas"]["name"]
-    if "openblas" not in blas or not set(CORE_TYPES) & cpu_features():
+    if "openblas" not in blas or ceilings.best_kernels() is None:
         pytest.skip("needs NumPy with OpenBLAS on a processor with AVX2")
     monkeypatch.setenv("OPENBLAS_CORETYPE", "Prescott")  # SSE3: four times narrower than AVX2 with its fused products
     found = check("NumPy's matrix products")

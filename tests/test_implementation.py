@@ -6,7 +6,7 @@ import pytest
 
 import multirnn as mr
 from multirnn.layer import FROZEN, NATIVE, Planned
-from multirnn.protocol import Abilities, abilities, realise
+from multirnn.protocol import Abilities, Backend, abilities, accept, realise, with_implementation
 
 SPEC = mr.RecurrentSpec("gru", 3, 5, num_layers=2, bidirectional=True)
 
@@ -23,7 +23,7 @@ class Recorder:
         return "it has no GRU; take an LSTM" if spec.cell == "gru" else None
 
     def build(self, weights, *, device=None, implementation=NATIVE):
-        mr.accept(self, weights.spec)
+        accept(self, weights.spec)
         self.asked.append(implementation)
         return mr.build(weights, "numpy", device=device)
 
@@ -65,15 +65,15 @@ def test_build_hands_the_implementation_on() -> None:
 
 def test_a_backend_with_its_implementation_chosen_is_a_backend() -> None:
     backend = WithFast()
-    fast = mr.with_implementation(backend, "fast")
-    assert isinstance(fast, mr.Backend)
+    fast = with_implementation(backend, "fast")
+    assert isinstance(fast, Backend)
     assert (fast.name, fast.differentiable, fast.versions()) == ("recorder fast", True, {"recorder": "1"})
     assert abilities(fast).implementations == ("native",)
     assert fast.engine == "its engine"
     assert not hasattr(fast, "adopt")
     fast.build(mr.initialise(LSTM))
     assert backend.asked == ["fast"]
-    assert mr.with_implementation(backend, "native") is backend
+    assert with_implementation(backend, "native") is backend
     with pytest.raises(mr.Unsupported, match="it has no GRU"):
         fast.build(mr.initialise(SPEC))
 
@@ -135,14 +135,14 @@ def test_what_a_backend_lacks_has_a_default() -> None:
 
 
 @pytest.fixture(params=["fast", FROZEN])
-def made_fast(backend: mr.Backend, request: pytest.FixtureRequest) -> mr.Backend:
+def made_fast(backend: Backend, request: pytest.FixtureRequest) -> Backend:
     if request.param not in abilities(backend).implementations:
         pytest.skip(f"{backend.name} has no {request.param} implementation")
-    return mr.with_implementation(backend, request.param)
+    return with_implementation(backend, request.param)
 
 
 @pytest.mark.parametrize(("batch", "time"), [(1, 1), (1, 101), (37, 7)])
-def test_a_fast_layer_tells_what_it_runs(made_fast: mr.Backend, batch: int, time: int) -> None:
+def test_a_fast_layer_tells_what_it_runs(made_fast: Backend, batch: int, time: int) -> None:
     spec = SPEC if made_fast.refuses(SPEC) is None else LSTM
     layer = made_fast.build(mr.initialise(spec))
     assert isinstance(layer, Planned)

@@ -18,39 +18,6 @@ ROOT = Path(mr.__file__).parent.parent
 
 # --- In the source -----------------------------------------------------------------------------------------------------------
 
-ORDER = (  # each may import from what stands before it
-    *(
-        "errors",
-        "activations",
-        "cells",
-        "spec",
-        "arrays",
-        "weights",
-        "names",
-        "conventions",
-        "packing",
-        "layer",
-        "protocol",
-        "boundary",
-    ),
-    *(
-        "kernel",
-        "registry",
-        "tables",
-        "numerics",
-        "comparison",
-        "confirmation",
-        "returned",
-        "adoption",
-        "mistakes",
-        "assembly",
-        "catalogue",
-        "divergence",
-        "diagnosis",
-        "parity",
-    ),
-    *("public", "support", "support_table", "testing", "pytest_plugin", "plot", "series", "samples", "cli"),
-)
 ALLOWED = {  # beside the standard library and itself
     "multirnn": {"numpy", "rich", "click", "matplotlib", "hypothesis", "pytest"},
     "multirnn_numpy": {"numpy", "multirnn"},
@@ -58,7 +25,7 @@ ALLOWED = {  # beside the standard library and itself
     "multirnn_keras": {"numpy", "multirnn", "keras", "tensorflow", "jax", "torch"},
     "multirnn_jax": {"numpy", "multirnn", "jax"},
     "multirnn_onnxruntime": {"numpy", "multirnn", "onnx", "onnxruntime"},
-    "multirnn_bench": {"numpy", "multirnn", "rich", "click", "threadpoolctl"},
+    "multirnn_bench": {"numpy", "multirnn", "rich", "click", "threadpoolctl", "jinja2"},
 }
 FOLDERS = {package: "backends" if "_" in package else "" for package in ALLOWED} | {"multirnn_bench": "benchmarks"}
 SOURCES = [
@@ -143,19 +110,48 @@ def needed(path: Path, modules: Container[str]) -> Iterator[str]:
             yield from (name if name in modules else str(node.module) for name in names)
 
 
-def test_the_description_is_built_from_below() -> None:
-    seen = set()
-    for package, path in SOURCES:
-        if package != "multirnn" or path in (ROOT / "multirnn" / "__init__.py", ROOT / "multirnn" / "__main__.py"):
-            continue
-        own = path.relative_to(ROOT / "multirnn").parts[0].removesuffix(".py")
-        seen.add(own)
-        for name in imports(path, loaded=True):
-            if name.startswith("multirnn."):
-                other = name.split(".")[1]
-                assert ORDER.index(other) <= ORDER.index(own), f"{own} imports {other}"
-                assert other != own or (ROOT / "multirnn" / own).is_dir()
-    assert seen == set(ORDER)
+def test_modules_and_packages_are_built_on_few_levels() -> None:
+    """The longest chain of imports between the files and folders of `multirnn`, those inside functions included."""
+    sources = {
+        path: path.relative_to(ROOT / "multirnn").parts[0].removesuffix(".py") for _, path in SOURCES if _ == "multirnn"
+    }
+    needs: dict[str, set[str]] = {own: set() for own in sources.values() if not own.startswith("__")}
+    for path, own in sources.items():
+        if own in needs:
+            found = {name.split(".")[1] for name in imports(path, loaded=True) if name.startswith("multirnn.")}
+            assert own not in found or (ROOT / "multirnn" / own).is_dir(), f"{path} imports itself"
+            needs[own] |= found - {own}
+    levels: list[list[str]] = []
+    while done := [own for own in needs if needs[own] <= {name for level in levels for name in level}]:
+        levels.append(done)
+        for own in done:
+            del needs[own]
+    assert not needs, f"in a cycle, or above one: {needs}"
+    assert len(levels) <= 11, levels
+
+
+def test_a_file_is_one_idea() -> None:
+    """So no file of Python is long."""
+    folders = [ROOT / name for name in ("multirnn", "backends", "benchmarks", "docs", "examples", "tests")]
+    long = {
+        str(path.relative_to(ROOT)): lines
+        for folder in folders
+        for path in folder.rglob("*.py")
+        if (lines := len(path.read_text().splitlines())) >= 450
+    }
+    assert not long
+
+
+SAME_IN_TWO_FRAMEWORKS = {"FastGRU", "FastLSTM"}  # fast forms of classes that PyTorch and Keras name alike
+
+
+def test_no_two_public_classes_share_a_name() -> None:
+    found: dict[str, list[Path]] = {}
+    for _, path in SOURCES:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                found.setdefault(node.name, []).append(path)
+    assert {name: paths for name, paths in found.items() if len(paths) > 1 and name not in SAME_IN_TWO_FRAMEWORKS} == {}
 
 
 # --- In the interpreter --------------------------------------------------------------------------------------------------------
@@ -218,6 +214,16 @@ def test_no_public_name_is_that_of_a_file() -> None:
     """Or importing the file would hide it."""
     files = {path.relative_to(ROOT / "multirnn").parts[0].removesuffix(".py") for _, path in SOURCES if _ == "multirnn"}
     assert not files & set(mr.__all__)
+
+
+def test_type_checkers_read_the_names_that_there_are() -> None:
+    tree = ast.parse(Path(mr.__file__).read_text())
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    read = {
+        f"{node.module}.{alias.name}" for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    assert read == {f"{module}.{name}" for name, module in vars(mr)["_HOME"].items()}
+    assert len(mr.__all__) <= 37
 
 
 def test_a_name_that_is_not_offered_is_an_attribute_error() -> None:

@@ -1,14 +1,12 @@
 """JAX made fast: the same function in either layout, there, back and back again, in the hands of JAX."""
 
 import logging
-import os
 import re
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from jax_trees import assert_close, like, paired, wide
 from multirnn_bench.verify import allowed, answer, error, expected
 
 import multirnn as mr
@@ -20,9 +18,8 @@ from multirnn.testing import cases
 jax = pytest.importorskip("jax")
 
 import jax.numpy as jnp  # noqa: E402
-from multirnn_jax import BACKEND, FastRecurrence, fast, kernel, recursion  # noqa: E402
-from multirnn_jax.apply import ACTIVATIONS  # noqa: E402
-from multirnn_jax.recursion import SLOPES  # noqa: E402
+from multirnn_jax import BACKEND, FastRecurrence, fast, kernel, reverse  # noqa: E402
+from multirnn_jax.activations import ACTIVATIONS, SLOPES  # noqa: E402
 from multirnn_jax.weights import width  # noqa: E402
 
 FAST = with_implementation(BACKEND, "fast")
@@ -41,33 +38,12 @@ def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
         assert kernel.refuses() is None
     else:
         without_kernel(monkeypatch)
-        monkeypatch.setattr(recursion, "in_columns", lambda spec, batch: request.param == "columns")
+        monkeypatch.setattr(reverse, "in_columns", lambda spec, batch: request.param == "columns")
     return request.param
 
 
 def without_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel, "refuses", lambda: "it is left out")
-
-
-def wide(tree):
-    return jax.tree.map(lambda array: np.asarray(array, "float64"), tree)
-
-
-def assert_close(actual, expected) -> None:
-    """Two pytrees: the same structure, equal leaf by leaf up to rounding."""
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        a, b = np.asarray(a), np.asarray(b)
-        assert mr.difference(a, b).normwise <= mr.tolerance(a.dtype)
-
-
-def like(tree, seed: int = 7):
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda part: rng.standard_normal(part.shape).astype(part.dtype), tree)
-
-
-def paired(cotangent, output):
-    return sum(jnp.vdot(c, o) for c, o in zip(jax.tree.leaves(cotangent), jax.tree.leaves(output), strict=True))
 
 
 def drawn(spec: mr.RecurrentSpec):
@@ -349,7 +325,7 @@ def test_the_values_of_a_bucket_are_those_of_the_call() -> None:
 def test_the_plan_says_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = FAST.build(mr.initialise(GRU))
     assert compiled.plan(32, 100) == Plan("fast", "the compiled recurrence, a custom call of XLA")
-    assert compiled.compiler_options(4) is None
+    assert compiled.compiler_options(4) == {}
     without_kernel(monkeypatch)
     small, large = (
         FAST.build(mr.initialise(mr.RecurrentSpec("gru", 3, 64))),
@@ -363,7 +339,7 @@ def test_the_plan_says_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "reverse scan" not in large.plan(4, 10).sentence
     assert "reverse scan" in large.plan(4, 10, lengths=True, gradients=True).sentence
     assert large.compiler_options(64) != large.compiler_options(4)
-    assert BACKEND.build(mr.initialise(GRU)).compiler_options(4) is None
+    assert BACKEND.build(mr.initialise(GRU)).compiler_options(4) == {}
 
 
 def test_who_multiplies_is_a_matter_of_rows_and_cores() -> None:
@@ -401,98 +377,3 @@ def test_what_is_timed_is_right_and_goes_on(mode: str, implementation: str, ragg
     assert (layer.weights() == before) == (mode != "training")
     assert (prepared.boundary is None) == (mode == "training")
     assert prepared.plan
-
-
-# --- As it is compiled for users, in processes of their own -----------------------------------------------------------
-
-SHARDED = """
-import os
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
-import jax, jax.numpy as jnp, numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-import multirnn as mr
-from multirnn_jax import recursion
-
-def close(actual, expected):
-    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        a, b = np.asarray(a), np.asarray(b)
-        assert mr.difference(a, b).normwise <= mr.tolerance(a.dtype)
-
-rows, columns, everywhere = P("data"), P(None, "data"), P()
-rng = np.random.default_rng(0)
-x, lengths = rng.standard_normal((4, 7, 5)).astype("float32"), np.array([7, 0, 3, 5])
-for cell, layout in (("lstm", False), ("gru", True)):
-    recursion.in_columns = lambda spec, batch: layout
-    spec = mr.RecurrentSpec(cell, 5, 3)
-    layer, plain = mr.backend("jax").build(mr.initialise(spec), implementation="fast"), mr.build(spec, "jax")
-    apply, params = layer.native.apply, layer.native.params
-    state = mr.State(*rng.standard_normal((len(spec.form.states), 1, 4, 3)).astype("float32"))
-    cotangent = mr.Output(rng.standard_normal((4, 7, 3)).astype("float32"), state)
-    expected = plain(x, state, lengths=lengths)
-    gradients = plain.vjp(x, state, lengths=lengths, cotangent=cotangent).weights
-
-    def loss(params, x, state, lengths):
-        output = apply(params, x, state, lengths)
-        return sum(jnp.sum(c * o) for c, o in zip(jax.tree.leaves(cotangent), jax.tree.leaves(output)))
-
-    for kind in (AxisType.Auto, AxisType.Explicit):
-        mesh = jax.make_mesh((2,), ("data",), axis_types=(kind,))
-        def put(tree, spec):
-            return jax.device_put(tree, NamedSharding(mesh, spec))
-        given = put(params, everywhere), put(x, rows), put(state, columns), put(lengths, rows)
-        output = jax.jit(apply)(*given)
-        assert len(output.sequence.sharding.device_set) == 2 and not output.sequence.is_fully_replicated
-        close(output, expected)
-        same = put(state, everywhere)  # an initial state that is not sharded as x is
-        close(jax.jit(jax.grad(loss))(given[0], given[1], same, given[3]), gradients)
-
-    split = mr.Output(rows, mr.State(*[columns] * len(state)))
-    specs = (everywhere, rows, jax.tree.map(lambda _: columns, state), rows)
-
-    def mapped_loss(params, *call):
-        output = jax.shard_map(apply, mesh=mesh, in_specs=specs, out_specs=jax.tree.map(
-            lambda part: rows if part.ndim == 3 and part.shape[0] == 4 else columns, cotangent))(params, *call)
-        return sum(jnp.sum(c * o) for c, o in zip(jax.tree.leaves(cotangent), jax.tree.leaves(output)))
-
-    close(jax.jit(jax.grad(mapped_loss))(*given), gradients)
-    layer.native.params = given[0]
-    close(layer(x, state, lengths=lengths), expected)
-print("sharded over", len(jax.devices()), "devices")
-"""
-
-COMPILED = """
-import multirnn as mr
-from multirnn_jax import kernel
-from multirnn.protocol import with_implementation
-
-fast = with_implementation(mr.backend("jax"), "fast")
-if not compiled_recurrence:
-    kernel.refuses = lambda: "it is left out"
-for cell in mr.CELLS:
-    comparison = mr.compare(mr.RecurrentSpec(cell, 3, 11, bidirectional=True), backends=[fast])
-    assert comparison.ok, str(comparison)
-    hidden = 1024 if cell == "simple_rnn" else 512
-    assert fast.build(mr.initialise(mr.RecurrentSpec(cell, 3, hidden))).plan(33, 3).sentence.count("columns") != compiled_recurrence
-    import numpy as np
-    x = np.random.default_rng(0).standard_normal((33, 3, 3)).astype("float32")
-    comparison = mr.compare(mr.RecurrentSpec(cell, 3, hidden), x, backends=[fast])
-    assert comparison.ok, str(comparison)
-print("equal")
-"""
-
-
-def in_a_process(code: str, **environment: str) -> str:
-    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr
-    return ended.stdout
-
-
-def test_a_batch_that_is_sharded_over_two_devices() -> None:
-    assert in_a_process(SHARDED, **os.environ) == "sharded over 2 devices\n"
-
-
-@pytest.mark.parametrize("compiled_recurrence", [True, False])
-def test_agrees_as_it_is_compiled_for_users(compiled_recurrence: bool) -> None:
-    """The other tests compile without optimisation; see conftest.py."""
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    assert in_a_process(f"compiled_recurrence = {compiled_recurrence}\n{COMPILED}", **environment) == "equal\n"

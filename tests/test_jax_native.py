@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import os
 import pickle
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from jax_trees import assert_close, like, paired, wide
 
 import multirnn as mr
 from multirnn.numerics import draw_call
@@ -19,7 +19,8 @@ jax = pytest.importorskip("jax")
 
 import jax.numpy as jnp  # noqa: E402
 from multirnn_jax import BACKEND, Recurrence  # noqa: E402
-from multirnn_jax.apply import ACTIVATIONS, apply  # noqa: E402
+from multirnn_jax.activations import ACTIVATIONS  # noqa: E402
+from multirnn_jax.loop import apply  # noqa: E402
 
 LSTM = mr.RecurrentSpec("lstm", 5, 11, bidirectional=True)
 GRU = mr.RecurrentSpec("gru", 5, 11, bias="single", bidirectional=True)
@@ -39,29 +40,6 @@ def build(spec: mr.RecurrentSpec):
 def reference(spec: mr.RecurrentSpec):
     """The same layer on NumPy in float64."""
     return mr.build(mr.initialise(spec, seed=3).astype("float64"), "numpy")
-
-
-def wide(tree):
-    return jax.tree.map(lambda array: np.asarray(array, "float64"), tree)
-
-
-def assert_close(actual, expected) -> None:
-    """Two pytrees: the same structure, equal leaf by leaf up to rounding."""
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        a, b = np.asarray(a), np.asarray(b)
-        assert mr.difference(a, b).normwise <= mr.tolerance(a.dtype)
-
-
-def like(output: mr.Output) -> mr.Output:
-    """A cotangent for an output."""
-    rng = np.random.default_rng(7)
-    return jax.tree.map(lambda part: rng.standard_normal(part.shape).astype(part.dtype), output)
-
-
-def paired(cotangent: mr.Output, output: mr.Output):
-    """The number of which `cotangent` is the gradient with respect to `output`."""
-    return sum(jnp.vdot(c, o) for c, o in zip(jax.tree.leaves(cotangent), jax.tree.leaves(output), strict=True))
 
 
 # --- Agreement -------------------------------------------------------------------------------------------------------
@@ -400,86 +378,7 @@ def test_parameters_that_were_spoilt_are_named() -> None:
         layer(x)
 
 
-# --- Devices ---------------------------------------------------------------------------------------------------------
-
-
-def test_device_is_where_the_parameters_are() -> None:
-    layer = BACKEND.build(mr.initialise(GRU), device="cpu")
-    assert {device.platform for leaf in jax.tree.leaves(layer.native.params) for device in leaf.devices()} == {"cpu"}
-    x, _, _ = draw_call(GRU)
-    assert_close(layer(x), mr.build(mr.initialise(GRU).astype("float64"), "numpy")(wide(x)))
-
-
-@pytest.mark.parametrize("device", ["abacus", "cpu:1"])
-def test_a_device_that_is_not_there(device: str) -> None:
-    with pytest.raises(mr.InvalidCall, match=rf"JAX has no device '{device}' here; it can use .*cpu"):
-        BACKEND.build(mr.initialise(GRU), device=device)
-
-
-def test_on_a_gpu() -> None:
-    if not any(device.platform == "gpu" for device in jax.local_devices()):
-        pytest.skip("JAX has no GPU here")
-    weights = mr.initialise(LSTM, seed=3)
-    layer, (x, state, lengths) = BACKEND.build(weights, device="gpu"), draw_call(LSTM)
-    output = layer(x, state, lengths=lengths)
-    assert_close(output, reference(LSTM)(wide(x), wide(state), lengths=lengths))
-    gradients = layer.vjp(x, state, lengths=lengths, cotangent=output)
-    expected = reference(LSTM).vjp(wide(x), wide(state), lengths=lengths, cotangent=wide(output))
-    assert_close((dict(gradients.weights), gradients.x), (dict(expected.weights), expected.x))
-
-
-# The number of devices is fixed when JAX starts, so two of them need a process of their own.
-SHARDED = """
-import os
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
-import jax, jax.numpy as jnp, numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-import multirnn as mr
-
-layer = mr.build(mr.RecurrentSpec("lstm", 5, 3), "jax")
-apply, params = layer.native.apply, layer.native.params
-rng = np.random.default_rng(0)
-x, lengths = rng.standard_normal((4, 7, 5)).astype("float32"), np.array([7, 0, 3, 5])
-state = mr.State(*rng.standard_normal((2, 1, 4, 3)).astype("float32"))
-cotangent = mr.Output(rng.standard_normal((4, 7, 3)).astype("float32"), state)
-expected = layer(x, state, lengths=lengths)
-gradients = layer.vjp(x, state, lengths=lengths, cotangent=cotangent).weights
-
-def loss(params, x, state, lengths):
-    output = apply(params, x, state, lengths)
-    return sum(jnp.sum(c * o) for c, o in zip(jax.tree.leaves(cotangent), jax.tree.leaves(output)))
-
-def close(actual, expected):
-    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        a, b = np.asarray(a), np.asarray(b)
-        assert mr.difference(a, b).normwise <= mr.tolerance(a.dtype)
-
-rows, columns, everywhere = P("data"), P(None, "data"), P()
-for kind in (AxisType.Auto, AxisType.Explicit):
-    mesh = jax.make_mesh((2,), ("data",), axis_types=(kind,))
-    def put(tree, spec):
-        return jax.device_put(tree, NamedSharding(mesh, spec))
-    given = put(params, everywhere), put(x, rows), put(state, columns), put(lengths, rows)
-    output = jax.jit(apply)(*given)
-    assert len(output.sequence.sharding.device_set) == 2 and not output.sequence.is_fully_replicated
-    close(output, expected)
-    same = put(state, everywhere)  # an initial state that is not sharded as x is
-    close(jax.jit(apply)(given[0], given[1], same, given[3]), expected)
-
-close(jax.jit(jax.grad(loss))(given[0], given[1], same, given[3]), gradients)
-split = mr.Output(rows, mr.State(columns, columns))
-mapped = jax.shard_map(apply, mesh=mesh, in_specs=(everywhere, rows), out_specs=split)
-close(jax.jit(mapped)(*given[:2]), layer(x))
-layer.native.params = given[0]
-close(layer(x, state, lengths=lengths), expected)
-print("sharded over", len(jax.devices()), "devices")
-"""
-
-
-def test_a_batch_that_is_sharded_over_two_devices() -> None:
-    run = subprocess.run([sys.executable, "-c", SHARDED], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    assert run.stdout == "sharded over 2 devices\n"
+# --- The module ------------------------------------------------------------------------------------------------------
 
 
 def test_importing_is_silent_and_imports_no_other_framework() -> None:
@@ -500,20 +399,4 @@ def test_versions_name_jax_and_its_compiler() -> None:
 
 def test_nothing_is_refused() -> None:
     assert [BACKEND.refuses(spec) for spec in FORMS] == [None] * len(FORMS)
-    assert apply.__module__ == "multirnn_jax.apply"
-
-
-def test_agrees_as_it_is_compiled_for_users() -> None:
-    """The other tests compile without optimisation; see conftest.py."""
-    code = """
-import multirnn as mr
-
-for cell in mr.CELLS:
-    comparison = mr.compare(mr.RecurrentSpec(cell, 3, 11, bidirectional=True), backends=["jax"])
-    assert comparison.ok, str(comparison)
-print("equal")
-"""
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    command = [sys.executable, "-c", code]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert (ended.returncode, ended.stdout) == (0, "equal\n"), ended.stderr
+    assert apply.__module__ == "multirnn_jax.loop"

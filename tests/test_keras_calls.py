@@ -132,7 +132,7 @@ def test_nan_and_infinity_are_where_the_reference_has_them(
 @pytest.mark.parametrize("form", FORMS)
 def test_nan_and_infinity_in_the_loops(form: dict[str, Any], activation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in the compiled recurrence."""
-    monkeypatch.setattr(kernel, "missing", lambda: "not here")
+    monkeypatch.setattr(kernel, "refuses", lambda: "not here")
     assert_nan_as_the_reference(built({"activation": activation, **form}, "fast"))
 
 

@@ -11,22 +11,30 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from keras_layers import (
+    BACKEND,
+    FAST,
+    INPUT_SIZE,
+    MEANS,
+    ON_TENSORFLOW,
+    assert_close,
+    keras,
+    multirnn_keras,
+    numpy_of,
+    spec_of,
+    trained,
+    use,
+    widened,
+)
 
 import multirnn as mr
 from multirnn import kernel
 from multirnn.numerics import draw_call
-from multirnn.protocol import MODES, SGD_RATE, Work, with_implementation
+from multirnn.protocol import MODES, SGD_RATE, Work
 from multirnn.testing import cases
 
-multirnn_keras = pytest.importorskip("multirnn_keras")
-keras = pytest.importorskip("keras")
 layers = keras.layers
-
-BACKEND = multirnn_keras.BACKEND
-FAST = with_implementation(BACKEND, "fast")
-ON_TENSORFLOW = BACKEND.engine == "tensorflow"
 only_tensorflow = pytest.mark.skipif(not ON_TENSORFLOW, reason="of TensorFlow's graphs and tapes")
-INPUT_SIZE, HIDDEN_SIZE = 5, 11
 FORMS = [
     {"cell": "simple_rnn", "activation": "relu"},
     {"cell": "lstm", "activation": mr.Activation("elu", 0.7)},
@@ -40,38 +48,13 @@ KINDS = {
 }
 
 
-def spec_of(form: dict, **changes) -> mr.RecurrentSpec:
-    return mr.RecurrentSpec(**{"input_size": INPUT_SIZE, "hidden_size": HIDDEN_SIZE, **form, **changes})
-
-
 def layer_of(form: dict, **changes) -> multirnn_keras.FastKerasLayer:
     return FAST.build(mr.initialise(spec_of(form, **changes), seed=1))
 
 
-def widened(state: mr.State) -> mr.State:
-    return mr.State(*(part if part is None else part.astype("float64") for part in state))
-
-
-def assert_close(actual, expected, dtype: str = "float32") -> None:
-    assert mr.difference(np.asarray(actual), np.asarray(expected)).normwise <= mr.tolerance(dtype)
-
-
-def numpy_of(tensor) -> np.ndarray:
-    return np.asarray(keras.ops.stop_gradient(tensor))
-
-
-def mask_of(lengths: np.ndarray, time: int) -> np.ndarray:
-    return np.arange(time) < lengths[:, None]
-
-
-@pytest.fixture(params=["compiled", "loops"])
+@pytest.fixture(params=MEANS)
 def means(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """With the compiled recurrence, where there is one, and as if there were none."""
-    if request.param == "loops":
-        monkeypatch.setattr(kernel, "missing", lambda: "not here")
-    elif not ON_TENSORFLOW or kernel.missing():
-        pytest.skip(kernel.missing() or "the compiled recurrence serves TensorFlow")
-    return request.param
+    return use(request.param, monkeypatch)
 
 
 # --- The same function -----------------------------------------------------------------------------------------------
@@ -86,7 +69,7 @@ def test_the_suite_holds(check) -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_the_loops_agree_too(form: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     """In graphs, for lengths that run without one elsewhere, and for others."""
-    monkeypatch.setattr(kernel, "missing", lambda: "not here")
+    monkeypatch.setattr(kernel, "refuses", lambda: "not here")
     both_ways = {"bidirectional": True, "num_layers": 2}
     for steps, changes in ((19, {}), (7, both_ways), (7, {"bias": "none", "dtype": "float64"})):
         spec = spec_of(form, **changes)
@@ -201,16 +184,6 @@ def test_what_no_spec_has_is_run_by_keras() -> None:
 # --- A citizen of Keras ----------------------------------------------------------------------------------------------
 
 
-def trained(model, **options) -> None:
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((6, 7, INPUT_SIZE)).astype("float32")
-    y = rng.standard_normal(model(x).shape).astype("float32")
-    # A small step down the gradient of the whole batch: the loss falls from any start.
-    model.compile(optimizer=keras.optimizers.SGD(0.01), loss="mse", **options)
-    losses = model.fit(x, y, epochs=2, batch_size=6, verbose=0).history["loss"]
-    assert losses[1] < losses[0]
-
-
 @pytest.mark.parametrize("form", FORMS)
 def test_counts_trains_saves_and_loads(form: dict, tmp_path: Path) -> None:
     layer = layer_of(form, num_layers=2, bidirectional=True)
@@ -256,178 +229,19 @@ def test_says_what_runs() -> None:
     plan = layer.plan(32, 100, lengths=True, gradients=True)
     assert plan.implementation == "fast"
     assert plan.sentence
-    with pytest.raises(mr.InvalidCall, match="'native' or 'fast', not 'quick'"):
+    with pytest.raises(mr.InvalidCall, match="'native', 'fast', not the implementation 'quick'"):
         multirnn_keras.build(layer.weights(), implementation="quick")
 
 
 @only_tensorflow
 def test_one_step_of_many_rows_with_many_weights_is_left_to_the_loop() -> None:
     layer = layer_of({"cell": "lstm"}, hidden_size=389)
-    if kernel.missing() is None:
+    if kernel.refuses() is None:
         assert layer.plan(8, 1) == layer.plan(9, 2) != layer.plan(9, 1)
     x = np.random.default_rng(0).standard_normal((9, 1, INPUT_SIZE)).astype("float32")
     expected = mr.build(layer.weights().astype("float64"), "numpy")(x.astype("float64"))
     for _ in range(2):
         assert_close(layer(x).sequence, expected.sequence)
-
-
-# --- Graphs and tapes ------------------------------------------------------------------------------------------------
-
-
-@only_tensorflow
-def test_a_repeated_shape_is_not_traced_again(means: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from multirnn_keras import fast, recurrence
-
-    layer = layer_of({"cell": "simple_rnn"})
-    x = np.zeros((3, 20, INPUT_SIZE), "float32")
-    cotangent = layer(x)
-    layer.vjp(x, cotangent=cotangent)
-    for name in ("forward", "backward"):
-        monkeypatch.setattr(recurrence, name, None)
-    monkeypatch.setattr(fast, "recurrence", None)
-    for _ in range(3):
-        layer(x)
-        layer.vjp(x, cotangent=cotangent)
-
-
-@only_tensorflow
-@pytest.mark.parametrize("go_backwards", [False, True])
-@pytest.mark.parametrize("masked", [False, True])
-def test_a_tape_of_eager_calls(masked: bool, go_backwards: bool, means: str) -> None:
-    """As TensorFlow's own of Keras' own layer; a persistent tape may be asked twice."""
-    import tensorflow as tf
-
-    rng = np.random.default_rng(0)
-    x = tf.constant(rng.standard_normal((3, 7, INPUT_SIZE)).astype("float32"))
-    mask = rng.random((3, 7)) < 0.6 if masked else None
-    options = {"return_sequences": True, "go_backwards": go_backwards}
-    theirs, mine = layers.LSTM(4, **options), multirnn_keras.FastLSTM(4, **options)
-    for layer in (theirs, mine):
-        layer.build((None, None, INPUT_SIZE))
-    mine.set_weights(theirs.get_weights())
-    found = []
-    for layer in (theirs, mine, mine):
-        values = [x, *(variable.value for variable in layer.trainable_weights)]
-        with tf.GradientTape(persistent=True) as tape:
-            tape.watch(x)
-            loss = tf.reduce_sum(layer(x, mask=mask) ** 2)
-        found.append(tape.gradient(loss, values))
-        for first, second in zip(found[-1], tape.gradient(loss, values), strict=True):
-            assert np.array_equal(first, second)
-    for expected, actual, again in zip(*found, strict=True):
-        assert_close(actual, expected)
-        assert np.array_equal(actual, again)
-
-
-@only_tensorflow
-def test_tensors_have_the_memory_that_the_compiled_loop_wrote() -> None:
-    """Where no tape watches, nothing is copied: neither on the way in nor out."""
-    if kernel.missing():
-        pytest.skip(kernel.missing())
-    import tensorflow as tf
-    from multirnn_keras import memory
-
-    layer = layer_of({"cell": "lstm"})
-    made: list[int] = []
-    x = memory.copied(np.zeros((3, 7, INPUT_SIZE), "float32"))
-    state = [tf.zeros((1, 3, HIDDEN_SIZE))] * 2
-    original = kernel.Stack.forward
-
-    def forward(self, table, batch, time, x, y, *rest) -> None:
-        made.extend((x[0], y[0]))
-        original(self, table, batch, time, x, y, *rest)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernel.Stack, "forward", forward)
-        sequence, *_ = layer.apply(None, [x, *state])
-    assert made == [memory.address(np.asarray(x)), memory.address(np.asarray(sequence))]
-
-
-@only_tensorflow
-@pytest.mark.parametrize("graph", [False, True])
-def test_gradients_of_gradients(graph: bool, means: str) -> None:
-    """As TensorFlow's own of Keras' own layer."""
-    import tensorflow as tf
-
-    spec = spec_of({"cell": "gru" if graph else "lstm"}, dtype="float64", hidden_size=3)
-    weights = mr.initialise(spec, seed=1)
-    x, _, lengths = draw_call(spec, 3)
-    mask = mask_of(lengths, x.shape[1])
-
-    def second(native):
-        values = [variable.value for variable in native.weights]
-        given = tf.constant(x)
-        with tf.GradientTape() as outer:
-            outer.watch([given, *values])
-            with tf.GradientTape() as inner:
-                inner.watch([given, *values])
-                loss = tf.reduce_sum(native(given, mask=mask) ** 2)
-            gradients = inner.gradient(loss, [given, *values])
-            total = tf.add_n([tf.reduce_sum(tf.square(gradient)) for gradient in gradients])
-        return outer.gradient(total, [given, *values])
-
-    fast, native = FAST.build(weights).native, BACKEND.build(weights).native
-    found = tf.function(lambda: second(fast))() if graph else second(fast)
-    for actual, expected in zip(found, second(native), strict=True):
-        assert_close(actual.numpy(), expected.numpy(), "float64")
-
-
-@only_tensorflow
-def test_what_xla_compiles_needs_no_call_back() -> None:
-    import tensorflow as tf
-
-    layer = layer_of({"cell": "lstm"}, bidirectional=True)
-    x, _, _ = draw_call(layer.spec, 3)
-    compiled = tf.function(layer.native, jit_compile=True)
-    assert_close(compiled(tf.constant(x)).numpy(), layer(x).sequence)
-    trained(layer.native, jit_compile=True)
-
-
-@only_tensorflow
-def test_any_batch_and_time_in_one_graph(means: str) -> None:
-    import tensorflow as tf
-
-    layer = layer_of({"cell": "gru"}, bidirectional=True)
-    graph = tf.function(layer.native, input_signature=[tf.TensorSpec((None, None, INPUT_SIZE))])
-    for batch, time in ((3, 7), (1, 2), (5, 19)):
-        x = np.random.default_rng(0).standard_normal((batch, time, INPUT_SIZE)).astype("float32")
-        assert_close(graph(tf.constant(x)).numpy(), layer(x).sequence)
-
-
-@pytest.mark.skipif(BACKEND.engine != "torch", reason="of PyTorch's tapes")
-def test_second_derivatives_on_torch() -> None:
-    import torch
-
-    spec = spec_of({"cell": "gru"}, hidden_size=3)
-    weights = mr.initialise(spec, seed=1)
-    x, _, _ = draw_call(spec, 3)
-
-    def second(native):
-        given = torch.tensor(x, requires_grad=True)
-        (gradient,) = torch.autograd.grad((native(given) ** 2).sum(), given, create_graph=True)
-        return torch.autograd.grad((gradient**2).sum(), given)[0].numpy()
-
-    assert_close(second(FAST.build(weights).native), second(BACKEND.build(weights).native))
-
-
-@pytest.mark.skipif(BACKEND.engine != "jax", reason="of JAX's transformations")
-def test_second_derivatives_on_jax() -> None:
-    import jax
-
-    spec = spec_of({"cell": "gru"}, hidden_size=3)
-    weights = mr.initialise(spec, seed=1)
-    x, _, _ = draw_call(spec, 3)
-
-    def second(native):
-        values = [variable.value for variable in native.trainable_variables]
-        others = [variable.value for variable in native.non_trainable_variables]
-
-        def loss(x):
-            return (native.stateless_call(values, others, x)[0] ** 2).sum()
-
-        return jax.grad(lambda x: (jax.grad(loss)(x) ** 2).sum())(x)
-
-    assert_close(second(FAST.build(weights).native), second(BACKEND.build(weights).native))
 
 
 # --- What is timed ---------------------------------------------------------------------------------------------------
@@ -470,8 +284,9 @@ def test_what_is_timed_is_right(mode: str, implementation: str) -> None:
 
 ELSEWHERE = """
 import sys, pytest
-sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", sys.argv[1], "-k", sys.argv[2]]))
+sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", *sys.argv[2:], "-k", sys.argv[1]]))
 """
+GRAPHS = str(Path(__file__).with_name("test_keras_graphs.py"))
 
 
 @pytest.mark.parametrize("engine", ["jax", "torch"])
@@ -483,7 +298,7 @@ def test_on_the_other_engines(engine: str) -> None:
     some = "form1 or form3"
     wanted = f"loops_agree and ({some}) or {one_mask} or {one_model} or in_place or other_dtypes or second or is_timed and fast"
     done = subprocess.run(
-        [sys.executable, "-c", ELSEWHERE, __file__, wanted],
+        [sys.executable, "-c", ELSEWHERE, wanted, __file__, GRAPHS],
         env={**os.environ, "KERAS_BACKEND": engine},
         capture_output=True,
         text=True,

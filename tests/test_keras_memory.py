@@ -16,12 +16,12 @@ from multirnn.protocol import with_implementation
 multirnn_keras = pytest.importorskip("multirnn_keras")
 keras = pytest.importorskip("keras")
 BACKEND = multirnn_keras.BACKEND
-if BACKEND.engine != "tensorflow" or kernel.missing():
-    pytest.skip(kernel.missing() or "the compiled recurrence serves TensorFlow", allow_module_level=True)
+if BACKEND.engine != "tensorflow" or kernel.refuses():
+    pytest.skip(kernel.refuses() or "the compiled recurrence serves TensorFlow", allow_module_level=True)
 
 import tensorflow as tf  # noqa: E402
 from multirnn_keras import memory  # noqa: E402
-from multirnn_keras.host import Host  # noqa: E402
+from multirnn_keras.kernel import KerasKernel  # noqa: E402
 
 FAST = with_implementation(BACKEND, "fast")
 FORMS: list[dict[str, Any]] = [
@@ -42,7 +42,7 @@ def layer_of(form: dict[str, Any], features: int = 4, units: int = 5) -> Any:
 
 def aligned(array: Any) -> bool:
     array = np.asarray(array)
-    return not array.size or memory.address(array) % memory.ALIGNMENT == 0
+    return not array.size or kernel.address(array) % memory.ALIGNMENT == 0
 
 
 def flat(tensors: Any) -> list[Any]:
@@ -63,7 +63,7 @@ def handed_over(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
     """Whether each array that the compiled loop gives back is aligned."""
     found: list[bool] = []
     for name in ("forward", "backward"):
-        monkeypatch.setattr(Host, name, _watched(getattr(Host, name), found))
+        monkeypatch.setattr(KerasKernel, name, _watched(getattr(KerasKernel, name), found))
     yield found
     assert found
     assert all(found)
@@ -164,8 +164,10 @@ def test_weights_replaced_within_a_call_are_those_of_the_next(
     expected = run()
     rubbish = []
 
-    def replaced(self: kernel.Stack, *given: Any, original: Any = kernel.Stack.forward, **more: Any) -> None:
-        monkeypatch.setattr(kernel.Stack, "forward", original)
+    def replaced(
+        self: kernel.CompiledRecurrence, *given: Any, original: Any = kernel.CompiledRecurrence.forward, **more: Any
+    ) -> None:
+        monkeypatch.setattr(kernel.CompiledRecurrence, "forward", original)
         for variable, array in zip(variables, after, strict=True):
             variable.assign(array)
         beside = threading.Thread(target=run)
@@ -174,7 +176,7 @@ def test_weights_replaced_within_a_call_are_those_of_the_next(
         rubbish.extend(np.full_like(array, 9.0) for array in before for _ in range(50))
         original(self, *given, **more)
 
-    monkeypatch.setattr(kernel.Stack, "forward", replaced)
+    monkeypatch.setattr(kernel.CompiledRecurrence, "forward", replaced)
     assert np.array_equal(run(), expected)
     assert not np.array_equal(run(), expected)
 

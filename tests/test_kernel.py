@@ -127,14 +127,11 @@ def test_packed_rows_are_those_that_lie_apart(cell, reset_after, threads):
     y, dx = spoilt(dy), spoilt(x)
     last, dfirst = (State(*(None if part is None else spoilt(part) for part in call.first)) for _ in range(2))
     gradients = {name: spoilt(array) for name, array in call.arrays.items()}
-    table, first = call.bound(call.arrays), addresses(call.first)
-    rest = stash, threads, starts.ctypes.data
-    last_at = addresses(last)
-    call.stack.forward(table, batch, time, address(x), address(y), first, last_at, call.lengths_address, *rest)
-    call.stack.backward(
-        *(table, call.bound(gradients), batch, time, address(x), address(y), first, address(dy), addresses(call.dlast)),
-        *(address(dx), addresses(dfirst), *rest),
-    )
+    table = call.bound(call.arrays)
+    packed = {"x": address(x), "y": address(y), "stash": stash, "threads": threads, "starts": starts.ctypes.data}
+    call.stack.forward(table, call.record(**packed, last=addresses(last)))
+    gradient_of = {"dy": address(dy), "dx": address(dx), "dfirst": addresses(dfirst), "last": addresses(call.dlast)}
+    call.stack.backward(table, call.bound(gradients), call.record(**packed, **gradient_of))
     assert memory.size
     np.testing.assert_array_equal(y, pack(apart.sequence))
     np.testing.assert_array_equal(dx, pack(expected.x))
@@ -164,16 +161,13 @@ def test_what_is_not_there():
     expected, expected_gradients = call.expected(), call.expected_gradients()
     _, stash = aligned(call.stack.stash_size(3, 7))
     y = spoilt(call.dy)
-    x, y_there, table = kernel.sequence(call.x), kernel.sequence(y), call.bound(call.arrays)
-    call.stack.forward(table, 3, 7, x, y_there, (0, 0), (0, 0), 0, stash)
+    table, given = call.bound(call.arrays), {"y": kernel.sequence(y), "first": (None, None), "stash": stash}
+    call.stack.forward(table, call.record(**given))
     close(y, expected.sequence, "float32")
     name = "layers.0.forward.weight_hh"
     dU = spoilt(call.arrays[name])
     gradients = call.stack.bind({name: kernel.operand(dU)})
-    nowhere = (0, 0, 0)
-    call.stack.backward(
-        table, gradients, 3, 7, x, y_there, (0, 0), nowhere, addresses(call.dlast), nowhere, (0, 0), stash
-    )
+    call.stack.backward(table, gradients, call.record(**given, last=addresses(call.dlast)))
     close(dU, expected_gradients.weights[name], "float32")
 
 

@@ -1,4 +1,4 @@
-"""What the compiled recurrence is given: lengths, a stash, memory. It trusts none of it, and keeps none of it for ever."""
+"""Lengths and stashes that the compiled recurrence must not trust, and the memory that it keeps."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""What is said where the compiled recurrence is missing, or not of these sources, or asked for unknown instructions."""
+"""Errors where the compiled recurrence is missing, built from other sources, or lacks the instructions asked for."""
 
 import platform
 import subprocess
@@ -17,7 +17,7 @@ pytestmark = needs_kernel
 
 def test_unknown_instructions():
     with pytest.raises(mr.InvalidCall, match="instructions must be one of"):
-        kernel.Stack(RecurrentSpec("lstm", 2, 3), "mmx")
+        kernel.CompiledRecurrence(RecurrentSpec("lstm", 2, 3), "mmx")
 
 
 @pytest.fixture
@@ -32,26 +32,26 @@ def fresh_load():
 class TestMissing:
     def test_not_built(self, monkeypatch, tmp_path):
         monkeypatch.setattr(build, "LIBRARY", tmp_path / "recurrence.so")
-        assert "python -m multirnn.kernel.build" in kernel.missing()
+        assert "python -m multirnn.kernel.build" in kernel.refuses()
         assert kernel.instruction_sets() == ()
         with pytest.raises(mr.MissingFramework, match="C compiler"):
-            kernel.Stack(RecurrentSpec("lstm", 2, 3))
+            kernel.CompiledRecurrence(RecurrentSpec("lstm", 2, 3))
 
     def test_not_a_library(self, monkeypatch, tmp_path):
         (tmp_path / "recurrence.so").write_text("text")
         monkeypatch.setattr(build, "LIBRARY", tmp_path / "recurrence.so")
-        assert "cannot be loaded" in kernel.missing()
+        assert "cannot be loaded" in kernel.refuses()
 
     def test_these_tests_fail_on_a_library_of_other_sources(self):
         stale = "from multirnn.kernel import build; build.fingerprint = lambda: 'other'; import pytest, sys; "
         run = f"sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', {__file__!r}]))"
         done = subprocess.run([sys.executable, "-c", stale + run], capture_output=True, text=True, check=False)
         assert done.returncode == pytest.ExitCode.INTERRUPTED, done.stdout
-        assert "was built from other sources; `python -m multirnn.kernel.build` makes it anew" in done.stdout
+        assert "was built from other sources; `python -m multirnn.kernel.build` rebuilds it" in done.stdout
 
     def test_built_from_other_sources(self, monkeypatch):
         monkeypatch.setattr(build, "fingerprint", lambda: "other")
-        assert "other sources" in kernel.missing()
+        assert "other sources" in kernel.refuses()
 
     def test_the_old_library_stays_until_the_new_one_is_whole(self, monkeypatch, tmp_path):
         target = tmp_path / "recurrence.so"

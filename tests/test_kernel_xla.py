@@ -1,4 +1,4 @@
-"""What the compiled recurrence knows of XLA is what the header of XLA says, and another XLA is refused."""
+"""The structures in `xla.h` match the header of XLA, and another version of XLA is refused."""
 
 import subprocess
 from pathlib import Path
@@ -63,9 +63,9 @@ def test_an_xla_that_is_not_known_is_refused(tmp_path: Path, monkeypatch: pytest
     assert xla.refuses(header()) is None
     later = tmp_path / "c_api.h"
     later.write_text("#define XLA_FFI_API_MAJOR 1\n#define XLA_FFI_API_MINOR 0\n")
-    assert str(xla.refuses(later)).endswith("is known, not 1.0")
+    assert str(xla.refuses(later)).endswith("is supported, not 1.0")
     later.write_text("")
-    assert str(xla.refuses(later)).endswith("is known, not unknown")
+    assert str(xla.refuses(later)).endswith("is supported, not unknown")
     assert "without the header" in str(xla.refuses(tmp_path / "none.h"))
-    monkeypatch.setattr(xla, "missing", lambda: "no compiled recurrence")
+    monkeypatch.setattr(xla, "library_refuses", lambda: "no compiled recurrence")
     assert xla.refuses(header()) == "no compiled recurrence"

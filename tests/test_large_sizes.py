@@ -8,7 +8,7 @@ import pytest
 
 import multirnn as mr
 from multirnn.comparison import Row
-from multirnn.protocol import with_implementation
+from multirnn.protocol import Backend, with_implementation
 from multirnn.testing import LargeProblem, large_cases, large_problems
 
 IMPLEMENTATIONS = [
@@ -41,7 +41,7 @@ def threads(name: str, count: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
 
 @pytest.mark.parametrize("count", [1, 3, 16])
-@pytest.mark.parametrize(("name", "implementation"), IMPLEMENTATIONS, ids="-".join)
+@pytest.mark.parametrize(("name", "implementation"), IMPLEMENTATIONS)
 def test_large_sizes_agree(name, implementation, count, monkeypatch, observed) -> None:
     try:
         backend = with_implementation(mr.backend(name), implementation)
@@ -53,7 +53,7 @@ def test_large_sizes_agree(name, implementation, count, monkeypatch, observed) -
                 note(observed, f"{name} {implementation}", problem, compared(backend, problem))
 
 
-def compared(backend: mr.Backend, problem: LargeProblem) -> Row:
+def compared(backend: Backend, problem: LargeProblem) -> Row:
     _, weights, x, state, lengths = problem
     row = mr.compare(weights, x, state, lengths=lengths, backends=[backend]).rows[0]
     assert row.verdict == "equal", f"{problem.name}: {row.reason}"
@@ -71,7 +71,7 @@ def note(observed, title: str, problem: LargeProblem, row: Row) -> None:
 
 
 @pytest.mark.parametrize("check", [pytest.param(check, id=name) for name, check in large_cases()])
-def test_the_reference_agrees_with_itself(check: Callable[[mr.Backend], None]) -> None:
+def test_the_reference_agrees_with_itself(check: Callable[[Backend], None]) -> None:
     check(mr.backend("numpy"))
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from bench_examples import varied
 from multirnn_bench import ceilings, machine
 from multirnn_bench.limits import (
     ACTIVATION,
@@ -21,11 +22,12 @@ from multirnn_bench.problems import Problem
 
 from multirnn import kernel
 from multirnn.errors import InvalidCall, InvalidData
+from multirnn.spec import RecurrentSpec
 
-RNN = Problem("rnn", "simple_rnn", batch=3, time=7, input_size=5, hidden_size=11)
-LSTM = replace(RNN, name="lstm", cell="lstm", bias="")
-GRU = replace(RNN, name="gru", cell="gru", bias="")
-STACK = replace(LSTM, name="stack", num_layers=2, bidirectional=True)
+RNN = Problem("rnn", RecurrentSpec("simple_rnn", 5, 11), batch=3, time=7)
+LSTM = varied(RNN, name="lstm", cell="lstm", bias="")
+GRU = varied(RNN, name="gru", cell="gru", bias="")
+STACK = varied(LSTM, name="stack", num_layers=2, bidirectional=True)
 
 # --- Work --------------------------------------------------------------------------------------------------------------------------
 
@@ -42,7 +44,7 @@ STACK = replace(LSTM, name="stack", num_layers=2, bidirectional=True)
         (GRU, "inference", 3 * 2 * 21 * 11 * (5 + 11)),
         # Above layer 0, the features are both directions' outputs.
         (STACK, "inference", 2 * 4 * 2 * 21 * 11 * (5 + 11) + 2 * 4 * 2 * 21 * 11 * (22 + 11)),
-        (replace(RNN, lengths=(1, 7)), "inference", 2 * 3 * 4 * 11 * (5 + 11)),
+        (varied(RNN, lengths=(1, 7)), "inference", 2 * 3 * 4 * 11 * (5 + 11)),
     ],
     ids=lambda value: getattr(value, "name", value),
 )
@@ -55,7 +57,7 @@ def test_operations_by_hand(problem: Problem, mode: str, expected: int) -> None:
     [
         (RNN, "inference", 4 * (187 + 21 * (5 + 11))),
         (RNN, "streaming", 4 * (187 + 3 * (5 + 11))),
-        (replace(RNN, dtype="float64"), "inference", 8 * (187 + 21 * (5 + 11))),
+        (varied(RNN, dtype="float64"), "inference", 8 * (187 + 21 * (5 + 11))),
         # Parameters read twice and their gradients written; x twice and its gradient; the output twice and its cotangent.
         (RNN, "gradients", 4 * (3 * 187 + 21 * (3 * 5 + 3 * 11))),
         # The same without the gradient of x, and the target; the parameters are written too.
@@ -73,7 +75,7 @@ def test_bytes_by_hand(problem: Problem, mode: str, expected: int) -> None:
 def test_the_least_memory_by_hand() -> None:
     assert minimum_memory(RNN) == 4 * (187 + 21 * (5 + 11))
     assert minimum_memory(STACK) == 4 * (STACK.spec.parameter_count + 21 * (5 + 2 * 22))
-    assert minimum_memory(replace(RNN, lengths=(1, 7))) == minimum_memory(RNN)
+    assert minimum_memory(varied(RNN, lengths=(1, 7))) == minimum_memory(RNN)
 
 
 # --- Limits -----------------------------------------------------------------------------------------------------------------------
@@ -81,15 +83,15 @@ def test_the_least_memory_by_hand() -> None:
 MACHINE = Limits(
     {"L1": 40_000, "L2": 1_000_000, "L3": 24_000_000},
     {
-        1: Ceilings({"float32": 1e11, "float64": 5e10}, {}, {"L1": 2e11, "L2": 1e11, "L3": 2e10, "memory": 1e10}, {}),
-        2: Ceilings({"float32": 2e11, "float64": 1e11}, {}, {"L1": 4e11, "L2": 2e11, "L3": 4e10, "memory": 1.5e10}, {}),
+        1: Ceilings.of({"float32": 1e11, "float64": 5e10}, {"L1": 2e11, "L2": 1e11, "L3": 2e10, "memory": 1e10}),
+        2: Ceilings.of({"float32": 2e11, "float64": 1e11}, {"L1": 4e11, "L2": 2e11, "L3": 4e10, "memory": 1.5e10}),
     },
 )
 
 
 def rnn(batch: int, time: int, size: int, **fields: Any) -> Problem:
     return Problem(
-        "it", **{"cell": "simple_rnn", "batch": batch, "time": time, "input_size": size, "hidden_size": size, **fields}
+        "it", RecurrentSpec(**{"cell": "simple_rnn", "input_size": size, "hidden_size": size, **fields}), batch, time
     )
 
 
@@ -164,7 +166,7 @@ def test_gates_and_activations_are_counted() -> None:
     cost = 6400 * 64 * ACTIVATION / 1e11
 
     def without_products(**fields: Any) -> float:
-        problem = replace(base, bias="", **fields)
+        problem = varied(base, bias="", **fields)
         return MACHINE.seconds(problem, "inference", 1) - flops(problem, "inference") / 1e11
 
     assert without_products() == pytest.approx(cost)
@@ -179,12 +181,6 @@ def test_sequences_that_are_large_are_bound_by_memory() -> None:
     moved = 4 * (problem.spec.parameter_count + 4_096_000 * 4)
     seconds = 32_000 / 2e11 + 768_000 / 1e11 + 18.4e6 / 2e10 + (moved - 19.2e6) / 1e10
     assert MACHINE.seconds(problem, "inference", 1) == pytest.approx(seconds)
-
-
-def test_a_share_is_the_limit_over_the_time() -> None:
-    problem = rnn(8, 100, 64)
-    limit = MACHINE.seconds(problem, "inference", 2)
-    assert MACHINE.share(problem, "inference", 2, 4 * limit) == pytest.approx(0.25)
 
 
 def test_threads_that_were_not_measured_are_refused() -> None:
@@ -216,12 +212,12 @@ def test_the_ceilings_are_measured_by_several_means(monkeypatch: pytest.MonkeyPa
         for name, rate in best.items():
             assert rate == max(means[name].values()) > 1e8
     assert "NumPy as installed" in found.product_means["float32"]
-    assert (ceilings.TILE in found.product_means["float32"]) != bool(kernel.missing())
+    assert (ceilings.TILE in found.product_means["float32"]) != bool(kernel.refuses())
     assert limits.seconds(RNN, "inference", 1) > 0
     compiled = {
         level for level, means in found.bandwidth_means.items() if "weights of the compiled recurrence" in means
     }
-    assert compiled == (set() if kernel.missing() else {"L1", "L2", "L3"})
+    assert compiled == (set() if kernel.refuses() else {"L1", "L2", "L3"})
 
 
 def test_several_cores_are_at_least_as_many_times_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,7 +228,7 @@ def test_several_cores_are_at_least_as_many_times_one(monkeypatch: pytest.Monkey
     alone = {"float32": {"one": 1e30}, "float64": {"one": 1.0}}
     found = ceilings.joint_products(2, alone)
     assert found["float32"]["2 times one core by itself"] == 2e30
-    tiles = set() if kernel.missing() else {f"{ceilings.TILE}, one a core"}
+    tiles = set() if kernel.refuses() else {f"{ceilings.TILE}, one a core"}
     assert set(found["float64"]) == {"one product", "a product a core", "2 times one core by itself"} | tiles
 
 
@@ -256,10 +252,7 @@ def test_of_two_measurements_the_higher_rates_count() -> None:
     one = {"BLAS": 9e10, "tile": 1e11}
     other = {"BLAS": 9.5e10, "tile": 9e10}
     levels = {"L1": {"read": 1e11}, "memory": {"read": 1e10}}
-    limits = [
-        Limits({"L1": 1}, {1: Ceilings({"float32": max(means.values())}, {"float32": means}, {"L1": 1e11}, levels)})
-        for means in (one, other)
-    ]
+    limits = [Limits({"L1": 1}, {1: Ceilings({"float32": means}, levels)}) for means in (one, other)]
     found = limits[0].highest(limits[1]).ceilings[1]
     assert found.product_means == {"float32": {"BLAS": 9.5e10, "tile": 1e11}}
     assert found.products == {"float32": 1e11}
@@ -270,11 +263,11 @@ def test_of_two_measurements_the_higher_rates_count() -> None:
 def test_products_are_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ceilings, "SIZE", 64)
     monkeypatch.setattr(ceilings, "PERIOD", 0.003)
-    slow = Limits(MACHINE.caches, {1: replace(MACHINE.ceilings[1], products={"float32": 1.0})})
+    slow = Limits(MACHINE.caches, {1: replace(MACHINE.ceilings[1], product_means={"float32": {"": 1.0}})})
     found = measure_again(slow)
     assert found.ceilings[1].products["float32"] > 1e8
     assert found.ceilings[1].bandwidths == MACHINE.ceilings[1].bandwidths
-    fast = Limits(MACHINE.caches, {1: replace(MACHINE.ceilings[1], products={"float32": 1e30})})
+    fast = Limits(MACHINE.caches, {1: replace(MACHINE.ceilings[1], product_means={"float32": {"": 1e30}})})
     assert measure_again(fast).ceilings[1].products == {"float32": 1e30}
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import multirnn as mr
-from multirnn.assembly import Plumbing
-from multirnn.catalogue import MISTAKES, mistakes_for
 from multirnn.cells import FORMS, Cell
-from multirnn.mistakes import Mistake, composed
+from multirnn.mistakes import MISTAKES, mistakes_for
+from multirnn.mistakes.change import Mistake, composed
+from multirnn.mistakes.plumbing import Plumbing
 from multirnn.numerics import difference, tolerance
 from multirnn.spec import BIASES
 

@@ -103,7 +103,7 @@ def test_training_that_ends_in_nan_differs() -> None:
     class Diverging:
         name, differentiable = "diverging", True
         refuses, build, read, versions = (
-            getattr(mr.backend("numpy"), n) for n in ("refuses", "build", "read", "versions")
+            staticmethod(getattr(mr.backend("numpy"), n)) for n in ("refuses", "build", "read", "versions")
         )
 
         def train(self, layer: Any, *args: Any, **options: Any) -> Any:

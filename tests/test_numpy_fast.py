@@ -6,17 +6,18 @@ from typing import Any
 import numpy as np
 import pytest
 from multirnn_numpy import BACKEND, FastNumpyLayer, Stack
-from multirnn_numpy.cells import SimpleRnn
-from multirnn_numpy.halved import halvable
+from multirnn_numpy.faster import halvable
+from multirnn_numpy.loop import SimpleRnn
 
 import multirnn as mr
 from multirnn import kernel
+from multirnn.cells import CELLS
 from multirnn.comparison import widened
 from multirnn.numerics import draw_call, draw_state
-from multirnn.protocol import MODES, SGD_RATE, Work
+from multirnn.protocol import MODES, SGD_RATE, Backend, Work
 from multirnn.testing import cases, covering_specs
 
-needs_kernel = pytest.mark.skipif(kernel.missing() is not None, reason=str(kernel.missing()))
+needs_kernel = pytest.mark.skipif(kernel.refuses() is not None, reason=str(kernel.refuses()))
 
 
 class OneWay:
@@ -52,9 +53,7 @@ every_frozen_way = pytest.mark.parametrize("way", FROZEN)
 
 @pytest.mark.parametrize("way", WAYS + FROZEN)
 @pytest.mark.parametrize("check", [pytest.param(check, id=name) for name, check in cases()])
-def test_the_conformance_suite(
-    way: OneWay, check: Callable[[mr.Backend], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_conformance_suite(way: OneWay, check: Callable[[Backend], None], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("multirnn_numpy.fast.PREPARED", 0)  # its shapes are small
     check(way)
 
@@ -72,7 +71,7 @@ def largest(actual: Any, expected: Any) -> float:
 
 
 @every_way
-@pytest.mark.parametrize("cell", mr.CELLS)
+@pytest.mark.parametrize("cell", CELLS)
 def test_what_is_written_into_native_counts_from_the_next_call_on(way: OneWay, cell: str) -> None:
     spec = mr.RecurrentSpec(cell, 5, 11, num_layers=2, bidirectional=True, dtype="float64")
     layer = way.build(mr.initialise(spec, 1))
@@ -198,13 +197,13 @@ def test_frozen_weights_are_read_only_and_one_that_is_replaced_is_refused(way: O
 @needs_kernel
 def test_frozen_weights_are_packed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     packed: list[bytes] = []
-    pack = kernel.Stack.pack
+    pack = kernel.CompiledRecurrence.pack
 
-    def watched(self: kernel.Stack, table: bytes) -> kernel.Packed:
+    def watched(self: kernel.CompiledRecurrence, table: bytes) -> kernel.Packed:
         packed.append(table)
         return pack(self, table)
 
-    monkeypatch.setattr(kernel.Stack, "pack", watched)
+    monkeypatch.setattr(kernel.CompiledRecurrence, "pack", watched)
     layer = BACKEND.build(mr.initialise(spec := mr.RecurrentSpec("gru", 5, 11)), implementation="frozen")
     reference = mr.build(mr.initialise(spec).astype("float64"), "numpy")
     for batch, time in ((1, 1), (3, 7), (2, 100)):
@@ -321,7 +320,7 @@ def test_many_rows_and_steps_agree_too(way: OneWay, form: tuple[str, bool], dtyp
 
 
 def test_where_it_is_missing_the_plan_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("multirnn_numpy.fast.missing", lambda: "there is no compiler here")
+    monkeypatch.setattr("multirnn_numpy.fast.refuses", lambda: "there is no compiler here")
     layer = BACKEND.build(mr.initialise(mr.RecurrentSpec("gru", 5, 11)), implementation="fast")
     assert layer.plan(3, 7).sentence.endswith("there is no compiler here")  # type: ignore[attr-defined]
     assert layer(np.zeros((2, 3, 5), "float32")).sequence.shape == (2, 3, 11)

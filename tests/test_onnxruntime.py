@@ -24,7 +24,7 @@ from onnx_models import BOTH, FORMS, spec_of
 import multirnn as mr
 from multirnn.comparison import widened
 from multirnn.numerics import difference, draw_call, draw_state, tolerance
-from multirnn.protocol import Work
+from multirnn.protocol import Backend, Work
 from multirnn.support import ACTIVATIONS_ASKED
 from multirnn.testing import assert_layers_agree, mutation_score
 
@@ -127,7 +127,7 @@ def test_inference_only_is_said() -> None:
 
 
 def test_mistakes_in_gradients_are_not_tried() -> None:
-    def check(backend: mr.Backend) -> None:
+    def check(backend: Backend) -> None:
         assert mr.compare(spec_of(), backends=[backend]).ok
         x = np.random.default_rng(0).standard_normal((3, 5, 5)).astype("float32")
         assert mr.compare(spec_of(), x, backends=[backend]).ok  # without an initial state

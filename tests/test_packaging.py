@@ -68,7 +68,8 @@ def test_the_wheel_has_the_seven_packages_and_the_peers_and_nothing_else(built: 
 def test_each_package_is_typed_and_the_sample_is_there(built: Built) -> None:
     assert {f"{package}/py.typed" for package in ("multirnn", *BACKENDS, "multirnn_bench")} <= built.wheel
     assert "multirnn/samples/seattle-weather.csv" in built.wheel
-    assert {f"multirnn_bench/{name}" for name in ("deepbench-rnn.csv", "report.css", "report.js")} <= built.wheel
+    page = (f"templates/page.{kind}" for kind in ("html", "css", "js"))
+    assert {f"multirnn_bench/{name}" for name in ("tables/deepbench.csv", *page)} <= built.wheel
     assert "multirnn/kernel/source/recurrence.c" in built.wheel
 
 
@@ -77,7 +78,7 @@ def test_the_sdist_has_what_builds_and_tests_it(built: Built) -> None:
     assert {"hatch_build.py", "benchmarks/peers/torch_eager.py"} <= built.sdist
     assert {"tests/third_party/pyproject.toml", "backends/multirnn_numpy/__init__.py"} <= built.sdist
     assert {"CITATION.cff", "CONTRIBUTING.md", "SECURITY.md", "docs/conventions.md", "docs/errors.png"} <= built.sdist
-    rooms = {"multirnn", "backends", "tests", "benchmarks", "docs", "examples"}
+    rooms = {"multirnn", "backends", "tests", "benchmarks", "docs"}
     assert {name.partition("/")[0] for name in built.sdist if "/" in name} <= rooms
     assert not [name for name in built.sdist if "__pycache__" in name or name.endswith(".pyc")]
 
@@ -117,10 +118,10 @@ def test_the_metadata(built: Built) -> None:
         "keras": {"keras", "tensorflow"},
         "jax": {"jax"},
         "onnxruntime": {"onnxruntime", "onnx"},
-        "bench": {"threadpoolctl"},
+        "bench": {"threadpoolctl", "jinja2"},
         "plot": {"matplotlib"},
         "testing": {"pytest", "hypothesis"},
-        "all": {"torch", "keras", "tensorflow", "jax", "onnxruntime", "onnx", "threadpoolctl", "matplotlib"},
+        "all": {"torch", "keras", "tensorflow", "jax", "onnxruntime", "onnx", "threadpoolctl", "jinja2", "matplotlib"},
     }
 
 

@@ -123,7 +123,7 @@ USED_WRONGLY: dict[str, tuple[mr.RecurrentSpec, dict[str, Any], str]] = {
     "chaos": (
         replace(RNN, dtype="float32"),
         {"learning_rate": 1, "optimisers": "adam"},
-        "magnifies rounding .* so that nothing can be told of it",
+        "magnifies rounding .* so that nothing can be told about it",
     ),
     "steps": (RNN, {"steps": 0}, "steps must be a positive integer, not 0"),
     "target": (RNN, {"x": NOTHING, "target": NOTHING}, r"the shape \(batch, time, 7\) = \(2, 3, 7\)"),

@@ -73,7 +73,7 @@ class Refusing(NUMPY):
 @pytest.mark.parametrize(
     ("stranger", "status", "said"),
     [
-        (Wrong(frozen_bias), 1, "different: gru on torch"),
+        (Wrong(frozen_bias), 1, "different: gru on wrong"),
         (Default("own", form="keras"), 0, "equal: losses and final weights"),
         (Refusing(), 3, "it never does"),
     ],

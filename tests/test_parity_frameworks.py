@@ -12,13 +12,13 @@ from parity_backends import GRU, LSTM, RNN, batch_of, by_name, trained
 
 import multirnn as mr
 from multirnn.parity import OPTIMISERS
-from multirnn.protocol import Trains
+from multirnn.protocol import Backend, Trains
 
 INFERENCE_ONLY = "it is for inference only: it has no gradients to train by"
 
 
 @pytest.mark.parametrize("spec", [RNN, LSTM], ids=["float64", "float32"])
-def test_every_backend_trains_as_the_reference(backend: mr.Backend, spec: mr.RecurrentSpec) -> None:
+def test_every_backend_trains_as_the_reference(backend: Backend, spec: mr.RecurrentSpec) -> None:
     if reason := backend.refuses(spec):
         pytest.skip(reason)
     parity = trained(spec, backend.name)
@@ -36,7 +36,7 @@ def test_every_backend_trains_as_the_reference(backend: mr.Backend, spec: mr.Rec
     assert by_name(parity)["sgd"].verdict == "equal"
 
 
-def test_the_native_object_is_what_is_trained(backend: mr.Backend) -> None:
+def test_the_native_object_is_what_is_trained(backend: Backend) -> None:
     if not backend.differentiable:
         pytest.skip(INFERENCE_ONLY)
     assert isinstance(backend, Trains)

@@ -77,7 +77,7 @@ def peer(name: str) -> Contender:
 
 
 def asked(mode: str, form: str) -> Any:
-    return draw(Problem("one", batch=3, time=7, input_size=5, hidden_size=11, **FORMS[form]), mode, seed=1)
+    return draw(Problem.shaped(time=7, batch=3, input_size=5, hidden_size=11, **FORMS[form]), mode, seed=1)
 
 
 def cases() -> list[Any]:

@@ -35,6 +35,7 @@ Requires-Dist: pytest; extra == "absent"
 
 PLAIN = """
 import multirnn as mr
+from multirnn.protocol import accept
 from multirnn_numpy import NumpyBackend
 
 class Plain(NumpyBackend):
@@ -44,7 +45,7 @@ class Plain(NumpyBackend):
         return None if spec.cell == "simple_rnn" else f"it is too plain for a {spec.cell}"
 
     def build(self, weights, *, device=None):
-        mr.accept(self, weights.spec)
+        accept(self, weights.spec)
         return super().build(weights, device=device)
 
 BACKEND = Plain()
@@ -78,13 +79,13 @@ def said(result: pytest.RunResult, *lines: str) -> None:
 
 USE = """
 import sys
-import multirnn as mr
+from multirnn.protocol import Backend
 
 def test_named(rnn_backend_name):
     assert (f"offered_{rnn_backend_name}" in sys.modules) == False
 
 def test_loaded(rnn_backend, rnn_backend_name):
-    assert isinstance(rnn_backend, mr.Backend)
+    assert isinstance(rnn_backend, Backend)
     assert rnn_backend.name == rnn_backend_name
 """
 
@@ -140,7 +141,7 @@ def test_a_backend_that_was_asked_for_by_name_has_to_be_there(project: pytest.Py
     ("names", "sentence"),
     [
         ("numpi", "--rnn-backends: no backend named 'numpi'; installed: absent, numpy, plain; did you mean 'numpy'?"),
-        (" , ", "--rnn-backends takes the names of backends with commas between them"),
+        (" , ", "--rnn-backends takes the names of backends, separated by commas"),
     ],
 )
 def test_a_name_that_is_of_no_backend_is_a_usage_error(project: pytest.Pytester, names: str, sentence: str) -> None:

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 
 import multirnn as mr
-from multirnn.catalogue import MISTAKES, mistakes_for
-from multirnn.cells import FORMS
+from multirnn.cells import CELLS, FORMS
+from multirnn.mistakes import MISTAKES, mistakes_for
 from multirnn.numerics import TOLERANCE
 from multirnn.support import AXES, ask
-from multirnn.support_table import Row, summarise
+from multirnn.support_table import Line, summarise
 from multirnn.testing import cases
 
 ROOT = Path(__file__).parent.parent
@@ -29,7 +29,7 @@ RUN = ("README.md", "docs/conventions.md", "docs/backends.md", "docs/diagnosis.m
 GENERATED_IN = (*RUN, "benchmarks/RESULTS.md")
 """The documents with generated parts."""
 LINKING = (*GENERATED_IN, "docs/command-line.md", "docs/benchmarks.md", "CONTRIBUTING.md", "SECURITY.md")
-LINKING += ("backends/README.md", "examples/README.md", "benchmarks/NOTES.md")
+LINKING += ("backends/README.md", "docs/lessons/README.md", "benchmarks/NOTES.md")
 NAMES = {"jax": "JAX", "keras": "Keras", "numpy": "NumPy", "onnxruntime": "ONNX Runtime", "torch": "PyTorch"}
 
 
@@ -44,12 +44,12 @@ def support() -> str:
     summary = summarise(supports)
     titles = [NAMES.get(one.name, one.name) + one.title.removeprefix(one.name) for one in supports]
 
-    def entries(row: Row) -> list[str]:
+    def entries(row: Line) -> list[str]:
         signs = {"yes": "✓", "no": "–"}
         return [
             signs.get(entry.text, entry.text)
             + (f"<sup>{', '.join(map(str, entry.notes))}</sup>" if entry.notes else "")
-            for entry in row.entries
+            for entry in row.answers
         ]
 
     cells = []
@@ -99,7 +99,7 @@ def wrong() -> str:
     kinds = {name.partition(":")[0] for name, _ in cases()}
     cells = ", ".join(
         f"{len(mistakes_for(mr.RecurrentSpec(cell, 4, 4, 2, True)))} as {'an' if cell == 'lstm' else 'a'} {cell}"
-        for cell in mr.CELLS
+        for cell in CELLS
     )
     return (
         f"Each of {len(MISTAKES)} known mistakes, from a gate order to a mask off by one, is made on every backend and caught "
@@ -146,7 +146,7 @@ def speed() -> str:
 
 
 def pairs(results: list[dict[str, Any]]) -> str:
-    """Pairs as `benchmarks/foundation.py` measures them, a row each."""
+    """Pairs as `benchmarks/overhead.py` reads them, a row each."""
     rows = []
     for r in results:
         shape = ", ".join(map(str, r["shape"])) or "–"
@@ -208,7 +208,7 @@ def disturbance(found: dict[str, Any]) -> str:
 
 
 def fast() -> str:
-    """The wrapper, the cost of a step and the memory, as `benchmarks/fast.py` measures them."""
+    """The wrapper, the cost of a step and the memory, as `benchmarks/overhead.py` reads them."""
     found = json.loads((ROOT / "benchmarks/results/fast.json").read_text())
     memory = []
     for row in found["memory"]:

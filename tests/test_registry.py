@@ -15,6 +15,7 @@ import pytest
 
 import multirnn as mr
 from multirnn import registry
+from multirnn.protocol import Backend, accept, with_implementation
 
 SPEC = mr.RecurrentSpec("gru", 5, 4)
 OURS = ("jax", "keras", "numpy", "torch")
@@ -30,7 +31,7 @@ class Picky:
         return f"{spec.cell} is not to its taste"
 
     def build(self, weights: mr.Weights, *, device: str | None = None) -> mr.Layer:
-        mr.accept(self, weights.spec)
+        accept(self, weights.spec)
         raise AssertionError("it accepted what it refuses")
 
     def read(self, native: Any) -> mr.Weights:
@@ -65,7 +66,7 @@ def test_ours_are_found() -> None:
     assert mr.backend("numpy") is mr.backend("numpy")
 
 
-def test_every_backend_has_the_name_that_it_is_found_by(backend: mr.Backend) -> None:
+def test_every_backend_has_the_name_that_it_is_found_by(backend: Backend) -> None:
     assert backend.name in mr.backends()
     assert mr.backend(backend.name) is backend
     assert all(isinstance(name, str) and isinstance(version, str) for name, version in backend.versions().items())
@@ -225,7 +226,7 @@ def test_a_framework_that_is_broken_shows_its_own_error(
 # --- Reading ---------------------------------------------------------------------------------------------------------------
 
 
-def test_what_a_backend_made_is_read_back(backend: mr.Backend) -> None:
+def test_what_a_backend_made_is_read_back(backend: Backend) -> None:
     weights = mr.initialise(mr.RecurrentSpec("lstm", 5, 4), 3)
     assert mr.read(backend.build(weights).native) == weights
 
@@ -268,7 +269,7 @@ def test_a_third_partys_layers_are_read_by_its_backend(offer: Any, tmp_path: Pat
 class Proxy:
     """Whatever its inner backend has, by `__getattr__`."""
 
-    def __init__(self, inner: mr.Backend) -> None:
+    def __init__(self, inner: Backend) -> None:
         self.inner = inner
 
     def __getattr__(self, name: str) -> Any:
@@ -288,6 +289,6 @@ def test_an_object_that_lacks_one_attribute_is_no_backend() -> None:
 
 
 def test_a_wrapped_backend_trains() -> None:
-    wrapped = mr.with_implementation(mr.backend("numpy"), "fast")
+    wrapped = with_implementation(mr.backend("numpy"), "fast")
     (row,) = mr.train_parity(SPEC, backends=[wrapped], steps=2, optimisers="sgd").rows
     assert row.verdict == "equal", row.reason

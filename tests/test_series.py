@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import multirnn as mr
+from multirnn.errors import InvalidData
 from multirnn.samples import seattle_weather
 from multirnn.series import Series, read_series
 
@@ -167,19 +168,19 @@ UNREADABLE = {
 def test_what_no_series_can_be_read_from(file, monkeypatch, name, content, sentence):
     path = file(name, content)
     monkeypatch.chdir(path.parent)
-    with pytest.raises(mr.InvalidData) as caught:
+    with pytest.raises(InvalidData) as caught:
         read_series(name)
     assert str(caught.value).startswith(sentence)
     assert isinstance(caught.value, ValueError)
 
 
 def test_a_path_that_leads_to_no_file(tmp_path):
-    with pytest.raises(mr.InvalidData, match=r"there is no file .*none\.csv$"):
+    with pytest.raises(InvalidData, match=r"there is no file .*none\.csv$"):
         read_series(tmp_path / "none.csv")
-    with pytest.raises(mr.InvalidData, match=r"is a folder; a series is read from a \.csv or \.npy file$"):
+    with pytest.raises(InvalidData, match=r"is a folder; a series is read from a \.csv or \.npy file$"):
         read_series(tmp_path)
     (tmp_path / "loop.csv").symlink_to(tmp_path / "loop.csv")
-    with pytest.raises(mr.InvalidData, match=r"loop\.csv cannot be read: "):
+    with pytest.raises(InvalidData, match=r"loop\.csv cannot be read: "):
         read_series(tmp_path / "loop.csv")
 
 
@@ -189,7 +190,7 @@ def test_nothing_is_unpickled(tmp_path):
             return (tmp_path.joinpath("sprung").touch, ())
 
     np.save(tmp_path / "a.npy", np.array([Trap()], object), allow_pickle=True)
-    with pytest.raises(mr.InvalidData):
+    with pytest.raises(InvalidData):
         read_series(tmp_path / "a.npy")
     assert not (tmp_path / "sprung").exists()
 
@@ -200,7 +201,7 @@ def test_any_bytes_are_a_series_or_a_sentence(tmp_path_factory, content, suffix)
     path.write_bytes(content)
     try:
         series = read_series(path)
-    except mr.InvalidData:
+    except InvalidData:
         return
     assert np.isfinite(series.values).all()
     assert len(series.values) >= 2

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multirnn import ACTIVATIONS, CELLS, Activation, InvalidSpec, MultirnnError, RecurrentSpec
-from multirnn.cells import FORMS
+from multirnn import Activation, InvalidSpec, MultirnnError, RecurrentSpec
+from multirnn.activations import ACTIVATIONS
+from multirnn.cells import CELLS, FORMS
 
 numbers = st.floats(min_value=-4, max_value=4)
 scales = st.floats(min_value=2**-10, max_value=4)

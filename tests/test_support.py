@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 import multirnn as mr
 from multirnn.cells import FORMS
 from multirnn.cli import main
+from multirnn.protocol import Backend
 from multirnn.support import AXES, Support, ask, axis_value, grid
 from multirnn.support_table import LABELS, Summary, summarise
 
@@ -24,9 +25,9 @@ Refuses = Callable[[mr.RecurrentSpec], str | None]
 SPECS = list(grid())
 
 
-def installed() -> tuple[list[mr.Backend], list[str]]:
+def installed() -> tuple[list[Backend], list[str]]:
     """All backends that can be loaded, and the sentences of those that cannot."""
-    backends: list[mr.Backend] = []
+    backends: list[Backend] = []
     missing: list[str] = []
     for name in mr.backends():
         try:
@@ -96,13 +97,13 @@ def applies(where: str, spec: mr.RecurrentSpec) -> bool:
 def reader(summary: Summary, column: int) -> Callable[[mr.RecurrentSpec], bool]:
     """What a reader of the table and its notes takes a backend to say: which specs it accepts."""
     backend = summary.titles[column].partition(" ")[0]
-    refused = {(row.label, row.of) for row in summary.cells if row.entries[column].text == "no"}
+    refused = {(row.label, row.of) for row in summary.cells if row.answers[column].text == "no"}
     labels = [row.label for row in summary.fields]
     fields = [
-        (axis, row.of if labels.count(label) > 1 else "", row.entries[column].text)
+        (axis, row.of if labels.count(label) > 1 else "", row.answers[column].text)
         for axis, label in list(LABELS.items())[2:]
         for row in summary.fields
-        if row.label == label and row.entries[column].text != "all"
+        if row.label == label and row.answers[column].text != "all"
     ]
     wheres = [note.where for note in summary.notes if note.backend == backend and note.where]
 
@@ -120,7 +121,7 @@ def concerns(axis: str, cells: str, spec: mr.RecurrentSpec) -> bool:
     return is_of(cells, spec) and not (axis == "recurrent_activation" and len(spec.form.gates) == 1)
 
 
-def assert_says_all(backend: mr.Backend, support: Support) -> None:
+def assert_says_all(backend: Backend, support: Support) -> None:
     """The rules give back every answer, the table every acceptance, and the notes every sentence."""
     summary = summarise([support])
     notes = [re.escape(note.reason).replace("…", ".*") for note in summary.notes]
@@ -150,7 +151,7 @@ def test_the_grid_is_every_combination() -> None:
             assert pairs >= {(a, b) for a in AXES[axis] for b in AXES[other] if axis != other}
 
 
-def test_the_summary_says_what_the_backend_answers(backend: mr.Backend) -> None:
+def test_the_summary_says_what_the_backend_answers(backend: Backend) -> None:
     assert_says_all(backend, ask(backend))
 
 
@@ -161,19 +162,19 @@ def test_the_table_of_all_backends_says_what_each_answers() -> None:
         accepts = reader(summary, column)
         for spec in SPECS:
             assert accepts(spec) is (one.refuses(spec) is None), (one.name, spec)
-    numbers = [number for row in (*summary.cells, *summary.fields) for entry in row.entries for number in entry.notes]
+    numbers = [number for row in (*summary.cells, *summary.fields) for entry in row.answers for number in entry.notes]
     assert list(dict.fromkeys(numbers)) == [note.number for note in summary.notes], "in the order in which they are met"
 
 
 def test_keras_on_an_engine_that_has_no_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("keras")
-    monkeypatch.setattr("multirnn_keras.engine.ENGINE", "jax")
+    monkeypatch.setattr("multirnn_keras.engines.ENGINE", "jax")
     keras = mr.backend("keras")
     support = ask(keras)
     assert_says_all(keras, support)
     (dtype,) = [row for row in summarise([support]).fields if row.label == "dtype"]
     assert dtype.of == "float32, float64"
-    assert str(dtype.entries[0]) == "float32 [5]"
+    assert str(dtype.answers[0]) == "float32 [5]"
     assert [rule.where for rule in support.rules if "engine" in rule.reason] == [{"dtype": ("float64",)}]
 
 
@@ -264,7 +265,7 @@ def test_what_a_spec_cannot_say_is_read_from_the_backend() -> None:
         takes_lengths = False
 
     for backend, said in ((Inference(lambda spec: None), "no"), (Stranger(lambda spec: None), "yes")):
-        rows = {row.label: str(row.entries[0]) for row in summarise([ask(backend)]).fields}
+        rows = {row.label: str(row.answers[0]) for row in summarise([ask(backend)]).fields}
         assert (rows["lengths"], rows["gradients"]) == (said, said)
 
 
@@ -284,6 +285,7 @@ FRAMEWORKS = ("torch", "tensorflow", "keras", "jax", "onnxruntime")
 
 PICKY = """
 import multirnn as mr
+from multirnn.protocol import accept
 
 class Picky:
     name = "picky"
@@ -297,7 +299,7 @@ class Picky:
         if spec.activation != "tanh":
             return f"picky has tanh, not {spec.activation!r}"
     def build(self, weights, *, device=None):
-        mr.accept(self, weights.spec)
+        accept(self, weights.spec)
     def read(self, native):
         raise mr.Unrepresentable("nothing to read")
     def versions(self):

@@ -16,7 +16,7 @@ import pytest
 
 import multirnn as mr
 from multirnn.numerics import draw_call
-from multirnn.protocol import abilities, with_implementation
+from multirnn.protocol import Backend, abilities, with_implementation
 
 SPECS = {
     "simple_rnn": mr.RecurrentSpec("simple_rnn", 5, 11),
@@ -242,7 +242,7 @@ def outside(backend: Any, spec: mr.RecurrentSpec) -> dict[str, Any]:
 
 @pytest.mark.parametrize("cell", SPECS)
 @pytest.mark.parametrize("surroundings", SURROUNDINGS)
-def test_the_same_bits(backend: mr.Backend, surroundings: str, cell: str) -> None:
+def test_the_same_bits(backend: Backend, surroundings: str, cell: str) -> None:
     """What is built inside or outside, and called inside or outside, is what it is outside."""
     spec = SPECS[cell]
     for one in every_backend():

@@ -9,7 +9,7 @@ from command_line import run, run_apart
 from rich.cells import cell_len
 
 import multirnn as mr
-from multirnn.divergence import first_divergence
+from multirnn.diagnosis import first_divergence
 from multirnn.numerics import Difference
 from multirnn.parity import train_parity
 from multirnn.tables import Column, Styled, Table, encodable, json_value, terminal_width

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 import multirnn as mr
-from multirnn.protocol import Trains
+from multirnn.boundary import BoundaryLayer
+from multirnn.protocol import Backend, Trains
 
 ROOT = Path(mr.__file__).parent.parent
 EXAMPLE = ROOT / "tests" / "third_party"
@@ -86,7 +87,7 @@ from multirnn.testing import check_backend
 states = multirnn_textbook.TextbookLayer.states
 class Forgetful(multirnn_textbook.TextbookLayer):
     def states(self, inputs):
-        return states(self, mr.Inputs(inputs.x, mr.State(0 * inputs.state.h), inputs.lengths))
+        return states(self, multirnn_textbook.Inputs(inputs.x, mr.State(0 * inputs.state.h), inputs.lengths))
 held = check_backend(multirnn_textbook.BACKEND)
 multirnn_textbook.TextbookLayer = Forgetful
 try:
@@ -117,11 +118,11 @@ def test_the_page_shows_the_files_that_are_installed() -> None:
 def test_the_page_names_all_that_is_asked_for() -> None:
     of_a_backend = {
         name
-        for protocol in (mr.Backend, Trains)
+        for protocol in (Backend, Trains)
         for name in vars(protocol) | get_annotations(protocol)
         if not name.startswith("_")
     }
-    assert of_a_backend | mr.BoundaryLayer.__abstractmethods__ == set(re.findall(r"^\| `(\w+)", README, re.MULTILINE))
+    assert of_a_backend | BoundaryLayer.__abstractmethods__ == set(re.findall(r"^\| `(\w+)", README, re.MULTILINE))
 
 
 def test_the_pages_other_code_runs(installed: Path) -> None:

@@ -45,6 +45,8 @@ def test_conformance_of_what_is_chosen() -> None:
 @pytest.mark.parametrize("bias", ["none", "single", "double"])
 @pytest.mark.parametrize("cell", ["simple_rnn", "lstm", "gru"])
 def test_every_form_runs_through_the_loop(cell: str, bias: str, loop: str, ran: list[str]) -> None:
+    if (cell, loop) == ("lstm", "tensors"):
+        pytest.skip("the loop of tensors has no LSTM")
     layer = Through(loop).build(mr.initialise(mr.RecurrentSpec(cell, 5, 11, bias=bias), seed=3))
     x, state, _ = draw_call(layer.spec)
     layer(x, state)

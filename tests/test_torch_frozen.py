@@ -17,7 +17,7 @@ torch = pytest.importorskip("torch")
 from multirnn_torch import BACKEND  # noqa: E402
 from multirnn_torch.fast import FastGRU, FastLSTM, FastRNN  # noqa: E402
 
-pytestmark = pytest.mark.skipif(kernel.missing() is not None, reason=str(kernel.missing()))
+pytestmark = pytest.mark.skipif(kernel.refuses() is not None, reason=str(kernel.refuses()))
 
 FROZEN = with_implementation(BACKEND, "frozen")
 CELLS = {"simple_rnn": (FastRNN, torch.nn.RNN), "gru": (FastGRU, torch.nn.GRU), "lstm": (FastLSTM, torch.nn.LSTM)}
@@ -65,8 +65,10 @@ def test_a_frozen_layer_is_the_same_function(cell: str, dtype) -> None:
 @every_cell
 def test_weights_are_packed_once_and_not_read_again(cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
     packed: list[bytes] = []
-    pack = kernel.Stack.pack
-    monkeypatch.setattr(kernel.Stack, "pack", lambda self, table: packed.append(table) or pack(self, table))
+    pack = kernel.CompiledRecurrence.pack
+    monkeypatch.setattr(
+        kernel.CompiledRecurrence, "pack", lambda self, table: packed.append(table) or pack(self, table)
+    )
     quick, native, x = pair(cell)
     expected = output(native, x)
     for parameter in quick.parameters():

@@ -184,24 +184,23 @@ def overwritten(module) -> list:
     return [torch.full(size, float("nan"), dtype=torch.float64) for size in sizes for _ in range(4)]
 
 
-@pytest.mark.skipif(kernel.missing() is not None, reason=str(kernel.missing()))
+@pytest.mark.skipif(kernel.refuses() is not None, reason=str(kernel.refuses()))
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 @every_cell
 def test_weights_that_are_replaced_during_a_call_stay_there(cell: str, direction: str, monkeypatch) -> None:
     """What another thread does while the compiled loop runs without the lock of the interpreter."""
     quick, _ = pair(cell, "kernel", **STACK)
-    monkeypatch.setattr("multirnn_torch.fast.slower", lambda *_: None)
+    monkeypatch.setattr("multirnn_torch.facts.refuses", lambda *_: None)
     x = drawn_x()
     expected = torch.autograd.grad(quick(x)[0].sum(), x)
-    stack = quick._recurrence(x.dtype).loop._stack
-    run, held = getattr(type(stack), direction), []
+    run, held = getattr(kernel.CompiledRecurrence, direction), []
 
     def meanwhile(self, *args):
         held.extend(overwritten(quick))
         run(self, *args)
 
     y = quick(x)[0] if direction == "backward" else None
-    monkeypatch.setattr(type(stack), direction, meanwhile)
+    monkeypatch.setattr(kernel.CompiledRecurrence, direction, meanwhile)
     y = quick(x)[0] if y is None else y
     if direction == "forward":
         assert not y.isnan().any()
@@ -210,7 +209,7 @@ def test_weights_that_are_replaced_during_a_call_stay_there(cell: str, direction
     assert held
 
 
-@pytest.mark.skipif(kernel.missing() is not None, reason=str(kernel.missing()))
+@pytest.mark.skipif(kernel.refuses() is not None, reason=str(kernel.refuses()))
 def test_unfrozen_by_another_thread_during_a_call(monkeypatch) -> None:
     quick, _ = pair("gru", "kernel", **STACK)
     x = drawn(BATCH, TIME, INPUT).detach()

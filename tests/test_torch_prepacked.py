@@ -7,7 +7,7 @@ import multirnn as mr
 torch = pytest.importorskip("torch")
 
 from multirnn_torch.fast import FastLSTM  # noqa: E402
-from multirnn_torch.prepacked import PrepackedLSTM, missing  # noqa: E402
+from multirnn_torch.prepacked import PrepackedLSTM, refuses  # noqa: E402
 
 
 def assert_close(actual, expected) -> None:
@@ -18,7 +18,7 @@ def assert_close(actual, expected) -> None:
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """The shapes of what oneDNN's LSTM was given."""
-    if missing():
+    if refuses():
         pytest.skip("this PyTorch has no oneDNN, or not its private operators")
     shapes: list[tuple[int, ...]] = []
     forward = PrepackedLSTM.forward
@@ -67,14 +67,14 @@ def test_what_onednn_is_not_asked_for(ran: list) -> None:
 
 
 def test_without_the_operators_it_runs_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("multirnn_torch.tensors.missing", lambda: True)
+    monkeypatch.setattr("multirnn_torch.reverse.refuses", lambda: "no oneDNN")
     quick = FastLSTM(5, 7, loop="tensors").freeze()
     assert quick.plan(3, 11).implementation == "native"
 
 
 def test_the_operators_are_looked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch._C, "_jit_get_schemas_for_operator", lambda name: [])
-    missing.cache_clear()
-    assert missing()
+    refuses.cache_clear()
+    assert refuses()
     monkeypatch.undo()
-    missing.cache_clear()
+    refuses.cache_clear()

@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from importlib.metadata import version
 
-from multirnn import Weights, accept
+from multirnn import Weights
 from multirnn.layer import Implementation
-from multirnn.protocol import Abilities, Prepared, Work
+from multirnn.protocol import Abilities, Prepared, Work, accept
 from multirnn_jax import adoption, fast, layer, training, weights
-from multirnn_jax.apply import Recurrence
 from multirnn_jax.fast import FastJaxLayer, FastRecurrence
 from multirnn_jax.layer import JaxLayer
+from multirnn_jax.loop import Recurrence
 
 __all__ = ["BACKEND", "FastJaxLayer", "FastRecurrence", "JaxLayer", "Recurrence", "build"]
 
@@ -25,7 +25,6 @@ class JaxBackend(Abilities):
     adopt = staticmethod(adoption.adopt)
     train = staticmethod(training.train)
     default_epsilon = staticmethod(training.default_epsilon)
-    devices = staticmethod(weights.devices)
 
     def build(
         self, weights: Weights, *, device: str | None = None, implementation: Implementation = "native"
@@ -53,6 +52,10 @@ class JaxBackend(Abilities):
     def versions(self) -> Mapping[str, str]:
         """The versions of JAX and of its compiler."""
         return {package: version(package) for package in ("jax", "jaxlib")}
+
+    def devices(self) -> tuple[str, ...]:
+        """The platforms that this process can use."""
+        return weights.devices()
 
 
 BACKEND = JaxBackend()

@@ -23,48 +23,43 @@ def prepare(layer: JaxLayer, work: Work, threads: int) -> Prepared:
     return prepared
 
 
-def _inference(layer: JaxLayer, work: Work) -> Prepared:
-    x, lengths = _place(work.x), _place(work.lengths)
-    run = _compile(layer, work, layer.native.apply)
+def _compiled(layer: JaxLayer, function: Any, *arguments: Any, **options: Any) -> Callable[..., Any]:
+    """A call of a jitted `function(params, *arguments)` with the current parameters; later arguments may be passed."""
+    placed = [jax.tree.map(jnp.asarray, argument) for argument in arguments]
+    run = jax.jit(function, compiler_options=layer.compiler_options(len(placed[0])) or None, **options)
 
-    def call() -> Any:
+    def call(*more: Any) -> Any:
         with width(layer.spec):
-            return _finished(run(layer.native.params, x, None, lengths))
+            return jax.block_until_ready(run(layer.native.params, *placed, *more))  # type: ignore[no-untyped-call]
 
-    def boundary() -> Output:
-        return layer(work.x, lengths=work.lengths)
+    return call
 
-    return Prepared(call, lambda: _numpy(call()), boundary)
+
+def _inference(layer: JaxLayer, work: Work) -> Prepared:
+    call = _compiled(layer, layer.native.apply, work.x, None, work.lengths)
+    return Prepared(call, lambda: _numpy(call()), lambda: layer(work.x, lengths=work.lengths))
 
 
 def _gradients(layer: JaxLayer, work: Work) -> Prepared:
-    x, lengths, cotangent = _place(work.x), _place(work.lengths), jax.tree.map(jnp.asarray, work.cotangent)
-
     def gradients(params: Any, x: Any, lengths: Any, cotangent: Any) -> Any:
         _, back = jax.vjp(lambda params, x: layer.native.apply(params, x, None, lengths), params, x)
         return back(cotangent)
 
-    run = _compile(layer, work, gradients)
+    call = _compiled(layer, gradients, work.x, work.lengths, work.cotangent)
 
-    def call() -> Any:
-        with width(layer.spec):
-            return _finished(run(layer.native.params, x, lengths, cotangent))
+    def boundary() -> Gradients:
+        assert work.cotangent is not None
+        return layer.vjp(work.x, lengths=work.lengths, cotangent=work.cotangent)
 
     def result() -> Gradients:
         weights, dx = _numpy(call())
         no_state: Any = None  # the zero initial state is a constant
         return Gradients(weights, dx, State(no_state))
 
-    def boundary() -> Gradients:
-        assert work.cotangent is not None
-        return layer.vjp(work.x, lengths=work.lengths, cotangent=work.cotangent)
-
     return Prepared(call, result, boundary)
 
 
 def _training(layer: JaxLayer, work: Work) -> Prepared:
-    x, lengths, target = _place(work.x), _place(work.lengths), _place(work.target)
-
     def step(params: Any, x: Any, lengths: Any, target: Any) -> Any:
         def loss(params: Any) -> Any:
             return jnp.mean((layer.native.apply(params, x, None, lengths).sequence - target) ** 2)
@@ -72,11 +67,10 @@ def _training(layer: JaxLayer, work: Work) -> Prepared:
         value, gradients = jax.value_and_grad(loss)(params)
         return value, jax.tree.map(lambda p, g: p - SGD_RATE * g, params, gradients)
 
-    run = _compile(layer, work, step, donate_argnums=0)
+    run = _compiled(layer, step, work.x, work.lengths, work.target, donate_argnums=0)
 
     def call() -> Any:
-        with width(layer.spec):
-            loss, layer.native.params = _finished(run(layer.native.params, x, lengths, target))
+        loss, layer.native.params = run()
         return loss
 
     def result() -> Mapping[str, Any]:
@@ -87,16 +81,14 @@ def _training(layer: JaxLayer, work: Work) -> Prepared:
 
 
 def _streaming(layer: JaxLayer, work: Work) -> Prepared:
-    x = _place(work.x)
-    run = _compile(layer, work, layer.native.apply)
+    run = _compiled(layer, layer.native.apply, work.x)
     shape = (layer.spec.num_layers, len(work.x), layer.spec.hidden_size)
     zero: list[Any] = [jnp.zeros(shape, layer.spec.dtype) for _ in layer.spec.form.states]
-    last = Output(x, State(*zero))
+    last = Output(work.x, State(*zero))
 
     def call() -> Any:
         nonlocal last
-        with width(layer.spec):
-            last = _finished(run(layer.native.params, x, last.state))
+        last = run(last.state)
         return last
 
     stream = layer.stream()
@@ -109,18 +101,6 @@ PREPARERS: Mapping[str, Callable[[JaxLayer, Work], Prepared]] = {
     "training": _training,
     "streaming": _streaming,
 }
-
-
-def _compile(layer: JaxLayer, work: Work, function: Callable[..., Any], **more: Any) -> Callable[..., Any]:
-    return jax.jit(function, compiler_options=layer.compiler_options(len(work.x)), **more)
-
-
-def _finished(tree: Any) -> Any:
-    return jax.block_until_ready(tree)  # type: ignore[no-untyped-call]
-
-
-def _place(array: Any) -> Any:
-    return None if array is None else jnp.asarray(array)
 
 
 def _numpy(tree: Any) -> Any:

@@ -1,18 +1,20 @@
-"""The fast layers of JAX: `multirnn_jax.kernel`, or `multirnn_jax.recursion`, behind the calls of a `Layer`."""
+"""The fast layers of JAX: `multirnn_jax.kernel`, or `multirnn_jax.reverse`, behind the calls of a `Layer`."""
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import jax
 import numpy as np
 
-from multirnn import Gradients, Inputs, Output, RecurrentSpec, State, Weights
+from multirnn import Gradients, Output, RecurrentSpec, State, Weights
+from multirnn.boundary import Inputs
 from multirnn.layer import FAST, Plan
-from multirnn_jax import kernel, recursion
-from multirnn_jax.apply import Params, Recurrence
-from multirnn_jax.layer import Compiled, JaxLayer, compiled
-from multirnn_jax.recursion import in_columns
-from multirnn_jax.weights import recurrence
+from multirnn_jax import kernel, reverse
+from multirnn_jax.layer import JaxLayer
+from multirnn_jax.loop import Params, Recurrence
+from multirnn_jax.reverse import in_columns
+from multirnn_jax.weights import place
 
 __all__ = ["FastJaxLayer", "FastRecurrence", "apply", "build"]
 
@@ -20,26 +22,26 @@ __all__ = ["FastJaxLayer", "FastRecurrence", "apply", "build"]
 def apply(
     spec: RecurrentSpec, params: Params, x: jax.Array, state: State | None = None, lengths: jax.Array | None = None
 ) -> Output:
-    """`multirnn_jax.kernel.apply`, or `multirnn_jax.recursion.apply` where `multirnn_jax.kernel.refuses`.
+    """`multirnn_jax.kernel.apply`, or `multirnn_jax.reverse.apply` where `multirnn_jax.kernel.refuses`.
 
-    Inside `jax.shard_map` it is the latter too: how a custom call varies over the axes of a mesh is said differently by
-    every JAX. Arguments, result and errors are those of `multirnn_jax.apply.apply`.
+    Also the latter inside `jax.shard_map`: each JAX declares differently how a custom call varies over the axes of a
+    mesh. Arguments, result and errors are those of `multirnn_jax.loop.apply`.
     """
     divided = jax.sharding.get_abstract_mesh().manual_axes
-    run = recursion.apply if kernel.refuses() or divided else kernel.apply
+    run = reverse.apply if kernel.refuses() or divided else kernel.apply
     return run(spec, params, x, state, lengths)
 
 
 class FastRecurrence(Recurrence):
     """A `Recurrence` whose `apply` has a reverse rule of its own, and on a CPU is the compiled recurrence.
 
-    Gradients, gradients of gradients and products with the Hessian are those of any JAX function. Forward mode over
-    `apply` itself (`jax.jvp`, `jax.jacfwd`) is refused by JAX, as of every `jax.custom_vjp`, and `jax.export` of the
-    compiled recurrence, as of every custom call; a `Recurrence` has them.
+    Gradients, gradients of gradients and products with the Hessian are those of any JAX function. JAX refuses forward
+    mode over `apply` itself (`jax.jvp`, `jax.jacfwd`), as for every `jax.custom_vjp`, and `jax.export` of the compiled
+    recurrence, as for every custom call; a `Recurrence` has them.
     """
 
     def __post_init__(self) -> None:
-        self.bind(apply if _on_cpu(self.params) else recursion.apply)
+        self.bind(apply if _on_cpu(self.params) else reverse.apply)
 
 
 def build(weights: Weights, device: str | None) -> "FastJaxLayer":
@@ -48,14 +50,14 @@ def build(weights: Weights, device: str | None) -> "FastJaxLayer":
     Raises:
         InvalidCall: JAX has no such device here.
     """
-    return FastJaxLayer(FastRecurrence(weights.spec, recurrence(weights, device).params))
+    return FastJaxLayer(FastRecurrence(weights.spec, place(weights, device)))
 
 
 class FastJaxLayer(JaxLayer):
     """A `JaxLayer` with the reverse rule, the layout and the compiler options that were measured to be the fastest.
 
-    Rows that end at different times are run as far as the longest of them, in a bucket of time steps, so that batches
-    of many lengths share few compiled functions.
+    Rows of different lengths run as far as the longest, rounded up to a bucket of time steps, so that batches of many
+    lengths share few compiled functions.
     """
 
     def __init__(self, native: FastRecurrence) -> None:
@@ -69,54 +71,35 @@ class FastJaxLayer(JaxLayer):
 
     def plan(self, batch: int, time: int, *, lengths: bool = False, gradients: bool = False) -> Plan:
         """What runs for an input of this shape; see `multirnn.layer.Planned`."""
-        why = kernel.refuses() or ("" if _on_cpu(self.native.params) else "the parameters are not on a CPU")
-        if not why:
+        reason = kernel.refuses() or ("" if _on_cpu(self.native.params) else "the parameters are not on a CPU")
+        if not reason:
             return Plan("fast", "the compiled recurrence, a custom call of XLA")
         parts = [f"a scan over {'columns' if in_columns(self.spec, batch) else 'rows'}"]
         if gradients:
             parts.append("a reverse scan and single products for the weights")
-        parts += [f"{name}={value!r}" for name, value in (self.compiler_options(batch) or {}).items()]
-        return Plan("fast", f"{', '.join(parts)}; {why}")
+        parts += [f"{name}={value!r}" for name, value in self.compiler_options(batch).items()]
+        return Plan("fast", f"{', '.join(parts)}; {reason}")
 
-    def compiler_options(self, batch: int) -> dict[str, Any] | None:
-        """Of the compiled functions for so many rows; None where XLA's own are left."""
-        if kernel.refuses() is None or not _on_cpu(self.native.params):
-            return None
-        return _options(self.spec, batch)
-
-    def compiled(self, batch: int) -> Compiled:
-        """See `JaxLayer.compiled`."""
-        options = self.compiler_options(batch)
-        if not options:
-            return self._compiled
-        apply = self._native.apply.func  # type: ignore[attr-defined]
-        return compiled(self.spec, apply, tuple(options.items()))
+    def compiler_options(self, batch: int) -> dict[str, Any]:
+        """See `JaxLayer.compiler_options`."""
+        return _options(self.spec, batch) if kernel.refuses() and _on_cpu(self.native.params) else {}
 
     def run(self, inputs: Inputs) -> Output:
         """See `BoundaryLayer.run`."""
-        if inputs.lengths is None:
-            return super().run(inputs)
-        time = inputs.x.shape[1]
-        steps = _bucket(int(inputs.lengths.max()))
-        output = super().run(Inputs(_resized(inputs.x, steps), inputs.state, inputs.lengths, inputs.state_given))
-        return Output(_resized(output.sequence, time), output.state)
+        output = super().run(_bucketed(inputs))
+        return Output(_resized(output.sequence, inputs.x.shape[1]), output.state)
 
     def pull_back(self, inputs: Inputs, cotangent: Output) -> Gradients:
         """See `BoundaryLayer.pull_back`."""
-        if inputs.lengths is None:
-            return super().pull_back(inputs, cotangent)
-        time = inputs.x.shape[1]
-        steps = _bucket(int(inputs.lengths.max()))
-        gradients = super().pull_back(
-            Inputs(_resized(inputs.x, steps), inputs.state, inputs.lengths, inputs.state_given),
-            Output(_resized(cotangent.sequence, steps), cotangent.state),
-        )
-        return gradients._replace(x=_resized(gradients.x, time))
+        bucketed = _bucketed(inputs)
+        cotangent = Output(_resized(cotangent.sequence, bucketed.x.shape[1]), cotangent.state)
+        gradients = super().pull_back(bucketed, cotangent)
+        return gradients._replace(x=_resized(gradients.x, inputs.x.shape[1]))
 
 
 @cache  # without, it takes as long as a step of a small layer
 def _options(spec: RecurrentSpec, batch: int) -> dict[str, Any]:
-    """Options of XLA's CPU compiler that were measured to be faster; what users compile themselves has its defaults."""
+    """Options of XLA's CPU compiler that were measured to be faster; functions that users compile have its defaults."""
     options: dict[str, Any] = {"xla_cpu_prefer_vector_width": 512}  # 1.0 to 1.2 times as fast
     if _by_eigen(spec, batch, kernel.cores()):
         options["xla_cpu_experimental_ynn_fusion_type"] = ""
@@ -136,7 +119,7 @@ def _by_eigen(spec: RecurrentSpec, batch: int, cores: int) -> bool:
 
 @cache
 def _known(name: str, value: Any) -> bool:
-    """Whether this XLA has the option; they come and go with its versions."""
+    """Whether this version of XLA has the option."""
     try:
         jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
     except jax.errors.JaxRuntimeError:
@@ -145,23 +128,30 @@ def _known(name: str, value: Any) -> bool:
 
 
 def _on_cpu(params: Params) -> bool:
-    """Whether every device that holds parameters is a CPU; those of NumPy go where JAX puts what it is given."""
+    """Whether every device that holds parameters is a CPU; JAX moves NumPy's to its default."""
     some = next(iter(params.values()), None)
     devices = some.devices() if isinstance(some, jax.Array) else jax.local_devices()
     return all(device.platform == "cpu" for device in devices)
 
 
+def _bucketed(inputs: Inputs) -> Inputs:
+    """The call with the time steps of the bucket of its longest row."""
+    if inputs.lengths is None:
+        return inputs
+    return replace(inputs, x=_resized(inputs.x, _bucket(int(inputs.lengths.max()))))
+
+
 def _bucket(steps: int) -> int:
-    """The next number of steps of which there are eight from a power of two to the next: at most 1/8 more."""
+    """The number rounded up by at most 1/8: there are eight buckets from a power of two to the next."""
     unit = max(1 << steps.bit_length() >> 4, 1)
     return -(-steps // unit) * unit
 
 
 def _resized(array: Any, time: int) -> Any:
-    """`(batch, time, features)` cut to so many steps, or with zeros after its own."""
+    """`(batch, time, features)` cut to so many steps, or padded with zeros."""
     batch, steps, features = array.shape
     if steps >= time:
-        return array[:, :time]
+        return array if steps == time else array[:, :time]
     longer = np.zeros((batch, time, features), array.dtype)
     longer[:, :steps] = array
     return longer

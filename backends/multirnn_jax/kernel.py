@@ -1,17 +1,17 @@
-"""The same function as `multirnn_jax.apply`, by custom calls: the compiled recurrence on XLA's own buffers.
+"""`multirnn_jax.loop` by custom calls: the compiled recurrence on XLA's own buffers.
 
-A stack is one custom call there and one back, on every thread that XLA has. What JAX does with functions goes on:
+A stack is one custom call forward and one backward, on all of XLA's threads. JAX's transformations:
 
-    * the reverse rule is the compiled one; it is differentiated by the rules of `multirnn_jax.apply`, so gradients of
-      gradients and products with the Hessian are those of any function;
-    * under `vmap` over sequences the rows become rows of one call. Its gradients, which `vmap` wants for each row, are
-      those of `multirnn_jax.recursion`, as those of an ensemble of weights are sequences of calls;
-    * what `jax.custom_vjp` forbids is forward mode over the function itself: `jax.jvp`, `jax.jacfwd`; JAX says so.
+    * gradients are the compiled backward pass. It is differentiated by the rules of `multirnn_jax.loop`, so gradients of
+      gradients and Hessian products work;
+    * `vmap` over sequences makes their rows the rows of one call. Its gradients, wanted for each row, are those of
+      `multirnn_jax.reverse`. Ensembles of weights are sequences of calls;
+    * forward mode over the function itself (`jax.jvp`, `jax.jacfwd`) is an error, as for any `jax.custom_vjp`.
 
-A custom call runs on one device, and `jax.export` keeps none that is not of XLA's own: see `refuses`, and take
-`implementation="native"` to export.
+A custom call runs on one device, and `jax.export` keeps only XLA's own: see `refuses`, and export with
+`implementation="native"`.
 
-Array axes as in `multirnn_jax.apply`; `rows` are all batch axes as one.
+Array axes as in `multirnn_jax.loop`; `rows` are all batch axes as one.
 """
 
 import os
@@ -28,17 +28,16 @@ from jax.custom_batching import custom_vmap
 from jax.custom_derivatives import SymbolicZero, custom_vjp_primal_tree_values
 
 from multirnn import Output, RecurrentSpec, State
-from multirnn.kernel import Stack, xla
-from multirnn_jax import apply as native
-from multirnn_jax import recursion
-from multirnn_jax.apply import Params
+from multirnn.kernel import CompiledRecurrence, xla
+from multirnn_jax import loop, reverse
+from multirnn_jax.loop import Params
 
 __all__ = ["apply", "cores", "refuses"]
 
 
 @cache
 def refuses() -> str | None:
-    """Why the compiled recurrence is not called in this process, in a sentence; None where it is."""
+    """Why this process cannot call the compiled recurrence, in a sentence, or None."""
     if (platform := jax.default_backend()) != "cpu":
         return f"the compiled recurrence runs on a CPU, and arrays are on the {platform} here"
     if (devices := jax.device_count()) > 1:
@@ -49,12 +48,12 @@ def refuses() -> str | None:
 def apply(
     spec: RecurrentSpec, params: Params, x: jax.Array, state: State | None = None, lengths: jax.Array | None = None
 ) -> Output:
-    """Run the stack that `spec` describes; arguments, result and errors are those of `multirnn_jax.apply.apply`."""
-    ends = native.check(spec, params, x, state, lengths)
+    """Run a stack; arguments, result and errors are those of `multirnn_jax.loop.apply`."""
+    ends = loop.check(spec, params, x, state, lengths)
     *batch, time, _ = np.shape(x)
     rows = prod(batch)
     output: Any = _recur(
-        _Recurrence(spec, cores()),
+        _CustomCall(spec, cores()),
         {name: jnp.asarray(params[name]) for name in spec.shapes},
         jnp.reshape(x, (rows, time, spec.input_size)),
         None if state is None else _resized(state, rows),
@@ -64,29 +63,29 @@ def apply(
 
 
 def cores() -> int:
-    """Those that this process may run on; XLA has a thread for each."""
+    """The number of cores that this process may use; XLA has a thread for each."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _resized(state: State, *batch: int) -> State:
-    """With these batch axes in the place of those that it has."""
+    """The state with these batch axes in place of its own."""
     return State._make(part if part is None else part.reshape(len(part), *batch, part.shape[-1]) for part in state)
 
 
-class _Recurrence(NamedTuple):
-    """What is static about a call."""
+class _CustomCall(NamedTuple):
+    """The static part of a call."""
 
     spec: RecurrentSpec
     threads: int
 
     def forward(self, keep: bool, params: Any, x: Any, state: Any, lengths: Any) -> tuple[Output, Any]:
-        """The output, and what is kept for `backward`, bytes that only it can read; None unless kept."""
+        """The output, and the stash for `backward`, opaque bytes, or None unless `keep`."""
         spec, (rows, time, _) = self.spec, x.shape
         like: Any = partial(jax.ShapeDtypeStruct, dtype=spec.dtype)
         first = like((len(list(spec.passes)), rows, spec.hidden_size))
         results = [like((rows, time, spec.output_size)), *[first] * len(spec.form.states)]
         if keep:
-            results.append(like((Stack(spec).stash_size(rows, time),), dtype=np.uint8))
+            results.append(like((CompiledRecurrence(spec).stash_size(rows, time),), dtype=np.uint8))
         found = self._call("forward", results, params, x, state, lengths, stash=keep)
         stash = found.pop() if keep else None
         return Output(found[0], State(*found[1:])), stash
@@ -94,7 +93,7 @@ class _Recurrence(NamedTuple):
     def backward(
         self, of_x: bool, params: Any, x: Any, state: Any, lengths: Any, y: Any, stash: Any, cotangent: Output
     ) -> tuple[Any, Any, Any]:
-        """The gradients of the parameters, of x and of the state; None of x if not `of_x`, and of a state that is not given."""
+        """The gradients of the parameters, of x (None unless `of_x`) and of the state (None if there is none)."""
         inputs = x if of_x else None, state, [params[name] for name in self.spec.shapes]
         like = partial(jax.ShapeDtypeStruct, dtype=self.spec.dtype)
         there, tree = jax.tree.flatten(jax.tree.map(lambda array: like(array.shape), inputs))
@@ -116,7 +115,7 @@ class _Recurrence(NamedTuple):
         stash: bool,
         dx: bool = False,
     ) -> list[Any]:
-        # By name: a pytree that has been through JAX is in alphabetical order.
+        # By name: JAX reorders the pytree alphabetically.
         parameters = [params[name] for name in self.spec.shapes]
         operands = [x, *jax.tree.leaves(state), *jax.tree.leaves(lengths), *parameters, *more]
         given: dict[str, bool] = {"state": state is not None, "lengths": lengths is not None}
@@ -127,34 +126,34 @@ class _Recurrence(NamedTuple):
 
 @cache
 def _target(direction: str, dtype: str) -> str:
-    """The name by which XLA knows the call, once it is told."""
+    """The registered name of the call."""
     name = f"multirnn_{direction}_{dtype}"
     ffi: Any = jax.ffi  # not typed
     ffi.register_ffi_target(name, ffi.pycapsule(xla.handler(direction, dtype)), platform="cpu")
     return name
 
 
-# --- The rules: of the function, and of the calls that it is made of. --------------------------------------------------
+# --- Rules of the function, then of its calls. --------------------------------------------------------------------------
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _recur(recurrence: _Recurrence, params: Any, x: Any, state: Any, lengths: Any) -> Output:
-    output: Output = _forward(recurrence, False, params, x, state, lengths)[0]
+def _recur(custom: _CustomCall, params: Any, x: Any, state: Any, lengths: Any) -> Output:
+    output: Output = _forward(custom, False, params, x, state, lengths)[0]
     return output
 
 
-def _keep(recurrence: _Recurrence, *arguments: Any) -> Any:
+def _keep(custom: _CustomCall, *arguments: Any) -> Any:
     values: Any = custom_vjp_primal_tree_values  # not typed
     params, x, state, lengths = values(arguments)
-    output, stash = _forward(recurrence, True, params, x, state, lengths)
-    of_x = () if arguments[1].perturbed else None  # no array: what is kept has another form
+    output, stash = _forward(custom, True, params, x, state, lengths)
+    of_x = () if arguments[1].perturbed else None  # in the pytree's structure, because it has to be static
     return output, (of_x, (params, x, state, lengths, output.sequence, stash))
 
 
-def _pull_back(recurrence: _Recurrence, residuals: Any, cotangent: Output) -> Any:
+def _pull_back(custom: _CustomCall, residuals: Any, cotangent: Output) -> Any:
     of_x, kept = residuals
     given = jax.tree.map(_array, cotangent)
-    return *_backward(recurrence, of_x is not None, *kept, given), None
+    return *_backward(custom, of_x is not None, *kept, given), None
 
 
 def _array(part: Any) -> Any:
@@ -162,18 +161,18 @@ def _array(part: Any) -> Any:
     return part if aval is None else jnp.zeros(aval.shape, aval.dtype)
 
 
-# In training x is data: its gradient, a product as large as that of the weights of the input, is not asked for.
+# symbolic_zeros: in training x is data, and its gradient, as large a product as that of the input weights, is not needed.
 _recur.defvjp(_keep, _pull_back, symbolic_zeros=True)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _forward(recurrence: _Recurrence, keep: bool, params: Any, x: Any, state: Any, lengths: Any) -> Any:
-    """`_Recurrence.forward`, with rules."""
-    spec = recurrence.spec
+def _forward(custom: _CustomCall, keep: bool, params: Any, x: Any, state: Any, lengths: Any) -> Any:
+    """`_CustomCall.forward` with its rules."""
+    spec = custom.spec
 
     @custom_vmap
     def forward(params: Any, x: Any, state: Any, lengths: Any) -> Any:
-        return recurrence.forward(keep, params, x, state, lengths)
+        return custom.forward(keep, params, x, state, lengths)
 
     @forward.def_vmap
     def each(size: int, batched: Any, params: Any, x: Any, state: Any, lengths: Any) -> Any:
@@ -182,7 +181,7 @@ def _forward(recurrence: _Recurrence, keep: bool, params: Any, x: Any, state: An
         x, state, lengths = _all_batched(size, batched[1:], (x, state, lengths))
         rows = x.shape[1]
         output: Any = _recur(
-            recurrence,
+            custom,
             params,
             x.reshape(size * rows, *x.shape[2:]),
             None
@@ -192,20 +191,20 @@ def _forward(recurrence: _Recurrence, keep: bool, params: Any, x: Any, state: An
         )
         last = jax.tree.map(lambda part: jnp.moveaxis(part, 1, 0), _resized(output.state, size, rows))
         found = Output(output.sequence.reshape(size, rows, *output.sequence.shape[1:]), last)
-        # What is kept of all rows together cannot be divided, and `_backward` does without it under `vmap`.
-        stash = jnp.zeros(Stack(spec).stash_size(rows, x.shape[2]), np.uint8) if keep else None
+        # The stash of all rows cannot be divided, and `_backward` does not use it under `vmap`.
+        stash = jnp.zeros(CompiledRecurrence(spec).stash_size(rows, x.shape[2]), np.uint8) if keep else None
         return (found, stash), jax.tree.map(lambda part: part.dtype != np.uint8, (found, stash))
 
     return forward(params, x, state, lengths)
 
 
 @_forward.defjvp
-def _push_forward(recurrence: _Recurrence, keep: bool, primals: Any, tangents: Any) -> Any:
+def _push_forward(custom: _CustomCall, keep: bool, primals: Any, tangents: Any) -> Any:
     params, x, state, lengths = primals
-    output, stash = _forward(recurrence, keep, *primals)
+    output, stash = _forward(custom, keep, *primals)
 
     def run(params: Any, x: Any, state: Any) -> Output:
-        return native.apply(recurrence.spec, params, x, state, lengths)
+        return loop.apply(custom.spec, params, x, state, lengths)
 
     _, along = jax.jvp(run, (params, x, state), tuple(tangents[:3]))
     return (output, stash), (along, None if stash is None else np.zeros(stash.shape, jax.dtypes.float0))
@@ -213,7 +212,7 @@ def _push_forward(recurrence: _Recurrence, keep: bool, primals: Any, tangents: A
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _backward(
-    recurrence: _Recurrence,
+    custom: _CustomCall,
     of_x: bool,
     params: Any,
     x: Any,
@@ -223,16 +222,16 @@ def _backward(
     stash: Any,
     cotangent: Output,
 ) -> Any:
-    """`_Recurrence.backward`, with rules; y and the stash are functions of the rest."""
+    """`_CustomCall.backward` with its rules; y and the stash are functions of the rest."""
 
     @custom_vmap
     def backward(params: Any, x: Any, state: Any, lengths: Any, y: Any, stash: Any, cotangent: Output) -> Any:
-        return recurrence.backward(of_x, params, x, state, lengths, y, stash, cotangent)
+        return custom.backward(of_x, params, x, state, lengths, y, stash, cotangent)
 
     @backward.def_vmap
     def each(size: int, batched: Any, *arguments: Any) -> Any:
         axes = jax.tree.map(lambda is_batched: 0 if is_batched else None, batched)
-        rule = partial(_gradients, recursion.apply, recurrence.spec, of_x)
+        rule = partial(_gradients, reverse.apply, custom.spec, of_x)
         found = jax.vmap(rule, in_axes=tuple(axes), axis_size=size)(*arguments)
         return found, jax.tree.map(lambda _: True, found)
 
@@ -240,15 +239,15 @@ def _backward(
 
 
 @_backward.defjvp
-def _push_back(recurrence: _Recurrence, of_x: bool, primals: Any, tangents: Any) -> Any:
+def _push_back(custom: _CustomCall, of_x: bool, primals: Any, tangents: Any) -> Any:
     params, x, state, lengths, y, stash, cotangent = primals
     dparams, dx, dstate, _, _, _, dcotangent = tangents
 
     def gradients(params: Any, x: Any, state: Any, cotangent: Output) -> Any:
-        return _gradients(native.apply, recurrence.spec, of_x, params, x, state, lengths, y, stash, cotangent)
+        return _gradients(loop.apply, custom.spec, of_x, params, x, state, lengths, y, stash, cotangent)
 
     _, along = jax.jvp(gradients, (params, x, state, cotangent), (dparams, dx, dstate, dcotangent))
-    return _backward(recurrence, of_x, *primals), along
+    return _backward(custom, of_x, *primals), along
 
 
 def _gradients(
@@ -263,14 +262,14 @@ def _gradients(
     stash: Any,
     cotangent: Any,
 ) -> Any:
-    """What `_Recurrence.backward` says, by the reverse rule of `apply` or of `recursion.apply`."""
+    """As `_CustomCall.backward`, by the reverse rule of `apply` or of `reverse.apply`."""
     _, pull_back = jax.vjp(lambda *inputs: function(spec, *inputs, lengths), params, x, state)
     dparams, dx, dstate = pull_back(cotangent)
     return dparams, dx if of_x else None, dstate
 
 
 def _one_by_one(function: Any, size: int, batched: Any, arguments: Any) -> Any:
-    """`function` at each place of the new axis, and that all of it has the axis."""
+    """`function` at each index of the new axis, and that all results have this axis."""
 
     def at(place: Any) -> Any:
         return function(*jax.tree.map(lambda array, has: array[place] if has else array, arguments, tuple(batched)))
@@ -280,7 +279,7 @@ def _one_by_one(function: Any, size: int, batched: Any, arguments: Any) -> Any:
 
 
 def _all_batched(size: int, batched: Any, arguments: Any) -> Any:
-    """The arguments, each with the new axis in front."""
+    """All arguments with the new axis in front."""
 
     def spread(array: Any, has: bool) -> Any:
         return array if has else jnp.broadcast_to(array, (size, *array.shape))

@@ -1,4 +1,4 @@
-"""A stack realised by JAX: how it is built and run, and its gradients. Nothing is refused."""
+"""A stack in JAX: how it is built, compiled and run, and its gradients. No spec is refused."""
 
 from collections.abc import Callable
 from functools import lru_cache, partial
@@ -8,18 +8,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from multirnn import BoundaryLayer, Gradients, Inputs, Output, RecurrentSpec, State, Weights
+from multirnn import Gradients, Output, RecurrentSpec, State, Weights
+from multirnn.boundary import BoundaryLayer, Inputs
 from multirnn.weights import Array
-from multirnn_jax.apply import Params, Recurrence, check_params
-from multirnn_jax.weights import disturbed, read, recurrence, scope
+from multirnn_jax.loop import Params, Recurrence, check_params
+from multirnn_jax.weights import disturbed, place, read, scope
 
-__all__ = ["JaxLayer", "build", "compiled", "refuses"]
+__all__ = ["Compiled", "JaxLayer", "build", "compiled", "refuses"]
 
 Options = tuple[tuple[str, Any], ...]
 
 
 def refuses(spec: RecurrentSpec) -> str | None:
-    """None: the cells are written out, so there is no spec that is not realised."""
+    """None: the cells are written out here, for every spec."""
     return None
 
 
@@ -29,17 +30,17 @@ def build(weights: Weights, device: str | None) -> "JaxLayer":
     Raises:
         InvalidCall: JAX has no such device here.
     """
-    return JaxLayer(recurrence(weights, device))
+    return JaxLayer(Recurrence(weights.spec, place(weights, device)))
 
 
 class Compiled:
-    """The function of a spec and its gradients, compiled at the first call of a shape; see `compiled`, which keeps them.
+    """The function of a spec and its gradients, compiled at the first call of a shape. `compiled` caches instances.
 
-    The spec is bound, for where memory is cold a static argument takes JAX 10 µs to look up.
+    The spec is bound: as a static argument it would take JAX 10 µs to look up when memory is cold.
 
     Attributes:
-        run: `apply`, with the sequence, h and c, which may be None, as it returns: to make records of them takes JAX 3 µs.
-        pull_back: of the same arguments, all given, and a cotangent; it goes forward and back.
+        run: `apply`, which returns the sequence, h and c: records of them would take JAX 3 µs.
+        pull_back: the gradients, from the same arguments, all of them given, and a cotangent.
     """
 
     def __init__(self, spec: RecurrentSpec, apply: Callable[..., Output], options: Options) -> None:
@@ -57,29 +58,23 @@ class Compiled:
         self.pull_back: Callable[..., Gradients] = compile(pull_back)
 
     def __reduce__(self) -> Any:
-        return compiled, self._made_of  # what is compiled can be neither pickled nor copied
+        return compiled, self._made_of  # compiled functions can be neither pickled nor copied
 
 
 @lru_cache(maxsize=256)
 def compiled(spec: RecurrentSpec, apply: Callable[..., Output], options: Options) -> Compiled:
-    """The one for all layers of a spec.
-
-    Args:
-        spec: bound to `apply`.
-        apply: `multirnn_jax.apply.apply`, or another with its arguments.
-        options: of XLA's compiler.
-    """
+    """The `Compiled` that all layers of a spec share; `apply` takes the spec first, `options` are XLA's."""
     return Compiled(spec, apply, options)
 
 
 class JaxLayer(BoundaryLayer):
-    """A stack realised by one compiled function over a pytree of parameters.
+    """A stack as one compiled function over a pytree of parameters.
 
     It is compiled at the first call of a shape, and once for all layers of a spec. It runs where `native.params` are,
-    sharded if they are. The arrays that come back on the CPU are views of JAX's, so they are read-only.
+    sharded if they are. On the CPU the results are read-only views of JAX's arrays.
 
     Args:
-        native: the function and its parameters; new parameters are assigned to `native.params`.
+        native: the function and its parameters; assign new parameters to `native.params`.
     """
 
     inside = "layer.native.apply(layer.native.params, x, state, lengths)"
@@ -88,8 +83,9 @@ class JaxLayer(BoundaryLayer):
         super().__init__(native.spec)
         self._native = native
         # mypy knows `apply` as a function, and it is a `partial` of one.
-        self._compiled = compiled(native.spec, native.apply.func, ())  # type: ignore[attr-defined]
-        # Whether `scope` is nothing, which takes 3 µs, and `compiled` the same for any number of rows.
+        self._apply: Callable[..., Output] = native.apply.func  # type: ignore[attr-defined]
+        self._compiled = compiled(native.spec, self._apply, ())
+        # Whether `scope`, which takes 3 µs, has no effect, and no number of rows has options of its own.
         self._short = native.spec.dtype == "float32"
         self._seen: list[Any] = []
 
@@ -112,7 +108,7 @@ class JaxLayer(BoundaryLayer):
         return read(self._native)
 
     def params(self) -> Params:
-        """The parameters as they are now, of the spec's shapes and dtype: what is compiled would cast those of NumPy.
+        """The parameters as they are now, checked: compiled functions would cast arrays of another dtype.
 
         Raises:
             InvalidCall: `native.params` were replaced by something that is not the spec's.
@@ -123,20 +119,20 @@ class JaxLayer(BoundaryLayer):
             self._seen = list(params.values())
         return params
 
-    def compiled(self, batch: int) -> Compiled:
-        """What runs for so many rows."""
-        return self._compiled
+    def compiler_options(self, batch: int) -> dict[str, Any]:
+        """XLA's options for so many rows; empty for its defaults."""
+        return {}
 
-    def compiler_options(self, batch: int) -> dict[str, Any] | None:
-        """Of what runs for so many rows; None where they are JAX's own."""
-        return None
+    def compiled(self, batch: int) -> Compiled:
+        """The functions for so many rows."""
+        options = self.compiler_options(batch)
+        return compiled(self.spec, self._apply, tuple(options.items())) if options else self._compiled
 
     def run(self, inputs: Inputs) -> Output:
         """See `BoundaryLayer.run`."""
         with scope(self.spec):
-            state = inputs.state if inputs.state_given else None  # handing zeros over costs 10 µs
-            run = self.compiled(len(inputs.x)).run
-            return _output(*run(self.params(), inputs.x, state, inputs.lengths))
+            state = inputs.state if inputs.state_given else None  # passing zeros costs 10 µs
+            return _output(*self.compiled(len(inputs.x)).run(self.params(), inputs.x, state, inputs.lengths))
 
     def run_from_zero(self, x: Array) -> Output:
         """See `Boundary.run_from_zero`."""
@@ -145,19 +141,13 @@ class JaxLayer(BoundaryLayer):
         return _output(*self._compiled.run(self.params(), x, None, None))
 
     def pull_back(self, inputs: Inputs, cotangent: Output) -> Gradients:
-        """See `BoundaryLayer.pull_back`; one compiled function goes forward and back."""
+        """See `BoundaryLayer.pull_back`; one compiled function goes forward and backward."""
         with scope(self.spec):
-            arguments = self.params(), inputs.x, inputs.state, inputs.lengths
-            found = self.compiled(len(inputs.x)).pull_back(*arguments, cotangent)
-            weights = {
-                name: np.asarray(found.weights[name]) for name in self.spec.shapes
-            }  # a pytree is in alphabetical order
-            return Gradients(weights, np.asarray(found.x), _arrays(found.state))
+            arguments = self.params(), inputs.x, inputs.state, inputs.lengths, cotangent
+            found = self.compiled(len(inputs.x)).pull_back(*arguments)
+            weights = {name: np.asarray(found.weights[name]) for name in self.spec.shapes}  # JAX sorts dictionaries
+            return Gradients(weights, np.asarray(found.x), State(*map(np.asarray, found.state.parts)))
 
 
 def _output(sequence: Any, h: Any, c: Any) -> Output:
     return Output(np.asarray(sequence), State(np.asarray(h), None if c is None else np.asarray(c)))
-
-
-def _arrays(state: State) -> State:
-    return State(*[np.asarray(part) for part in state.parts])

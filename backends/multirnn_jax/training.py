@@ -1,7 +1,7 @@
-"""Training with JAX: the optimisers of `jax.example_libraries` over the pytree of parameters.
+"""Training with the optimisers of `jax.example_libraries` over the pytree of parameters.
 
-JAX itself has no others. Those of Optax are what most users take; it is a package of its own, which multirnn does not
-depend on. An optimiser is three pure functions, and who calls them counts the steps: `update(i, …)` with i = 0, 1, ….
+JAX itself has no others; Optax, which most users take, is a package of its own that multirnn does not depend on. An
+optimiser is three pure functions, and the caller counts the steps: `update(i, …)` with i = 0, 1, ….
 """
 
 from collections.abc import Callable, Mapping
@@ -18,8 +18,8 @@ from jax.example_libraries import optimizers
 from multirnn import RecurrentSpec
 from multirnn.parity import Batch, Optimiser
 from multirnn.weights import Array
-from multirnn_jax.apply import Params, apply
 from multirnn_jax.layer import JaxLayer
+from multirnn_jax.loop import Params, apply
 from multirnn_jax.weights import scope
 
 __all__ = ["OPTIMISERS", "default_epsilon", "train"]
@@ -34,20 +34,19 @@ OPTIMISERS: Mapping[str, Callable[[Optimiser], optimizers.Optimizer]] = MappingP
 
 
 def train(layer: JaxLayer, batch: Batch, optimiser: Optimiser, steps: int) -> Array:
-    """Train the parameters, and put the last ones in their place; see `multirnn.protocol.Trains`."""
-    native = layer.native
+    """Train `layer.native.params`; returns the loss before each step. See `multirnn.protocol.Trains`."""
     losses = []
     with scope(layer.spec):
         init, update, params_of = OPTIMISERS[optimiser.name](optimiser)
         update = jax.jit(update)
         state = init(layer.params())
-        for i in range(steps):
+        for i in range(steps):  # from 0: the bias correction of `update` takes i + 1
             loss, gradients = _loss_and_gradients(
                 layer.spec, params_of(state), batch.x, batch.target, batch.lengths, batch.valid
             )
-            state = update(i, gradients, state)  # which counts from 0: its bias correction is of i + 1
+            state = update(i, gradients, state)
             losses.append(loss.item())
-        native.params = params_of(state)
+        layer.native.params = params_of(state)
     return np.array(losses, layer.spec.dtype)
 
 

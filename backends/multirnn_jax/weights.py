@@ -7,19 +7,20 @@ from typing import Any
 import jax
 import numpy as np
 
-from multirnn import Inputs, InvalidCall, Output, RecurrentSpec, State, Unrepresentable, Weights
-from multirnn_jax.apply import Recurrence
+from multirnn import InvalidCall, Output, RecurrentSpec, State, Unrepresentable, Weights
+from multirnn.boundary import Inputs
+from multirnn_jax.loop import Params, Recurrence
 
-__all__ = ["devices", "disturbed", "read", "recurrence", "scope", "width"]
+__all__ = ["devices", "disturbed", "place", "read", "scope", "width"]
 
 
 def width(spec: RecurrentSpec) -> AbstractContextManager[None]:
-    """The scope in which JAX has the dtype of the spec: its 64-bit mode for float64, in this thread and no longer."""
+    """Enable JAX's 64-bit mode for a spec of float64, in this thread."""
     return nullcontext() if spec.dtype == "float32" else jax.enable_x64(True)
 
 
 def scope(spec: RecurrentSpec) -> AbstractContextManager[Any]:
-    """The scope in which a layer computes: `width`, and as if neither jit nor transfers were forbidden."""
+    """`width`, and as if neither jit nor transfers were forbidden: a layer computes in it."""
     if not disturbed():
         return width(spec)
     stack = ExitStack()
@@ -30,28 +31,30 @@ def scope(spec: RecurrentSpec) -> AbstractContextManager[Any]:
 
 
 def disturbed() -> bool:
-    """Whether JAX is told to run without jit or to guard transfers; asked in 0.4 µs."""
+    """Whether the user disabled jit or guards transfers; takes 0.4 µs."""
     config: Any = jax.config
     guards = config.jax_transfer_guard_host_to_device, config.jax_transfer_guard_device_to_host
     return config.jax_disable_jit or guards != (None, None)
 
 
-def recurrence(weights: Weights, device: str | None) -> Recurrence:
-    """A recurrence with parameters of its own that begin at these weights.
+def place(weights: Weights, device: str | None) -> Params:
+    """Copies of the weights on the first device of a platform; on JAX's default unless given.
 
     Raises:
         InvalidCall: JAX has no such device here.
     """
-    place = _device(device)
+    try:
+        target = None if device is None else jax.local_devices(backend=device)[0]
+    except RuntimeError as error:
+        raise InvalidCall(f"JAX has no device {device!r} here; it can use {', '.join(devices())}") from error
     with width(weights.spec):
-        params = {name: jax.device_put(array, place, may_alias=False) for name, array in weights.arrays.items()}
-    return Recurrence(weights.spec, params)
+        return {name: jax.device_put(array, target, may_alias=False) for name, array in weights.arrays.items()}
 
 
 def read(native: Any) -> Weights:
-    """The spec and the weights of a recurrence, as they are now, wherever they are.
+    """The spec and the current weights of a recurrence.
 
-    One whose `spec` or `apply` was replaced is called once, and what it computes compared.
+    If its `spec` or `apply` was replaced, it is called once, and the result compared with the reference.
 
     Raises:
         Unrepresentable: it is not a `multirnn_jax.Recurrence`, or computes something else than its spec says.
@@ -79,16 +82,6 @@ def _called(native: Recurrence, inputs: Inputs) -> Output:
                 f"this Recurrence returns a {type(output).__name__}; Output(sequence, State(h, c)) would be right"
             )
         return jax.tree.map(np.asarray, output)  # type: ignore[no-any-return]
-
-
-def _device(name: str | None) -> Any:
-    """The first device of this platform that this process can use; JAX's default if there is no name."""
-    if name is None:
-        return None
-    try:
-        return jax.local_devices(backend=name)[0]
-    except RuntimeError as error:
-        raise InvalidCall(f"JAX has no device {name!r} here; it can use {', '.join(devices())}") from error
 
 
 def devices() -> tuple[str, ...]:

@@ -4,10 +4,10 @@ Keras runs on TensorFlow, JAX or PyTorch: on the engine that it was imported wit
 by KERAS_BACKEND or `keras.json`, else on TensorFlow.
 """
 
-from multirnn import Weights, accept
+from multirnn import Weights
 from multirnn.layer import Implementation
-from multirnn.protocol import Abilities, Prepared, Work
-from multirnn_keras import engine  # before all that imports Keras: it loads what Keras runs on, quietly
+from multirnn.protocol import Abilities, Prepared, Work, accept
+from multirnn_keras import engines  # before all that imports Keras: it loads what Keras runs on, quietly
 
 # isort: split
 from multirnn_keras import adoption, fast, layer, training, weights
@@ -42,9 +42,8 @@ class KerasBackend(Abilities):
     adopt = staticmethod(adoption.adopt)
     train = staticmethod(training.train)
     default_epsilon = staticmethod(training.default_epsilon)
-    versions = staticmethod(engine.versions)
-    devices = staticmethod(engine.devices)
-    engine = engine.ENGINE  # hides the module from here on
+    versions = staticmethod(engines.versions)
+    engine = engines.ENGINE
 
     def build(
         self, weights: Weights, *, device: str | None = None, implementation: Implementation = "native"
@@ -68,6 +67,10 @@ class KerasBackend(Abilities):
         from multirnn_keras.bench import prepare  # only benchmarks need it
 
         return prepare(layer, work, threads)
+
+    def devices(self) -> tuple[str, ...]:
+        """The engine's devices."""
+        return engines.devices()
 
 
 BACKEND = KerasBackend()

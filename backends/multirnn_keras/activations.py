@@ -17,7 +17,7 @@ OWN: Mapping[str, Activation] = MappingProxyType(
         **{name: Activation(name) for name in ("linear", "relu", "sigmoid", "softsign", "tanh")},
     }
 )
-"""What Keras' own functions of these names compute."""
+"""Keras' own functions by name, and the activation that each computes."""
 
 
 @keras.saving.register_keras_serializable(package="multirnn")
@@ -51,7 +51,7 @@ class HardSigmoid:
 
 
 def to_keras(activation: str | Activation, dtype: str) -> Any:
-    """What Keras' layers take for this activation; `dtype` is that of the layer."""
+    """The argument for this activation of a Keras layer of this dtype."""
     activation = Activation.of(activation)
     if OWN[activation.name] == activation:
         return getattr(keras.activations, activation.name)

@@ -1,7 +1,4 @@
-"""Timing of Keras layers: the function of the whole stack on tensors, compiled by the engine; see `multirnn.protocol`.
-
-A `tf.function` on TensorFlow, `jax.jit` on JAX; uncompiled on PyTorch.
-"""
+"""Timing of Keras layers: the whole stack as a function of tensors, compiled by the engine; see `multirnn.protocol`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,25 +8,22 @@ import numpy as np
 
 from multirnn import Gradients, Output, State
 from multirnn.protocol import SGD_RATE, Prepared, Work
-from multirnn_keras.engine import ENGINE
+from multirnn.returned import states_of
+from multirnn_keras.cells import ops
+from multirnn_keras.engines import engine
 from multirnn_keras.fast import FastKerasLayer
 from multirnn_keras.kernel import serves
-from multirnn_keras.layer import KerasLayer, parts_of
+from multirnn_keras.layer import KerasLayer
 from multirnn_keras.weights import from_variables
 
 __all__ = ["prepare"]
 
-Tensors = Sequence[Any]
-
 
 def prepare(layer: KerasLayer, work: Work, threads: int) -> Prepared:
-    """See `multirnn.protocol.Timed`; `threads` is for PyTorch, the other engines take those of the process."""
-    if ENGINE == "torch":
-        import torch
-
-        torch.set_num_threads(threads)
+    """See `multirnn.protocol.Timed`; TensorFlow and JAX ignore `threads`, and use those of the process."""
+    engine.use_threads(threads)
     prepared = PREPARERS[work.mode](layer, work)
-    prepared.plan = {"tensorflow": "a tf.function", "jax": "jitted", "torch": "as it stands"}[ENGINE]
+    prepared.plan = engine.timed
     return prepared
 
 
@@ -40,10 +34,7 @@ def _inference(layer: KerasLayer, work: Work) -> Prepared:
     def call() -> Any:
         return run(*primals)
 
-    def boundary() -> Output:
-        return layer(work.x, lengths=work.lengths)
-
-    return Prepared(call, lambda: _output(call()), boundary)
+    return Prepared(call, lambda: _output(call()), lambda: layer(work.x, lengths=work.lengths))
 
 
 def _streaming(layer: KerasLayer, work: Work) -> Prepared:
@@ -62,28 +53,24 @@ def _streaming(layer: KerasLayer, work: Work) -> Prepared:
 def _gradients(layer: KerasLayer, work: Work) -> Prepared:
     assert work.cotangent is not None
     given = work.cotangent
-    mask, primals = _placed(layer, work)
-    cotangents = _tensors([given.sequence, *parts_of(given.state)])
+    mask, (x, *state) = _placed(layer, work)
+    cotangents = _tensors([given.sequence, *states_of(given.state)])
     variables = layer.native.weights
 
-    def gradients(x: Any, *rest: Any) -> Any:
-        state, cotangents = rest[: len(primals) - 1], rest[len(primals) - 1 :]
-        return _pulled_back(lambda x: layer.apply(mask, [x, *state]), variables, x, cotangents)
+    def gradients(x: Any, state: Any, cotangents: Any) -> Any:
+        return engine.vjp(lambda mask, primals: layer.apply(mask, [*primals, *state]), variables, mask, [x], cotangents)
 
-    run = _compiled(layer, gradients)
+    run = engine.compiled(gradients, variables)
 
     def call() -> Any:
-        return run(*primals, *cotangents)
+        return run(x, state, cotangents)
 
     def result() -> Gradients:
-        *weights, dx = _arrays(call())
+        *weights, dx = map(ops.convert_to_numpy, call())
         no_state: Any = None  # the zero initial state is a constant
         return Gradients(from_variables(weights, layer.spec).arrays, dx, State(no_state))
 
-    def boundary() -> Gradients:
-        return layer.vjp(work.x, lengths=work.lengths, cotangent=given)
-
-    return Prepared(call, result, boundary)
+    return Prepared(call, result, lambda: layer.vjp(work.x, lengths=work.lengths, cotangent=given))
 
 
 def _training(layer: KerasLayer, work: Work) -> Prepared:
@@ -92,8 +79,11 @@ def _training(layer: KerasLayer, work: Work) -> Prepared:
     variables = layer.native.trainable_variables
     optimiser = keras.optimizers.SGD(SGD_RATE)
     optimiser.build(variables)
-    step = {"tensorflow": _step_of_tensorflow, "jax": _step_of_jax, "torch": _step_of_torch}[ENGINE]
-    call = step(lambda: layer.apply(mask, primals)[0], target, variables, optimiser)
+
+    def loss() -> Any:
+        return keras.ops.mean(keras.ops.square(layer.apply(mask, primals)[0] - target))
+
+    call = engine.training_step(loss, variables, optimiser)
 
     def result() -> Mapping[str, Any]:
         call()
@@ -116,7 +106,7 @@ def _applied(layer: KerasLayer, mask: Any, work: Work) -> Callable[..., Any]:
 
     batch, time, _ = work.x.shape
     at_once = isinstance(layer, FastKerasLayer) and serves(layer.spec, None, batch, time)
-    return apply if at_once else _compiled(layer, apply)  # the compiled recurrence needs no graph
+    return apply if at_once else engine.compiled(apply, layer.native.weights)  # the compiled recurrence needs no graph
 
 
 def _placed(layer: KerasLayer, work: Work) -> tuple[Any, list[Any]]:
@@ -132,117 +122,6 @@ def _tensors(arrays: Sequence[Any]) -> list[Any]:
     return [keras.ops.convert_to_tensor(np.array(array)) for array in arrays]
 
 
-def _arrays(tensors: Tensors) -> list[Any]:
-    return [keras.ops.convert_to_numpy(tensor) for tensor in tensors]
-
-
-def _output(tensors: Tensors) -> Output:
-    sequence, *state = _arrays(tensors)
+def _output(tensors: Sequence[Any]) -> Output:
+    sequence, *state = map(ops.convert_to_numpy, tensors)
     return Output(sequence, State(*state))
-
-
-# --- The engines -----------------------------------------------------------------------------------------------------
-
-
-def _compiled(layer: KerasLayer, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function of tensors compiled; when it returns it has computed. It reads the layer's variables at each call."""
-    if ENGINE == "tensorflow":
-        import tensorflow as tf
-
-        return tf.function(function, autograph=False)  # type: ignore[no-any-return]  # a processor's calls return when done
-    if ENGINE == "jax":
-        import jax
-
-        variables = layer.native.weights
-
-        def pure(values: Tensors, *primals: Any) -> Any:
-            with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
-                return function(*primals)
-
-        jitted = jax.jit(pure)
-        finished: Any = jax.block_until_ready
-        return lambda *primals: finished(jitted([v.value for v in variables], *primals))
-    import torch
-
-    def run(*primals: Any) -> Any:
-        with torch.inference_mode(function.__name__ != "gradients"):
-            return function(*primals)
-
-    return run
-
-
-def _pulled_back(function: Callable[[Any], Any], variables: Tensors, x: Any, cotangents: Tensors) -> list[Any]:
-    """The gradients of the variables and of x."""
-    if ENGINE == "tensorflow":
-        import tensorflow as tf
-
-        values = [variable.value for variable in variables]
-        with tf.GradientTape() as tape:
-            tape.watch(x)
-            found = function(x)
-        return list(tape.gradient(found, [*values, x], list(cotangents)))
-    if ENGINE == "jax":
-        import jax
-
-        def pure(values: Tensors, x: Any) -> Any:
-            with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
-                return function(x)
-
-        _, back = jax.vjp(pure, [variable.value for variable in variables], x)
-        weights, dx = back(list(cotangents))
-        return [*weights, dx]
-    import torch
-
-    x = x.detach().requires_grad_()
-    return list(torch.autograd.grad(function(x), [*(v.value for v in variables), x], list(cotangents)))
-
-
-def _step_of_tensorflow(function: Callable[[], Any], target: Any, variables: Any, optimiser: Any) -> Any:
-    import tensorflow as tf
-
-    @tf.function(autograph=False)  # type: ignore[untyped-decorator]
-    def step() -> Any:
-        with tf.GradientTape() as tape:
-            loss = tf.reduce_mean(tf.square(function() - target))
-        optimiser.apply(tape.gradient(loss, [variable.value for variable in variables]), variables)
-        return loss
-
-    return step
-
-
-def _step_of_jax(function: Callable[[], Any], target: Any, variables: Any, optimiser: Any) -> Any:
-    import jax
-
-    def loss(values: Tensors) -> Any:
-        with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
-            return jax.numpy.mean((function() - target) ** 2)
-
-    @jax.jit
-    def step(values: Tensors, state: Tensors) -> Any:
-        value, gradients = jax.value_and_grad(loss)(values)
-        return value, optimiser.stateless_apply(state, gradients, values)
-
-    finished: Any = jax.block_until_ready
-
-    def call() -> Any:
-        given = [variable.value for variable in variables], [variable.value for variable in optimiser.variables]
-        value, (values, state) = finished(step(*given))
-        for variable, new in zip([*variables, *optimiser.variables], [*values, *state], strict=True):
-            variable.assign(new)
-        return value
-
-    return call
-
-
-def _step_of_torch(function: Callable[[], Any], target: Any, variables: Any, optimiser: Any) -> Any:
-    import torch
-
-    def call() -> Any:
-        values = [variable.value for variable in variables]
-        loss = torch.mean((function() - target) ** 2)
-        gradients = torch.autograd.grad(loss, values)
-        with torch.no_grad():
-            optimiser.apply(list(gradients), variables)
-        return loss
-
-    return call

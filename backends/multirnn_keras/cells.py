@@ -1,25 +1,37 @@
-"""The cells, one step there and back: what has to wait for a step, and what is known of all steps before the way back.
+"""The cells over tensors, forward and backward: one step, and the parts that can be computed for all steps at once.
 
-A cell has `step`, a step; `slopes`, what is known of all steps at once before the way back; `back`, a step back; and
-`gradients`, of all steps at once after it. What the gates were is computed again in `slopes`: one product more, and
-nothing is kept of the steps but their states. The names and shapes are those of `multirnn_keras.passes`.
+    step(weights, p, *states)               one step: the states after it
+    slopes(weights, p, before, after)       all steps: the factors that `back` needs beside gradients, and how much of each
+                                            state stays (None: nothing)
+    back(transposed, slopes, *dstates)      one step: the gradients of the states before it, without the share that stays;
+                                            and dz
+    gradients(dz, before, slopes)           all steps: the gradients of p, of the recurrent kernel, and of the candidate's
+                                            recurrent bias if there is one
+
+`slopes` computes the gates again: one more product, and only the states of each step are kept. Names and shapes are as
+in `multirnn_keras.loop`.
 
 Source: the equations of `multirnn.cells`, differentiated.
 """
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
+
+import keras
 
 from multirnn import Activation
 from multirnn.cells import CellName
-from multirnn_keras.operations import Tensors, affine, concatenate, nn, ops, rows, where
+from multirnn_keras.engines import engine
+from multirnn_keras.engines.interface import Tensors
 
-__all__ = ["Form", "cell_of"]
+__all__ = ["Form", "cell_of", "rows"]
+
+ops: Any = keras.ops  # typed there as the results of a symbolic call
 
 
 class Form(NamedTuple):
-    """What a layer computes, whatever its sizes.
+    """The function of a layer, apart from its sizes.
 
     Attributes:
         cell: "simple_rnn", "lstm" or "gru".
@@ -36,17 +48,23 @@ class Form(NamedTuple):
     bias: bool
     reverse: bool
 
+    @property
+    def states(self) -> int:
+        """The number of states: h, or h and c."""
+        return 2 if self.cell == "lstm" else 1
+
 
 def _act(activation: Activation) -> Callable[[Any], Any]:
     name, alpha, beta = activation.name, activation.alpha, activation.beta
     if name in ("tanh", "sigmoid", "relu"):
-        own: Callable[[Any], Any] = getattr(nn, name)
+        own: Callable[[Any], Any] = getattr(engine.nn, name)
         return own
-    if name == "elu":
-        return lambda x: ops.elu(x, alpha=alpha)
-    if name == "hard_sigmoid":
-        return lambda x: ops.clip(alpha * x + beta, 0, 1)
-    others: dict[str, Callable[[Any], Any]] = {"linear": lambda x: x, "softsign": ops.softsign}
+    others: dict[str, Callable[[Any], Any]] = {
+        "elu": lambda x: ops.elu(x, alpha=alpha),
+        "hard_sigmoid": lambda x: ops.clip(alpha * x + beta, 0, 1),
+        "linear": lambda x: x,
+        "softsign": ops.softsign,
+    }
     return others[name]
 
 
@@ -63,45 +81,40 @@ def _slope(activation: Activation, y: Any) -> Any:
     if name == "linear":
         return one
     if name == "elu":
-        return where(y > 0, one, y + alpha)
+        return engine.where(y > 0, one, y + alpha)
     inside = y > 0 if name == "relu" else (y > 0) & (y < 1)
-    return where(inside, one if name == "relu" else alpha * one, ops.zeros_like(y))
+    return engine.where(inside, one if name == "relu" else alpha * one, ops.zeros_like(y))
 
 
-class SimpleRNN:
-    """`h' = a(p + h U)`."""
-
+class _Cell:
     def __init__(self, form: Form) -> None:
-        self.form = form
-        self.act = _act(form.activation)
-
-    def step(self, weights: Tensors, p: Any, h: Any) -> Tensors:
-        """The states after a step."""
-        return [self.act(affine(p, h, weights[0]))]
-
-    def slopes(self, weights: Tensors, p: Any, before: Tensors, after: Tensors) -> tuple[Tensors, Tensors]:
-        """What `back` needs of each step beside the gradients, and how much of each state stays (None: nothing)."""
-        return [_slope(self.form.activation, after[0])], [None]
-
-    def back(self, transposed: Tensors, slopes: Tensors, dh: Any) -> tuple[Tensors, Any]:
-        """The gradients of the states before a step, without what stays, and what `gradients` needs of the step."""
-        dz = dh * slopes[0]
-        return [dz @ transposed[0]], dz
+        self.act, self.gate = _act(form.activation), _act(form.recurrent_activation)
+        self.act_slope = partial(_slope, form.activation)
+        self.gate_slope = partial(_slope, form.recurrent_activation)
 
     def gradients(self, dz: Any, before: Tensors, slopes: Tensors) -> tuple[Any, Any, Any]:
-        """Of p, of the recurrent kernel, and of the candidate's recurrent bias if there is one."""
         return dz, _outer(before[0], dz), None
 
 
-class LSTM:
+class _SimpleRNN(_Cell):
+    """`h' = a(p + h U)`."""
+
+    def step(self, weights: Tensors, p: Any, h: Any) -> Tensors:
+        return [self.act(engine.affine(p, h, weights[0]))]
+
+    def slopes(self, weights: Tensors, p: Any, before: Tensors, after: Tensors) -> tuple[Tensors, Tensors]:
+        return [self.act_slope(after[0])], [None]
+
+    def back(self, transposed: Tensors, slopes: Tensors, dh: Any) -> tuple[Tensors, Any]:
+        dz = dh * slopes[0]
+        return [dz @ transposed[0]], dz
+
+
+class _LSTM(_Cell):
     """See `multirnn.cells.LSTM`."""
 
-    def __init__(self, form: Form) -> None:
-        self.form = form
-        self.act, self.gate = _act(form.activation), _act(form.recurrent_activation)
-
     def step(self, weights: Tensors, p: Any, h: Any, c: Any) -> Tensors:
-        i, f, g, o = self._gates(affine(p, h, weights[0]))
+        i, f, g, o = self._gates(engine.affine(p, h, weights[0]))
         c = f * c + i * g
         return [o * self.act(c), c]
 
@@ -113,28 +126,21 @@ class LSTM:
     def slopes(self, weights: Tensors, p: Any, before: Tensors, after: Tensors) -> tuple[Tensors, Tensors]:
         h, c = before
         i, f, g, o = self._gates(p + ops.matmul(h, weights[0]))
-        a, s = self.form.activation, self.form.recurrent_activation
-        held = self.act(after[1])
-        of_gates = concatenate([g * _slope(s, i), c * _slope(s, f), i * _slope(a, g), held * _slope(s, o)], -1)
-        of_c = o * _slope(a, held)
+        shown = self.act(after[1])
+        slope = self.gate_slope
+        of_gates = engine.concatenate([g * slope(i), c * slope(f), i * self.act_slope(g), shown * slope(o)], -1)
+        of_c = o * self.act_slope(shown)
         return [of_gates, of_c, of_c * f], [None, f]
 
     def back(self, transposed: Tensors, slopes: Tensors, dh: Any, dc: Any) -> tuple[Tensors, Any]:
         of_gates, of_c, of_c_before = slopes
         dc = dc + dh * of_c
-        dz = concatenate([dc, dc, dc, dh], -1) * of_gates
+        dz = engine.concatenate([dc, dc, dc, dh], -1) * of_gates
         return [dz @ transposed[0], dh * of_c_before], dz
 
-    def gradients(self, dz: Any, before: Tensors, slopes: Tensors) -> tuple[Any, Any, Any]:
-        return dz, _outer(before[0], dz), None
 
-
-class GRU:
+class _GRUResetAfter(_Cell):
     """See `multirnn.cells.GRU_RESET_AFTER`; the weights are the recurrent kernel and the candidate's recurrent bias."""
-
-    def __init__(self, form: Form) -> None:
-        self.form = form
-        self.act, self.gate = _act(form.activation), _act(form.recurrent_activation)
 
     def _parts(self, weights: Tensors, p: Any, h: Any) -> Tensors:
         k = h.shape[-1]
@@ -146,34 +152,29 @@ class GRU:
 
     def step(self, weights: Tensors, p: Any, h: Any) -> Tensors:
         z, _, _, n = self._parts(weights, p, h)
-        # As the reference has it, also where n is infinite; Keras' own z * h + (1 - z) * n has other NaN there.
+        # As the reference computes it, also where n is infinite; Keras' own z * h + (1 - z) * n has other NaN there.
         return [n + z * (h - n)]
 
     def slopes(self, weights: Tensors, p: Any, before: Tensors, after: Tensors) -> tuple[Tensors, Tensors]:
         h = before[0]
         z, r, q, n = self._parts(weights, p, h)
-        a, s = self.form.activation, self.form.recurrent_activation
-        dn = (1 - z) * _slope(a, n)
-        # Of the gates, of the candidate's recurrent part, and of the candidate.
-        return [concatenate([(h - n) * _slope(s, z), dn * q * _slope(s, r), dn * r, dn], -1)], [z]
+        dn = (1 - z) * self.act_slope(n)
+        # The factors of the gates, of the candidate's recurrent part, and of the candidate.
+        return [engine.concatenate([(h - n) * self.gate_slope(z), dn * q * self.gate_slope(r), dn * r, dn], -1)], [z]
 
     def back(self, transposed: Tensors, slopes: Tensors, dh: Any) -> tuple[Tensors, Any]:
-        dz = concatenate([dh, dh, dh, dh], -1) * slopes[0]
+        dz = engine.concatenate([dh, dh, dh, dh], -1) * slopes[0]
         return [dz[:, : 3 * dh.shape[-1]] @ transposed[0]], dz
 
     def gradients(self, dz: Any, before: Tensors, slopes: Tensors) -> tuple[Any, Any, Any]:
         k = dz.shape[-1] // 4
         recurrent = dz[..., : 3 * k]
-        dp = concatenate([dz[..., : 2 * k], dz[..., 3 * k :]], -1)
+        dp = engine.concatenate([dz[..., : 2 * k], dz[..., 3 * k :]], -1)
         return dp, _outer(before[0], recurrent), ops.sum(recurrent[..., 2 * k :], (0, 1))
 
 
-class GRUResetBefore:
+class _GRUResetBefore(_Cell):
     """See `multirnn.cells.GRU_RESET_BEFORE`; the weights are the recurrent kernels of the gates and of the candidate."""
-
-    def __init__(self, form: Form) -> None:
-        self.form = form
-        self.act, self.gate = _act(form.activation), _act(form.recurrent_activation)
 
     def _parts(self, weights: Tensors, p: Any, h: Any) -> Tensors:
         k = h.shape[-1]
@@ -188,20 +189,24 @@ class GRUResetBefore:
     def slopes(self, weights: Tensors, p: Any, before: Tensors, after: Tensors) -> tuple[Tensors, Tensors]:
         h = before[0]
         z, r, n = self._parts(weights, p, h)
-        a, s = self.form.activation, self.form.recurrent_activation
-        return [(h - n) * _slope(s, z), h * _slope(s, r), (1 - z) * _slope(a, n), r], [z]
+        return [(h - n) * self.gate_slope(z), h * self.gate_slope(r), (1 - z) * self.act_slope(n), r], [z]
 
     def back(self, transposed: Tensors, slopes: Tensors, dh: Any) -> tuple[Tensors, Any]:
         of_z, of_r, of_n, r = slopes
         dn = dh * of_n
         dreset = dn @ transposed[1]
-        dzr = concatenate([dh * of_z, dreset * of_r], -1)
-        return [dreset * r + dzr @ transposed[0]], concatenate([dzr, dn], -1)
+        dzr = engine.concatenate([dh * of_z, dreset * of_r], -1)
+        return [dreset * r + dzr @ transposed[0]], engine.concatenate([dzr, dn], -1)
 
     def gradients(self, dz: Any, before: Tensors, slopes: Tensors) -> tuple[Any, Any, Any]:
         k = dz.shape[-1] // 3
         h, r = before[0], slopes[3]
-        return dz, concatenate([_outer(h, dz[..., : 2 * k]), _outer(r * h, dz[..., 2 * k :])], -1), None
+        return dz, engine.concatenate([_outer(h, dz[..., : 2 * k]), _outer(r * h, dz[..., 2 * k :])], -1), None
+
+
+def rows(a: Any) -> Any:
+    """The rows of all steps, one under another."""
+    return ops.reshape(a, (-1, a.shape[-1]))
 
 
 def _outer(a: Any, b: Any) -> Any:
@@ -212,6 +217,5 @@ def _outer(a: Any, b: Any) -> Any:
 @cache
 def cell_of(form: Form) -> Any:
     """The cell of a form."""
-    if form.cell == "gru":
-        return GRU(form) if form.reset_after else GRUResetBefore(form)
-    return {"simple_rnn": SimpleRNN, "lstm": LSTM}[form.cell](form)
+    gru = _GRUResetAfter if form.reset_after else _GRUResetBefore
+    return {"simple_rnn": _SimpleRNN, "lstm": _LSTM, "gru": gru}[form.cell](form)

@@ -1,22 +1,28 @@
-"""The compiled recurrence as an operation of TensorFlow, with its gradients: `multirnn.kernel` over TensorFlow's memory.
+"""The compiled recurrence, `multirnn.kernel`, on Keras' layout of weights, and as a differentiable operation of TensorFlow.
 
-On eager tensors it is called at once, in graphs by `tf.numpy_function`: so in a graph of this process and on its
-processor, not in what XLA compiles nor in a SavedModel that is loaded elsewhere. TensorFlow hands its tensors over without
-copying, and takes those that it gets back without copying where they are aligned to 64 bytes.
+Eager tensors are passed to it directly, tensors of a graph by `tf.numpy_function`: so graphs run it in this process on the
+CPU only, not compiled by XLA nor in a SavedModel loaded elsewhere. TensorFlow passes its tensors without copying, and takes
+over results that are aligned to 64 bytes.
 """
 
+import os
 from collections.abc import Callable, Sequence
+from copy import copy
 from functools import cache
 from typing import Any
 
-from multirnn import RecurrentSpec, kernel
-from multirnn_keras.engine import ENGINE, devices
-from multirnn_keras.host import Arrays, Host
-from multirnn_keras.memory import in_memory, tensor_of
-from multirnn_keras.operations import Tensors
-from multirnn_keras.recurrence import Plain, differentiable
+import numpy as np
 
-__all__ = ["recurrence", "serves", "there"]
+from multirnn import RecurrentSpec, kernel
+from multirnn.kernel import address, call_record, sequence
+from multirnn.weights import Array
+from multirnn_keras.engines import ENGINE, devices
+from multirnn_keras.engines.interface import Plain, Tensors
+from multirnn_keras.memory import empty, in_memory, tensor_of
+
+__all__ = ["KerasKernel", "recurrence", "serves", "there"]
+
+Arrays = list[Array]
 
 ROWS, MANY_WEIGHTS = 8, 500_000
 """One step of more rows than this goes through XLA where the weights are so many: 16 rows of an LSTM of 512 units took 3.7 ms
@@ -25,12 +31,12 @@ for 4.2, of a GRU 2.2 for 2.8. One row took 2.2 ms for 1.7, and 1.5 for 1.1; 8 s
 
 
 def serves(spec: RecurrentSpec, device: str | None, batch: int | None, time: int | None) -> bool:
-    """Whether the compiled recurrence is there, may run what is called or traced now, and is worth while for the shape.
+    """Whether the compiled recurrence is there, can run the current call or trace, and is faster for this shape.
 
     Args:
         spec: of the stack.
-        device: that it runs on; None is the default one.
-        batch, time: None where they are not known yet.
+        device: None is the default one.
+        batch, time: None where unknown.
     """
     product = time == 1 and batch is not None and batch > ROWS
     return not (product and spec.parameter_count >= MANY_WEIGHTS) and there(device) and not _in_xla()
@@ -38,47 +44,56 @@ def serves(spec: RecurrentSpec, device: str | None, batch: int | None, time: int
 
 def there(device: str | None) -> bool:
     """Whether the compiled recurrence is there for TensorFlow on this device."""
-    return ENGINE == "tensorflow" and kernel.missing() is None and on_processor(device)
+    return ENGINE == "tensorflow" and kernel.refuses() is None and _on_cpu(device)
 
 
 @cache
-def on_processor(device: str | None) -> bool:
-    """Whether a device, or the default one, is the processor."""
+def _on_cpu(device: str | None) -> bool:
     return device.startswith("cpu") if device else all(name.startswith("cpu") for name in devices())
 
 
 def _in_xla() -> bool:
-    """Whether what is traced now is for XLA, which does not call back."""
+    """Whether the current trace is for XLA, which cannot call back."""
     import tensorflow as tf
 
     if tf.executing_eagerly():
         return False
-    from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext  # there is no public way to ask
+    from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext  # there is no public function
 
     return bool(GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()))
 
 
-def recurrence(host: Host, plain: Plain, primals: Sequence[Any], mask: Any) -> Tensors:
-    """The outputs and final states of `host.forward`, differentiable.
+@cache
+def _threads() -> int:
+    """As many as TensorFlow uses within an operation."""
+    import tensorflow as tf
+
+    return int(tf.config.threading.get_intra_op_parallelism_threads()) or len(os.sched_getaffinity(0))
+
+
+def recurrence(compiled: "KerasKernel", plain: Plain, primals: Sequence[Any], mask: Any) -> Tensors:
+    """The outputs and final states of `compiled.forward`, differentiable.
 
     Args:
-        host: what runs.
-        plain: the same function of `(primals, mask)` by operations of TensorFlow, for gradients of gradients.
-        primals: the arguments of `host.forward` but the mask, in tensors or variables.
+        compiled: runs the stack.
+        plain: the same function of `(primals, mask)` in TensorFlow operations, for gradients of gradients.
+        primals: the arguments of `compiled.forward` without the mask, as tensors or variables.
         mask: `(batch, time)`, bool, or None.
     """
     import tensorflow as tf
-    from tensorflow.python.eager.record import could_possibly_record  # nor one to ask for a tape
+    from tensorflow.python.eager.record import could_possibly_record  # there is no public function
 
-    spec = host.spec
+    from multirnn_keras.engines.tensorflow import differentiable
+
+    spec = compiled.spec
     count = len(spec.form.states)
     if tf.executing_eagerly() and not could_possibly_record():
-        # Without what a tape needs, which costs 0.3 ms.
-        *found, _ = host.forward(*map(in_memory, [*primals, *_some(mask)]))
+        # No tape: recording for one costs 0.3 ms.
+        *found, _ = compiled.forward(*map(in_memory, [*primals, *_some(mask)]))
         return [tensor_of(array) for array in found]
 
-    place = host.another()
-    place.stashing = tf.executing_eagerly()  # a graph is told by its gradients
+    place = compiled.another()
+    place.stashing = tf.executing_eagerly()  # a graph turns it on when its gradients are taken
 
     def run(primals: Sequence[Any], mask: Any) -> tuple[Tensors, Tensors]:
         types = [spec.dtype] * (1 + count)
@@ -102,7 +117,7 @@ def recurrence(host: Host, plain: Plain, primals: Sequence[Any], mask: Any) -> T
 
 
 def _called(function: Callable[..., Arrays], given: Sequence[Any], types: Sequence[str]) -> Tensors:
-    """A function of arrays called with tensors: at once, or in the graph that is traced."""
+    """Call a function of arrays with tensors, now or in the graph being traced."""
     import tensorflow as tf
 
     if tf.executing_eagerly():
@@ -112,3 +127,193 @@ def _called(function: Callable[..., Arrays], given: Sequence[Any], types: Sequen
 
 def _some(mask: Any) -> list[Any]:
     return [] if mask is None else [mask]
+
+
+_Bound = tuple[list[int], kernel.Table, Any]
+"""The addresses of weights, their table, and the arrays that it points to where those are reordered copies."""
+
+
+class KerasKernel:
+    """The compiled recurrence over NumPy arrays in Keras' layout. Threads may call it concurrently.
+
+    Args:
+        spec: of the stack.
+        reverse: run each row from its end to its beginning; for one layer in one direction.
+
+    Attributes:
+        stashing: whether `forward` stashes for `backward`, set when gradients are asked for. If not, `backward` reruns it.
+    """
+
+    def __init__(self, spec: RecurrentSpec, reverse: bool = False) -> None:
+        self.spec, self.reverse = spec, reverse
+        self.stashing = False
+        self._compiled = kernel.CompiledRecurrence(spec)
+        kinds = ("weight_ih", "weight_hh", "bias")[: 2 if spec.bias == "none" else 3]
+        self._names = [f"layers.{layer}.{direction}.{kind}" for layer, direction in spec.passes for kind in kinds]
+        self._bound: _Bound = [], kernel.Table(b""), None
+
+    def another(self) -> "KerasKernel":
+        """A copy for another graph, with its own `stashing`."""
+        other = copy(self)
+        other._bound = [], kernel.Table(b""), None
+        return other
+
+    def forward(self, x: Array, *rest: Array) -> Arrays:
+        """The outputs, zero at padding, the final states, and the stash for `backward`.
+
+        Args:
+            x: `(batch, time, input_size)`.
+            rest: kernel, recurrent kernel and bias of every pass, the initial states, and if there is one a mask
+                `(batch, time)`.
+        """
+        weights, states, mask = self._parted(rest)
+        ordered = _Order(mask, self.reverse, x.shape[1])
+        x = ordered.of(x)
+        y = ordered.empty((*x.shape[:2], self.spec.output_size), x.dtype)
+        last = [empty(state.shape, x.dtype) for state in states]
+        stash = self._stash(x, self.stashing)
+        self._run(weights, x, y, states, last, ordered.lengths, stash)
+        return [ordered.back(y), *last, stash]
+
+    def backward(self, x: Array, *rest: Array) -> Arrays:
+        """The gradients of x, of the weights and of the initial states.
+
+        Args:
+            x: as in `forward`.
+            rest: the gradients of the outputs and of the final states; y and the stash from `forward`; then the other
+                arguments of `forward`.
+        """
+        count = len(self.spec.form.states)
+        (dy, *dlast), (y, stash), rest = rest[: 1 + count], rest[1 + count : 3 + count], rest[3 + count :]
+        weights, states, mask = self._parted(rest)
+        ordered = _Order(mask, self.reverse, x.shape[1])
+        x, y, dy = ordered.of(x), ordered.of(y), ordered.of(dy)
+        if not stash.size:
+            stash, y = self._stash(x, True), empty(y.shape, y.dtype)
+            self._run(weights, x, y, states, [], ordered.lengths, stash)
+        dx = ordered.empty(x.shape, x.dtype)
+        dfirst = [empty(state.shape, x.dtype) for state in states]
+        found = [empty(weight.shape, x.dtype) for weight in weights]
+        bound = self._bind(weights)
+        record = call_record(
+            batch=len(x),
+            time=x.shape[1],
+            x=sequence(x),
+            y=sequence(y),
+            first=_addresses(states),
+            last=_addresses(dlast),
+            stash=address(stash),
+            threads=_threads(),
+            dy=sequence(dy),
+            dx=sequence(dx),
+            dfirst=_addresses(dfirst),
+        )
+        self._compiled.backward(bound[1], self._table_of(found), record)
+        if self.spec.cell == "gru":
+            found = [_turned(array) for array in found]
+        return [ordered.back(dx), *found, *dfirst]
+
+    def _parted(self, rest: Sequence[Array]) -> tuple[Sequence[Array], Sequence[Array], Any]:
+        weights, states = len(self._names), len(self._names) + len(self.spec.form.states)
+        return rest[:weights], rest[weights:states], rest[states] if len(rest) > states else None
+
+    def _stash(self, x: Array, wanted: bool) -> Array:
+        return empty((self._compiled.stash_size(*x.shape[:2]) if wanted else 0,), np.uint8)
+
+    def _run(
+        self, weights: Sequence[Array], x: Array, y: Array, states: Any, last: Any, lengths: Any, stash: Array
+    ) -> None:
+        bound = self._bind(weights)
+        record = call_record(
+            batch=len(x),
+            time=x.shape[1],
+            x=sequence(x),
+            y=sequence(y),
+            first=_addresses(states),
+            last=_addresses(last),
+            lengths=None if lengths is None else address(lengths),
+            stash=address(stash) if stash.size else None,
+            threads=_threads(),
+        )
+        self._compiled.forward(bound[1], record)
+
+    def _bind(self, weights: Sequence[Array]) -> _Bound:
+        """The table of the weights, rebuilt when one has moved.
+
+        The caller keeps all of it during its call: another thread may bind other weights meanwhile, and drop these.
+        """
+        addresses = [address(weight) for weight in weights]
+        bound = self._bound
+        if addresses != bound[0]:
+            # TensorFlow never writes to memory that is held elsewhere: held at the same address, it is unchanged.
+            turned = [_turned(weight) for weight in weights] if self.spec.cell == "gru" else None
+            kept = None if turned is None else (weights, turned)
+            self._bound = bound = addresses, self._table_of(turned or weights), kept
+        return bound
+
+    def _table_of(self, weights: Sequence[Array]) -> kernel.Table:
+        """A table of the canonical parameters in arrays of Keras' layout, gates in canonical order."""
+        operands: dict[str, kernel.Operand] = {}
+        units = self.spec.hidden_size
+        for name, weight in zip(self._names, weights, strict=True):
+            start, size = address(weight), weight.shape[-1]
+            if not name.endswith("bias"):
+                operands[name] = (start, units, 1, size)
+                continue
+            operands[f"{name}_ih"] = (start, units, 1)
+            if weight.ndim == 2:
+                operands[f"{name}_hh"] = (start + size * weight.itemsize, units, 1)
+        return self._compiled.bind(operands)
+
+
+def _turned(weight: Array) -> Array:
+    """The first two gates swapped: z r n and r z n."""
+    turned = empty(weight.shape, weight.dtype)
+    gates, room = (array.reshape(*weight.shape[:-1], 3, -1) for array in (weight, turned))
+    for place, gate in enumerate((1, 0, 2)):
+        room[..., place, :] = gates[..., gate, :]
+    return turned
+
+
+def _addresses(states: Sequence[Array]) -> kernel.States:
+    h, c = (*map(address, states), None, None)[:2]
+    return h, c
+
+
+class _Order:
+    """The order of steps in which every row is right-padded and runs forward.
+
+    Args:
+        mask: `(batch, time)`, or None.
+        reverse: the rows run from their ends.
+        time: the number of steps.
+    """
+
+    def __init__(self, mask: Any, reverse: bool, time: int) -> None:
+        self.lengths: Any = None
+        self._steps: Any = None
+        self._turned = reverse and mask is None
+        if mask is not None:
+            self.lengths = mask.sum(axis=1, dtype=np.int64)
+            if reverse or not np.array_equal(mask, np.arange(time) < self.lengths[:, None]):
+                last_first = np.argsort(~(mask[:, ::-1] if reverse else mask), axis=1, kind="stable")
+                self._steps = (time - 1 - last_first if reverse else last_first)[:, :, None]
+
+    def empty(self, shape: Sequence[int], dtype: Any) -> Array:
+        """An empty sequence in this order; `back` makes it C-contiguous."""
+        room = empty(shape, dtype)
+        return room[:, ::-1] if self._turned else room
+
+    def of(self, sequence: Array) -> Array:
+        """`(batch, time, features)` in this order."""
+        if self._turned:
+            return sequence[:, ::-1]
+        return sequence if self._steps is None else np.take_along_axis(sequence, self._steps, axis=1)
+
+    def back(self, sequence: Array) -> Array:
+        """The inverse of `of`."""
+        if self._turned or self._steps is None:
+            return self.of(sequence)
+        found = empty(sequence.shape, sequence.dtype)
+        np.put_along_axis(found, self._steps, sequence, axis=1)
+        return found

@@ -1,11 +1,14 @@
-"""The structure of a user's object: the recurrent layers that it is a stack of, and what of theirs it returns."""
+"""The structure of a user's object: the recurrent layers it stacks, and which of their outputs it returns."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import keras
 
 from multirnn import Unrepresentable
+from multirnn.cells import CellName
 
 __all__ = [
     "CELLS",
@@ -16,10 +19,12 @@ __all__ = [
     "returned",
     "stacked",
     "variables_of",
+    "with_directions",
+    "with_settings",
 ]
 
-CELLS: dict[Any, str] = {keras.layers.SimpleRNN: "simple_rnn", keras.layers.LSTM: "lstm", keras.layers.GRU: "gru"}
-"""The classes that are read, and which cell they are; `multirnn_keras.fast` adds its own."""
+CELLS: dict[Any, CellName] = {keras.layers.SimpleRNN: "simple_rnn", keras.layers.LSTM: "lstm", keras.layers.GRU: "gru"}
+"""The cell of each class that is read; `multirnn_keras.fast` adds its own classes."""
 
 
 def recurrent_layers(native: Any) -> list[tuple[Any, ...]]:
@@ -28,14 +33,23 @@ def recurrent_layers(native: Any) -> list[tuple[Any, ...]]:
     return [(layer.forward_layer, layer.backward_layer) if is_both_ways(layer) else (layer,) for layer in layers]
 
 
+def with_directions(layers: Iterable[Any]) -> list[Any]:
+    """The layers, and of each `Bidirectional` its two directions as well."""
+    return [
+        part
+        for layer in layers
+        for part in ((layer, layer.forward_layer, layer.backward_layer) if is_both_ways(layer) else (layer,))
+    ]
+
+
 def is_both_ways(layer: Any) -> bool:
     """Whether a layer is a `Bidirectional`."""
     return isinstance(layer, keras.layers.Bidirectional)
 
 
 def is_as_made(native: Any, layers: Sequence[Any]) -> bool:
-    """Whether a model, its layers and their cells run the methods of Keras' classes or of our own, and no replaced ones."""
-    directions = [direction for layer in layers for direction in directions_of(layer)]
+    """Whether a model, its layers and their cells run only methods of Keras' classes or of ours."""
+    directions = list(chain(*map(directions_of, layers)))
     parts = [native, *layers, *directions, *(direction.cell for direction in directions)]
     return all(
         type(part).__module__.partition(".")[0] in ("keras", "multirnn_keras") and not _replaced(part) for part in parts
@@ -43,19 +57,32 @@ def is_as_made(native: Any, layers: Sequence[Any]) -> bool:
 
 
 def _replaced(part: Any) -> set[str]:
-    """The methods that an object has of its own, but for the two that Keras wraps in every layer."""
+    """The methods replaced on the object itself, but for the two that Keras wraps in every layer."""
     own = {name for name, value in vars(part).items() if callable(value) and callable(getattr(type(part), name, None))}
     return own - {"build", "quantize"}
 
 
 def variables_of(layer: Any) -> list[Any]:
-    """Of a layer of one direction, in the order of Keras' weights."""
+    """The variables of a layer of one direction, in the order of Keras' weights."""
     cell = layer.cell
     return [cell.kernel, cell.recurrent_kernel, *([cell.bias] if cell.use_bias else [])]
 
 
+@contextmanager
+def with_settings(layers: Iterable[Any], **settings: Any) -> Iterator[None]:
+    """Sets attributes of the layers that have them; afterwards they are as before."""
+    before = [(layer, name, getattr(layer, name)) for layer in layers for name in settings if hasattr(layer, name)]
+    try:
+        for layer, name, _ in before:
+            setattr(layer, name, settings[name])
+        yield
+    finally:
+        for layer, name, value in before:
+            setattr(layer, name, value)
+
+
 def stacked(native: Any) -> list[Any]:
-    """The layers of a stack, from below.
+    """The layers of a stack, first to last.
 
     Raises:
         Unrepresentable: they are not one stack, or one of them runs twice.
@@ -82,7 +109,7 @@ def stacked(native: Any) -> list[Any]:
 
 
 def returned(native: Any, layers: list[Any]) -> list[tuple[int, int]]:
-    """The outputs of an object as pairs: the place of a layer, and 0 for its sequence, 1 and more for its states.
+    """The outputs of an object as pairs: the index of a layer, and 0 for its sequence, 1 and more for its states.
 
     Raises:
         Unrepresentable: it returns the output of a layer below the last.
@@ -105,14 +132,14 @@ def returned(native: Any, layers: list[Any]) -> list[tuple[int, int]]:
 
 
 def _functional(model: Any) -> Any:
-    """The graph of a model; None of a model of the user's own class."""
+    """The graph of a model; a model of the user's own class has none."""
     return model._functional if isinstance(model, keras.Sequential) else model
 
 
 def _chain(model: Any) -> list[Any]:
-    """The calls of layers that a model is made of, from below, if each is fed by the one before alone; else none.
+    """A model's calls of layers, first to last, if each is fed by the one before alone; else none.
 
-    Keras has no public names for them: a layer tells its inputs only of its first call, and operations are no layers.
+    Keras has no public way to list them: a layer knows the inputs of its first call only, and operations are no layers.
     """
     depths = getattr(_functional(model), "_nodes_by_depth", None)
     if depths is None or any(len(nodes) > 1 for nodes in depths.values()):
@@ -127,7 +154,11 @@ def _chain(model: Any) -> list[Any]:
 
 
 def directions_of(layer: Any) -> tuple[Any, ...]:
-    """The forward layer, and the backward one where there are both; each of a kind that a spec has."""
+    """The forward layer, and the backward one of a `Bidirectional`.
+
+    Raises:
+        Unrepresentable: no spec describes one of them, or how they are merged.
+    """
     if is_both_ways(layer):
         if layer.merge_mode != "concat":
             raise Unrepresentable(

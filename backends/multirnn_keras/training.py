@@ -1,4 +1,4 @@
-"""Training with Keras: `keras.optimizers.SGD` and `Adam`, by `compile` and `train_on_batch` of a model around the stack."""
+"""Training with `keras.optimizers.SGD` and `Adam`, by `compile` and `train_on_batch` of a model around the stack."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ import numpy as np
 
 from multirnn.parity import Batch, Optimiser
 from multirnn.weights import Array
-from multirnn_keras.engine import ENGINE
+from multirnn_keras.engines import ENGINE
 from multirnn_keras.layer import KerasLayer
 
 __all__ = ["OPTIMISERS", "default_epsilon", "train"]
@@ -38,21 +38,21 @@ def train(layer: KerasLayer, batch: Batch, optimiser: Optimiser, steps: int) -> 
         loss = keras.losses.MeanSquaredError(reduction="mean_with_sample_weight", dtype=dtype)
         model.compile(OPTIMISERS[optimiser.name](optimiser), loss=loss, jit_compile=jit_compile)
         for _ in range(steps):
-            model.reset_metrics()  # or what comes back is the mean over all steps so far
-            # Not `fit`: an epoch of it costs 90 ms on TensorFlow, whatever is in it.
+            model.reset_metrics()  # else the loss returned is the mean over all steps so far
+            # Not `fit`: an epoch costs 90 ms on TensorFlow, however short.
             found = model.train_on_batch([batch.x, batch.valid], batch.target, sample_weight=batch.valid.astype(dtype))
             losses.append(float(found))
     return np.array(losses, dtype)
 
 
 def default_epsilon() -> float:
-    """Of `keras.optimizers.Adam`."""
+    """The default epsilon of `keras.optimizers.Adam`."""
     return float(signature(keras.optimizers.Adam).parameters["epsilon"].default)
 
 
 @contextmanager
 def _floatx(dtype: str) -> Iterator[None]:
-    """Keras' dtype for what has none of its own: the data, the learning rate and the mean of the losses."""
+    """Keras' default dtype: of the data, the learning rate and the mean of the losses."""
     before = keras.config.floatx()
     keras.config.set_floatx(dtype)
     try:

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from multirnn import Weights, accept
+from multirnn import Weights
 from multirnn.layer import Implementation
-from multirnn.protocol import Abilities, Prepared, Work
+from multirnn.protocol import Abilities, Prepared, Work, accept
 from multirnn_numpy import adoption, fast, layer, training, weights
 from multirnn_numpy.fast import FastNumpyLayer
 from multirnn_numpy.layer import NumpyLayer

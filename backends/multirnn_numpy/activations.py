@@ -1,11 +1,11 @@
 """The activation functions over arrays, and their slopes.
 
 A function is called as a ufunc is, `f(x, out)`, and `out` may be `x`. A slope, `slope(y, out)`, is the derivative in terms
-of the function's own output y, tanh' = 1 - y², so that the way back needs nothing but what the way there has left. At their
-kinks relu and hard_sigmoid have the slope 0, and elu has alpha.
+of the function's own output y, tanh' = 1 - y², so that the backward pass needs only the results of the forward pass. At
+their kinks relu and hard_sigmoid have the slope 0, and elu has alpha.
 
-The functions take complex numbers too, which NumPy orders by their real parts, so that derivatives can be had by complex
-step; not so softsign, whose |x| has no derivative there.
+The functions also take complex numbers, which NumPy orders by their real parts, for derivatives by complex step; except
+softsign, because |x| has no complex derivative.
 """
 
 from collections.abc import Callable
@@ -18,31 +18,19 @@ from numpy import add, clip, divide, exp, expm1, maximum, minimum, multiply, rec
 from multirnn import Activation
 from multirnn.weights import Array
 
-__all__ = ["Function", "Slope", "activation"]
+__all__ = ["activation"]
 
 Function = Callable[[Array, Array], Any]
-Slope = Callable[[Array, Array], None]
+Pair = tuple[Function, Function]
 
 
 @cache
-def activation(value: str | Activation) -> tuple[Function, Slope]:
+def activation(value: str | Activation) -> Pair:
     """The function that a spec names, and its slope."""
     chosen = Activation.of(value)
     if chosen.name in PARAMETRIC:
         return PARAMETRIC[chosen.name](**chosen.parameters)
     return PLAIN[chosen.name]
-
-
-def _linear_slope(y: Array, out: Array) -> None:
-    out[...] = 1
-
-
-def _relu(x: Array, out: Array) -> None:
-    maximum(x, 0, out=out)
-
-
-def _relu_slope(y: Array, out: Array) -> None:
-    out[...] = y > 0
 
 
 def _sigmoid(x: Array, out: Array) -> None:
@@ -59,10 +47,6 @@ def _sigmoid_slope(y: Array, out: Array) -> None:
     multiply(out, y, out)
 
 
-def _softsign(x: Array, out: Array) -> None:
-    divide(x, 1 + np.abs(x), out)
-
-
 def _softsign_slope(y: Array, out: Array) -> None:
     subtract(1, np.abs(y), out)
     multiply(out, out, out)
@@ -73,35 +57,29 @@ def _tanh_slope(y: Array, out: Array) -> None:
     subtract(1, out, out)
 
 
-def _elu(alpha: float) -> tuple[Function, Slope]:
+def _elu(alpha: float) -> Pair:
     def elu(x: Array, out: Array) -> None:
         below = alpha * expm1(minimum(x, 0))
         maximum(x, 0, out=out)
         add(out, below, out)
 
-    def slope(y: Array, out: Array) -> None:
-        out[...] = np.where(y > 0, 1, y + alpha)
-
-    return elu, slope
+    return elu, lambda y, out: np.copyto(out, np.where(y > 0, 1, y + alpha))
 
 
-def _hard_sigmoid(alpha: float, beta: float) -> tuple[Function, Slope]:
+def _hard_sigmoid(alpha: float, beta: float) -> Pair:
     def hard_sigmoid(x: Array, out: Array) -> None:
         multiply(x, alpha, out)
         add(out, beta, out)
         clip(out, 0, 1, out)
 
-    def slope(y: Array, out: Array) -> None:
-        out[...] = np.where((y > 0) & (y < 1), alpha, 0)
-
-    return hard_sigmoid, slope
+    return hard_sigmoid, lambda y, out: np.copyto(out, np.where((y > 0) & (y < 1), alpha, 0))
 
 
-PLAIN: dict[str, tuple[Function, Slope]] = {
-    "linear": (np.positive, _linear_slope),
-    "relu": (_relu, _relu_slope),
+PLAIN: dict[str, Pair] = {
+    "linear": (np.positive, lambda y, out: np.copyto(out, 1)),
+    "relu": (lambda x, out: maximum(x, 0, out=out), lambda y, out: np.copyto(out, y > 0)),
     "sigmoid": (_sigmoid, _sigmoid_slope),
-    "softsign": (_softsign, _softsign_slope),
+    "softsign": (lambda x, out: divide(x, 1 + np.abs(x), out), _softsign_slope),
     "tanh": (tanh, _tanh_slope),
 }
-PARAMETRIC: dict[str, Callable[..., tuple[Function, Slope]]] = {"elu": _elu, "hard_sigmoid": _hard_sigmoid}
+PARAMETRIC: dict[str, Callable[..., Pair]] = {"elu": _elu, "hard_sigmoid": _hard_sigmoid}

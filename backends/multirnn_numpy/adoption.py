@@ -1,4 +1,4 @@
-"""A `Stack` of the user's own behind the calls of a `Layer`."""
+"""A user's own `Stack` called as a `Layer`."""
 
 from typing import Any
 
@@ -8,30 +8,25 @@ from multirnn_numpy.layer import NumpyLayer
 from multirnn_numpy.stack import Stack
 from multirnn_numpy.weights import read
 
-__all__ = ["AdoptedStack", "adopt"]
+__all__ = ["AdoptedNumpyStack", "adopt"]
 
 
 def adopt(native: Any, spec: RecurrentSpec | None, *, compiled: bool) -> Adopted:
-    """Run a stack as it is; see `multirnn.adoption.adopt`.
-
-    Args:
-        native: a `multirnn_numpy.Stack`.
-        spec: None, or the stack's own.
-        compiled: NumPy has no compiled form.
+    """Run a `multirnn_numpy.Stack` as it is; see `multirnn.adoption.adopt`.
 
     Raises:
-        InvalidCall: it is no stack, or is one of another spec, or its compiled form is asked for.
+        InvalidCall: it is no stack, or has another spec; or its compiled form is asked for.
     """
     _, readable = native_spec(native, spec, read)
     if not readable:
         raise InvalidCall(f"the numpy backend runs a multirnn_numpy.Stack, not a {type(native).__qualname__}")
     if compiled:
         raise InvalidCall("NumPy has no compiled form of a Stack; run it as it is")
-    return AdoptedStack(native)
+    return AdoptedNumpyStack(native)
 
 
-class AdoptedStack(AdoptedLayer):
-    """A stack, which runs as the layer that it is the native of."""
+class AdoptedNumpyStack(AdoptedLayer):
+    """A stack, run as the native object of a `NumpyLayer`."""
 
     def __init__(self, native: Stack) -> None:
         super().__init__(NumpyLayer(native), "Stack (numpy)")

@@ -1,7 +1,7 @@
 """Timing of NumPy layers, native and fast; see `multirnn.protocol`.
 
-Inference times what the layer runs, on arrays in its own layout: `Stack.forward` on arrays with time first, or the
-compiled recurrence with bound addresses and allocated outputs. The other modes are called as users call them.
+Inference times the layer's stack on arrays in its own layout: `Stack.forward` on arrays with time first, or the compiled
+recurrence with bound addresses and allocated outputs. The other modes are called as users call them.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from multirnn import Inputs, Output, State
+from multirnn import Output, State
+from multirnn.boundary import Inputs
 from multirnn.protocol import SGD_RATE, Prepared, Work
 from multirnn_numpy.fast import FastNumpyLayer
 from multirnn_numpy.kernel import CompiledStack
@@ -20,7 +21,7 @@ __all__ = ["prepare"]
 
 
 def prepare(layer: NumpyLayer, work: Work, threads: int) -> Prepared:
-    """See `multirnn.protocol.Timed`; NumPy's own products take the threads that the environment set when it was loaded."""
+    """See `multirnn.protocol.Timed`; the environment sets the threads of NumPy's own products before it is loaded."""
     if isinstance(layer, FastNumpyLayer):
         layer.threads = threads
     prepared = PREPARERS[work.mode](layer, work)
@@ -34,7 +35,7 @@ def _inference(layer: NumpyLayer, work: Work) -> Prepared:
     def boundary() -> Output:
         return layer(work.x, lengths=work.lengths)
 
-    stack = layer.realisation(inputs)
+    stack = layer.stack_for(inputs)
     if isinstance(stack, CompiledStack):
         assert isinstance(layer, FastNumpyLayer)
         bound = stack.bound(inputs, layer.threads)
@@ -49,8 +50,8 @@ def _inference(layer: NumpyLayer, work: Work) -> Prepared:
 
 
 def _gradients(layer: NumpyLayer, work: Work) -> Prepared:
-    assert work.cotangent is not None
     cotangent = work.cotangent
+    assert cotangent is not None
 
     def call() -> Any:
         return layer.vjp(work.x, lengths=work.lengths, cotangent=cotangent)
@@ -59,8 +60,8 @@ def _gradients(layer: NumpyLayer, work: Work) -> Prepared:
 
 
 def _training(layer: NumpyLayer, work: Work) -> Prepared:
-    assert work.target is not None
     target, parameters = work.target, layer.native.parameters
+    assert target is not None
     inputs = _checked(layer, work)
 
     def cotangent_of(output: Output) -> Output:
@@ -71,7 +72,7 @@ def _training(layer: NumpyLayer, work: Work) -> Prepared:
         return Output(dy, inputs.state)  # zero
 
     def call() -> None:
-        gradients = layer.there_and_back(inputs, cotangent_of)
+        gradients = layer.forward_and_backward(inputs, cotangent_of)
         for name, gradient in gradients.weights.items():
             parameters[name] -= SGD_RATE * gradient
 
@@ -88,14 +89,12 @@ def _streaming(layer: NumpyLayer, work: Work) -> Prepared:
 
 
 def _checked(layer: NumpyLayer, work: Work) -> Inputs:
-    """The work as `BoundaryLayer.run` is given it."""
+    """The work in the form of `BoundaryLayer.run`."""
     spec = layer.spec
     shape = len(list(spec.passes)), len(work.x), spec.hidden_size
     zero = State(*(np.zeros(shape, spec.dtype) for _ in spec.form.states))
     inputs = Inputs(work.x, zero, work.lengths, state_given=False)
-    if work.lengths is None:
-        return inputs
-    return replace(inputs, x=work.x * inputs.valid[..., None])
+    return inputs if work.lengths is None else replace(inputs, x=work.x * inputs.valid[..., None])
 
 
 PREPARERS: dict[str, Callable[[NumpyLayer, Work], Prepared]] = {

@@ -4,53 +4,49 @@ import os
 from collections.abc import Callable
 from operator import is_not
 
-from multirnn import Gradients, Inputs, InvalidCall, Output, Weights
-from multirnn.kernel import missing
+from multirnn import Gradients, InvalidCall, Output, Weights
+from multirnn.boundary import Inputs
+from multirnn.kernel import refuses
 from multirnn.layer import FAST, FROZEN, NATIVE, Plan
-from multirnn_numpy.both import faster_together
-from multirnn_numpy.cells import CELLS
-from multirnn_numpy.halved import HALVED, halvable
+from multirnn_numpy.faster import HALVED, faster_together, halvable
 from multirnn_numpy.kernel import CompiledStack
 from multirnn_numpy.layer import NumpyLayer, batch_first, padding, refuse_device, time_first
+from multirnn_numpy.loop import CELLS
 from multirnn_numpy.stack import Stack
 from multirnn_numpy.weights import stack
 
 __all__ = ["FastNumpyLayer", "build"]
 
-AS_THEY_LIE, PACKED = 24, 64
-"""Up to so many steps of rows, batch * time, the compiled recurrence uses the weights as they lie, and from so many on to
-pack them is paid for, whatever their size. The time in NumPy over that of the compiled recurrence, on one thread: LSTMs of
+UNPACKED, PACKED = 24, 64
+"""Up to the first number of steps of rows, batch * time, the compiled recurrence does not pack the weights; from the second
+on packing pays off, whatever their size. The time in NumPy over the time of the compiled recurrence, on one thread: LSTMs of
 (batch, time, input, hidden) = (1, 1, 1024, 1024) 1.04, (1, 4, 512, 512) 1.4, (4, 4, 512, 512) 1.35.
 """
 LARGE = 4_000_000
-"""Between the two, from so many parameters on, it is not: (1, 32, 1024, 1024) 0.7; (1, 25, 512, 512), half of that, 1.0."""
+"""In between, packing more parameters does not: (1, 32, 1024, 1024) 0.7; (1, 25, 512, 512), half as many, 1.0."""
 PREPARED = 128
-"""From so many steps of rows on it pays to halve the weights, or to lay those of both directions side by side: LSTMs of
-(1, 150, 256, 256) took 5.3 ms for 6.8, of (4, 25, 512, 512) 25.0 for 23.0.
+"""From so many steps of rows on it pays to halve the weights, or to put both directions side by side: LSTMs of
+(1, 150, 256, 256) took 5.3 ms instead of 6.8, but of (4, 25, 512, 512) 25.0 instead of 23.0.
 """
 
 
 def build(weights: Weights, device: str | None, *, frozen: bool = False) -> "FastNumpyLayer":
-    """The fast layer of these weights.
-
-    Raises:
-        InvalidCall: a device other than "cpu".
-    """
+    """See `multirnn_numpy.build`."""
     refuse_device(device)
     return FastNumpyLayer(weights, frozen=frozen)
 
 
 class FastNumpyLayer(NumpyLayer):
-    """A stack through the compiled recurrence; where that is not installed, in NumPy.
+    """A stack through the compiled recurrence; if that is not installed, in NumPy.
 
     Args:
         weights: copied into the parameters of a `Stack`, which is `native`.
-        compiled: whether through the compiled recurrence; unless given, wherever it is installed.
+        compiled: whether to use the compiled recurrence; by default if it is installed.
         frozen: whether the parameters are read-only, and packed for the compiled recurrence once.
 
     Attributes:
-        threads: how many threads a call may use. Unless set, what `OMP_NUM_THREADS` says, which NumPy's own products heed
-            too; without it, as many as there are processors to run on. The loops in NumPy leave it to NumPy.
+        threads: the most threads of a call to the compiled recurrence; by default `OMP_NUM_THREADS`, which NumPy's own
+            products obey too, or else the available processors.
 
     Raises:
         MissingFramework: the compiled recurrence is asked for, and is not installed.
@@ -63,9 +59,9 @@ class FastNumpyLayer(NumpyLayer):
         for array in self._constants or ():
             array.flags.writeable = False
         self.threads = available_threads()
-        use = missing() is None if compiled is None else compiled
+        use = refuses() is None if compiled is None else compiled
         self._compiled = CompiledStack(native, frozen=frozen) if use else None
-        self._realised: dict[tuple[int, int], Stack | CompiledStack] = {}
+        self._chosen: dict[tuple[int, int], Stack | CompiledStack] = {}
         cells = HALVED if halvable(native.spec) else CELLS
         self._apart, self._together = (
             Stack(native.spec, native.parameters, cells, together=together) for together in (False, True)
@@ -77,17 +73,18 @@ class FastNumpyLayer(NumpyLayer):
         return FAST if self._constants is None else FROZEN
 
     def plan(self, batch: int, time: int, *, lengths: bool = False, gradients: bool = False) -> Plan:
-        """What runs for a shape; see `multirnn.layer.Planned`."""
+        """See `multirnn.layer.Planned.plan`."""
         steps = batch * time
         if self._compiled is not None:
+            sentence = f"the compiled recurrence ({self._compiled.instructions})"
             if self._constants is not None and not gradients:
-                return Plan(FROZEN, f"the compiled recurrence ({self._compiled.instructions}), its weights packed once")
-            if AS_THEY_LIE < steps < PACKED and self.spec.parameter_count > LARGE:
+                return Plan(FROZEN, f"{sentence}, its weights packed once")
+            if UNPACKED < steps < PACKED and self.spec.parameter_count > LARGE:
                 return Plan(
                     "native", f"the loops in NumPy: to pack the weights takes longer than {steps} steps of rows"
                 )
-            return Plan("fast", f"the compiled recurrence ({self._compiled.instructions})")
-        why = missing() or "the compiled recurrence is not asked for"
+            return Plan("fast", sentence)
+        why = refuses() or "the compiled recurrence is not asked for"
         forms = {"sigmoids by tanh": halvable(self.spec), "both directions at once": faster_together(self.spec, batch)}
         if not any(forms.values()):
             return Plan("native", f"the loops in NumPy, of which no faster form is known for this spec; {why}")
@@ -97,8 +94,8 @@ class FastNumpyLayer(NumpyLayer):
             )
         return Plan("fast", f"the loops in NumPy, {', '.join(form for form in forms if forms[form])}; {why}")
 
-    def realisation(self, inputs: Inputs) -> Stack | CompiledStack:
-        """See `NumpyLayer.realisation`; as `plan` says.
+    def stack_for(self, inputs: Inputs) -> Stack | CompiledStack:
+        """See `NumpyLayer.stack_for`; follows `plan`.
 
         Raises:
             InvalidCall: a parameter of a frozen layer was replaced.
@@ -109,18 +106,18 @@ class FastNumpyLayer(NumpyLayer):
                 "the new weights, or take implementation='fast'"
             )
         batch, time, _ = inputs.x.shape
-        stack = self._realised.get((batch, time))
+        stack = self._chosen.get((batch, time))
         if stack is None:
             native = self.plan(batch, time).implementation == NATIVE
             loops = self._together if faster_together(self.spec, batch) else self._apart
             stack = self._native if native else self._compiled or loops
-            self._realised[batch, time] = stack
+            self._chosen[batch, time] = stack
         self._apart.parameters = self._together.parameters = self._native.parameters
         return stack
 
     def run(self, inputs: Inputs) -> Output:
         """See `BoundaryLayer.run`."""
-        stack = self.realisation(inputs)
+        stack = self.stack_for(inputs)
         if isinstance(stack, CompiledStack):
             return stack.run(inputs, self.threads)
         if stack is self._native:
@@ -129,16 +126,16 @@ class FastNumpyLayer(NumpyLayer):
         with self._workspaces.lend() as empty:
             x, state = time_first(inputs.x, inputs.state)
             y, last, _ = stack.forward(x, state, padding(inputs), empty)
-            if not self.spec.bidirectional:  # else it is made of two, and lies in memory of its own
+            if not self.spec.bidirectional:  # else it was concatenated into new memory
                 y = y.copy()
             return Output(*batch_first(y, last))
 
-    def there_and_back(self, inputs: Inputs, cotangent_of: Callable[[Output], Output]) -> Gradients:
-        """See `NumpyLayer.there_and_back`."""
-        stack = self.realisation(inputs)
+    def forward_and_backward(self, inputs: Inputs, cotangent_of: Callable[[Output], Output]) -> Gradients:
+        """See `NumpyLayer.forward_and_backward`."""
+        stack = self.stack_for(inputs)
         if isinstance(stack, CompiledStack):
-            return stack.there_and_back(inputs, cotangent_of, self.threads)
-        return self.through(stack, inputs, cotangent_of)
+            return stack.forward_and_backward(inputs, cotangent_of, self.threads)
+        return super().forward_and_backward(inputs, cotangent_of)
 
 
 def available_threads() -> int:

@@ -1,12 +1,13 @@
-"""A stack realised by NumPy: how it is built and run, and its gradients. Nothing is refused."""
+"""A stack run by NumPy: how it is built and called, and its gradients. No spec is refused."""
 
 from collections.abc import Callable, Sequence
 
-from multirnn import BoundaryLayer, Gradients, Inputs, InvalidCall, Output, RecurrentSpec, State, Weights
+from multirnn import Gradients, InvalidCall, Output, RecurrentSpec, State, Weights
+from multirnn.boundary import BoundaryLayer, Inputs
 from multirnn.weights import Array
 from multirnn_numpy.kernel import CompiledStack
+from multirnn_numpy.loop import Padding
 from multirnn_numpy.parameters import Parameters
-from multirnn_numpy.passes import Padding
 from multirnn_numpy.stack import Stack
 from multirnn_numpy.weights import read
 from multirnn_numpy.weights import stack as stack_of
@@ -16,35 +17,27 @@ __all__ = ["NumpyLayer", "batch_first", "build", "padding", "refuse_device", "re
 
 
 def refuses(spec: RecurrentSpec) -> str | None:
-    """None: the cells are written out, so there is no spec that is not realised."""
+    """None: every spec has its loop."""
     return None
 
 
 def build(weights: Weights, device: str | None) -> "NumpyLayer":
-    """The layer of these weights.
-
-    Raises:
-        InvalidCall: a device other than "cpu".
-    """
+    """See `multirnn_numpy.build`."""
     refuse_device(device)
     return NumpyLayer(stack_of(weights))
 
 
 def refuse_device(device: str | None) -> None:
-    """Go on only with the one device that there is.
-
-    Raises:
-        InvalidCall: another.
-    """
+    """Raise InvalidCall for any device but "cpu"."""
     if device not in (None, "cpu"):
         raise InvalidCall(f"NumPy computes on the device 'cpu' alone, not on {device!r}")
 
 
 class NumpyLayer(BoundaryLayer):
-    """A stack realised by loops in NumPy. In float64 it is the reference for every other backend.
+    """A stack run by loops in NumPy. In float64 it is the reference for every other backend.
 
     Args:
-        native: the parameters, and the way there and back; trained by writing into `native.parameters`.
+        native: the stack; write into `native.parameters` to train it.
     """
 
     takes_strides = True
@@ -62,42 +55,40 @@ class NumpyLayer(BoundaryLayer):
 
     @property
     def parameter_count(self) -> int:
-        """The sizes of the stack's arrays, added up."""
+        """The size of the stack's arrays."""
         return sum(array.size for array in self._native.parameters.values())
 
     def weights(self) -> Weights:
         """The parameters as they are now, copied.
 
         Raises:
-            InvalidWeights: `native.parameters` were replaced by something that is not the spec's.
+            InvalidWeights: `native.parameters` were replaced by arrays that do not fit the spec.
         """
         return read(self._native)
 
-    def realisation(self, inputs: Inputs) -> Stack | CompiledStack:
-        """What runs a checked call: `native`, or another form of it over the same parameters."""
+    def stack_for(self, inputs: Inputs) -> Stack | CompiledStack:
+        """The stack that runs a checked call: `native`, or another form over the same parameters."""
         return self._native
 
     def run(self, inputs: Inputs) -> Output:
         """See `BoundaryLayer.run`."""
-        self._parameters.now()  # or what is not the spec's is computed with, in a dtype of its own
+        self._parameters.now()  # or arrays of another dtype would go through
         y, state, _ = self._native.forward(*time_first(inputs.x, inputs.state), padding(inputs))
         return Output(*batch_first(y, state))
 
     def pull_back(self, inputs: Inputs, cotangent: Output) -> Gradients:
         """See `BoundaryLayer.pull_back`."""
-        return self.there_and_back(inputs, lambda output: cotangent)
+        return self.forward_and_backward(inputs, lambda output: cotangent)
 
-    def there_and_back(self, inputs: Inputs, cotangent_of: Callable[[Output], Output]) -> Gradients:
-        """The gradients of a checked call, of a cotangent that depends on its output, as that of a loss does.
+    def forward_and_backward(self, inputs: Inputs, cotangent_of: Callable[[Output], Output]) -> Gradients:
+        """The gradients of a checked call for a cotangent that depends on its output, as the gradient of a loss does.
 
         Args:
             inputs: the call.
-            cotangent_of: from the output, whose memory is used again afterwards, to its cotangent, zero at padding.
+            cotangent_of: from the output, whose memory is reused afterwards, to its cotangent, zero at padding.
         """
-        return self.through(self._native, inputs, cotangent_of)
-
-    def through(self, stack: Stack, inputs: Inputs, cotangent_of: Callable[[Output], Output]) -> Gradients:
-        """`there_and_back` through this stack."""
+        stack = self.stack_for(inputs)
+        assert isinstance(stack, Stack)
         self._parameters.now()
         with self._workspaces.lend() as empty:
             y, last, passes = stack.forward(*time_first(inputs.x, inputs.state), padding(inputs), empty)
@@ -107,21 +98,21 @@ class NumpyLayer(BoundaryLayer):
 
 
 def time_first(sequence: Array, state: State) -> tuple[Array, Sequence[Array]]:
-    """As `Stack` takes them; a batch of one without its axis."""
+    """In the layout of `Stack`; a batch of one loses its axis."""
     if len(sequence) == 1:
         return sequence[0], [part[:, 0] for part in state.parts]
     return sequence.swapaxes(0, 1), state.parts
 
 
 def batch_first(sequence: Array, state: Sequence[Array]) -> tuple[Array, State]:
-    """As `Layer` returns them."""
+    """In the layout of `Layer`."""
     if sequence.ndim == 2:
         return sequence[None], State(*[part[:, None] for part in state])
     return sequence.swapaxes(0, 1), State(*state)
 
 
 def padding(inputs: Inputs) -> Padding | None:
-    """Which steps are padding, as `Stack` takes it."""
+    """The steps that are padding, in the layout of `Stack`."""
     if inputs.lengths is None:
         return None
     padded = ~inputs.valid[..., None]

@@ -1,4 +1,4 @@
-"""The parameters of a `Stack` at the moment of a call: all of one moment, checked where one was replaced, and held."""
+"""The parameters of a `Stack` at the moment of a call, checked when one was replaced."""
 
 from operator import is_, itemgetter
 
@@ -12,7 +12,7 @@ __all__ = ["Parameters"]
 
 
 class Parameters:
-    """What the parameters of a stack are now; who computes with their addresses keeps the tuple meanwhile.
+    """The current parameters of a stack; keep the tuple while you use their addresses.
 
     Args:
         native: the stack, whose parameters may be replaced at any time, also by another thread.
@@ -27,20 +27,16 @@ class Parameters:
         """In the order of `spec.shapes`; the same tuple as long as none is replaced.
 
         Raises:
-            InvalidWeights: one was replaced by something that is not the spec's, or is not aligned in memory.
+            InvalidWeights: one was replaced by an array that does not fit the spec or is not aligned in memory.
         """
         given, seen = self._native.parameters, self._seen
         if len(given) == len(seen):
             try:
-                arrays = self._in_order(given)
+                if all(map(is_, self._in_order(given), seen)):
+                    return seen
             except KeyError:
-                return self._checked()
-            if all(map(is_, arrays, seen)):
-                return seen
-        return self._checked()
-
-    def _checked(self) -> tuple[Array, ...]:
-        given = dict(self._native.parameters)  # a copy, which no other thread changes between check and use
+                pass
+        given = dict(given)  # a copy, which no other thread changes between check and use
         Weights(self._native.spec, given)
         for name, array in given.items():
             if not isinstance(array, np.ndarray):

@@ -1,14 +1,15 @@
-"""The stack: layer upon layer, in one direction or in both, there and back."""
+"""The stack: layer upon layer, in one direction or in both, forward and backward."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from multirnn import Cell, RecurrentSpec
+from multirnn import RecurrentSpec
+from multirnn.cells import Cell
 from multirnn.weights import Array
-from multirnn_numpy.both import forward_both, paired
-from multirnn_numpy.cells import CELLS
-from multirnn_numpy.passes import Padding, Pass
+from multirnn_numpy.faster import forward_both, paired
+from multirnn_numpy.loop import CELLS, Padding, Pass
+from multirnn_numpy.reverse import pull_back
 from multirnn_numpy.workspace import Empty
 
 __all__ = ["Stack"]
@@ -17,22 +18,21 @@ ORDER: Mapping[str, slice] = {"forward": slice(None), "backward": slice(None, No
 
 
 class Stack:
-    """A recurrent stack in plain NumPy; what `layer.native` is.
+    """A recurrent stack in plain NumPy; `layer.native` is one.
 
-    Time comes first: sequences are `(time, batch, features)`, states `(num_layers * directions, batch, hidden_size)`.
-    Of a single sequence they may come without the batch axis. The arithmetic is that of the arrays that are given,
-    complex too, so that derivatives can be taken by complex step. Overflow and NaN raise and warn of nothing, whatever
-    `numpy.errstate` says.
+    Time comes first: sequences are `(time, batch, features)`, states `(num_layers * directions, batch, hidden_size)`. A
+    single sequence may come without the batch axis. It computes in the dtype of the arrays, complex too, so that
+    derivatives can be taken by complex step. Overflow and NaN neither raise nor warn, whatever `numpy.errstate` says.
 
     Args:
-        spec: what it computes.
+        spec: of the stack.
         parameters: by name, in canonical shapes.
-        cells: the loops of the cells.
+        cells: the loop of each cell.
         together: whether both directions of a layer go through one loop.
 
     Attributes:
-        spec: what it computes.
-        parameters: they are live: what is written into them holds from the next call on.
+        spec: of the stack.
+        parameters: live: each call uses their current values.
     """
 
     def __init__(
@@ -47,26 +47,29 @@ class Stack:
         self.parameters = parameters
         self._cell = cells[spec.form]
         self._together = together and spec.bidirectional
-        self._names = {(layer, direction): _names(spec, layer, direction) for layer, direction in spec.passes}
+        self._names: dict[tuple[int, str], dict[str, str]] = {place: {} for place in spec.passes}
+        for name in spec.shapes:
+            _, layer, direction, last = name.split(".")
+            self._names[int(layer), direction][last] = name
 
     @np.errstate(all="ignore")
     def forward(
         self, x: Array, state: Sequence[Array], padded: Padding | None = None, empty: Empty = np.empty
     ) -> tuple[Array, list[Array], list[Pass]]:
-        """There: over a sequence, layer by layer.
+        """Run over a sequence, layer by layer.
 
         Args:
             x: `(time, batch, input_size)`, zero at padding.
-            state: before the first step: h, and of an LSTM c.
-            padded: which steps are padding, `(time, batch, 1)`, always at the end; None where none is.
-            empty: where the large arrays come from, the outputs among them.
+            state: before the first step: h, and c of an LSTM.
+            padded: the steps that are padding, `(time, batch, 1)`, always at the end; None if none is.
+            empty: allocates the large arrays, the outputs among them.
 
         Returns:
-            The outputs, `(time, batch, directions * hidden_size)`; the state after the last step; and the passes, one
-            for every layer and direction, which `backward` goes back.
+            The outputs, `(time, batch, directions * hidden_size)`; the state after the last step; and a pass for every
+            layer and direction, for `backward`.
         """
         passes: list[Pass] = []
-        held = dict(self.parameters)  # all of one moment, whatever another thread assigns meanwhile
+        held = dict(self.parameters)  # a snapshot: another thread may assign some meanwhile
         for layer in range(self.spec.num_layers):
             memory = paired(empty) if self._together else [empty] * len(self.spec.directions)
             for direction, of_direction in zip(self.spec.directions, memory, strict=True):
@@ -82,7 +85,7 @@ class Stack:
             if self._together:
                 forward_both(runs)
                 for run in runs:
-                    run.empty = empty  # the ways back have nothing together
+                    run.empty = empty  # the backward passes run one by one
             outputs = [run.outputs[ORDER[direction]] for run, direction in zip(runs, self.spec.directions, strict=True)]
             x = outputs[0] if len(outputs) == 1 else np.concatenate(outputs, axis=-1)
             if padded is not None:
@@ -93,10 +96,10 @@ class Stack:
     def backward(
         self, passes: Sequence[Pass], dy: Array, dstate: Sequence[Array]
     ) -> tuple[dict[str, Array], Array, list[Array]]:
-        """Back: from the gradients of what `forward` returned to those of what it was given.
+        """From the gradients of the results of `forward` to the gradients of its arguments.
 
         Args:
-            passes: that `forward` made.
+            passes: from `forward`.
             dy: the gradient of the outputs, zero at padding.
             dstate: the gradient of the state after the last step.
 
@@ -110,7 +113,7 @@ class Stack:
             dxs = []
             for d, (direction, dy_d) in enumerate(zip(directions, np.split(dy, len(directions), axis=-1), strict=True)):
                 k, order = layer * len(directions) + d, ORDER[direction]
-                dparameters, dx, dfirst[k] = passes[k].pull_back(dy_d[order], [part[k] for part in dstate])
+                dparameters, dx, dfirst[k] = pull_back(passes[k], dy_d[order], [part[k] for part in dstate])
                 gradients |= {name: dparameters[last] for last, name in self._names[layer, direction].items()}
                 dxs.append(dx[order])
             dy = dxs[0] if len(dxs) == 1 else dxs[0] + dxs[1]
@@ -120,12 +123,6 @@ class Stack:
         return f"<Stack of {self.spec!r}>"
 
 
-def _names(spec: RecurrentSpec, layer: int, direction: str) -> dict[str, str]:
-    """The names of the parameters of one layer and direction, by their last part."""
-    prefix = f"layers.{layer}.{direction}."
-    return {name.removeprefix(prefix): name for name in spec.shapes if name.startswith(prefix)}
-
-
 def _stacked(states: Iterable[Sequence[Array]]) -> list[Array]:
-    """All h on a new leading axis, and of an LSTM all c."""
+    """All h on a new leading axis, and all c of an LSTM."""
     return [np.array(parts) for parts in zip(*states, strict=True)]

@@ -1,9 +1,9 @@
-"""Training in NumPy: the formulas of the optimisers written out. In float64 it is the reference for the others.
+"""Training in NumPy: the optimisers' formulas written out. In float64 it is the reference for the other backends.
 
-Where frameworks write a formula in two ways, both are here: a difference is explained by training the reference in the
-other way (`multirnn.parity`). Sources, read in the installed versions: `torch/optim/sgd.py`, `_single_tensor_sgd`, and
-`adam.py`, `_single_tensor_adam`; `keras/src/optimizers/sgd.py` and `adam.py`, `update_step`;
-`jax/example_libraries/optimizers.py`, `sgd`, `momentum` and `adam`, which are written as PyTorch's.
+Where frameworks write a formula in two ways, both are here: `multirnn.parity` explains a difference by training the reference
+in the other way. Sources, read in the installed versions: `torch/optim/sgd.py`, `_single_tensor_sgd`, and `adam.py`,
+`_single_tensor_adam`; `keras/src/optimizers/sgd.py` and `adam.py`, `update_step`; `jax/example_libraries/optimizers.py`,
+`sgd`, `momentum` and `adam`, which are written as PyTorch's.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,7 +21,7 @@ __all__ = ["STEPS", "Scalars", "default_epsilon", "train"]
 
 
 class Scalars(NamedTuple):
-    """The numbers that a step multiplies by besides the learning rate, as they are held.
+    """The factors of a step other than the learning rate, rounded as the framework holds them.
 
     Attributes:
         momentum: of the optimiser.
@@ -34,7 +34,7 @@ class Scalars(NamedTuple):
 
 
 Step = Callable[[Optimiser, Scalars, Array, Array, Array, Array], None]
-"""One step, in place: the weight w from its gradient g, and the running means m and v, which begin at zero."""
+"""One step in place: the weight w from its gradient g and the running means m and v, which begin at zero."""
 
 
 def _sgd(o: Optimiser, s: Scalars, w: Array, g: Array, m: Array, v: Array) -> None:
@@ -47,8 +47,8 @@ def _momentum(o: Optimiser, s: Scalars, w: Array, g: Array, m: Array, v: Array) 
 
 
 def _momentum_of_steps(o: Optimiser, s: Scalars, w: Array, g: Array, m: Array, v: Array) -> None:
-    # The learning rate is inside: the same steps while it is constant. When it is changed, here it changes the steps
-    # from then on, and in PyTorch's form what is left of the earlier ones too.
+    # m contains the learning rate: the same steps while that is constant. A change affects later gradients only, and in
+    # PyTorch's form the remains of earlier ones too.
     m[...] = s.momentum * m - o.learning_rate * g
     w += m
 
@@ -76,7 +76,7 @@ STEPS: Mapping[str, Mapping[str, Step]] = MappingProxyType(
         "keras": {"sgd": _sgd, "momentum": _momentum_of_steps, "adam": _adam_epsilon_hat},
     }
 )
-"""By the framework that writes them so, by the name of the optimiser."""
+"""By framework, then by optimiser."""
 
 
 @np.errstate(all="ignore")
@@ -88,14 +88,14 @@ def train(
     Args:
         layer, batch, optimiser, steps: as there.
         form: whose formula, "torch" or "keras".
-        scalars: the dtype in which JAX and Keras compute Adam's bias corrections, of numbers that TensorFlow has rounded
-            to float32. Unless given they are Python's floats, as in PyTorch.
+        scalars: the dtype in which JAX and Keras compute Adam's bias corrections, from numbers that TensorFlow has rounded
+            to float32. By default they are Python's floats, as in PyTorch.
     """
     step = STEPS[form][optimiser.name]
     native = layer.native
     parameters = native.parameters
     x, padded = batch.x.swapaxes(0, 1), ~batch.valid.T[..., None]
-    zero = np.zeros((sum(1 for _ in native.spec.passes), len(batch.x), native.spec.hidden_size), native.spec.dtype)
+    zero = np.zeros((len(list(native.spec.passes)), len(batch.x), native.spec.hidden_size), native.spec.dtype)
     state = [zero] * len(native.spec.form.states)
     m, v = ({name: np.zeros_like(array) for name, array in parameters.items()} for _ in range(2))
     losses = []
@@ -119,5 +119,5 @@ def _scalars(o: Optimiser, t: int, dtype: str) -> Scalars:
 
 
 def default_epsilon() -> float:
-    """That of PyTorch and JAX, whose formula this is."""
+    """As in PyTorch and JAX, whose formula this is."""
     return Optimiser("adam", learning_rate=1).epsilon

@@ -1,7 +1,7 @@
 """Canonical weights <-> a `Stack`.
 
-A stack's parameters have the canonical names and shapes; only their order in memory is its own. The loops multiply rows
-by matrices, h U, so a weight `(gates, hidden_size, n)` lies in memory as `(n, gates, hidden_size)`, and the matrix
+A stack's parameters have the canonical names and shapes; only their order in memory differs. The loops multiply rows by
+matrices, h U, so a weight `(gates, hidden_size, n)` lies in memory as `(n, gates, hidden_size)`, and the matrix
 `(n, gates * hidden_size)` is a view of it.
 """
 
@@ -10,26 +10,32 @@ from typing import Any
 
 import numpy as np
 
-from multirnn import Inputs, Output, State, Unrepresentable, Weights
-from multirnn.weights import Array
+from multirnn import Output, State, Unrepresentable, Weights
+from multirnn.boundary import Inputs
 from multirnn_numpy.stack import Stack
 
 __all__ = ["read", "stack"]
 
 
 def stack(weights: Weights) -> Stack:
-    """A stack that starts from these weights, copied."""
-    return Stack(weights.spec, {name: _laid_out(array) for name, array in weights.arrays.items()})
+    """A stack with a copy of these weights."""
+    return Stack(
+        weights.spec,
+        {
+            name: np.moveaxis(np.moveaxis(array, -1, 0).copy(), 0, -1) if array.ndim == 3 else array.copy()
+            for name, array in weights.arrays.items()
+        },
+    )
 
 
 def read(native: Any) -> Weights:
     """The spec and the weights of a stack as they are now, copied.
 
-    One whose `forward` is not that of `Stack` is called once, and what it computes compared.
+    A stack with a `forward` of its own is called once to confirm its output.
 
     Raises:
-        Unrepresentable: it is no `multirnn_numpy.Stack`, or computes something else than its spec says.
-        InvalidWeights: its parameters are not those of its spec.
+        Unrepresentable: it is no `multirnn_numpy.Stack`, or its output is not its spec's.
+        InvalidWeights: its parameters do not fit its spec.
     """
     if not isinstance(native, Stack):
         kind = type(native)
@@ -48,8 +54,3 @@ def _called(native: Stack, inputs: Inputs) -> Output:
     padded = None if inputs.lengths is None else ~inputs.valid.T[..., None]
     sequence, state, _ = native.forward(inputs.x.swapaxes(0, 1), inputs.state.parts, padded)
     return Output(sequence.swapaxes(0, 1), State(*state))
-
-
-def _laid_out(array: Array) -> Array:
-    """A copy of the same shape, the last axis of a weight outermost in memory."""
-    return np.moveaxis(np.moveaxis(array, -1, 0).copy(), 0, -1) if array.ndim == 3 else array.copy()

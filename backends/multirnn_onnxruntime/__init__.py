@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import onnx
 import onnxruntime
 
-from multirnn import Weights, accept
-from multirnn.protocol import Abilities
+from multirnn import Weights
+from multirnn.protocol import Abilities, accept
 from multirnn_onnxruntime import adoption, bench, layer, weights
 from multirnn_onnxruntime.layer import OnnxRuntimeLayer
 from multirnn_onnxruntime.session import OnnxStack

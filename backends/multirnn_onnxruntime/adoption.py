@@ -1,4 +1,4 @@
-"""An ONNX model of the user's own behind the calls of a `Layer`."""
+"""A user's own ONNX model, called as a `Layer`."""
 
 from typing import Any
 
@@ -6,10 +6,10 @@ from onnx import ModelProto
 
 from multirnn import InvalidCall, RecurrentSpec, Weights
 from multirnn.adoption import Adopted, AdoptedLayer, native_spec
+from multirnn_onnxruntime.confirmation import Trial
 from multirnn_onnxruntime.graph import inputs_of, outputs_of
 from multirnn_onnxruntime.layer import OnnxRuntimeLayer
 from multirnn_onnxruntime.session import OnnxStack
-from multirnn_onnxruntime.trial import Trial
 from multirnn_onnxruntime.weights import tried
 
 __all__ = ["AdoptedModel", "adopt"]
@@ -19,7 +19,7 @@ def adopt(native: Any, spec: RecurrentSpec | None, *, compiled: bool) -> Adopted
     """Run a model as it is; see `multirnn.adoption.adopt`.
 
     Args:
-        native: an `OnnxStack`; or an `onnx.ModelProto` that is called as those of `multirnn_onnxruntime.graph`.
+        native: an `OnnxStack`; or an `onnx.ModelProto` with the signature of `multirnn_onnxruntime.graph`.
         spec: None, or the model's own.
         compiled: ONNX Runtime has no compiled form.
 
@@ -41,22 +41,22 @@ def adopt(native: Any, spec: RecurrentSpec | None, *, compiled: bool) -> Adopted
         )
     if compiled:
         raise InvalidCall("ONNX Runtime has no compiled form of a model beside its session; run it as it is")
-    if otherwise := _called_otherwise(trials[0]):
-        raise InvalidCall(f'{otherwise}; run what it computes by multirnn.build(multirnn.read(model), "onnxruntime")')
+    if reason := _signature_refuses(trials[0]):
+        raise InvalidCall(f'{reason}; run what it computes by multirnn.build(multirnn.read(model), "onnxruntime")')
     stack = native if isinstance(native, OnnxStack) else OnnxStack(native)
     return AdoptedModel(native, _ForeignLayer(trials[0].weights, stack))
 
 
-def _called_otherwise(trial: Trial) -> str | None:
-    """How a model is called, if not as those of `multirnn_onnxruntime.graph`: by names, layout and sizes."""
-    call, returned = trial.call, trial.returned
+def _signature_refuses(trial: Trial) -> str | None:
+    """None if a model has the names, layout and sizes of `multirnn_onnxruntime.graph`, else the difference."""
+    call, returned = trial.signature, trial.returned
     taken = (call.x, *filter(None, [call.lengths]), *(name for names in call.states for name in names))
     right = inputs_of(trial.weights.spec), outputs_of(trial.weights.spec)
     if (taken, tuple(returned)) != right:
-        there, wanted = (
-            f"{', '.join(given)} and returns {', '.join(back)}" for given, back in ((taken, returned), right)
+        found, wanted = (
+            f"{', '.join(inputs)} and returns {', '.join(outputs)}" for inputs, outputs in ((taken, returned), right)
         )
-        return f"nothing tells how this model is called: it takes {there}, and {wanted} would be right"
+        return f"nothing tells how this model is called: it takes {found}, and {wanted} would be right"
     if call.layout != "time first" or any(call.fixed()):
         given = "of one size alone" if any(call.fixed()) else call.layout
         return f"this model takes x {given}, and x time first, of any size, would be right"
@@ -69,7 +69,7 @@ def _called_otherwise(trial: Trial) -> str | None:
 
 
 class AdoptedModel(AdoptedLayer):
-    """A model, which runs as the layer that it is the native of."""
+    """A model, run by a layer of it."""
 
     def __init__(self, native: Any, layer: OnnxRuntimeLayer) -> None:
         super().__init__(layer, f"{type(native).__name__} (onnxruntime)")
@@ -82,7 +82,7 @@ class AdoptedModel(AdoptedLayer):
 
 
 class _ForeignLayer(OnnxRuntimeLayer):
-    """A layer of a model that holds its weights where it likes, and constants beside them."""
+    """A layer of a model whose weights may be any constants, among other constants."""
 
     def __init__(self, weights: Weights, native: OnnxStack) -> None:
         super().__init__(weights, native)
@@ -94,5 +94,5 @@ class _ForeignLayer(OnnxRuntimeLayer):
         return sum(array.size for array in self._weights.arrays.values())
 
     def weights(self) -> Weights:
-        """Those that the session was made with."""
+        """The weights that the session was made with."""
         return self._weights

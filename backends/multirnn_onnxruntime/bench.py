@@ -1,17 +1,13 @@
 """Timing of ONNX Runtime layers: the session on arrays with time first, inputs and outputs bound once."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from multirnn import Output, State
 from multirnn.protocol import Prepared, Work
-from multirnn.weights import Array
-from multirnn_onnxruntime.graph import inputs_of, outputs_of
 from multirnn_onnxruntime.layer import OnnxRuntimeLayer
-from multirnn_onnxruntime.lengths import settle, steps
-from multirnn_onnxruntime.session import OnnxStack
+from multirnn_onnxruntime.session import OnnxStack, settle, steps
 
 __all__ = ["prepare"]
 
@@ -24,29 +20,23 @@ def prepare(layer: OnnxRuntimeLayer, work: Work, threads: int) -> Prepared:
     spec = layer.spec
     native = OnnxStack(layer.native.model, threads=threads)
     batch, time, _ = work.x.shape
-    x = np.ascontiguousarray(work.x.swapaxes(0, 1))
+    x: Any = np.ascontiguousarray(work.x.swapaxes(0, 1))
+    lengths: Any = steps(work.lengths, batch, time)
     y = np.empty((time, batch, spec.output_size), spec.dtype)
     shape = (spec.num_layers * len(spec.directions), batch, spec.hidden_size)
     start, end = ([np.zeros(shape, spec.dtype) for _ in spec.form.states] for _ in range(2))
-
-    def bound(before: list[Array], after: list[Array]) -> Callable[[], None]:
-        inputs: list[Any] = [x, steps(work.lengths, batch, time), *before]
-        return native.bound(
-            dict(zip(inputs_of(spec), inputs, strict=True)), dict(zip(outputs_of(spec), (y, *after), strict=True))
-        )
-
-    there = bound(start, end)
+    forth = native.bound(spec, [x, lengths, *start], [y, *end])
     same = OnnxRuntimeLayer(layer.weights(), native)
 
     def result() -> Output:
-        there()
+        forth()
         settle(y, end, start, work.lengths)
         return Output(y.swapaxes(0, 1).copy(), State(*(part.copy() for part in end)))
 
     plan = "operators of ONNX Runtime, on arrays bound to the session once"
     if work.mode == "inference":
-        return Prepared(there, result, lambda: same(work.x, lengths=work.lengths), plan)
-    turns = [there, bound(end, start)]
+        return Prepared(forth, result, lambda: same(work.x, lengths=work.lengths), plan)
+    turns = [forth, native.bound(spec, [x, lengths, *end], [y, *start])]
 
     def step() -> None:
         turns.reverse()

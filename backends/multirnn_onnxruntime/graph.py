@@ -1,14 +1,14 @@
-"""A stack as an ONNX graph: one operator RNN, LSTM or GRU a layer, and what carries a sequence from layer to layer.
+"""A stack as an ONNX graph: an operator RNN, LSTM or GRU for each layer, and nodes that reshape between them.
 
 The signature of the graph, time first as the operators have it (`layout=0`, the only layout that ONNX Runtime takes):
 
     x        (time, batch, input_size)                            y    (time, batch, directions * hidden_size)
     lengths  (batch,), int32, each from 1 to time                 h_n  (num_layers * directions, batch, hidden_size)
-    h_0      (num_layers * directions, batch, hidden_size)        c_n  likewise, of an LSTM
-    c_0      likewise, of an LSTM
+    h_0      (num_layers * directions, batch, hidden_size)        c_n  of an LSTM, as h_n
+    c_0      of an LSTM, as h_0
 
-Its initialisers are the parameters and nothing else; shapes and the zeros that stand for a bias which the spec does not
-have are constants. Sources: the ONNX operators RNN, LSTM, GRU; `onnxruntime/core/providers/cpu/rnn`.
+Its initialisers are exactly the parameters; shapes, and zeros for the biases that the spec lacks, are constants.
+Sources: the ONNX operators RNN, LSTM, GRU; `onnxruntime/core/providers/cpu/rnn`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +27,7 @@ __all__ = ["OPERATORS", "inputs_of", "model", "outputs_of"]
 
 OPERATORS: Mapping[CellName, str] = MappingProxyType({"simple_rnn": "RNN", "lstm": "LSTM", "gru": "GRU"})
 
-# The oldest that have the operators as they are now: the models load wherever there is ONNX Runtime 1.10 or later.
+# The oldest with the operators' present form: the models load in ONNX Runtime 1.10 or later.
 OPSET, IR_VERSION = 14, 8
 
 
@@ -42,25 +42,17 @@ def outputs_of(spec: RecurrentSpec) -> tuple[str, ...]:
 
 
 def model(spec: RecurrentSpec, arrays: Mapping[str, Array]) -> ModelProto:
-    """The graph of a stack.
-
-    Args:
-        spec: what it computes.
-        arrays: its initialisers by name, `layers.{k}.{W|R|B|Wb|Rb}`, as the convention of `multirnn_onnxruntime.weights`
-            has them.
-    """
-    passes = spec.num_layers * len(spec.directions)
-    state = (passes, "batch", spec.hidden_size)
+    """The model of a stack; `arrays` are its initialisers, `layers.{k}.{W|R|B|Wb|Rb}`."""
+    state: Sequence[str | int] = (spec.num_layers * len(spec.directions), "batch", spec.hidden_size)
     sizes: dict[str, Sequence[str | int]] = {
         "x": ("time", "batch", spec.input_size),
         "lengths": ("batch",),
         "y": ("time", "batch", spec.output_size),
-        **dict.fromkeys((*inputs_of(spec)[2:], *outputs_of(spec)[1:]), state),
     }
 
     def described(name: str) -> Any:
         kind = TensorProto.INT32 if name == "lengths" else TensorProto.FLOAT
-        return helper.make_tensor_value_info(name, kind, sizes[name])
+        return helper.make_tensor_value_info(name, kind, sizes.get(name, state))
 
     graph = helper.make_graph(
         list(_nodes(spec, arrays)),
@@ -105,7 +97,7 @@ def _nodes(spec: RecurrentSpec, arrays: Mapping[str, Array]) -> Iterator[NodePro
 
 
 def _bias(spec: RecurrentSpec, layer: str, arrays: Mapping[str, Array]) -> Iterator[NodeProto]:
-    """Of a single bias: the operators' B `(directions, 2 * gates * hidden_size)`, zero where there is no parameter.
+    """For a single bias: B `(directions, 2 * gates * hidden_size)`, zero where there is no parameter.
 
     ONNX Runtime joins the parts once, when it loads the model.
     """

@@ -1,4 +1,4 @@
-"""A stack realised by ONNX Runtime: what is refused, how it is built and run. It has no gradients."""
+"""A stack in ONNX Runtime: what is refused, how it is built and run. It has no gradients."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -6,28 +6,28 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from multirnn import InferenceLayer, Inputs, InvalidCall, InvalidWeights, Output, RecurrentSpec, State, Weights
+from multirnn import InvalidCall, InvalidWeights, Output, RecurrentSpec, State, Weights
+from multirnn.boundary import InferenceLayer, Inputs
 from multirnn.layer import Lengths
 from multirnn.registry import backend as load_backend
 from multirnn.weights import Array
 from multirnn_onnxruntime.graph import inputs_of, outputs_of
-from multirnn_onnxruntime.lengths import settle, steps
 from multirnn_onnxruntime.overflow import Guard
-from multirnn_onnxruntime.session import OnnxStack, Step
+from multirnn_onnxruntime.session import BoundStep, OnnxStack, settle, steps
 from multirnn_onnxruntime.weights import model, read_as
 
 __all__ = ["OnnxRuntimeLayer", "build", "refuses"]
 
 FEW = 64
-"""Up to so many rows a step is run by a `Step`: a simple RNN of 32 units took 11 µs for 15 with one row, 39 for 42 with 64; an
-LSTM of 256 units with 128 rows took 5.2 ms for 4.6.
+"""Rows up to which a step is run by a `BoundStep`: a simple RNN of 32 units took 11 µs for 15 with one row, 39 for 42
+with 64; an LSTM of 256 units with 128 rows took 5.2 ms for 4.6.
 """
 
-LARGEST = 2**31 - 2**20  # bytes: those of a message of Protocol Buffers, less what is no weight
+LARGEST = 2**31 - 2**20  # bytes of a message of Protocol Buffers, less what is no weight
 
 
 def refuses(spec: RecurrentSpec) -> str | None:
-    """None where ONNX Runtime has operators for the spec, else why not."""
+    """None if ONNX Runtime has operators for the spec, else the reason why not."""
     if spec.dtype != "float32":
         return (
             f"ONNX Runtime computes RNN, LSTM and GRU in float32 alone, not in {spec.dtype}; take dtype='float32', "
@@ -61,16 +61,16 @@ def build(weights: Weights, device: str | None, threads: int = 0) -> "OnnxRuntim
 
 
 class OnnxRuntimeLayer(InferenceLayer):
-    """A stack realised by ONNX Runtime's operators RNN, LSTM and GRU; for inference only.
+    """A stack of ONNX Runtime's operators RNN, LSTM and GRU; for inference only.
 
-    Rows in which a number is not finite, or may overflow, are computed by the NumPy backend: see `overflow`.
+    The NumPy backend computes rows in which a number is not finite, or may overflow: see `overflow`.
 
     Args:
         weights: what it computes.
         native: the model of them and its session.
     """
 
-    takes_strides = True  # what is time first already is not copied
+    takes_strides = True  # a sequence that is time first in memory is not copied
 
     def __init__(self, weights: Weights, native: OnnxStack) -> None:
         spec = weights.spec
@@ -79,8 +79,8 @@ class OnnxRuntimeLayer(InferenceLayer):
         self._guard = Guard(weights)
         self._watched: OnnxStack | None = None
         self._inputs, self._outputs = inputs_of(spec), outputs_of(spec)
-        # By rows, and whether from a state that is given; those that no call is using.
-        self._steps: defaultdict[tuple[int, bool], list[Step]] = defaultdict(list)
+        # Those that no call is using, by rows and by whether the state is given.
+        self._steps: defaultdict[tuple[int, bool], list[BoundStep]] = defaultdict(list)
         self._full = steps(None, 0, 0)
 
     @property
@@ -94,7 +94,7 @@ class OnnxRuntimeLayer(InferenceLayer):
         return sum(int(np.prod(tensor.dims)) for tensor in self._native.model.graph.initializer)
 
     def weights(self) -> Weights:
-        """The model's initialisers, which are those that the layer was built from."""
+        """The model's initialisers: the weights that the layer was built from."""
         return read_as(self.spec, self._native.model)
 
     def run(self, inputs: Inputs) -> Output:
@@ -123,9 +123,9 @@ class OnnxRuntimeLayer(InferenceLayer):
         return Output(sequence, State(*final))
 
     def _replace(self, rows: NDArray[np.bool_], inputs: Inputs, sequence: Array, final: Sequence[Array]) -> None:
-        """Put what the NumPy backend computes of these rows in the place of what ONNX Runtime did."""
+        """Overwrite these rows with the NumPy backend's results."""
         reference = load_backend("numpy").build(self.weights())
-        with np.errstate(all="ignore"):  # of all rows: fewer may be rounded, and overflow, otherwise
+        with np.errstate(all="ignore"):  # on all rows: fewer may round, and overflow, differently
             right = reference(inputs.x, inputs.state, lengths=inputs.lengths)
         sequence[rows] = right.sequence[rows]
         for part, array in zip(final, right.state.parts, strict=True):
@@ -134,38 +134,34 @@ class OnnxRuntimeLayer(InferenceLayer):
     def _run(self, x: Array, state: Sequence[Array], lengths: Lengths | None) -> Sequence[Array]:
         """The sequence `(batch, time, directions * hidden_size)` and the parts of the final state.
 
-        They come from a session, or for a step of few rows from a `Step`.
-        Rows of length 0 are run for a step, and the state is zero unless given. Where the guard `sees_outputs`, the
-        sequences of the layers below the last follow, of more steps than one.
+        A step of few rows is run by a `BoundStep`, all else by the session. Rows of length 0 are run for a step, and the
+        state is zero unless given. If the guard `sees_outputs`, the sequences of the layers below the last follow, but
+        not of a single step.
         """
         batch, time, _ = x.shape
         if time > 1 or batch > FEW:
             first = state or self._zero_state(batch).parts
-            values = (
-                x.swapaxes(0, 1),
-                self._full_rows(batch, time) if lengths is None else steps(lengths, batch, time),
-                *first,
-            )
-            given = dict(zip(self._inputs, values, strict=True))
+            rows = self._full_rows(batch, time) if lengths is None else steps(lengths, batch, time)
+            given = dict(zip(self._inputs, (x.swapaxes(0, 1), rows, *first), strict=True))
+            native = self._native
+            outputs: tuple[str, ...] | None = self._outputs
             if time > 1 and self._guard.sees_outputs and self.spec.num_layers > 1:
-                if self._watched is None:
-                    self._watched = self._native.watched()
-                y, *rest = self._watched.session.run(None, given)
-                states = len(self._states)
-                return y.swapaxes(0, 1), *rest[:states], *(below.swapaxes(0, 1) for below in rest[states:])
-            y, *final = self._native.session.run(self._outputs, given)
-            return y.swapaxes(0, 1), *final
+                self._watched = native = self._watched or native.watched()
+                outputs = None
+            found = native.session.run(outputs, given)
+            states = len(self._outputs)
+            return found[0].swapaxes(0, 1), *found[1:states], *(below.swapaxes(0, 1) for below in found[states:])
         free = self._steps[batch, bool(state)]
         try:
-            step = free.pop()  # at once, whatever other threads do
+            step = free.pop()  # atomic, as other threads may be here
         except IndexError:
-            step = Step(self._native, self.spec, batch)
-        found = step(x, state)
+            step = BoundStep(self._native, self.spec, batch)
+        results = step(x, state)
         free.append(step)
-        return found
+        return results
 
     def _full_rows(self, batch: int, time: int) -> NDArray[np.int32]:
-        """`steps` of full rows: those of the last call again, where it was of the same shape."""
+        """`steps` of full rows, kept from the last call if that had the same shape."""
         full = self._full
         if len(full) != batch or full[0] != time:
             self._full = full = steps(None, batch, time)

@@ -1,8 +1,8 @@
-"""Which rows ONNX Runtime computes as the reference does.
+"""Finds the rows in which ONNX Runtime would lose NaN or infinity.
 
-Its kernels clamp before they compute: relu, hard_sigmoid, and all activations of the LSTM and the GRU, take NaN for an
+Its kernels clamp before they compute: relu, hard_sigmoid, and all activations of the LSTM and the GRU, turn NaN into an
 ordinary number. So NaN must never reach them, neither from a call nor from infinity minus infinity inside. Nothing
-becomes infinite while inputs, states and products stay below a bound, which the sizes of the weights give.
+becomes infinite while inputs, states and products stay below a bound, which follows from the sizes of the weights.
 """
 
 from collections.abc import Sequence
@@ -11,32 +11,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from multirnn import Activation, Inputs, Weights
+from multirnn import Activation, Weights
+from multirnn.boundary import Inputs
 from multirnn.weights import Array
 
 __all__ = ["Guard"]
 
 Flags = NDArray[np.bool_]
 
-LARGEST = 2.0**100
-"""What no number inside may exceed; the largest float32 is 2**128."""
-
-LONGEST = 2.0**40
-"""Steps that no call has: the state of an LSTM grows by at most one with each."""
-
+LARGEST = 2.0**100  # no number inside may exceed it; float32 ends at 2**128
+LONGEST = 2.0**40  # more steps than any call has: the state of an LSTM grows by at most one with each
 LIMITS = (2.0**60, 2.0**30, 2.0**15, 0.0)  # of inputs and states; with the last nothing passes
 
 AT_MOST_ONE = frozenset(("hard_sigmoid", "sigmoid", "softsign", "tanh"))
 
 
 class Guard:
-    """Tells the rows in which a number may overflow, or is not finite to begin with.
+    """Finds the rows in which a number may overflow, or is not finite to begin with.
 
     Args:
         weights: of the stack; all finite.
 
     Attributes:
-        sees_outputs: an activation is not bounded, so that the outputs of every layer are needed to tell.
+        sees_outputs: whether the outputs of every layer are needed, because an activation is not bounded.
     """
 
     def __init__(self, weights: Weights) -> None:
@@ -50,25 +47,25 @@ class Guard:
             self._limit = next(filter(self._suffices, LIMITS))
 
     def passes(self, *arrays: Array) -> bool:
-        """Whether a call is safe in all rows; quick, and False where it cannot tell.
+        """Whether a call is known to be safe in all rows; quick.
 
         Args:
-            arrays: x, the states that are given, and the outputs of every layer where the guard `sees_outputs`; none empty.
+            arrays: x, the given states, and the outputs of every layer if the guard `sees_outputs`; none empty.
         """
         limit = self._limit
         for array in arrays:
-            numbers = array.ravel("K")  # in the order in memory, so that there is nothing to copy
-            # Of 256 numbers in 0.6 µs, where `min` and `max` take 3. NaN is both the smallest and the largest.
+            numbers = array.ravel("K")  # in memory order, without a copy
+            # 0.6 µs for 256 numbers, where `min` and `max` take 3. NaN is both the smallest and the largest.
             if not (-limit < numbers.item(numbers.argmin()) and numbers.item(numbers.argmax()) < limit):
                 return False
         return True
 
     def unsafe(self, inputs: Inputs, outputs: Sequence[Array] = ()) -> Flags | None:
-        """The rows `(batch,)` for which ONNX Runtime's results do not count; None where there are none.
+        """The rows `(batch,)` in which ONNX Runtime may be wrong; None if there are none.
 
         Args:
             inputs: the call.
-            outputs: where the guard `sees_outputs`, those of every layer, `(batch, time, directions * hidden_size)`.
+            outputs: those of every layer, `(batch, time, directions * hidden_size)`, if the guard `sees_outputs`.
         """
         with np.errstate(all="ignore"):
             if np.all(self._fits(inputs, outputs, each=False)):
@@ -77,14 +74,14 @@ class Guard:
         return flags if flags.any() else None
 
     def _fits(self, inputs: Inputs, outputs: Sequence[Array], each: bool) -> Any:
-        """Whether nothing exceeds `LARGEST`: in each row, or in all of them together, which is quicker to tell."""
+        """Whether nothing exceeds `LARGEST`: in each row, or in all together, which is quicker."""
         directions, time = len(self._spec.directions), inputs.x.shape[1]
         x, fits = _largest(inputs.x, each), np.True_
         for layer in range(self._spec.num_layers):
             place = slice(layer * directions, (layer + 1) * directions)
             h, *c = (_largest(part[place].swapaxes(0, 1), each) for part in inputs.state if part is not None)
             h = np.maximum(h, _largest(outputs[layer], each) if self.sees_outputs else 1.0)
-            fits = fits & (self._reach(layer, x, h, c[0] if c else 0.0, time) <= LARGEST)  # which NaN is not
+            fits = fits & (self._reach(layer, x, h, c[0] if c else 0.0, time) <= LARGEST)  # False for NaN
             x = h
         return fits
 
@@ -96,15 +93,7 @@ class Guard:
         )
 
     def _reach(self, layer: int, x: Any, h: Any, c: Any, time: float) -> Any:
-        """A bound of every number that a layer computes.
-
-        Args:
-            layer: its number.
-            x: the largest input.
-            h: the largest of its outputs and of its initial h.
-            c: the largest of its initial c.
-            time: steps.
-        """
+        """A bound of every number in a layer, from the largest input, output or initial h, and initial c."""
         from_x, from_h, bias = self._gains[layer]
         gate = _bound(self._gate, from_x * x + from_h * h + bias)
         before = from_x * x + bias + np.maximum(gate, 1.0) * (from_h * h + bias)
@@ -118,28 +107,25 @@ class Guard:
 
 
 def _gains(weights: Weights, layer: int) -> tuple[float, float, float]:
-    """The largest sum of magnitudes in a row of the input's and of the state's matrix, and of what is added to them."""
+    """The largest row sum of magnitudes in `weight_ih` and in `weight_hh`, and the largest sum of biases."""
 
     def largest(name: str) -> float:
-        arrays = [weights.arrays.get(f"layers.{layer}.{direction}.{name}") for direction in weights.spec.directions]
-        sums = (
-            np.abs(array).sum(-1, dtype=np.float64) if name.startswith("weight") else np.abs(array)
-            for array in arrays
-            if array is not None
-        )
+        names = [f"layers.{layer}.{direction}.{name}" for direction in weights.spec.directions]
+        sizes = [np.abs(weights.arrays[one]) for one in names if one in weights.arrays]
+        sums = [size.sum(-1, dtype=np.float64) if name.startswith("weight") else size for size in sizes]
         return max((float(one.max()) for one in sums), default=0.0)
 
     return largest("weight_ih"), largest("weight_hh"), largest("bias_ih") + largest("bias_hh")
 
 
 def _bound(activation: Activation, of: Any) -> Any:
-    """The largest value that an activation has of numbers up to this size."""
+    """The largest value of an activation for numbers up to this size."""
     if activation.name in AT_MOST_ONE:
         return 1.0
     return np.maximum(of, activation.parameters.get("alpha", 0.0))  # elu's
 
 
 def _largest(array: Array, each: bool) -> Any:
-    """The largest magnitude in float64, NaN where there is one; of each row, the first axis, or of all."""
+    """The largest magnitude in float64, NaN if there is one: of each row, or of all."""
     axes = tuple(range(1, array.ndim)) if each else None
     return np.maximum(array.max(axis=axes), -array.min(axis=axes)).astype(np.float64)

@@ -1,24 +1,26 @@
-"""An ONNX model with the ONNX Runtime session that runs it, `OnnxStack`, and calls of it that are bound to arrays."""
+"""An ONNX model with the ONNX Runtime session that runs it, `OnnxStack`, and safe calls of it."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import onnxruntime
+from numpy.typing import NDArray
 from onnx import ModelProto, ValueInfoProto
 from onnxruntime.capi import (
     onnxruntime_pybind11_state as raised,  # pyright: ignore[reportAttributeAccessIssue]
 )
 
 from multirnn import MultirnnError, RecurrentSpec, Unrepresentable
+from multirnn.layer import Lengths
 from multirnn.weights import Array
 from multirnn_onnxruntime.graph import OPERATORS, inputs_of, outputs_of
 
-__all__ = ["OnnxStack", "Step", "running"]
+__all__ = ["BoundStep", "OnnxStack", "running", "settle", "steps"]
 
-# ONNX Runtime's own have no class in common but Exception; its Python part raises the first two.
-_FAILURES: tuple[type[Exception], ...] = (
+# ONNX Runtime's own errors share no class but Exception; its Python part raises the first two.
+FAILURES: tuple[type[Exception], ...] = (
     RuntimeError,
     ValueError,
     *(one for one in vars(raised).values() if isinstance(one, type) and issubclass(one, Exception)),
@@ -27,7 +29,7 @@ _FAILURES: tuple[type[Exception], ...] = (
 
 @contextmanager
 def running() -> Iterator[None]:
-    """Around a model of the user's own that is loaded or run.
+    """Around a user's own model that is loaded or run.
 
     Raises:
         Unrepresentable: ONNX Runtime does not; with its own reason.
@@ -36,16 +38,16 @@ def running() -> Iterator[None]:
         yield
     except MultirnnError:
         raise
-    except _FAILURES as error:
+    except FAILURES as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise Unrepresentable(f"ONNX Runtime does not run this model: {reason[:300]}") from error
 
 
 class OnnxStack:
-    """What `layer.native` is: a model, and a session of it.
+    """A model and its session: `layer.native`.
 
-    A session has its own copy of the weights, packed for its kernels, and there is no way to them: they are constants.
-    To change them, change `model` and make another stack of it:
+    A session has its own copy of the weights, packed for its kernels and out of reach: they are constants. To change
+    them, change `model` and make another stack of it:
 
         model = stack.model
         ...                                  # onnx.numpy_helper.from_array(W, "layers.0.W") in place of an initializer
@@ -55,20 +57,20 @@ class OnnxStack:
 
     Args:
         model: as `multirnn_onnxruntime.graph` makes it.
-        threads: of one call; those that ONNX Runtime chooses, one a core, unless given.
+        threads: of one call; ONNX Runtime's default, one a core, unless given.
 
     Raises:
-        Unrepresentable: it is no model, or none that ONNX Runtime loads.
+        Unrepresentable: it is no model, or ONNX Runtime does not load it.
 
     Attributes:
         session: `session.run(None, {"x": x, "lengths": lengths, "h_0": h})` runs it. No array may be empty, and no
-            length 0: ONNX Runtime ends the process, or reads memory that is not its own. NaN is lost in many of its kernels.
+            length 0: ONNX Runtime ends the process, or reads foreign memory. Many of its kernels lose NaN.
     """
 
     def __init__(self, model: ModelProto, *, threads: int = 0) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        options.log_severity_level = 4  # what is wrong is raised, and need not be printed too
+        options.log_severity_level = 4  # errors are raised, and need not be printed too
         self._threads = threads
         if not isinstance(model, ModelProto):
             raise Unrepresentable(
@@ -92,38 +94,46 @@ class OnnxStack:
         return model
 
     def watched(self) -> "OnnxStack":
-        """The same, and after its own outputs it returns what goes into each layer above the first, time first."""
+        """The same, with further outputs: the sequences that go into each layer above the first, time first."""
         model = self.model
         layers = [node for node in model.graph.node if node.op_type in OPERATORS.values()]
         model.graph.output.extend(ValueInfoProto(name=node.input[0]) for node in layers[1:])
         return OnnxStack(model, threads=self._threads)
 
-    def bound(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> Callable[[], None]:
-        """A call that reads these arrays and writes into those, C-contiguous all; by one thread at a time."""
+    def bound(self, spec: RecurrentSpec, inputs: Sequence[Array], outputs: Sequence[Array]) -> Callable[[], None]:
+        """A call that reads and writes these arrays, all C-contiguous; for one thread at a time.
+
+        Args:
+            spec: of the stack.
+            inputs, outputs: in the order of `inputs_of` and `outputs_of`.
+        """
         binding = self._session.io_binding()
-        for name, array in inputs.items():
+        for name, array in zip(inputs_of(spec), inputs, strict=True):
             binding.bind_cpu_input(name, array)
-        for name, array in outputs.items():
+        for name, array in zip(outputs_of(spec), outputs, strict=True):
             binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
         run = self._session.run_with_iobinding
 
-        def call(kept: Any = (inputs, outputs)) -> None:  # the binding knows no more than where they are
+        def call(kept: Any = (inputs, outputs)) -> None:  # the binding holds only addresses
             run(binding)
 
         return call
 
     def __reduce__(self) -> Any:
-        return _again, (self._bytes, self._threads)  # a session can be neither pickled nor copied
+        return _restored, (self._bytes, self._threads)  # a session can be neither pickled nor copied
 
     def __repr__(self) -> str:
         return f"<OnnxStack of {len(self._bytes)} bytes>"
 
 
-class Step:
+def _restored(serialised: bytes, threads: int) -> OnnxStack:
+    return OnnxStack(ModelProto.FromString(serialised), threads=threads)
+
+
+class BoundStep:
     """One time step of full rows, bound to arrays of its own; for one thread at a time.
 
-    To make its values out of a call's arrays, and arrays out of its values, takes ONNX Runtime 8 µs, and a step of a simple
-    RNN of 256 units 15.
+    Converting arrays to and from its values takes ONNX Runtime 8 µs; a step of a simple RNN of 256 units takes 15.
 
     Args:
         native: with the session.
@@ -133,33 +143,50 @@ class Step:
 
     def __init__(self, native: OnnxStack, spec: RecurrentSpec, batch: int) -> None:
         self._made_of = native, spec, batch
-        state = spec.num_layers * len(spec.directions), batch, spec.hidden_size
-        shapes = [state for _ in spec.form.states]
+        shapes = [(spec.num_layers * len(spec.directions), batch, spec.hidden_size)] * len(spec.form.states)
         x, *self._state = (np.zeros(shape, np.float32) for shape in ((1, batch, spec.input_size), *shapes))
         self._x = x.swapaxes(0, 1)
         y, *final = (np.empty(shape, np.float32) for shape in ((1, batch, spec.output_size), *shapes))
         self._outputs = [y.swapaxes(0, 1), *final]
-        inputs: list[Any] = [x, np.ones(batch, np.int32), *self._state]
-        self._run = native.bound(
-            dict(zip(inputs_of(spec), inputs, strict=True)), dict(zip(outputs_of(spec), (y, *final), strict=True))
-        )
+        ones: Any = np.ones(batch, np.int32)
+        self._run = native.bound(spec, [x, ones, *self._state], [y, *final])
 
     def __call__(self, x: Array, state: Sequence[Array]) -> list[Array]:
         """The sequence `(batch, 1, directions * hidden_size)` and the parts of the final state.
 
         Args:
             x: `(batch, 1, input_size)`.
-            state: the initial one; none in all calls of a step, or in no call: it is zero.
+            state: the initial one, in every call of a step; or never, and it is zero.
         """
-        self._x[...] = x  # of so few numbers quicker than `copyto`
+        self._x[...] = x  # for so few numbers quicker than `copyto`
         for mine, given in zip(self._state, state, strict=False):
             mine[...] = given
         self._run()
         return [array.copy() for array in self._outputs]
 
     def __reduce__(self) -> Any:
-        return Step, self._made_of  # a binding can be neither pickled nor copied
+        return BoundStep, self._made_of  # a binding can be neither pickled nor copied
 
 
-def _again(serialised: bytes, threads: int) -> OnnxStack:
-    return OnnxStack(ModelProto.FromString(serialised), threads=threads)
+# --- Rows of length 0. ONNX Runtime returns zeros for their state, and its RNN reads before its own memory. -----------
+
+
+def steps(lengths: Lengths | None, batch: int, time: int) -> NDArray[np.int32]:
+    """The steps to run of each row, `(batch,)`: at least one. `settle` corrects the results."""
+    return np.full(batch, time, np.int32) if lengths is None else np.maximum(lengths, 1).astype(np.int32)
+
+
+def settle(y: Array, final: Sequence[Array], state: Sequence[Array], lengths: Lengths | None) -> None:
+    """Set the outputs of rows of length 0 to zero and their final state to the initial one, in place.
+
+    Args:
+        y: `(time, batch, directions * hidden_size)`.
+        final, state: the final and initial states, `(num_layers * directions, batch, hidden_size)` each.
+        lengths: `(batch,)`; None where every row is full.
+    """
+    if lengths is None or lengths.all():
+        return
+    empty = lengths == 0
+    y[:, empty] = 0
+    for end, start in zip(final, state, strict=True):
+        end[:, empty] = start[:, empty]

@@ -1,7 +1,7 @@
-"""Canonical weights to and from ONNX models.
+"""Canonical weights <-> ONNX models.
 
-The arrays are those of the convention "onnx" (`multirnn.conventions`). The operators have all biases or none; a single
-bias is held in parts, which the graph joins with zeros.
+The arrays follow the convention "onnx" (`multirnn.conventions`). The operators have all biases or none; a single
+bias is stored in parts, which the graph joins with zeros.
 """
 
 from dataclasses import replace
@@ -9,59 +9,62 @@ from typing import Any
 
 from onnx import ModelProto, numpy_helper
 
-from multirnn import CONVENTIONS, Activation, RecurrentSpec, Unrepresentable, Weights, from_arrays, to_arrays
+from multirnn import RecurrentSpec, Unrepresentable, Weights, from_arrays, to_arrays
 from multirnn.cells import FORMS, CellName
-from multirnn.conventions import Convention, Entry
-from multirnn.weights import Array
+from multirnn.conventions import CONVENTIONS, Convention, Entry
 from multirnn_onnxruntime import activations, graph
-from multirnn_onnxruntime.chain import Chain
+from multirnn_onnxruntime.confirmation import Trial
 from multirnn_onnxruntime.graph import OPERATORS
-from multirnn_onnxruntime.proto import attribute
 from multirnn_onnxruntime.session import OnnxStack
-from multirnn_onnxruntime.trial import Trial
+from multirnn_onnxruntime.structure import Chain
+from multirnn_onnxruntime.untrusted import attribute
 
 __all__ = ["model", "read", "read_as", "tried"]
 
-_ONNX = CONVENTIONS["onnx"]
 
-
-def _with_single_biases() -> Convention:
-    """ONNX's convention, and in it the biases that are fewer than ONNX's."""
+def _with_single_biases(onnx: Convention) -> Convention:
+    """ONNX's convention, and in it `bias="single"`."""
     input_bias = Entry("Wb", ("bias_ih",), "direction (gate unit)")
     candidate_bias = Entry("Rb", ("bias_hh",), "direction (gate unit)", gates=("n",))
     arrays = {}
-    for form, held in _ONNX.arrays.items():
+    for form, held in onnx.arrays.items():
         single = (*held["none"], input_bias, *((candidate_bias,) if FORMS[form].recurrent_candidate_bias else ()))
         arrays[form] = {**held, "single": single}
-    return replace(_ONNX, arrays=arrays, pattern=_ONNX.pattern.replace("W|R|B", "W|R|B|Wb|Rb"))
+    return replace(onnx, arrays=arrays, pattern=onnx.pattern.replace("W|R|B", "W|R|B|Wb|Rb"))
 
 
-_CONVENTION = _with_single_biases()
+CONVENTION = _with_single_biases(CONVENTIONS["onnx"])
 
 
 def model(weights: Weights) -> ModelProto:
     """The ONNX model of these weights."""
-    return graph.model(weights.spec, to_arrays(weights, convention=_CONVENTION))
+    return graph.model(weights.spec, to_arrays(weights, convention=CONVENTION))
 
 
 def read_as(spec: RecurrentSpec, model: ModelProto) -> Weights:
     """The weights of a model that `model` made of this spec. Exact."""
-    arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    return _weights(arrays, spec.cell, spec.reset_after, spec.activation, spec.recurrent_activation)
+    return from_arrays(
+        {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer},
+        convention=CONVENTION,
+        cell=spec.cell,
+        reset_after=spec.reset_after,
+        activation=spec.activation,
+        recurrent_activation=spec.recurrent_activation,
+    )
 
 
 def read(native: Any) -> Weights:
     """The spec and the weights of an ONNX model whose operators RNN, LSTM or GRU are one stack.
 
-    The model is run once by ONNX Runtime, and what it computes compared with what its weights describe.
+    ONNX Runtime runs the model once, and the results are compared with the reference's.
 
     Args:
-        native: an `OnnxStack`; or a `ModelProto`, whatever made it, that does nothing else but to move arrays. The
-            operators have all biases or none, so that its spec has `bias="double"` or `"none"`, but for an `OnnxStack`.
+        native: an `OnnxStack`; or a `ModelProto` from any exporter that otherwise only moves arrays. The operators have
+            all biases or none, so that its spec has `bias="double"` or `"none"`, but for an `OnnxStack`.
 
     Raises:
-        Unrepresentable: no spec describes it; the sentence names what no spec has. Or ONNX Runtime does not run it.
-        InvalidSpec, InvalidWeights: its numbers are those of no spec.
+        Unrepresentable: no spec describes it, with the reason; or ONNX Runtime does not run it.
+        InvalidSpec, InvalidWeights: no spec has its sizes or numbers.
     """
     return tried(native).weights
 
@@ -71,35 +74,23 @@ def tried(native: Any) -> Trial:
     if isinstance(native, OnnxStack):
         native = native.model
     if not isinstance(native, ModelProto):
-        raise Unrepresentable(_not_a_model(native))
+        raise Unrepresentable(
+            "an InferenceSession hands out no weights; read the onnx.ModelProto that it was made of"
+            if type(native).__name__ == "InferenceSession"
+            else f"a {type(native).__name__} is not an onnx.ModelProto; onnx.load(path) reads one from a file"
+        )
     chain = Chain(native)
     first, *others = chain.operators
-    pair = activations.read(first)
-    if any(activations.read(node) != pair for node in others):
+    activation, recurrent_activation = activations.read(first)
+    if any(activations.read(node) != (activation, recurrent_activation) for node in others):
         raise Unrepresentable("the layers of a spec are alike, and those of the model differ in their activations")
-    cell = next(cell for cell, operator in OPERATORS.items() if operator == first.op_type)
-    reset_after = cell != "gru" or bool(attribute(first, "linear_before_reset"))
-    return Trial(chain, _weights(chain.arrays(), cell, reset_after, *pair))
-
-
-def _weights(
-    arrays: dict[str, Array],
-    cell: CellName,
-    reset_after: bool,
-    activation: str | Activation,
-    recurrent_activation: str | Activation,
-) -> Weights:
-    return from_arrays(
-        arrays,
-        convention=_CONVENTION,
+    cell: CellName = next(cell for cell, operator in OPERATORS.items() if operator == first.op_type)
+    weights = from_arrays(
+        chain.arrays(),
+        convention=CONVENTION,
         cell=cell,
-        reset_after=reset_after,
+        reset_after=cell != "gru" or bool(attribute(first, "linear_before_reset")),
         activation=activation,
         recurrent_activation=recurrent_activation,
     )
-
-
-def _not_a_model(native: Any) -> str:
-    if type(native).__name__ == "InferenceSession":
-        return "an InferenceSession hands out no weights; read the onnx.ModelProto that it was made of"
-    return f"a {type(native).__name__} is not an onnx.ModelProto; onnx.load(path) reads one from a file"
+    return Trial(chain, weights)

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 import torch
 
-from multirnn import Weights, accept
+from multirnn import Weights
 from multirnn.layer import Implementation
-from multirnn.protocol import Abilities, Prepared, Work
+from multirnn.protocol import Abilities, Prepared, Work, accept
 from multirnn_torch import adoption, fast, layer, reading, training
 from multirnn_torch.layer import TorchLayer
 from multirnn_torch.single_bias import CandidateBiasGRU

@@ -1,4 +1,4 @@
-"""A module of the user's own behind the calls of a `Layer`: PyTorch's layers and cells, and what is written by hand."""
+"""A user's own module called as a `Layer`: PyTorch's layers and cells, and hand-written modules."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,15 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from multirnn import Gradients, Inputs, InvalidCall, Output, RecurrentSpec, State, Weights
+from multirnn import Gradients, InvalidCall, Output, RecurrentSpec, State, Weights
 from multirnn.adoption import AdoptedNative, native_spec, noting
+from multirnn.boundary import Inputs
 from multirnn.returned import arranged, output_of, states_of
-from multirnn_torch.arrays import arrays, tensors
-from multirnn_torch.calls import Caller, uncompiled
-from multirnn_torch.evaluated import separated
-from multirnn_torch.reading import read, unwrapped
-from multirnn_torch.surroundings import alone
-from multirnn_torch.untouched import untouched
+from multirnn_torch.calls import Caller, arrays, tensors, uncompiled
+from multirnn_torch.reading import read, separated, untouched, unwrapped
+from multirnn_torch.settings import alone
 from multirnn_torch.weights import canonical, named_weights
 
 __all__ = ["AdoptedModule", "adopt"]
@@ -26,13 +24,13 @@ def adopt(native: Any, spec: RecurrentSpec | None, *, compiled: bool) -> "Adopte
 
     Args:
         native: an `nn.RNN`, `LSTM`, `GRU` or the cell of one; or a module that is called as one, `module(x, h)` or
-            `module(x, (h, c))`, and returns `(y, h)`, `(y, (h, c))` or `y`. Written by hand it is taken to have the
-            batch first, unless it has an attribute `batch_first` that is False.
-        spec: what it is held to be.
+            `module(x, (h, c))`, and returns `(y, h)`, `(y, (h, c))` or `y`. A hand-written module takes the batch first,
+            unless it has an attribute `batch_first` that is False.
+        spec: its spec; needed if it cannot be read.
         compiled: run `torch.compile(native)`; the module itself is not changed.
 
     Raises:
-        InvalidCall: it is no module, no spec is known, it holds another dtype than the spec, or drops outputs at random.
+        InvalidCall: it is no module, has no known spec or another dtype than the spec, or drops outputs at random.
     """
     if not isinstance(native, nn.Module):
         raise InvalidCall(
@@ -44,14 +42,7 @@ def adopt(native: Any, spec: RecurrentSpec | None, *, compiled: bool) -> "Adopte
 
 
 class AdoptedModule(AdoptedNative):
-    """A module, run where its parameters are and in the mode that it is in.
-
-    Args:
-        native: the module.
-        spec: what it is held to be.
-        readable: whether it is one of PyTorch's own.
-        compiled: run `torch.compile(native)`.
-    """
+    """A module, run on the device of its parameters and in its present mode; `readable` if it is PyTorch's own."""
 
     differentiable = True
 
@@ -60,7 +51,7 @@ class AdoptedModule(AdoptedNative):
         super().__init__(native, spec, f"{type(module).__name__} (torch)", compiled=compiled)
         self._module: nn.Module = module
         self.readable = readable
-        self._device = _placed(module, spec)
+        self._device = _device_of(module, spec)
         _refuse_dropout(module)
         if compiled and any(isinstance(part, nn.RNNBase) for part in module.modules()):
             self.remark = "ran without being compiled where it is a torch.nn.RNN, LSTM or GRU: torch.compile leaves them as they are"
@@ -74,7 +65,7 @@ class AdoptedModule(AdoptedNative):
 
     @property
     def parameter_count(self) -> int:
-        """The numbers in `native.parameters()` that are not frozen."""
+        """The size of `native.parameters()`, frozen ones excluded."""
         return sum(parameter.numel() for parameter in self._module.parameters() if parameter.requires_grad)
 
     def weights(self) -> Weights:
@@ -88,10 +79,10 @@ class AdoptedModule(AdoptedNative):
         return output_of(arrays(outputs), self.spec, self.title)
 
     def pull_back(self, inputs: Inputs, cotangent: Output) -> Gradients:
-        """See `BoundaryLayer.pull_back`. What the module's parameters hold in `.grad` stays as it is.
+        """See `BoundaryLayer.pull_back`. Leaves `.grad` of the module's parameters as it is.
 
         Raises:
-            InvalidCall: it computes with other tensors than its weights.
+            InvalidCall: the module computes with other tensors than its weights.
         """
         with (
             untouched(self._module),
@@ -100,33 +91,33 @@ class AdoptedModule(AdoptedNative):
             alone(self._device),
             self._to_differentiate() as (call, named),
         ):
-            leaves = [leaf.requires_grad_() for leaf in self._leaves(inputs)]
-            outputs = self._outputs(call, leaves, inputs)
+            x_and_state = [leaf.requires_grad_() for leaf in self._leaves(inputs)]
+            outputs = self._outputs(call, x_and_state, inputs)
             cotangents = tensors([cotangent.sequence, *states_of(cotangent.state)], self._device)
-            reached = [(y, dy) for y, dy in zip(outputs, cotangents, strict=False) if y.requires_grad]
-            gradients = _gradients(reached, [*named.values(), *leaves])
-            for name, gradient in zip(named, gradients, strict=False):
-                if reached and gradient is None:
-                    raise InvalidCall(
-                        f"no gradient reaches {name} of {self.title}: its forward computes with another tensor"
-                    )
-        found = [
-            torch.zeros_like(tensor) if gradient is None else gradient
-            for tensor, gradient in zip([*named.values(), *leaves], gradients, strict=True)
-        ]
+            pairs = [(y, dy) for y, dy in zip(outputs, cotangents, strict=False) if y.requires_grad]
+            leaves = [*named.values(), *x_and_state]
+            gradients: list[Tensor | None] = [None] * len(leaves)
+            if pairs:
+                ys, dys = zip(*pairs, strict=True)
+                gradients = list(torch.autograd.grad(ys, leaves, dys, allow_unused=True))
+                for name, gradient in zip(named, gradients, strict=False):
+                    if gradient is None:
+                        raise InvalidCall(
+                            f"no gradient reaches {name} of {self.title}: its forward computes with another tensor"
+                        )
+        found = [torch.zeros_like(leaf) if d is None else d for leaf, d in zip(leaves, gradients, strict=True)]
         dx, *dstate = arrays(found[len(named) :])
-        dweights = canonical(found[: len(named)], self.spec) if self.readable else {}
-        return Gradients(dweights, dx, State(*dstate))
+        return Gradients(canonical(found[: len(named)], self.spec) if self.readable else {}, dx, State(*dstate))
 
     @contextmanager
     def _to_differentiate(self) -> Iterator[tuple[Caller, dict[str, Tensor]]]:
-        """What is called for gradients, and the weights that it computes with, where they can be read."""
+        """The module to differentiate, and its weights by name; none if they cannot be read."""
         if not self.readable:
             yield self._call, {}
         elif not self.compiled:
             with separated(self._module) as (still, named):
                 yield Caller(still, uncompiled(still)), named
-        else:  # what is compiled is the module itself
+        else:  # only the module itself is compiled, not a copy
             named = named_weights(self._module)
             if len({id(weight) for weight in named.values() if weight.is_leaf}) < len(named):
                 raise InvalidCall(
@@ -153,20 +144,8 @@ class AdoptedModule(AdoptedNative):
         return arranged(result, inputs.x.shape, self.spec, self.title)
 
 
-def _gradients(outputs: list[tuple[Tensor, Tensor]], inputs: list[Tensor]) -> list[Tensor | None]:
-    """Of the outputs with their cotangents; None where nothing of an input reaches an output."""
-    if not outputs:
-        return [None] * len(inputs)
-    ys, cotangents = zip(*outputs, strict=True)
-    return list(torch.autograd.grad(ys, inputs, cotangents, allow_unused=True))
-
-
-def _placed(module: nn.Module, spec: RecurrentSpec) -> torch.device:
-    """Where the parameters are.
-
-    Raises:
-        InvalidCall: they are of another dtype than the spec's.
-    """
+def _device_of(module: nn.Module, spec: RecurrentSpec) -> torch.device:
+    """The device of the parameters; raises InvalidCall if they have another dtype than the spec."""
     parameters = [parameter for parameter in module.parameters() if parameter.is_floating_point()]
     for parameter in parameters:
         if parameter.dtype != getattr(torch, spec.dtype):

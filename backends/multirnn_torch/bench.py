@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from multirnn import Gradients, Output, State
 from multirnn.protocol import SGD_RATE, Prepared, Work
 from multirnn.weights import Array
-from multirnn_torch.arrays import arrays, tensors
+from multirnn_torch.calls import arrays, tensors
 from multirnn_torch.layer import TorchLayer
 from multirnn_torch.weights import canonical, named_weights
 
@@ -60,10 +60,7 @@ def _gradients(layer: TorchLayer, work: Work) -> Prepared:
         # The initial state is a constant.
         return Gradients(canonical(dweights, layer.spec), dx.numpy(), None)  # type: ignore[arg-type]
 
-    def boundary() -> Gradients:
-        return layer.vjp(work.x, lengths=work.lengths, cotangent=cotangent)
-
-    return Prepared(call, result, boundary)
+    return Prepared(call, result, lambda: layer.vjp(work.x, lengths=work.lengths, cotangent=cotangent))
 
 
 def _training(layer: TorchLayer, work: Work) -> Prepared:
@@ -88,7 +85,7 @@ def _training(layer: TorchLayer, work: Work) -> Prepared:
 
 
 def _streaming(layer: TorchLayer, work: Work) -> Prepared:
-    native, x = layer.native, _sequence(work.x, work)
+    native, x, stream = layer.native, _sequence(work.x, work), layer.stream()
     state: Any = None
 
     def call() -> Any:
@@ -97,7 +94,6 @@ def _streaming(layer: TorchLayer, work: Work) -> Prepared:
             y, state = native(x, state)
         return y, state
 
-    stream = layer.stream()
     return Prepared(call, lambda: _output(call(), work), lambda: stream(work.x))
 
 
@@ -110,7 +106,7 @@ PREPARERS: dict[str, Callable[[TorchLayer, Work], Prepared]] = {
 
 
 def _sequence(array: Array, work: Work) -> Any:
-    """A tensor, or packed rows."""
+    """A tensor, or a PackedSequence."""
     (tensor,) = tensors([array], CPU)
     if work.lengths is None:
         return tensor
@@ -118,18 +114,18 @@ def _sequence(array: Array, work: Work) -> Any:
 
 
 def _data(sequence: Any) -> Tensor:
-    """What is computed with, packed or not."""
     tensor: Tensor = sequence.data if isinstance(sequence, PackedSequence) else sequence
     return tensor
 
 
-def _padded(sequence: PackedSequence, work: Work) -> Tensor:
-    return pad_packed_sequence(sequence, batch_first=True, total_length=work.x.shape[1])[0]
+def _padded(sequence: Any, work: Work) -> Tensor:
+    if isinstance(sequence, PackedSequence):
+        return pad_packed_sequence(sequence, batch_first=True, total_length=work.x.shape[1])[0]
+    tensor: Tensor = sequence
+    return tensor
 
 
 def _output(result: Any, work: Work) -> Output:
     y, final = result
-    sequence = _padded(y, work) if isinstance(y, PackedSequence) else y
-    states = final if isinstance(final, tuple) else (final,)
-    array, *parts = arrays([sequence, *states])
+    array, *parts = arrays([_padded(y, work), *(final if isinstance(final, tuple) else (final,))])
     return Output(array, State(*parts))

@@ -1,6 +1,6 @@
-"""One way to call a layer, a cell or a module written by hand: batch first, over all steps, with a state and lengths."""
+"""One way to call a layer, a cell or a hand-written module: batch first, over all steps, with a state and lengths."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -11,20 +11,32 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from multirnn.adoption import takes_state
 from multirnn.layer import Lengths
+from multirnn.weights import Array
 
-__all__ = ["Caller", "is_overridden", "run", "uncompiled"]
+__all__ = ["Caller", "arrays", "is_overridden", "run", "tensors", "uncompiled"]
+
+
+def tensors(values: Iterable[Array], device: torch.device) -> list[Tensor]:
+    """On the CPU they share the memory of writable arrays; PyTorch warns of read-only ones, so those are copied."""
+    shared = [torch.from_numpy(array if array.flags.writeable else array.copy()) for array in values]
+    return shared if device.type == "cpu" else [tensor.to(device) for tensor in shared]
+
+
+def arrays(values: Iterable[Tensor]) -> list[Array]:
+    """On the CPU they share the memory of the tensors."""
+    return [(tensor if tensor.is_cpu else tensor.cpu()).numpy() for tensor in values]
 
 
 class Caller:
     """Calls a module.
 
     Args:
-        module: a layer or a cell of `torch.nn`, or what is called as one.
-        called: what is called in its place, as its compiled form; the module itself unless given.
+        module: a layer or a cell of `torch.nn`, or a module that is called as one.
+        called: called in its place, such as its compiled form; the module itself unless given.
 
     Attributes:
-        takes_state: whether it can be called with an initial state.
-        takes_lengths: whether it can be called with lengths; a layer whose forward is written by hand is not trusted to.
+        takes_state: whether it takes an initial state.
+        takes_lengths: whether it takes lengths; a layer with a hand-written forward is not trusted to.
 
     Raises:
         InvalidCall: its forward takes no x.
@@ -40,7 +52,7 @@ class Caller:
             self._called = _batch_first(self._called)
 
     def __call__(self, x: Tensor, state: list[Tensor], lengths: Lengths | None) -> Any:
-        """What the module returns: the sequence, and the final states in a tuple after it or in one of their own."""
+        """The module's own result: the sequence and the final states, which may be a tuple of their own."""
         if not self.takes_state:
             return self._called(x)
         if self.takes_lengths:
@@ -49,10 +61,8 @@ class Caller:
 
 
 def uncompiled(module: nn.Module) -> Callable[..., Any]:
-    """The module without what `module.compile()` put into it."""
-    if getattr(module, "_compiled_call_impl", None) is None:
-        return module
-    call: Callable[..., Any] = module._call_impl
+    """The module as before `module.compile()`."""
+    call: Callable[..., Any] = module if getattr(module, "_compiled_call_impl", None) is None else module._call_impl
     return call
 
 
@@ -64,8 +74,6 @@ def is_overridden(module: nn.RNNBase) -> bool:
 
 
 def _over_time(cell: Callable[..., Any]) -> Callable[..., Any]:
-    """A cell, called step by step."""
-
     def layer(x: Tensor, state: Any) -> Any:
         state = tuple(part[0] for part in state) if isinstance(state, tuple) else state[0]
         outputs = []
@@ -78,8 +86,6 @@ def _over_time(cell: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _batch_first(module: Callable[..., Any]) -> Callable[..., Any]:
-    """A module that has the time first, called with the batch first."""
-
     def layer(x: Tensor | PackedSequence, *state: Any) -> Any:
         if isinstance(x, PackedSequence):
             return module(x, *state)
@@ -92,42 +98,30 @@ def _batch_first(module: Callable[..., Any]) -> Callable[..., Any]:
     return layer
 
 
-# --- Layers ---------------------------------------------------------------------------------------------------------
-
-
 def run(native: Callable[..., Any], x: Tensor, state: list[Tensor], lengths: Lengths | None) -> list[Tensor]:
     """The sequence `(batch, time, directions * hidden_size)`, the final h, and the final c of an LSTM.
 
     Args:
-        native: an `nn.RNNBase` with `batch_first=True`, or what is called as one.
+        native: an `nn.RNNBase` with `batch_first=True`, or a callable like one.
         x: `(batch, time, input_size)`.
-        state: h, and of an LSTM c; none where they are zero and every row is full.
-        lengths: None where every row is full.
+        state: h, and c of an LSTM; empty for zero, if every row is full.
+        lengths: None if every row is full.
     """
     if lengths is None:
         return _call(native, x, state)
+    if lengths.all():
+        packed = pack_padded_sequence(x, torch.from_numpy(lengths), batch_first=True, enforce_sorted=False)
+        sequence, *final = _call(native, packed, state)
+        return [pad_packed_sequence(sequence, batch_first=True, total_length=x.shape[1])[0], *final]
+    # pack_padded_sequence refuses rows of length 0, so they are left out: zero output, and the initial state as it is.
     rows = torch.from_numpy(np.flatnonzero(lengths)).to(x.device)
-    if len(rows) == len(lengths):
-        return _run_ragged(native, x, state, lengths)
-    # pack_padded_sequence takes no rows of length 0. They are left out: zeros, and the initial state as it is.
     part = [tensor.index_select(1, rows) for tensor in state]
-    ends = _run_ragged(native, x.index_select(0, rows), part, lengths[lengths > 0])
+    ends = run(native, x.index_select(0, rows), part, lengths[lengths > 0])
     sequence = x.new_zeros(*x.shape[:2], ends[0].shape[-1])
-    return [
-        sequence.index_copy(0, rows, ends[0]),
-        *(s.index_copy(1, rows, e) for s, e in zip(state, ends[1:], strict=True)),
-    ]
-
-
-def _run_ragged(native: Callable[..., Any], x: Tensor, state: list[Tensor], lengths: Lengths) -> list[Tensor]:
-    """The same for lengths of which none is 0."""
-    packed = pack_padded_sequence(x, torch.from_numpy(lengths), batch_first=True, enforce_sorted=False)
-    sequence, *final = _call(native, packed, state)
-    padded, _ = pad_packed_sequence(sequence, batch_first=True, total_length=x.shape[1])
-    return [padded, *final]
+    final = [initial.index_copy(1, rows, end) for initial, end in zip(state, ends[1:], strict=True)]
+    return [sequence.index_copy(0, rows, ends[0]), *final]
 
 
 def _call(native: Callable[..., Any], x: Tensor | PackedSequence, state: list[Tensor]) -> list[Any]:
-    """`native` with its states in a list, of an LSTM as of the others."""
     sequence, final = native(x, tuple(state)) if len(state) == 2 else native(x, *state)
     return [sequence, final] if isinstance(final, Tensor) else [sequence, *final]

@@ -1,7 +1,7 @@
-"""`KeptWhole`: a recurrent layer that is not of `torch.nn`, and what PyTorch converts whole models with.
+"""`KeptWhole`: what conversions of whole models make of a recurrent layer that is not one of `torch.nn`'s.
 
-`torch.jit.script`, `torch.fx` and `torch.ao.quantization` know the layers of `torch.nn` by their exact class. Any other
-they compile from its source, trace through, or leave as it is, without a word.
+`torch.jit.script`, `torch.fx` and `torch.ao.quantization` know the layers of `torch.nn` by their exact class. They compile
+any other class from its source, trace through it, or leave it as it is, and say nothing.
 """
 
 import warnings
@@ -16,24 +16,20 @@ __all__ = ["KeptWhole"]
 
 
 class KeptWhole(nn.RNNBase):
-    """A layer that those three say a sentence about: scripting and symbolic tracing are refused, quantisation warns.
+    """Refuses scripting and symbolic tracing, and warns of quantisation.
 
     `torch.jit.trace`, `torch.export` and `torch.compile` take it.
     """
 
     def __prepare_scriptable__(self) -> NoReturn:
-        """Called by `torch.jit.script`, for a layer inside of a model too.
-
-        Raises:
-            InvalidCall: always.
-        """
+        """Raise InvalidCall: `torch.jit.script` calls this, also for a layer inside of a model."""
         raise InvalidCall(
             f"torch.jit.script cannot compile a {type(self).__name__}; use torch.jit.trace or torch.export, "
             f"or script a model with a {self._own()} in its place"
         )
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Refuses the `qconfig` that `torch.ao.quantization` puts into a layer, and warns of None, by which it leaves it."""
+        """Refuse a `qconfig` from `torch.ao.quantization`; None, by which it leaves a layer alone, is a warning."""
         if name == "qconfig":
             kind, own = type(self).__name__, self._own()
             if value is not None:
@@ -48,11 +44,7 @@ class KeptWhole(nn.RNNBase):
         super().__setattr__(name, value)
 
     def _refuse_proxy(self, x: Any) -> None:
-        """Refuse to be traced through by `torch.fx`.
-
-        Raises:
-            InvalidCall: x is one of its proxies.
-        """
+        """Raise InvalidCall if x is a proxy of `torch.fx`, which would trace through."""
         if isinstance(x, torch.fx.Proxy):
             raise InvalidCall(
                 f"torch.fx cannot trace through a {type(self).__name__}; trace with a torch.fx.Tracer whose "

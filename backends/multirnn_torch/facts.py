@@ -1,26 +1,25 @@
-"""Where the loops were measured to be at least as fast as the layers of PyTorch, as a table."""
+"""A table of the shapes for which the loops were measured to be at least as fast as PyTorch's layers."""
 
 from math import inf
 from typing import NamedTuple
 
 from multirnn import RecurrentSpec
 
-__all__ = ["FACTS", "Fact", "slower"]
+__all__ = ["refuses"]
 
 
 class Fact(NamedTuple):
-    """For which shapes a loop was measured to be at least as fast as the framework's own layer.
+    """Shapes for which a loop is at least as fast as the framework's own layer.
 
-    Of several facts about the same, the first whose `weights` reach as far as the layer's holds.
+    The first fact for a loop and cell whose `weights` are not exceeded decides.
 
     Attributes:
-        loop: a name out of `multirnn_torch.fast.LOOPS`.
+        loop: a key of `multirnn_torch.fast.LOOPS`.
         cells: of a `RecurrentSpec`.
-        gradients: there and back, or there alone.
-        weights: numbers in the weights of one layer in one direction, up to which it holds.
-        few: up to so many steps of all rows, and
-        steps: from so many steps on;
-        batch: for so many rows at most.
+        gradients: forward and backward, or forward alone.
+        weights: the most numbers in the weights of one layer in one direction.
+        few, steps: at most so many steps of all rows, or at least so many steps.
+        batch: the most rows.
     """
 
     loop: str
@@ -32,9 +31,9 @@ class Fact(NamedTuple):
     batch: float = inf
 
 
-# Measured on two cores of an Intel Sapphire Rapids against PyTorch 2.13 with one thread and two, each in a process of its
-# own, sizes of input and state equal, 64 to 1024: the time of PyTorch over that of the loop. What is to be won back is
-# the packing of the weights, which the kernel does in every call of more than a few rows.
+# The numbers are the time of PyTorch 2.13 over the time of the loop. They were measured on two cores of an Intel Sapphire
+# Rapids with one thread and two, each in its own process; sizes of input and state are equal, 64 to 1024. The cost to win back is the
+# packing of the weights, which the kernel does in every call of more than a few rows.
 FACTS = (
     Fact("kernel", ("lstm",), False, inf),  # 1.0 to 4.3
     Fact("kernel", ("simple_rnn", "gru"), False, 150_000),  # 1.0 to 60
@@ -50,8 +49,8 @@ FACTS = (
 )
 
 
-def slower(loop: str, spec: RecurrentSpec, batch: int, time: int, gradients: bool) -> str | None:
-    """Why the framework's own layer is taken for a shape, or None. Told by `FACTS`, never by timing."""
+def refuses(loop: str, spec: RecurrentSpec, batch: int, time: int, gradients: bool) -> str | None:
+    """None, or why the framework's own layer runs a shape, according to `FACTS`."""
     weights = len(spec.form.gates) * spec.hidden_size * (spec.input_size + spec.hidden_size)
     for fact in FACTS:
         if fact.loop == loop and spec.cell in fact.cells and gradients == fact.gradients and weights <= fact.weights:

@@ -1,9 +1,8 @@
-"""PyTorch's layers, made fast on the CPU: `FastRNN`, `FastLSTM` and `FastGRU`, and the layer over one of them.
+"""PyTorch's layers made fast on the CPU: `FastRNN`, `FastLSTM` and `FastGRU`, and the layer over one of them.
 
-Each is the `torch.nn` layer that it derives from: same parameters, same calls, same results. On the CPU a call runs
-through a `Loop` (see `loop.py`) that has its own way back. Elsewhere it is the framework's own, untouched: on other
-devices and dtypes, where PyTorch traces, transforms or intercepts what is computed, with dropout between the layers, and
-for shapes of which `plan` says that nothing faster is known. Gradients of gradients are the framework's own as well.
+Each derives from its `torch.nn` layer: same parameters, same calls, same results. On the CPU a call runs through a `Loop`
+with its own backward pass. In these cases the framework's own layer runs: other devices and dtypes; operations that PyTorch
+traces, transforms or intercepts; dropout between layers; shapes for which `plan` knows nothing faster; gradients of gradients.
 """
 
 import sys
@@ -18,41 +17,36 @@ from multirnn import InvalidCall, RecurrentSpec, Weights, kernel
 from multirnn.cells import CellName
 from multirnn.layer import FAST, FROZEN, Lengths, Plan
 from multirnn.spec import DType
+from multirnn_torch import facts
 from multirnn_torch.calls import run
 from multirnn_torch.conversions import KeptWhole
-from multirnn_torch.evaluated import evaluated, is_evaluated, renewed
-from multirnn_torch.facts import slower
 from multirnn_torch.layer import TorchLayer, device_of
 from multirnn_torch.loop import Maybe
-from multirnn_torch.recurrence import LOOPS, FastRecurrence, Recurrence, Rows, is_intercepted, is_plain
+from multirnn_torch.reading import evaluated
+from multirnn_torch.recurrence import LOOPS, ModuleRecurrence, RecurrenceFunction, Rows, is_intercepted, is_plain
 from multirnn_torch.single_bias import CandidateBiasGRU
-from multirnn_torch.weights import module
+from multirnn_torch.weights import is_evaluated, module, renewed
 
-__all__ = ["LOOPS", "Fast", "FastCandidateBiasGRU", "FastGRU", "FastLSTM", "FastRNN", "FastTorchLayer", "build"]
+__all__ = ["LOOPS", "FastCandidateBiasGRU", "FastGRU", "FastLSTM", "FastModule", "FastRNN", "FastTorchLayer", "build"]
 
 _SENTENCES = {
     "kernel": "the compiled kernel: the whole stack in one call",
-    "tensors": "a loop of PyTorch's operations over buffers, with its own way back",
+    "tensors": "a loop of PyTorch's operations over buffers, with its own backward pass",
 }
-
 _FROZEN_SENTENCES = {
     "kernel": f"{_SENTENCES['kernel']}, its weights packed once",
     "tensors": "oneDNN's LSTM, on weights that were reordered once",
 }
-
 _CELLS: dict[str, CellName] = {"RNN_TANH": "simple_rnn", "RNN_RELU": "simple_rnn", "LSTM": "lstm", "GRU": "gru"}
 _DTYPES: dict[torch.dtype, DType] = {torch.float32: "float32", torch.float64: "float64"}
 
 
-# --- The modules -----------------------------------------------------------------------------------------------------
-
-
-class Fast(KeptWhole, nn.RNNBase):
-    """What makes a layer of `torch.nn` fast; see `FastRNN`.
+class FastModule(KeptWhole, nn.RNNBase):
+    """Makes a layer of `torch.nn` fast; see `FastRNN`.
 
     Args:
-        args, kwargs: as of the layer.
-        loop: a name out of `LOOPS`; the compiled kernel where it is there, unless given.
+        args, kwargs: as for the layer.
+        loop: a key of `LOOPS`; unless given, the compiled kernel if it is installed.
 
     Attributes:
         loop: as given.
@@ -63,20 +57,20 @@ class Fast(KeptWhole, nn.RNNBase):
             raise InvalidCall(f"loop is one of {', '.join(map(repr, LOOPS))}, or None for the fastest, not {loop!r}")
         super().__init__(*args, **kwargs)
         self.loop = loop
-        self._recurrences: dict[tuple[torch.dtype, str | None], Recurrence] = {}
+        self._recurrences: dict[tuple[torch.dtype, str | None], ModuleRecurrence] = {}
 
     def forward(self, input: Any, hx: Any = None, lengths: Tensor | None = None) -> Any:
-        """As of the layer in `torch.nn`.
+        """As for the layer in `torch.nn`.
 
         Args:
             input: `(time, batch, input_size)`, `(batch, time, input_size)` with `batch_first`, `(time, input_size)`, or
                 a `PackedSequence`.
             hx: the initial state; zero unless given.
-            lengths: `(batch,)`, int64, on the CPU: rows that end before. From there on the output is zero and the state
-                stays. They are copied. A PackedSequence has its own.
+            lengths: `(batch,)`, int64, on the CPU, copied: where each row ends. From there on the output is zero and the
+                state stays. A PackedSequence has its own.
 
         Raises:
-            InvalidCall: lengths that are not of the rows; or `torch.fx` traces it.
+            InvalidCall: lengths that do not fit the rows; or `torch.fx` traces it.
         """
         if torch.compiler.is_compiling():
             return self._run_native(input, hx, lengths)
@@ -85,32 +79,31 @@ class Fast(KeptWhole, nn.RNNBase):
         return self._run_any(input, hx, lengths)
 
     def plan(self, batch: int, time: int, *, lengths: bool = False, gradients: bool = False) -> Plan:
-        """What runs for an input of this size; see `multirnn.layer.Planned.plan`."""
-        reason = self._native_because()
+        """See `multirnn.layer.Planned.plan`."""
+        reason = self._refuses()
         if reason is None:
             loop, dtype = self._loop_name(), self._first_weight().dtype
             recurrence = self._recurrence(dtype)
             frozen = recurrence is not None and recurrence.constants is not None
             if frozen and not gradients and (LOOPS[loop].ragged or not lengths):
                 return Plan(FROZEN, _FROZEN_SENTENCES[loop])
-            reason = _slower(loop, self._spec(dtype), batch, time, lengths, gradients)
+            reason = _loop_refuses(loop, self._spec(dtype), batch, time, lengths, gradients)
             if reason is None:
                 return Plan("fast", _SENTENCES[loop])
         return Plan("native", f"torch.nn.{self.mode.split('_')[0]} itself: {reason}")
 
     def freeze(self) -> Self:
-        """Take the weights for constants, and prepare them once instead of in every call that needs no gradients.
+        """Take the weights for constants, and prepare them once instead of in every call without gradients.
 
-        Until `unfreeze`, such a call refuses weights that have changed: PyTorch counts what is written into a tensor, by
-        optimisers, `load_state_dict` or by hand. What is written through `.data`, or a NumPy array of the same memory, it
-        does not count, and it is not noticed here either. Calls that need gradients take the weights as they are. Copies,
-        and what was saved and loaded, are not frozen. Where nothing is to be prepared, on other devices say, nothing
-        happens.
+        Until `unfreeze`, such a call refuses weights that have changed. PyTorch counts writes to a tensor by optimisers,
+        `load_state_dict` or by hand; writes through `.data` or a NumPy array of the same memory go unnoticed. Calls with
+        gradients use the current weights. Copies, and modules that were saved and loaded, are not frozen. If there is
+        nothing to prepare, as on other devices, this does nothing.
 
         Raises:
-            InvalidCall: weights made in inference mode, of which PyTorch does not count what is written into them.
+            InvalidCall: the weights were made in inference mode, where PyTorch does not count writes.
         """
-        recurrence = None if self._native_because() else self._recurrence(self._first_weight().dtype)
+        recurrence = None if self._refuses() else self._recurrence(self._first_weight().dtype)
         if recurrence is not None:
             weights = renewed(self)
             if any(weight.is_inference() for weight in weights):
@@ -121,7 +114,7 @@ class Fast(KeptWhole, nn.RNNBase):
         return self
 
     def unfreeze(self) -> Self:
-        """Take the weights as they are again, in every call."""
+        """Use the current weights again in every call."""
         for recurrence in self._recurrences.values():
             recurrence.constants = None
         return self
@@ -135,14 +128,14 @@ class Fast(KeptWhole, nn.RNNBase):
             return self._run_native(input, hx, lengths)
         if not is_evaluated(self):
             weights = renewed(self)
-            if not is_evaluated(self):  # something computes them, and may do so differently the next time
+            if not is_evaluated(self):  # they are computed, perhaps differently the next time
                 return evaluated(self, weights)._run_any(input, hx, lengths)
         packed = isinstance(input, PackedSequence)
         found = self._run_packed(input, hx) if packed else self._run(input, hx, Rows(self.batch_first, lengths))
         return self._run_native(input, hx, lengths) if found is None else found
 
     def _run(self, x: Tensor, hx: Any, rows: Rows) -> Any:
-        """The result, or None where the framework's own layer has to run: also for it to say what is wrong."""
+        """The result; or None if the framework's own layer has to run, also to report an error."""
         if not self._is_whole():
             return None
         dtype: Any = getattr(x, "dtype", None)
@@ -170,7 +163,7 @@ class Fast(KeptWhole, nn.RNNBase):
         differentiate = torch.is_grad_enabled() and any(
             part is not None and part.requires_grad for part in (x, *state, *weights)
         )
-        # Packed before, it is faster for every shape: one step of 1 to 128 rows of 256 and 1024 units 1.0 to 2.5, one thread.
+        # With packed weights every shape is faster: one step of 1 to 128 rows of 256 and 1024 units 1.0 to 2.5, one thread.
         constants = None if differentiate else recurrence.constants
         if constants is not None:
             constants.check(weights, recurrence.names)
@@ -180,7 +173,7 @@ class Fast(KeptWhole, nn.RNNBase):
             x = x.contiguous()
         weights = [weight if weight.is_contiguous() else weight.contiguous() for weight in weights]
         if differentiate:
-            apply: Any = FastRecurrence.apply
+            apply: Any = RecurrenceFunction.apply
             y, *final = apply(recurrence, rows, x, *state, *weights)
         else:
             y, final, _ = recurrence.forward(x, state, weights, rows, constants=constants)
@@ -189,15 +182,14 @@ class Fast(KeptWhole, nn.RNNBase):
         return y, tuple(final) if len(final) == 2 else final[0]
 
     def _run_packed(self, packed: PackedSequence, hx: Any) -> Any:
-        """As `_run`."""
         data, sizes, sorted_indices, unsorted_indices = packed
-        if not data.numel() or self._native_because() is not None:
+        if not data.numel() or self._refuses() is not None:
             return None
         rows = Rows.packed(sizes, len(data))
-        if rows is None or (found := self._run(data, self._sorted(hx, sorted_indices), rows)) is None:
+        if rows is None or (found := self._run(data, _sorted(hx, sorted_indices), rows)) is None:
             return None
         y, final = found
-        return PackedSequence(y, sizes, sorted_indices, unsorted_indices), self._sorted(final, unsorted_indices)
+        return PackedSequence(y, sizes, sorted_indices, unsorted_indices), _sorted(final, unsorted_indices)
 
     def _run_native(self, x: Any, hx: Any, lengths: Maybe) -> Any:
         """By the framework's own layer."""
@@ -220,16 +212,8 @@ class Fast(KeptWhole, nn.RNNBase):
         y, *final = run(super().forward, rows, state, own.numpy())
         return y if self.batch_first else y.transpose(0, 1), tuple(final) if len(final) == 2 else final[0]
 
-    def _sorted(self, hx: Any, indices: Maybe) -> Any:
-        """A state with its rows in another order."""
-        if hx is None or indices is None:
-            return hx
-        if isinstance(hx, tuple):
-            return tuple(part.index_select(1, indices) for part in hx)
-        return hx.index_select(1, indices)
-
     def _state(self, hx: Any, dtype: torch.dtype, batch: int, unbatched: bool) -> list[Maybe] | None:
-        """The parts of the initial state, None for zero; or None where they are not what they should be."""
+        """The parts of the initial state, each None for zero; or None if they do not fit."""
         parts = 1 + (self.mode == "LSTM")
         if hx is None:
             zero: list[Maybe] = [None] * parts
@@ -243,10 +227,10 @@ class Fast(KeptWhole, nn.RNNBase):
             return None
         return [(part[:, None] if unbatched else part).contiguous() for part in given]
 
-    def _is_faster(self, recurrence: Recurrence, batch: int, time: int, lengths: bool, gradients: bool) -> bool:
+    def _is_faster(self, recurrence: ModuleRecurrence, batch: int, time: int, lengths: bool, gradients: bool) -> bool:
         key = batch, time, lengths, gradients
         if (known := recurrence.plans.get(key)) is None:
-            known = _slower(self._loop_name(), recurrence.spec, batch, time, lengths, gradients) is None
+            known = _loop_refuses(self._loop_name(), recurrence.spec, batch, time, lengths, gradients) is None
             recurrence.plans[key] = known
         return known
 
@@ -254,8 +238,8 @@ class Fast(KeptWhole, nn.RNNBase):
         """Whether it is a stack and nothing more."""
         return not self.proj_size and not (self.dropout and self.training and self.num_layers > 1)
 
-    def _native_because(self) -> str | None:
-        """Why it is not fast for any shape, or None."""
+    def _refuses(self) -> str | None:
+        """None, or why no shape is fast."""
         weight = self._first_weight()
         if weight.device.type != "cpu":
             return f"its kernels on {weight.device.type} are left as they are"
@@ -274,18 +258,18 @@ class Fast(KeptWhole, nn.RNNBase):
     def _loop_name(self) -> str:
         if self.loop is not None:
             return self.loop
-        return "tensors" if kernel.missing() else "kernel"
+        return "tensors" if kernel.refuses() else "kernel"
 
-    def _recurrence(self, dtype: torch.dtype) -> Recurrence | None:
-        """What runs for an input of this dtype; None where nothing does."""
+    def _recurrence(self, dtype: torch.dtype) -> ModuleRecurrence | None:
+        """For an input of this dtype; None if there is none."""
         key = dtype, self.loop
         if (found := self._recurrences.get(key)) is None and dtype in _DTYPES:
             names: list[str] = self._flat_weights_names
-            found = self._recurrences[key] = Recurrence(self._spec(dtype), self._loop_name(), names)
+            found = self._recurrences[key] = ModuleRecurrence(self._spec(dtype), self._loop_name(), names)
         return found
 
     def _spec(self, dtype: torch.dtype) -> RecurrentSpec:
-        """What it computes. A constant in the place of a bias is taken for a bias."""
+        """Its spec; a constant in place of a bias counts as a bias."""
         single = isinstance(self, CandidateBiasGRU)
         return RecurrentSpec(
             _CELLS[self.mode],
@@ -299,41 +283,48 @@ class Fast(KeptWhole, nn.RNNBase):
         )
 
 
-class FastRNN(Fast, nn.RNN):
+class FastRNN(FastModule, nn.RNN):
     """`torch.nn.RNN`, made fast on the CPU."""
 
 
-class FastLSTM(Fast, nn.LSTM):
+class FastLSTM(FastModule, nn.LSTM):
     """`torch.nn.LSTM`, made fast on the CPU."""
 
 
-class FastGRU(Fast, nn.GRU):
+class FastGRU(FastModule, nn.GRU):
     """`torch.nn.GRU`, made fast on the CPU."""
 
 
-class FastCandidateBiasGRU(Fast, CandidateBiasGRU):
+class FastCandidateBiasGRU(FastModule, CandidateBiasGRU):
     """`CandidateBiasGRU`, made fast on the CPU."""
 
 
 @cache
 def _uncompiled() -> Any:
-    """`Fast._run_any`, out of the sight of torch.compile; made when it is there, since it is slow to load."""
-    return torch.compiler.disable(Fast._run_any)  # type: ignore[no-untyped-call]
+    """`FastModule._run_any`, hidden from torch.compile; made on demand, since that is slow to load."""
+    return torch.compiler.disable(FastModule._run_any)  # type: ignore[no-untyped-call]
 
 
-def _slower(loop: str, spec: RecurrentSpec, batch: int, time: int, lengths: bool, gradients: bool) -> str | None:
+def _loop_refuses(loop: str, spec: RecurrentSpec, batch: int, time: int, lengths: bool, gradients: bool) -> str | None:
     if lengths and not LOOPS[loop].ragged:
         return "without the compiled kernel, it takes rows of unequal length packed"
-    return slower(loop, spec, batch, time, gradients)
+    return facts.refuses(loop, spec, batch, time, gradients)
 
 
-# --- The layer -------------------------------------------------------------------------------------------------------
+def _sorted(hx: Any, indices: Maybe) -> Any:
+    """A state with its rows in another order."""
+    if hx is None or indices is None:
+        return hx
+    if isinstance(hx, tuple):
+        return tuple(part.index_select(1, indices) for part in hx)
+    return hx.index_select(1, indices)
+
 
 _FAST_LAYERS = {"simple_rnn": FastRNN, "lstm": FastLSTM, "gru": FastGRU, "candidate_bias_gru": FastCandidateBiasGRU}
 
 
 class FastTorchLayer(TorchLayer):
-    """A stack realised by a `FastRNN`, `FastLSTM` or `FastGRU`; all else is as of a `TorchLayer`."""
+    """A stack run by a `FastRNN`, `FastLSTM` or `FastGRU`; otherwise like a `TorchLayer`."""
 
     def __init__(self, spec: RecurrentSpec, native: nn.RNNBase, *, frozen: bool = False) -> None:
         super().__init__(spec, native)
@@ -345,23 +336,21 @@ class FastTorchLayer(TorchLayer):
         return FROZEN if self._frozen else FAST
 
     def call(self, native: Any, x: Tensor, state: list[Tensor], lengths: Lengths | None) -> list[Tensor]:
-        """The module, called with lengths as they are."""
+        """See `TorchLayer.call`; the module takes lengths itself."""
         hx: Any = (tuple(state) if len(state) == 2 else state[0]) if state else None
         sequence, final = native(x, hx, None if lengths is None else torch.from_numpy(lengths))
         return [sequence, *final] if isinstance(final, tuple) else [sequence, final]
 
     def plan(self, batch: int, time: int, *, lengths: bool = False, gradients: bool = False) -> Plan:
-        """What runs for a shape; see `multirnn.layer.Planned.plan`."""
-        native: Any = self.native
-        plan: Plan = native.plan(batch, time, lengths=lengths, gradients=gradients)
-        return plan
+        """See `multirnn.layer.Planned.plan`."""
+        return cast("FastModule", self.native).plan(batch, time, lengths=lengths, gradients=gradients)
 
 
 def build(weights: Weights, device: str | None, *, frozen: bool = False) -> FastTorchLayer:
-    """The layer of these weights; see `multirnn_torch.layer.build`."""
+    """See `multirnn_torch.build`."""
     spec = weights.spec
-    with torch.inference_mode(False):  # a parameter that is made in inference mode can never be trained
+    with torch.inference_mode(False):  # a parameter made in inference mode can never be trained
         native = module(weights, device_of(device, getattr(torch, spec.dtype)), _FAST_LAYERS)
     if frozen:
-        cast("Fast", native).freeze()
+        cast("FastModule", native).freeze()
     return FastTorchLayer(spec, native, frozen=frozen)

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from multirnn import RecurrentSpec, kernel
-from multirnn_torch.loop import Call, Maybe
+from multirnn.kernel import call_record
+from multirnn_torch.loop import LoopCall, Maybe
 
 __all__ = ["KernelLoop"]
 
-NOT_THERE = (0, 0, 0)
 ALIGNMENT = 64
 LOADED_IN = os.getpid()
 
@@ -28,44 +28,42 @@ class KernelLoop:
     ragged = True
 
     def __init__(self, spec: RecurrentSpec) -> None:
-        self._stack = kernel.Stack(spec)
+        self._spec = spec
+        self._compiled = kernel.CompiledRecurrence(spec)
         self._dtype: torch.dtype = getattr(torch, spec.dtype)
-        self._passes, self._hidden, self._states = len(tuple(spec.passes)), spec.hidden_size, len(spec.form.states)
-        self._strides = {name: _dense(shape) for name, shape in spec.shapes.items()}
-        self._bound: tuple[list[int], bytes, Sequence[Tensor]] = [], b"", ()
+        self._passes, self._states = len(tuple(spec.passes)), len(spec.form.states)
+        self._bound: tuple[list[int], kernel.Table, Sequence[Tensor]] = [], kernel.Table(b""), ()
 
     def prepare(self, weights: Sequence[Tensor]) -> kernel.Packed:
         """See `Loop.prepare`: packed."""
         _, table, _ = self._table(weights)
-        return self._stack.pack(table)
+        return self._compiled.pack(table)
 
-    def forward(self, call: Call, *, keep: bool) -> tuple[list[Tensor], list[Tensor]]:
+    def forward(self, call: LoopCall, *, keep: bool) -> tuple[list[Tensor], list[Tensor]]:
         """See `Loop.forward`."""
         batch, time = call.size
         final = [self._empty_state(batch) for _ in range(self._states)]
-        kept = []
-        if keep:
-            kept = [_aligned(self._stack.stash_size(batch, time))]
+        kept = [_aligned(self._compiled.stash_size(batch, time))] if keep else []
         bound = self._table(call.weights)  # it owns their memory: another thread may replace the weights meanwhile
-        self._stack.forward(
-            bound[1],
-            batch,
-            time,
-            _sequence(call.x),
-            _sequence(call.y),
-            _addresses(call.state),
-            _addresses(final),
-            _address(call.lengths),
-            kept[0].data_ptr() if keep else 0,
-            torch.get_num_threads(),
-            _address(call.starts),
-            0 if keep or call.prepared is None else call.prepared.address,
-            lent_pool(os.getpid()),
+        record = call_record(
+            batch=batch,
+            time=time,
+            x=_sequence(call.x),
+            y=_sequence(call.y),
+            first=_addresses(call.state),
+            last=_addresses(final),
+            lengths=_address(call.lengths),
+            stash=kept[0].data_ptr() if keep else None,
+            threads=torch.get_num_threads(),
+            packed=None if keep or call.prepared is None else call.prepared.address,
+            lent=lent_pool(os.getpid()),
+            starts=_address(call.starts),
         )
+        self._compiled.forward(bound[1], record)
         return final, kept
 
     def backward(
-        self, call: Call, kept: Sequence[Tensor], dy: Maybe, dfinal: Sequence[Maybe], wanted: Sequence[bool]
+        self, call: LoopCall, kept: Sequence[Tensor], dy: Maybe, dfinal: Sequence[Maybe], wanted: Sequence[bool]
     ) -> list[Maybe]:
         """See `Loop.backward`."""
         batch, time = call.size
@@ -80,35 +78,34 @@ class KernelLoop:
             dy = dy.contiguous()
         dfinal = [None if part is None else part.contiguous() for part in dfinal]
         stash = kept[0]
-        if stash.data_ptr() % ALIGNMENT:  # it came back from elsewhere, by torch.autograd.graph.saved_tensors_hooks
+        if stash.data_ptr() % ALIGNMENT:  # moved by torch.autograd.graph.saved_tensors_hooks
             stash = _aligned(len(stash)).copy_(stash)
         bound = self._table(call.weights)
-        self._stack.backward(
-            bound[1],
-            self._bind([_address(part) for part in dweights]),
-            batch,
-            time,
-            _sequence(call.x),
-            _sequence(call.y),
-            _addresses(call.state),
-            _sequence(dy),
-            _addresses(dfinal),
-            _sequence(dx),
-            _addresses(dstate),
-            stash.data_ptr(),
-            torch.get_num_threads(),
-            _address(call.starts),
-            lent_pool(os.getpid()),
+        record = call_record(
+            batch=batch,
+            time=time,
+            x=_sequence(call.x),
+            y=_sequence(call.y),
+            first=_addresses(call.state),
+            last=_addresses(dfinal),
+            stash=stash.data_ptr(),
+            threads=torch.get_num_threads(),
+            lent=lent_pool(os.getpid()),
+            dy=_sequence(dy),
+            dx=_sequence(dx),
+            dfirst=_addresses(dstate),
+            starts=_address(call.starts),
         )
+        self._compiled.backward(bound[1], self._bind([_address(part) for part in dweights]), record)
         return [dx, *dstate, *dweights]
 
     def _empty_state(self, batch: int) -> Tensor:
-        return torch.empty((self._passes, batch, self._hidden), dtype=self._dtype, device="cpu")
+        return torch.empty((self._passes, batch, self._spec.hidden_size), dtype=self._dtype, device="cpu")
 
-    def _table(self, weights: Sequence[Tensor]) -> tuple[list[int], bytes, Sequence[Tensor]]:
-        """The addresses of the weights, the same as the kernel takes them, and what owns their memory.
+    def _table(self, weights: Sequence[Tensor]) -> tuple[list[int], kernel.Table, Sequence[Tensor]]:
+        """The addresses of the weights, their table, and tensors that own their memory.
 
-        Made once and again when a weight has moved: to own them in every call would take 0.3 µs each.
+        Rebuilt when a weight has moved: owning tensors take 0.3 µs each, too long for every call.
         """
         bound = self._bound
         if [weight.data_ptr() for weight in weights] != bound[0]:
@@ -117,54 +114,44 @@ class KernelLoop:
             self._bound = bound = addresses, self._bind(addresses), owners
         return bound
 
-    def _bind(self, addresses: Sequence[int]) -> bytes:
-        operands = zip(self._strides.items(), addresses, strict=True)
-        return self._stack.bind({name: (address, *strides) for (name, strides), address in operands})
+    def _bind(self, addresses: Sequence[int | None]) -> kernel.Table:
+        return self._compiled.bind(dict(zip(self._spec.shapes, addresses, strict=True)))
 
 
 @cache
-def lent_pool(process: int) -> int:
-    """The address of `GOMP_parallel` of the OpenMP that PyTorch's operations run on; 0 where it has none.
+def lent_pool(process: int) -> int | None:
+    """The address of `GOMP_parallel` of the OpenMP that PyTorch's operations run on; None where it has none.
 
-    After each of PyTorch's parallel operations its threads spin for some 17 ms on the cores that other threads would need;
-    so they do the work of the kernel too. A child after fork has none of them.
+    After each parallel operation PyTorch's threads spin for some 17 ms, on cores that other threads would need: so they
+    do the kernel's work too. A forked child has none of them.
 
     Args:
-        process: in which it is asked.
+        process: the calling one.
     """
     if process != LOADED_IN:
-        return 0
+        return None
     found = getattr(ctypes.CDLL(torch._C.__file__), "GOMP_parallel", None)
-    return 0 if found is None else ctypes.cast(found, ctypes.c_void_p).value or 0
+    return None if found is None else ctypes.cast(found, ctypes.c_void_p).value
 
 
-def _dense(shape: Sequence[int]) -> tuple[int, ...]:
-    """The strides of a C-contiguous array."""
-    strides = [1]
-    for size in reversed(shape[1:]):
-        strides.append(strides[-1] * size)
-    return tuple(reversed(strides))
-
-
-def _address(tensor: Maybe) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
+def _address(tensor: Maybe) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
 
 
 def _aligned(size: int) -> Tensor:
-    """So many bytes, of which the first has an aligned address."""
     memory = torch.empty(size + ALIGNMENT, dtype=torch.uint8, device="cpu")
     start = -memory.data_ptr() % ALIGNMENT
     return memory[start : start + size]
 
 
-def _addresses(state: Sequence[Maybe]) -> tuple[int, int]:
-    return _address(state[0]), _address(state[1]) if len(state) == 2 else 0
+def _addresses(state: Sequence[Maybe]) -> kernel.States:
+    return _address(state[0]), _address(state[1]) if len(state) == 2 else None
 
 
-def _sequence(tensor: Maybe) -> tuple[int, int, int]:
+def _sequence(tensor: Maybe) -> kernel.Sequence | None:
     if tensor is None:
-        return NOT_THERE
-    if tensor.dim() == 2:  # packed: from row to row it is as far as from step to step
+        return None
+    if tensor.dim() == 2:  # packed: rows and steps are equally far apart
         return tensor.data_ptr(), tensor.stride(0), tensor.stride(0)
     batch, time, _ = tensor.stride()
     return tensor.data_ptr(), batch, time

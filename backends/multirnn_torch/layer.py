@@ -1,28 +1,27 @@
-"""A stack realised by PyTorch: what is refused, how it is built and run, and its gradients."""
+"""A stack run by PyTorch: the specs it refuses, how a layer is built and called, and its gradients."""
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from multirnn import BoundaryLayer, Gradients, Inputs, InvalidCall, Output, RecurrentSpec, State, Weights
+from multirnn import Gradients, InvalidCall, Output, RecurrentSpec, State, Weights
+from multirnn.boundary import BoundaryLayer, Inputs
 from multirnn.layer import Lengths
 from multirnn.weights import Array
-from multirnn_torch.arrays import array_of, arrays, tensor_of, tensors
-from multirnn_torch.calls import run
-from multirnn_torch.evaluated import separated
-from multirnn_torch.reading import current
-from multirnn_torch.surroundings import alone, disturbed
+from multirnn_torch.calls import arrays, run, tensors
+from multirnn_torch.reading import current, separated
+from multirnn_torch.settings import alone, disturbed
 from multirnn_torch.weights import canonical, module
 
 __all__ = ["TorchLayer", "build", "device_of", "refuses"]
 
 _InferenceMode: Any = torch._C._InferenceMode
-"""`torch.inference_mode`, which takes 2 microseconds, half of which are for decorators and scripts."""
+"""`torch.inference_mode` takes 2 µs, half of them for decorators and scripts."""
 
 
 def refuses(spec: RecurrentSpec) -> str | None:
-    """None where PyTorch has a layer for the spec, else why not."""
+    """None, or why PyTorch has no layer for the spec."""
     if spec.cell == "simple_rnn":
         if spec.activation in ("tanh", "relu"):
             return None
@@ -35,37 +34,29 @@ def refuses(spec: RecurrentSpec) -> str | None:
             f"{kind} applies its reset gate after the recurrent product, and reset_after=False is another function; "
             "take reset_after=True, or another backend"
         )
-    if spec.activation != "tanh":
-        return f"{kind} has the activation 'tanh' alone, not {spec.activation!r}; take it, or another backend"
-    if spec.recurrent_activation != "sigmoid":
-        return (
-            f"{kind} has the recurrent_activation 'sigmoid' alone, not {spec.recurrent_activation!r}; "
-            "take it, or another backend"
-        )
+    for name, only in (("activation", "tanh"), ("recurrent_activation", "sigmoid")):
+        if (given := getattr(spec, name)) != only:
+            return f"{kind} has the {name} {only!r} alone, not {given!r}; take it, or another backend"
     return None
 
 
 def build(weights: Weights, device: str | None) -> "TorchLayer":
-    """The layer of these weights.
-
-    Raises:
-        InvalidCall: PyTorch has no such device here, or not for the spec's dtype.
-    """
+    """See `multirnn_torch.build`."""
     spec = weights.spec
-    with torch.inference_mode(False):  # a parameter that is made in inference mode can never be trained
+    with torch.inference_mode(False):  # a parameter made in inference mode can never be trained
         return TorchLayer(spec, module(weights, device_of(device, getattr(torch, spec.dtype))))
 
 
 class TorchLayer(BoundaryLayer):
-    """A stack realised by one `torch.nn.RNN`, `LSTM` or `GRU`.
+    """A stack run by one `torch.nn.RNN`, `LSTM` or `GRU`.
 
-    The module may be trained, moved, compiled and wrapped: the layer runs with its parameters where they are now, and
-    returns NumPy arrays. Only their dtype has to stay the spec's.
+    The module may be trained, moved, compiled and wrapped: the layer uses its parameters where they are now, and returns
+    NumPy arrays. Only their dtype has to stay the spec's.
 
     On CUDA, cuDNN rounds the factors of float32 products to TF32 unless `torch.backends.cudnn.allow_tf32` is False.
 
     Args:
-        spec: what the module realises.
+        spec: of the module.
         native: the module, `batch_first=True`.
     """
 
@@ -81,7 +72,7 @@ class TorchLayer(BoundaryLayer):
 
     @property
     def parameter_count(self) -> int:
-        """The numbers in `native.parameters()` that are not frozen."""
+        """The size of `native.parameters()`, frozen ones excluded."""
         return sum(parameter.numel() for parameter in self._native.parameters() if parameter.requires_grad)
 
     def weights(self) -> Weights:
@@ -89,7 +80,7 @@ class TorchLayer(BoundaryLayer):
 
         Raises:
             InvalidCall: the module was converted to another dtype.
-            Unrepresentable: the module was made into something that no spec describes.
+            Unrepresentable: no spec describes the module any more.
         """
         self._place()
         return current(self._native)
@@ -97,14 +88,14 @@ class TorchLayer(BoundaryLayer):
     def run(self, inputs: Inputs) -> Output:
         """See `BoundaryLayer.run`. On the CPU the arrays share the memory of PyTorch's tensors, in and out."""
         device = self._place()
-        zero = not inputs.state_given and inputs.lengths is None  # PyTorch makes its own, which costs less
+        zero = not inputs.state_given and inputs.lengths is None  # PyTorch's own zero state costs less
         with alone(device), _InferenceMode(True):
-            state = [] if zero else tensors(inputs.state.parts, device)
-            sequence, *final = self.call(self._native, tensor_of(inputs.x, device), state, inputs.lengths)
-        return Output(array_of(sequence), State(*arrays(final)))
+            x, *state = tensors((inputs.x,) if zero else (inputs.x, *inputs.state.parts), device)
+            sequence, *final = arrays(self.call(self._native, x, state, inputs.lengths))
+        return Output(sequence, State(*final))
 
     def run_from_zero(self, x: Array) -> Output:
-        """See `Boundary.run_from_zero`. What `run` asks and lists for other calls takes 6 to 10 µs."""
+        """See `Boundary.run_from_zero`; 6 to 10 µs faster than `run`."""
         weight = self._native._parameters.get("weight_ih_l0")
         if weight is None or weight.dtype is not self._tensor_dtype or not weight.is_cpu or disturbed():
             return super().run_from_zero(x)
@@ -115,7 +106,7 @@ class TorchLayer(BoundaryLayer):
         return Output(sequence.numpy(), State(final.numpy()))
 
     def pull_back(self, inputs: Inputs, cotangent: Output) -> Gradients:
-        """See `BoundaryLayer.pull_back`. What the module's parameters hold in `.grad` stays as it is."""
+        """See `BoundaryLayer.pull_back`. Leaves `.grad` of the module's parameters as it is."""
         device = self._place()
         with torch.inference_mode(False), torch.enable_grad(), alone(device), separated(self._native) as (still, named):
             weights = list(named.values())
@@ -127,15 +118,11 @@ class TorchLayer(BoundaryLayer):
         return Gradients(canonical(found[: len(weights)], self.spec), dx, State(*dstate))
 
     def call(self, native: Any, x: Tensor, state: list[Tensor], lengths: Lengths | None) -> list[Tensor]:
-        """The module, or one of other weights, called as `run` does."""
+        """Call `native`, the module or a copy of it, as `run` does."""
         return run(native, x, state, lengths)
 
     def _place(self) -> torch.device:
-        """Where the module is now, as its first weight tells.
-
-        Raises:
-            InvalidCall: that weight no longer has the spec's dtype.
-        """
+        """The device of the first weight; raises InvalidCall if that no longer has the spec's dtype."""
         weight: Tensor = self._native._flat_weights[0]  # type: ignore[assignment]  # without evaluating anything
         if weight.dtype != self._tensor_dtype:
             raise InvalidCall(
@@ -146,9 +133,10 @@ class TorchLayer(BoundaryLayer):
 
 
 def device_of(name: str | None, dtype: torch.dtype) -> torch.device:
-    """The device of this name, on which this dtype has been tried.
+    """The device of this name, tried with this dtype; by default PyTorch's, or "cpu" if that is "meta".
 
-    If there is no name it is PyTorch's default; or "cpu" where that is "meta", which holds no numbers.
+    Raises:
+        InvalidCall: PyTorch has no such device here, or not for the dtype.
     """
     if name is None and torch.empty(0).is_meta:
         name = "cpu"

@@ -1,7 +1,7 @@
-"""`Loop`: the recurrence of a stack over tensors, there and back, without autograd; `KernelLoop` and `TensorLoop` are two.
+"""`Loop`: a stack over plain tensors on the CPU, forward and backward, without autograd.
 
-A sequence is `(batch, time, features)`, of any strides, the features dense; a state
-`(num_layers * directions, batch, hidden_size)`.
+`KernelLoop` and `TensorLoop` are the two. A sequence is `(batch, time, features)`, of any strides, the features dense; a
+state `(num_layers * directions, batch, hidden_size)`.
 """
 
 from collections.abc import Sequence
@@ -9,23 +9,23 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
-__all__ = ["Call", "Loop", "Maybe"]
+__all__ = ["Loop", "LoopCall", "Maybe"]
 
 Maybe = Tensor | None
 
 
-class Call(NamedTuple):
-    """What a stack is run over.
+class LoopCall(NamedTuple):
+    """The arguments of a loop.
 
     Attributes:
         x: `(batch, time, input_size)`; no axis is 0.
-        state: h, and of an LSTM c, contiguous; None is zero.
-        weights: contiguous, in the order of `RecurrentSpec.shapes`, as PyTorch shapes them.
-        y: `(batch, time, directions * hidden_size)`; the sequence is written here.
-        lengths: `(batch,)`, int64, contiguous; None where every row is full.
-        starts: `(time,)`, int64, contiguous: x and y are packed as in a `PackedSequence`, `(rows of all steps, features)`,
-            and so are their gradients. It is the row that a step begins with; the lengths are falling. None: not packed.
-        prepared: of the weights, as `Loop.prepare` left it, for `forward` that keeps nothing; None where it is not.
+        state: h, and c of an LSTM, contiguous; None is zero.
+        weights: contiguous, in the order of `RecurrentSpec.shapes`, in PyTorch's shapes.
+        y: `(batch, time, directions * hidden_size)`; the loop writes the sequence here.
+        lengths: `(batch,)`, int64, contiguous; None if every row is full.
+        starts: `(time,)`, int64, contiguous: the first row of each step, if x, y and their gradients are packed as in a
+            `PackedSequence`, `(rows of all steps, features)`, with falling lengths. None if not packed.
+        prepared: from `Loop.prepare`, for `forward` without `keep`; or None.
     """
 
     x: Tensor
@@ -46,36 +46,31 @@ class Call(NamedTuple):
 
 
 class Loop(Protocol):
-    """A stack, run over plain tensors of its dtype on the CPU.
+    """The recurrence of one spec.
 
     Attributes:
-        ragged: whether rows may be of unequal length, and packed.
+        ragged: whether it takes lengths and packed rows.
     """
 
     ragged: bool
 
     def prepare(self, weights: Sequence[Tensor]) -> Any:
-        """What `forward` needs of weights and would make in every call; None if it makes nothing of them."""
+        """Constant weights in the form that `forward` would make of them in every call; None if it makes none."""
         ...
 
-    def forward(self, call: Call, *, keep: bool) -> tuple[list[Tensor], list[Tensor]]:
-        """The final h, and c of an LSTM; and what `backward` needs besides the call.
-
-        Args:
-            call: its y is written.
-            keep: whether `backward` is to follow.
-        """
+    def forward(self, call: LoopCall, *, keep: bool) -> tuple[list[Tensor], list[Tensor]]:
+        """Write `call.y`; return the final h, and c of an LSTM, and with `keep` what `backward` needs."""
         ...
 
     def backward(
-        self, call: Call, kept: Sequence[Tensor], dy: Maybe, dfinal: Sequence[Maybe], wanted: Sequence[bool]
+        self, call: LoopCall, kept: Sequence[Tensor], dy: Maybe, dfinal: Sequence[Maybe], wanted: Sequence[bool]
     ) -> list[Maybe]:
-        """The gradients of x, of the initial states and of the weights, in this order.
+        """The gradients of x, of the initial states and of the weights.
 
         Args:
-            call: that of `forward`, y as it left it.
-            kept: what it returned.
+            call: as for `forward`, with the y that it wrote.
+            kept: from `forward`.
             dy, dfinal: the gradients of the sequence and of the final states; None is zero.
-            wanted: for each gradient whether it is needed; what is not is None, or what cost nothing.
+            wanted: which gradients are needed; any other is None, or one that cost nothing.
         """
         ...

@@ -1,4 +1,4 @@
-"""`PrepackedLSTM`: oneDNN's LSTM by private operators of PyTorch, on weights that are reordered once.
+"""`PrepackedLSTM`: oneDNN's LSTM through private operators of PyTorch, on weights that are reordered once.
 
 `nn.LSTM` runs the same kernel in inference and reorders its weights in every call.
 """
@@ -9,35 +9,37 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from multirnn_torch.loop import Call, Maybe
+from multirnn_torch.loop import LoopCall, Maybe
 
-__all__ = ["PrepackedLSTM", "missing"]
+__all__ = ["PrepackedLSTM", "refuses"]
 
-LSTM = 2  # of the modes of at::native::mkldnn_rnn_layer: rnn_relu, rnn_tanh, lstm, gru
+LSTM = 2  # among the modes of at::native::mkldnn_rnn_layer: rnn_relu, rnn_tanh, lstm, gru
 
 
 @cache
-def missing() -> bool:
-    """Whether this PyTorch lacks the operators; they are not promised to stay."""
+def refuses() -> str | None:
+    """None, or why this PyTorch cannot run it: its private operators may go."""
     needed = "mkldnn::_reorder_mkldnn_rnn_layer_weight", "aten::mkldnn_rnn_layer"
-    return not torch._C._has_mkldnn or not all(map(torch._C._jit_get_schemas_for_operator, needed))
+    if torch._C._has_mkldnn and all(map(torch._C._jit_get_schemas_for_operator, needed)):
+        return None
+    return "this PyTorch has no oneDNN, or not its private operators"
 
 
 class PrepackedLSTM:
     """A stack of LSTMs over full rows, in float32 and for inference.
 
     Args:
-        passes: of every layer and direction the weights as PyTorch shapes them: of the input, of the state, and their two
-            biases, None where there are none.
-        directions: of a layer.
+        passes: the weights of every layer and direction, in PyTorch's shapes: for the input, for the state, and their two
+            biases or None.
+        directions: per layer.
     """
 
     def __init__(self, passes: Sequence[tuple[Tensor, Tensor, Maybe, Maybe]], directions: int) -> None:
         self._directions, self._hidden = directions, passes[0][1].shape[1]
         self._passes = [self._packed(number, *weights) for number, weights in enumerate(passes)]
 
-    def forward(self, call: Call) -> list[Tensor]:
-        """The final h and c; the sequence is written into `call.y`."""
+    def forward(self, call: LoopCall) -> list[Tensor]:
+        """Write `call.y`; return the final h and c."""
         shape = len(self._passes), call.size[0], self._hidden
         first = [call.x.new_zeros(shape) if part is None else part for part in call.state]
         below = call.x.transpose(0, 1).contiguous()
@@ -57,10 +59,10 @@ class PrepackedLSTM:
         return [torch.stack(parts) for parts in zip(*ends, strict=True)]
 
     def _packed(self, number: int, ih: Tensor, hh: Tensor, bias_ih: Maybe, bias_hh: Maybe) -> tuple[list[Tensor], bool]:
-        """The weights as the operator takes them, and whether they run backward in time."""
+        """The operator's form of the weights, and whether they run backward in time."""
         backward = number % self._directions == 1
         biases = [ih.new_zeros(len(ih)) if bias is None else bias for bias in (bias_ih, bias_hh)]
-        # The order may depend on the sizes, of which those of a call are not known yet; the operator reorders what differs.
+        # The order may depend on batch and time, which are unknown yet; the operator reorders again where it differs.
         sizes = [1, 1, ih.shape[1]]
         matrices = torch.ops.mkldnn._reorder_mkldnn_rnn_layer_weight(ih, hh, self._hidden, backward, True, False, sizes)
         return [*matrices, *biases], backward

@@ -1,4 +1,4 @@
-"""`Recurrence`: what a fast module runs in one dtype, and `FastRecurrence`, its autograd function."""
+"""`ModuleRecurrence`: the loop of a fast module in one dtype, and `RecurrenceFunction`, its autograd function."""
 
 from collections.abc import Sequence
 from copy import deepcopy
@@ -14,28 +14,29 @@ from torch.nn.utils.rnn import PackedSequence
 from multirnn import InvalidCall, RecurrentSpec
 from multirnn_torch.calls import run
 from multirnn_torch.kernel import KernelLoop
-from multirnn_torch.loop import Call, Loop, Maybe
-from multirnn_torch.tensors import TensorLoop
+from multirnn_torch.loop import Loop, LoopCall, Maybe
+from multirnn_torch.reverse import TensorLoop
 from multirnn_torch.weights import skeleton
 
-__all__ = ["LOOPS", "FastRecurrence", "Recurrence", "Rows", "is_intercepted", "is_plain"]
+__all__ = ["LOOPS", "ModuleRecurrence", "RecurrenceFunction", "Rows", "is_intercepted", "is_plain"]
 
 LOOPS: dict[str, type[Loop]] = {"kernel": KernelLoop, "tensors": TensorLoop}
-"""What a layer may run through, the faster first."""
+"""The faster first."""
 
 _functorch: Any = getattr(torch._C, "_functorch")  # noqa: B009  # type checkers do not know it
 _PLAIN = frozenset({Tensor, nn.Parameter})
 
 
 class Rows(NamedTuple):
-    """How the rows of a call lie, and how long they are; see `Call`.
+    """The layout and lengths of the rows of a call.
+
+    The backward pass reads them again, so none of them is the caller's memory, which may change in between.
 
     Attributes:
-        batch_first: whether x is `(batch, time, features)`, or `(time, batch, features)`.
-        lengths: as of a `Call`.
-        sizes, starts: of packed rows how many a step has, as a `PackedSequence` has it, and the row that it begins with.
-
-    The backward pass reads them again, so none of them is memory of the caller's, who may write to it in between.
+        batch_first: whether x is `(batch, time, features)` or `(time, batch, features)`.
+        lengths: as in `LoopCall`.
+        sizes: of packed rows, the rows per step: `batch_sizes` of a `PackedSequence`.
+        starts: of packed rows, the first row of each step.
     """
 
     batch_first: bool
@@ -45,10 +46,10 @@ class Rows(NamedTuple):
 
     @classmethod
     def padded(cls, batch_first: bool, lengths: Tensor, batch: int, time: int) -> Self:
-        """Those of `lengths`, copied and then checked: another thread may write to them in between.
+        """From `lengths`, which are copied before they are checked: another thread may write to them in between.
 
         Raises:
-            InvalidCall: they are not one integer a row, from 0 to `time`.
+            InvalidCall: they are not one integer per row, from 0 to `time`.
         """
         if is_plain(lengths, torch.int64) and lengths.shape == (batch,):
             own = lengths.clone(memory_format=torch.contiguous_format)
@@ -59,7 +60,7 @@ class Rows(NamedTuple):
 
     @classmethod
     def packed(cls, sizes: Tensor, count: int) -> Self | None:
-        """Those of a `PackedSequence`, in its order, from its `batch_sizes`; None where those are not of `count` rows."""
+        """From the `batch_sizes` of a `PackedSequence`; None if they do not describe `count` rows."""
         steps = sizes.numpy().copy()
         if steps.dtype != np.int64 or steps.sum() != count or steps[-1] < 1 or (steps[1:] > steps[:-1]).any():
             return None
@@ -67,21 +68,21 @@ class Rows(NamedTuple):
         return cls(True, torch.from_numpy(lengths), torch.from_numpy(steps), torch.from_numpy(np.cumsum(steps) - steps))
 
     def turned(self, sequence: Tensor) -> Tensor:
-        """From the order of axes of the call to that of a loop, and back."""
+        """Swap the axis order of the call and the axis order of a loop."""
         return sequence if self.batch_first else sequence.transpose(0, 1)
 
-    def call(self, x: Tensor, state: Sequence[Maybe], weights: Sequence[Tensor], y: Tensor) -> Call:
-        """For a loop."""
-        return Call(self.turned(x), state, weights, self.turned(y), self.lengths, self.starts)
+    def call(self, x: Tensor, state: Sequence[Maybe], weights: Sequence[Tensor], y: Tensor) -> LoopCall:
+        """The arguments of a loop."""
+        return LoopCall(self.turned(x), state, weights, self.turned(y), self.lengths, self.starts)
 
 
 class Constants(NamedTuple):
     """Weights of a frozen module.
 
     Attributes:
-        prepared: by `Loop.prepare`.
-        weights: as they were, sharing memory and version with the module's.
-        versions: what PyTorch counts up whenever it writes into one.
+        prepared: from `Loop.prepare`.
+        weights: they share memory and version with the module's.
+        versions: PyTorch's counts of writes at the time.
     """
 
     prepared: Any
@@ -89,10 +90,10 @@ class Constants(NamedTuple):
     versions: Sequence[int]
 
     def check(self, weights: Sequence[Tensor], names: Sequence[str]) -> None:
-        """Go on only with the same.
+        """Accept the same weights alone.
 
         Raises:
-            InvalidCall: another tensor is in the place of one, or it was written into.
+            InvalidCall: one was replaced or written to.
         """
         for weight, known, version, name in zip(weights, self.weights, self.versions, names, strict=True):
             if weight.data_ptr() != known.data_ptr() or weight._version != version:
@@ -101,16 +102,16 @@ class Constants(NamedTuple):
                 )
 
 
-class Recurrence:
-    """What a module runs in one dtype.
+class ModuleRecurrence:
+    """The loop of a module in one dtype.
 
     Args:
         spec: of the module.
-        loop: a name out of `LOOPS`.
+        loop: a key of `LOOPS`.
         names: of the module's weights, in the order of `spec.shapes`.
 
     Attributes:
-        constants: the weights, while the module is frozen.
+        constants: the weights while the module is frozen, else None.
     """
 
     def __init__(self, spec: RecurrentSpec, loop: str, names: Sequence[str]) -> None:
@@ -124,9 +125,8 @@ class Recurrence:
         self.constants: Constants | None = None
 
     def freeze(self, weights: Sequence[Tensor]) -> None:
-        """Take these weights for constants, if there is something to be prepared of them."""
-        dense = [weight.detach().contiguous() for weight in weights]
-        prepared = self.loop.prepare(dense)
+        """Take these weights for constants, if the loop prepares any."""
+        prepared = self.loop.prepare([weight.detach().contiguous() for weight in weights])
         if prepared is not None:
             known = [weight.detach() for weight in weights]
             self.constants = Constants(prepared, known, [weight._version for weight in known])
@@ -135,7 +135,7 @@ class Recurrence:
         self, x: Tensor, state: Sequence[Maybe], weights: Sequence[Tensor], rows: Rows,
         *, keep: bool = False, constants: Constants | None = None,
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:  # fmt: skip
-        """The sequence, laid out as x, and see `Loop.forward`."""
+        """The sequence in the layout of x, and the results of `Loop.forward`."""
         y = torch.empty((*x.shape[:-1], self.spec.output_size), dtype=x.dtype, device="cpu")
         call = rows.call(x, state, weights, y)
         if constants is not None:
@@ -156,21 +156,21 @@ class Recurrence:
         return [rows.turned(sequence), *final]
 
 
-class FastRecurrence(torch.autograd.Function):
-    """A recurrence with its own way back.
+class RecurrenceFunction(torch.autograd.Function):
+    """A recurrence with its own backward pass.
 
-    Inputs: the recurrence, how the rows lie; x, the parts of the state, the weights. Outputs: the sequence, the parts
-    of the final state.
+    Inputs: the recurrence, the rows; x, the parts of the state, the weights. Outputs: the sequence, the parts of the final
+    state.
     """
 
     @staticmethod
-    def forward(ctx: Any, recurrence: Recurrence, rows: Rows, x: Tensor, *others: Any) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, recurrence: ModuleRecurrence, rows: Rows, x: Tensor, *others: Any) -> tuple[Tensor, ...]:
         """See `torch.autograd.Function.forward`."""
         states = len(recurrence.spec.form.states)
         y, final, kept = recurrence.forward(x, others[:states], others[states:], rows, keep=True)
         ctx.recurrence, ctx.rows = recurrence, rows
-        # PyTorch's own layers let their output be written over before the way back, so it is saved under a version of
-        # its own, and an empty tensor that shares the version of the output tells whether that has happened.
+        # PyTorch's own layers allow writes to their output before the backward pass. So y is saved under a version of its
+        # own, and an empty tensor that shares the version of the output tells whether it was written to.
         ctx.witness = y.detach()
         ctx.witness.data = y.new_empty(0)
         ctx.version = y._version
@@ -197,10 +197,13 @@ class FastRecurrence(torch.autograd.Function):
         (x, *others), (y, *kept) = saved[: ctx.given], saved[ctx.given :]
         wanted = ctx.needs_input_grad[2:]
         recurrence, rows = ctx.recurrence, ctx.rows
-        plain = all(part is None or (is_plain(part, x.dtype) and not _is_batched(part)) for part in cotangents)
+        plain = all(  # a legacy batched tensor comes from torch.autograd.grad(..., is_grads_batched=True)
+            part is None or (is_plain(part, x.dtype) and not _functorch.is_legacy_batchedtensor(part))
+            for part in cotangents
+        )
         if torch.is_grad_enabled() or not plain or is_intercepted():
             return None, None, *_differentiable(ctx, [x, *others], cotangents)
-        # They may have come back with other strides.
+        # Hooks may have changed their strides.
         x = x if x.stride(-1) == 1 else x.contiguous()
         others = [None if part is None else part.contiguous() for part in others]
         states = len(recurrence.spec.form.states)
@@ -221,32 +224,31 @@ def _kinds(tensors: Sequence[Maybe]) -> list[Any]:
 
 
 def _differentiable(ctx: Any, given: list[Any], cotangents: Sequence[Maybe]) -> list[Maybe]:
-    """The gradients as a graph: by the framework's own layer, run again."""
-    recurrence, rows = ctx.recurrence, ctx.rows
+    """The gradients as a graph: the framework's own layer runs again."""
+    recurrence, rows, wanted = ctx.recurrence, ctx.rows, ctx.needs_input_grad[2:]
     states = len(recurrence.spec.form.states)
     with torch.enable_grad():
-        # Views, so that a weight that was itself computed from x, say, is not followed to x here.
+        # Views end each path here: a weight that was computed from x is not followed back to x.
         views: list[Any] = [None if part is None else part.view_as(part) for part in given]
         x, *others = views
         shape = len(tuple(recurrence.spec.passes)), rows.call(x, [], [], x).size[0], recurrence.spec.hidden_size
         state = [x.new_zeros(shape) if part is None else part for part in others[:states]]
         outputs = recurrence.native(x, state, others[states:], rows)
-    reached = [(output, part) for output, part in zip(outputs, cotangents, strict=True) if part is not None]
-    leaves = [part for part, wanted in zip(views, ctx.needs_input_grad[2:], strict=True) if wanted]
+    pairs = [(output, part) for output, part in zip(outputs, cotangents, strict=True) if part is not None]
     found = iter(
         torch.autograd.grad(
-            [output for output, _ in reached],
-            leaves,
-            [part for _, part in reached],
+            [output for output, _ in pairs],
+            [part for part, want in zip(views, wanted, strict=True) if want],
+            [part for _, part in pairs],
             create_graph=torch.is_grad_enabled(),
             allow_unused=True,
         )
     )
-    return [next(found) if wanted else None for wanted in ctx.needs_input_grad[2:]]
+    return [next(found) if want else None for want in wanted]
 
 
 def is_intercepted() -> bool:
-    """Whether PyTorch compiles, traces, transforms or watches what is computed: then it has to see operations of its own."""
+    """Whether PyTorch compiles, traces, transforms or watches operations, and so has to see its own."""
     return (
         torch._C._get_tracing_state() is not None
         or torch._C._are_functorch_transforms_active()
@@ -256,7 +258,7 @@ def is_intercepted() -> bool:
 
 
 def is_plain(tensor: Any, dtype: torch.dtype) -> bool:
-    """Whether it is numbers of this dtype in memory, and nothing else."""
+    """Whether it is an ordinary strided tensor of this dtype on the CPU."""
     return (
         type(tensor) in _PLAIN
         and tensor.dtype is dtype
@@ -264,8 +266,3 @@ def is_plain(tensor: Any, dtype: torch.dtype) -> bool:
         and tensor.layout is torch.strided
         and not tensor.is_neg()
     )
-
-
-def _is_batched(tensor: Tensor) -> bool:
-    """Whether it stands for many, as in `torch.autograd.grad(..., is_grads_batched=True)`."""
-    return bool(_functorch.is_legacy_batchedtensor(tensor))

@@ -6,8 +6,8 @@ from types import MappingProxyType
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from multirnn.parity import Batch, Optimiser
 from multirnn.weights import Array
@@ -32,10 +32,14 @@ def train(layer: TorchLayer, batch: Batch, optimiser: Optimiser, steps: int) -> 
     losses = []
     with torch.inference_mode(False), torch.enable_grad():
         chosen = OPTIMISERS[optimiser.name](native.parameters(), optimiser)
-        x, target = (_packed(array, batch, native) for array in (batch.x, batch.target))
+        device, lengths = next(native.parameters()).device, torch.tensor(batch.lengths)
+        x, target = (
+            pack_padded_sequence(torch.tensor(array, device=device), lengths, batch_first=True, enforce_sorted=False)
+            for array in (batch.x, batch.target)
+        )
         for _ in range(steps):
             sequence, _ = native(x)
-            loss = nn.functional.mse_loss(sequence.data, target.data)  # packed, it holds the valid steps and no others
+            loss = nn.functional.mse_loss(sequence.data, target.data)  # packed data are the valid steps alone
             chosen.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             chosen.step()
@@ -44,11 +48,5 @@ def train(layer: TorchLayer, batch: Batch, optimiser: Optimiser, steps: int) -> 
 
 
 def default_epsilon() -> float:
-    """Of `torch.optim.Adam`."""
+    """The default of `torch.optim.Adam`."""
     return float(signature(torch.optim.Adam).parameters["eps"].default)
-
-
-def _packed(array: Array, batch: Batch, native: nn.RNNBase) -> PackedSequence:
-    weight: Tensor = next(native.parameters())
-    tensor = torch.tensor(array, device=weight.device)
-    return pack_padded_sequence(tensor, torch.tensor(batch.lengths), batch_first=True, enforce_sorted=False)

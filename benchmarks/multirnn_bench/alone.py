@@ -15,41 +15,22 @@ from typing import IO, Any
 
 from multirnn.errors import InvalidCall
 
-__all__ = ["VARIABLES", "GaugeError", "allowed_cores", "measure_alone", "measure_together", "thread_variables"]
+__all__ = ["GaugeError", "measure_alone", "measure_together"]
 
 CAP = 120.0  # seconds until a gauge is given up; each measures for less than one, and TensorFlow loads for 30
 LONGEST = 60  # characters shown of an invalid answer
 
-VARIABLES = (
-    *("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"),
-    *("NUMEXPR_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"),
-)
-"""The variables that size the thread pools of BLAS libraries, OpenMP and TensorFlow."""
 
-
-def thread_variables(threads: int) -> dict[str, str]:
-    """The environment that gives every pool this number of threads."""
-    return dict.fromkeys(VARIABLES, str(threads))
-
-
-def allowed_cores() -> tuple[int, ...]:
-    """The cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return tuple(sorted(os.sched_getaffinity(0)))
-    return tuple(range(os.cpu_count() or 1))
+class GaugeError(InvalidCall):
+    """A measurement failed; the message is its last line of output."""
 
 
 def measure_alone(gauge: str, *arguments: Any, cores: Sequence[int] = (), environment: Mapping[str, str] = {}) -> Any:
-    """The result of a gauge in a process of its own.
+    """The result of a gauge in a process of its own; see `measure_together`.
 
     Args:
-        gauge: a function of `multirnn_bench.gauges`.
-        arguments: of the function, as JSON values.
+        gauge, arguments, environment: see there.
         cores: to bind the process to; empty: those of this process.
-        environment: variables set beside those of this process.
-
-    Raises:
-        GaugeError: the process ended with an error.
     """
     return measure_together(gauge, *arguments, cores=[cores], environment=environment)[0]
 
@@ -57,16 +38,16 @@ def measure_alone(gauge: str, *arguments: Any, cores: Sequence[int] = (), enviro
 def measure_together(
     gauge: str, *arguments: Any, cores: Sequence[Sequence[int]], environment: Mapping[str, str] = {}
 ) -> list[Any]:
-    """The results of a gauge in several processes that start measuring together; see `measure_alone`.
+    """The results of a gauge in several processes that start measuring together.
 
     Args:
         gauge: a function of `multirnn_bench.gauges`.
         arguments: of the function, as JSON values.
         cores: for each process, the cores that it is bound to.
-        environment: of all.
+        environment: variables set beside those of this process.
 
     Raises:
-        GaugeError: one of them ended with an error, or did not answer in time.
+        GaugeError: a process ended with an error, or did not answer in time.
     """
     processes = [_started(gauge, arguments, bound, environment) for bound in cores]
     try:
@@ -85,37 +66,28 @@ def measure_together(
             process.communicate()
 
 
-class GaugeError(InvalidCall):
-    """A measurement failed; the message is its last line of output."""
-
-
 def _started(
     gauge: str, arguments: Sequence[Any], cores: Sequence[int], environment: Mapping[str, str]
 ) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "multirnn_bench.gauges", json.dumps([gauge, arguments, list(cores)])]
+    pipe = subprocess.PIPE
     return subprocess.Popen(  # noqa: S603  # this interpreter, on a module of ours
-        command,
-        text=True,
-        env={**os.environ, **environment},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        command, text=True, env={**os.environ, **environment}, stdin=pipe, stdout=pipe, stderr=pipe
     )
 
 
 def _pipe(pipe: IO[str] | None) -> IO[str]:
-    if pipe is None:
-        raise RuntimeError("the process was started without pipes")
+    assert pipe is not None
     return pipe
 
 
 def _finished(gauge: str, process: "subprocess.Popen[str]") -> Any:
+    out = error = ""
     try:
-        out, error = process.communicate(timeout=CAP)
+        with suppress(BrokenPipeError):  # of the line that it was sent
+            out, error = process.communicate(timeout=CAP)
     except subprocess.TimeoutExpired:
         raise GaugeError(f"the gauge {gauge!r} failed: no answer within {CAP:g} s") from None
-    except BrokenPipeError:  # of the line that it was sent
-        out, error = "", ""
     if process.returncode or not out.strip():
         last = (error.strip().splitlines() or [f"it ended with status {process.returncode}"])[-1]
         raise GaugeError(f"the gauge {gauge!r} failed: {last}")

@@ -1,4 +1,4 @@
-"""What slows recurrent layers on this machine, each claim measured on the spot.
+"""Causes of slow recurrent layers on this machine, each measured on the spot.
 
 A check returns a `Finding`: the measurement, its meaning, and what to do. Installed frameworks are loaded in processes
 of their own, never in this one.
@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from typing import Any
 
-from multirnn_bench.alone import VARIABLES, GaugeError, allowed_cores, measure_alone, thread_variables
-from multirnn_bench.ceilings import CORE_TYPES
-from multirnn_bench.machine import cpu_features, quota
+from multirnn_bench.alone import GaugeError, measure_alone
+from multirnn_bench.ceilings import best_kernels
+from multirnn_bench.machine import VARIABLES, allowed_cores, cpu_features, quota, thread_variables
 from multirnn_bench.quantities import factor, operations, seconds
 
 __all__ = ["CHECKS", "Finding", "examine"]
@@ -53,11 +53,7 @@ class Finding:
 
 
 def examine(say: Callable[[str], None] = lambda text: None) -> tuple[Finding, ...]:
-    """Run every check, half a minute or so; nothing else should run meanwhile.
-
-    Args:
-        say: called with the name of each check as it starts.
-    """
+    """Run every check, which takes half a minute; nothing else should run meanwhile. `say` is told of each."""
     findings = []
     for name, check in CHECKS.items():
         say(f"looking at {name}")
@@ -107,10 +103,8 @@ def _threads_and_cores(check: str) -> Finding:
     given = {"as it is": measure_alone("product", "float32", SIZE, PERIOD)}
     given[f"{usable} threads"] = measure_alone("product", "float32", SIZE, PERIOD, environment=thread_variables(usable))
     rates = ", ".join(f"{operations(rate, per='/s')} with {name}" for name, rate in given.items())
-    why = (
-        ", ".join(f"{name}={count}" for name, count in too_many.items())
-        or f"the control group allows {quota():g} cores"
-    )
+    why = ", ".join(f"{name}={count}" for name, count in too_many.items())
+    why = why or f"the control group allows {quota():g} cores"
     return _judged(
         check,
         given[f"{usable} threads"] / given["as it is"],
@@ -125,16 +119,12 @@ def _denormal_numbers(check: str) -> Finding:
     """The cost of denormal numbers, between 0 and 1.2e-38."""
     found = measure_alone("denormals", PERIOD)
     ratio = found["denormal"] / found["normal"]
-    return _judged(
-        check,
-        ratio,
-        "they are as fast as all others",
-        f"a product with a number below 1.2e-38 takes {factor(ratio)} times as long as another",
+    slow = f"a product with a number below 1.2e-38 takes {factor(ratio)} times as long as another"
+    remedy = (
         "nothing, unless states or gradients fade to zero: then scale the weights up, or in PyTorch call "
-        "torch.set_flush_denormal(True).",
-        found,
-        status="note",
+        "torch.set_flush_denormal(True)."
     )
+    return _judged(check, ratio, "they are as fast as all others", slow, remedy, found, status="note")
 
 
 # --- Python and multirnn ---------------------------------------------------------------------------------------------
@@ -148,18 +138,11 @@ def _python_build(check: str) -> Finding:
     step = f"a step of a plain loop takes {seconds(now)}"
     level = [flag for flag in str(sysconfig.get_config_var("PY_CFLAGS") or "-O2").split() if flag.startswith("-O")]
     if hasattr(sys, "gettotalrefcount"):
-        return Finding(
-            check, "slow", f"this is a debug build of Python: {step}", "use a release build.", None, measured
-        )
+        says = f"this is a debug build of Python: {step}"
+        return Finding(check, "slow", says, "use a release build.", None, measured)
     if level and level[-1] in ("-O0", "-Og"):
-        return Finding(
-            check,
-            "slow",
-            f"this Python was compiled with {level[-1]}: {step}",
-            "use an optimised build.",
-            None,
-            measured,
-        )
+        says = f"this Python was compiled with {level[-1]}: {step}"
+        return Finding(check, "slow", says, "use an optimised build.", None, measured)
     given = ", ".join(f"{name}={os.environ[name]}" for name in SLOWING if os.environ.get(name))
     return _judged(
         check,
@@ -177,10 +160,10 @@ SLOWING = ("PYTHONDEVMODE", "PYTHONMALLOC", "PYTHONTRACEMALLOC", "PYTHONFAULTHAN
 
 def _compiled_loop(check: str) -> Finding:
     """Whether the compiled recurrence is built, and what it saves."""
-    from multirnn.kernel import missing
+    from multirnn.kernel import refuses
 
     native = measure_alone("numpy_layer", "native", PERIOD)
-    if reason := missing():
+    if reason := refuses():
         return Finding(
             check,
             "slow",
@@ -199,8 +182,7 @@ def _compiled_loop(check: str) -> Finding:
 
 def _blas_kernels(check: str) -> Finding:
     """Whether NumPy's OpenBLAS uses the kernels of the processor's best instruction set."""
-    best = next(((feature, kernels) for feature, kernels in CORE_TYPES.items() if feature in cpu_features()), None)
-    if best is None:
+    if (best := best_kernels()) is None:
         return Finding(check, "unknown", "the processor tells of no instruction set that OpenBLAS could miss")
     feature, kernels = best
     rates: dict[str, float] = {"now": 0.0, kernels: 0.0}
@@ -237,14 +219,9 @@ def _frameworks(check: str) -> Finding:
     said += "".join(f"; {name} could not be measured: {why}" for name, why in broken.items())
     if rates[best] / rates[worst] <= MUCH:
         return Finding(check, "fine", f"matrix products are alike: {said}", measured=rates)
-    return Finding(
-        check,
-        "slow",
-        f"{worst} makes matrix products {factor(rates[best] / rates[worst])} times as slowly as {best}: {said}",
-        f"look at how {worst} was built: it may lack the instruction sets of this processor, or its BLAS may not use them.",
-        rates[best] / rates[worst],
-        rates,
-    )
+    says = f"{worst} makes matrix products {factor(rates[best] / rates[worst])} times as slowly as {best}: {said}"
+    remedy = f"look at how {worst} was built: it or its BLAS may not use the instruction sets of this processor."
+    return Finding(check, "slow", says, remedy, rates[best] / rates[worst], rates)
 
 
 MUCH = 1.8
@@ -265,9 +242,8 @@ def _torch_instructions(check: str) -> Finding:
     then = measure_alone("torch_tanh", PERIOD, environment={"ATEN_CPU_CAPABILITY": best})
     measured = {"now": now, best: then}
     if now["instructions"] == then["instructions"]:
-        return Finding(
-            check, "fine", f"it uses {now['instructions']}, the best that it has for this processor", measured=measured
-        )
+        says = f"it uses {now['instructions']}, the best that it has for this processor"
+        return Finding(check, "fine", says, measured=measured)
     return _judged(
         check,
         then["rate"] / now["rate"],

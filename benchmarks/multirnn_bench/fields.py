@@ -21,92 +21,82 @@ Kind = tuple[str, Callable[[Any], bool]]
 """What a value must be, in words and as a test."""
 
 
-def _is_number(value: Any) -> bool:
+def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _is_positive(value: Any) -> bool:
-    return _is_number(value) and value > 0
+def _positive(value: Any) -> bool:
+    return _number(value) and value > 0
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value)
+def _list_of(test: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(test, value))
 
 
-def _or_null(kind: Kind) -> Kind:
-    words, test = kind
+def _one_of(*names: str) -> Kind:
+    return f"one of {', '.join(names)}", lambda value: value in names
+
+
+def _or_null(words: str, test: Callable[[Any], bool]) -> Kind:
     return f"{words}, or null", lambda value: value is None or test(value)
 
 
 OBJECT: Kind = "an object", lambda value: isinstance(value, dict)
-TEXT: Kind = "a text", _is_text
-WORDS: Kind = "a text, or null", lambda value: value is None or isinstance(value, str)
-COUNT: Kind = "a positive integer", lambda value: isinstance(value, int) and _is_positive(value)
-NUMBER: Kind = "a number", _is_number
-TIME: Kind = "a positive number", _is_positive
-TIMES: Kind = (
-    "positive numbers, at least one",
-    lambda value: isinstance(value, list) and bool(value) and all(map(_is_positive, value)),
-)
-COUNTS: Kind = (
-    "integers, one a round",
-    lambda value: isinstance(value, list) and all(isinstance(one, int) for one in value),
-)
-LENGTHS: Kind = (
-    "the shortest and the longest row",
-    lambda value: isinstance(value, list) and len(value) == 2 and all(map(_is_number, value)),
-)
+TEXT: Kind = "a text", lambda value: isinstance(value, str) and bool(value)
+COUNT: Kind = "a positive integer", lambda value: isinstance(value, int) and _positive(value)
 
-NEEDED: Mapping[str, Kind] = {
+REQUIRED: Mapping[str, Kind] = {
     "problem": OBJECT,
     "problem.name": TEXT,
-    "mode": (f"one of {', '.join(MODES)}", lambda value: value in MODES),
+    "mode": _one_of(*MODES),
     "threads": COUNT,
     "contender": OBJECT,
     "contender.name": TEXT,
-    "status": (f"one of {', '.join(STATUSES)}", lambda value: value in STATUSES),
-}
-"""Required in every row: its identity and outcome."""
-
-SHOWN: Mapping[str, Kind] = {
+    "status": _one_of(*STATUSES),
     "problem.cell": TEXT,
     **dict.fromkeys(("problem.batch", "problem.time", "problem.input_size", "problem.hidden_size"), COUNT),
-    "contender.kind": ("'ours' or 'peer'", lambda value: value in ("ours", "peer")),
+    "contender.kind": _one_of("ours", "peer"),
 }
-"""Required in every row: what tables and charts sort by."""
-
 TIMED: Mapping[str, Kind] = {
-    **dict.fromkeys(("median", "low", "high"), TIME),
-    "rounds": TIMES,
+    **dict.fromkeys(("median", "low", "high"), ("a positive number", _positive)),
+    "rounds": ("positive numbers, at least one", lambda value: bool(value) and _list_of(_positive)(value)),
     "stable": ("true or false", lambda value: isinstance(value, bool)),
 }
 """Required in a timed row."""
 
-KNOWN: Mapping[str, Kind] = {
-    "reason": WORDS,
-    "problem.lengths": _or_null(LENGTHS),
-    "round_numbers": _or_null(COUNTS),
-    **dict.fromkeys(("contender.versions", "contender.flags"), _or_null(OBJECT)),
-    **dict.fromkeys(("flops", "bytes", "parameters", "limit_s", "share", "boundary_median"), _or_null(NUMBER)),
-    **dict.fromkeys(("error_eps", "allowed_eps", "import_s", "prepare_s", "first_call_s"), _or_null(NUMBER)),
-    **dict.fromkeys(("peak_memory_bytes", "added_memory_bytes", "steal", "taken", "repetitions"), _or_null(NUMBER)),
+OPTIONAL: Mapping[str, Kind] = {
+    "reason": _or_null("a text", lambda value: isinstance(value, str)),
+    "problem.lengths": _or_null(
+        "the shortest and the longest row", lambda value: _list_of(_number)(value) and len(value) == 2
+    ),
+    "round_numbers": _or_null("integers, one a round", _list_of(lambda value: isinstance(value, int))),
+    "boundaries": _or_null(
+        "pairs of positive numbers", _list_of(lambda pair: _list_of(_positive)(pair) and len(pair) == 2)
+    ),
+    **dict.fromkeys(("contender.versions", "contender.flags"), _or_null(*OBJECT)),
+    **dict.fromkeys(
+        (
+            *("flops", "bytes", "parameters", "limit_s", "share", "boundary_median", "error_eps", "allowed_eps"),
+            *("import_s", "prepare_s", "first_call_s", "peak_memory_bytes", "added_memory_bytes"),
+            *("steal", "taken", "repetitions"),
+        ),
+        _or_null("a number", _number),
+    ),
 }
-"""Optional."""
-
 HEADER: Mapping[str, Kind] = {"table": TEXT, "machine": OBJECT, "limits": OBJECT, "settings": OBJECT}
 
 
 def fault_of_row(row: Mapping[str, Any]) -> str:
     """The first fault of a row, in words; empty if there is none."""
-    if fault := _first_fault(row, {**NEEDED, **SHOWN}) or _first_fault(row, KNOWN, optional=True):
+    fault = _first_fault(row, REQUIRED) or _first_fault(row, OPTIONAL, optional=True)
+    if fault or row["status"] != "timed":
         return fault
-    if row["status"] != "timed":
-        return ""
+    if fault := _first_fault(row, TIMED):
+        return fault
     numbers = row.get("round_numbers")
-    fault = _first_fault(row, TIMED)
-    if not fault and numbers is not None and len(numbers) != len(row["rounds"]):
+    if numbers is not None and len(numbers) != len(row["rounds"]):
         return f"its round_numbers are {len(numbers)}, and its rounds {len(row['rounds'])}"
-    return fault
+    return ""
 
 
 def fault_of_header(header: Mapping[str, Any]) -> str:
@@ -130,13 +120,9 @@ def _first_fault(values: Mapping[str, Any], kinds: Mapping[str, Kind], *, option
             value = value[part]
         else:
             if not test(value):
-                return f"its {name} must be {words}, not {_short(value)}"
+                shown = repr(value)
+                return f"its {name} must be {words}, not {shown if len(shown) <= 40 else f'{shown[:40]}…'}"
             continue
         if not optional:
             return f"it has no {name}"
     return ""
-
-
-def _short(value: Any, letters: int = 40) -> str:
-    text = repr(value)
-    return text if len(text) <= letters else f"{text[:letters]}…"

@@ -1,6 +1,6 @@
-"""What runs in a process of its own, started by `multirnn_bench.alone`: each function measures one thing.
+"""Gauges: functions that each measure one thing, in a process of its own that `multirnn_bench.alone` starts.
 
-Only what a function needs is imported, and inside it, so that the environment of the process decides how it loads.
+A function imports what it needs itself, so that the environment of the process decides how it loads.
 """
 
 import json
@@ -28,7 +28,7 @@ def product(dtype: str, size: int, seconds: float) -> float:
 
 
 def tile(dtype: "DType", seconds: float) -> float | None:
-    """The same of the compiled recurrence, in a call that is nearly all product; None where it is not there.
+    """The rate of the compiled recurrence in a call that is nearly all product; None if it is not built.
 
     An LSTM without activations whose weights are packed and whose input is five times as wide as its state. On Sapphire
     Rapids 187 GFLOP/s, where OpenBLAS has 162 to 173 by size; other shapes have 183 to 187.
@@ -36,28 +36,28 @@ def tile(dtype: "DType", seconds: float) -> float | None:
     import numpy as np
 
     import multirnn as mr
-    from multirnn.kernel import Stack, missing, operand, sequence
+    from multirnn.kernel import CompiledRecurrence, address, call_record, refuses, sequence
 
-    if missing():
+    if refuses():
         return None
     batch, time, features, hidden = 12, 16, 512, 96
     spec = mr.RecurrentSpec(
         "lstm", features, hidden, activation="linear", recurrent_activation="linear", bias="none", dtype=dtype
     )
-    stack = Stack(spec)
+    compiled = CompiledRecurrence(spec)
     weights = {name: np.full(shape, 1e-3, dtype) for name, shape in spec.shapes.items()}
-    table = stack.bind({name: operand(array) for name, array in weights.items()})
-    packed = stack.pack(table)
+    table = compiled.bind({name: address(array) for name, array in weights.items()})
+    packed = compiled.pack(table)
     x, y = np.full((batch, time, features), 1e-3, dtype), np.empty((batch, time, hidden), dtype)
-    arguments = table, batch, time, sequence(x), sequence(y), (0, 0), (0, 0)
+    call = call_record(batch=batch, time=time, x=sequence(x), y=sequence(y), packed=packed.address)
     operations: int = 2 * batch * time * len(spec.form.gates) * hidden * (features + hidden)
-    return operations * _rate(lambda: stack.forward(*arguments, packed=packed.address), seconds)
+    return operations * _rate(lambda: compiled.forward(table, call), seconds)
 
 
 def reading(size: int, seconds: float) -> dict[str, float]:
-    """Bytes a second at which so many bytes are read again and again, by every means.
+    """Bytes a second at which so many bytes are read again and again, by method.
 
-    The repetitions are a loop in NumPy's C, over one array that stands for many, so that small arrays cost no calls.
+    NumPy's C loops over one array that is broadcast, so that small arrays cost no calls.
     """
     import numpy as np
 
@@ -74,16 +74,16 @@ def reading(size: int, seconds: float) -> dict[str, float]:
 
 
 def recurrence(size: int, seconds: float) -> float | None:
-    """Bytes a second of weights that the compiled recurrence reads with a batch of one; None where it is not there.
+    """Bytes a second of weights that the compiled recurrence reads with a batch of one; None if it is not built.
 
     The weights are packed before: packed in the call, they are read at 0.6 to 0.9 of the rate.
     """
     import numpy as np
 
     import multirnn as mr
-    from multirnn.kernel import missing
+    from multirnn.kernel import refuses
 
-    if missing():
+    if refuses():
         return None
     hidden = max(16, round((size / 4) ** 0.5))
     spec = mr.RecurrentSpec("simple_rnn", 1, hidden, activation="linear", bias="none")
@@ -96,7 +96,7 @@ def recurrence(size: int, seconds: float) -> float | None:
 
 
 def framework_product(package: str, size: int, seconds: float) -> float:
-    """The same in a framework, on its own tensors; its warnings about a missing GPU are discarded."""
+    """The rate of `product` in a framework, on its own tensors; its warnings about a missing GPU are discarded."""
     import numpy as np
 
     os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "3", "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
@@ -111,7 +111,7 @@ def framework_product(package: str, size: int, seconds: float) -> float:
 
 
 def torch_tanh(seconds: float) -> dict[str, Any]:
-    """The instruction set that PyTorch has chosen, and how many tanh a second it makes with it, in one thread."""
+    """PyTorch's instruction set, and its tanh a second in one thread."""
     torch = import_module("torch")
     torch.set_num_threads(1)
     x = torch.linspace(-4, 4, 2**14)
@@ -121,7 +121,7 @@ def torch_tanh(seconds: float) -> dict[str, Any]:
 
 
 def two_pools(size: int, repetitions: int) -> dict[str, float]:
-    """Seconds of a product in NumPy and of one in PyTorch, each for itself, and of both in turn; medians."""
+    """Median seconds of a product in NumPy, of one in PyTorch, and of both in turn."""
     import numpy as np
 
     torch = import_module("torch")
@@ -129,7 +129,7 @@ def two_pools(size: int, repetitions: int) -> dict[str, float]:
     out, x = np.empty_like(a), torch.from_numpy(a)
 
     def median(*calls: Callable[[], Any]) -> float:
-        time.sleep(0.3)  # whoever spins has gone to sleep
+        time.sleep(0.3)  # until spinning threads sleep
         spent = []
         for _ in range(repetitions):
             start = time.perf_counter()
@@ -187,7 +187,7 @@ def numpy_layer(implementation: "Implementation", seconds: float) -> float:
 
 
 def _rate(call: Callable[[], Any], seconds: float) -> float:
-    """Calls a second, after one that does not count: the best block of a period, for whoever interferes only slows."""
+    """Calls a second after one that does not count: the best block of a period, since interference only slows."""
     call()
     best, end = 0.0, time.perf_counter() + seconds
     while time.perf_counter() < end or not best:

@@ -1,4 +1,4 @@
-"""What all contenders are given: weights and arrays drawn once for a problem, and handed to processes in a folder."""
+"""Weights and arrays, drawn once for a problem and handed to every contender's process in a folder."""
 
 from __future__ import annotations  # or naming np.random.Generator loads numpy.random
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from multirnn.layer import Output, State
 from multirnn.protocol import Work
-from multirnn.weights import Weights, initialise
+from multirnn.weights import Array, Weights, initialise
 from multirnn_bench.problems import Problem
 
 __all__ = ["draw", "load", "load_arrays", "save", "save_arrays"]
@@ -19,20 +19,19 @@ __all__ = ["draw", "load", "load_arrays", "save", "save_arrays"]
 def draw(problem: Problem, mode: str, seed: int = 0) -> Work:
     """The work of a problem in a mode; the weights are the same in every mode.
 
-    The scheme of the weights is torch's, with random biases: under it states neither vanish into denormal numbers nor
-    saturate, so no contender is timed on numbers that are special.
+    Weights and biases are drawn as PyTorch draws them: states then neither saturate nor fade into denormal numbers,
+    which have a speed of their own.
     """
     spec = problem.spec
     rng = np.random.default_rng(seed)
     weights = initialise(spec, seed)
     batch, time = problem.batch, 1 if mode == "streaming" else problem.time
     x = rng.standard_normal((batch, time, spec.input_size)).astype(spec.dtype)
-    lengths = None
+    lengths = cotangent = target = None
     if problem.lengths is not None and mode != "streaming":
         lengths = rng.integers(*problem.lengths, size=batch, endpoint=True)
         x[np.arange(time) >= lengths[:, None]] = 0
     sequence = (batch, time, spec.output_size)
-    cotangent = target = None
     if mode == "gradients":
         state = (spec.num_layers * len(spec.directions), batch, spec.hidden_size)
         parts = [rng.standard_normal(state).astype(spec.dtype) for _ in spec.form.states]
@@ -55,18 +54,19 @@ def save(work: Work, folder: Path) -> None:
 def load(problem: Problem, mode: str, folder: Path) -> Work:
     """The work that `save` wrote."""
     arrays = load_arrays(folder)
-    weights = {name: array for name, array in arrays.items() if name.startswith("weights.")}
+    weights = Weights(problem.spec, {name: arrays.pop(f"weights.{name}") for name in problem.spec.shapes})
     cotangent = None
-    if "cotangent" in arrays:
+    if mode == "gradients":
         cotangent = Output(arrays["cotangent"], State(arrays["cotangent.h"], arrays.get("cotangent.c")))
-    return Work(
-        Weights(problem.spec, {name.removeprefix("weights."): array for name, array in weights.items()}),
-        arrays["x"],
-        arrays.get("lengths"),
-        mode,
-        cotangent,
-        arrays.get("target"),
-    )
+    return Work(weights, aligned(arrays["x"]), arrays.get("lengths"), mode, cotangent, arrays.get("target"))
+
+
+def aligned(array: Array) -> Array:
+    """A copy that begins at a cache line: XLA shares such memory, and copies any other in every call."""
+    memory = np.empty(array.nbytes + 64, np.uint8)
+    copy = memory[-memory.ctypes.data % 64 :][: array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
 
 
 def save_arrays(arrays: Mapping[str, Any], folder: Path) -> None:

@@ -10,10 +10,10 @@ import time
 from bisect import insort
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import NamedTuple
 
-from multirnn_bench.alone import allowed_cores
-from multirnn_bench.machine import steal
+from multirnn_bench.machine import allowed_cores, steal
 
 __all__ = ["TAKEN", "UNTAKEN", "Interference", "Pace", "Taken"]
 
@@ -22,7 +22,7 @@ TAKEN = 0.02
 
 FIRST = 20  # computations before the usual time is known
 NUMBERS = 2048  # of each of two vectors: both in L1
-PRODUCTS = 4096  # of these vectors in a computation: 0.35 ms on Zen 4; fewer are over before another core has begun
+PRODUCTS = 4096  # in a computation, 0.35 ms on Zen 4; fewer end before another core has begun
 TRIES = 2  # the shorter counts: an interrupt is no slowdown
 SLOWER = 1.3  # times the usual: 5 in 1000 alone take longer, and nearly all of two that share one physical core
 
@@ -102,42 +102,32 @@ class Taken(NamedTuple):
 UNTAKEN = Taken(0.0, 0.0)
 
 
+@dataclass(frozen=True)
 class Interference:
     """Measures interference during a block.
 
-    Args:
+    Attributes:
         pace: the slowdown on a number of cores; see `Pace`.
         stolen: seconds stolen so far; None where the system does not report it.
     """
 
-    def __init__(
-        self,
-        pace: Callable[[int], float] = lambda cores: 1.0,
-        stolen: Callable[[], float | None] = steal,
-    ) -> None:
-        self._pace, self._stolen = pace, stolen
+    pace: Callable[[int], float] = lambda cores: 1.0
+    stolen: Callable[[], float | None] = steal
 
     def watch(self, cores: int) -> Callable[[], Taken]:
         """Start measuring on a number of cores; call the result at the end of the block."""
-        pace, stolen, start = self._pace(cores), self._stolen(), time.monotonic()
+        pace, stolen, start = self.pace(cores), self.stolen(), time.monotonic()
 
         def taken() -> Taken:
             seconds = time.monotonic() - start
-            share = stolen_share(stolen, self._stolen(), seconds, cores)
-            return Taken(share, slowed_share(max(pace, self._pace(cores))))
+            share = stolen_share(stolen, self.stolen(), seconds, cores)
+            return Taken(share, slowed_share(max(pace, self.pace(cores))))
 
         return taken
 
 
 def stolen_share(before: float | None, after: float | None, seconds: float, cores: int) -> float:
-    """The stolen share of the cores' time; 0 where steal time is not reported.
-
-    Args:
-        before: seconds stolen before the block.
-        after: seconds stolen after it.
-        seconds: length of the block.
-        cores: busy cores; idle ones have nothing to steal.
-    """
+    """The stolen share of a block's time on the busy cores; 0 where steal time, before and after it, is not reported."""
     return ((after or 0.0) - (before or 0.0)) / (seconds * cores) if seconds else 0.0
 
 

@@ -1,7 +1,7 @@
 """The processes of a contender, and the process that kills them all when the benchmark has died.
 
 Contenders are stopped while others are timed. If the benchmark itself is killed, they and their children would stay
-stopped for ever, holding memory. So a benchmark has one more process, this file run as a script: it waits until its
+stopped for ever, holding memory. So a benchmark has one more process, this file run as a script. It waits until its
 standard input is closed, which happens however the benchmark dies, and then kills every contender it was told of.
 
 It imports the standard library alone, to stay small. Linux only.
@@ -23,12 +23,7 @@ LOOKS = 100  # at most: some processes cannot be killed
 
 
 def family(leader: int, mark: str) -> list[int]:
-    """The living processes of a contender: of its group, of its session, and all that inherited its mark.
-
-    Args:
-        leader: the contender's first process.
-        mark: the value of `MARK` in its environment.
-    """
+    """The living processes of a contender: the group and session of its first process, and all with its mark."""
     variable = f"{MARK}={mark}".encode()
     return [int(name) for name in os.listdir("/proc") if name.isdigit() and _is_of(int(name), leader, variable)]
 
@@ -48,11 +43,7 @@ def _is_of(process: int, leader: int, variable: bytes) -> bool:
 
 
 def end(contenders: Iterable[tuple[int, str]]) -> None:
-    """Kill all processes of these contenders, stopped or not, and those they start meanwhile.
-
-    Args:
-        contenders: leader and mark of each.
-    """
+    """Kill all processes of these contenders, by leader and mark, stopped or not, and those they start meanwhile."""
     left = list(contenders)
     for _ in range(LOOKS):
         found = {process for leader, mark in left for process in family(leader, mark)}

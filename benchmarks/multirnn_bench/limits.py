@@ -27,7 +27,7 @@ from typing import Any, Self
 
 from multirnn.errors import InvalidCall, InvalidData
 from multirnn.spec import RecurrentSpec
-from multirnn_bench.ceilings import OWN, bandwidths, first_cores, joint_products, matrix_products, with_its_part
+from multirnn_bench.ceilings import OWN, Means, bandwidths, first_cores, joint_products, matrix_products, with_its_part
 from multirnn_bench.machine import cache_sizes
 from multirnn_bench.problems import Problem
 
@@ -61,34 +61,22 @@ def flops(problem: Problem, mode: str) -> int:
     batch * time, or the mean of the range of lengths. A backward pass has twice that: the gradients of the weights and
     of what they multiply. Training needs no gradient of `x`, and updates each parameter by a product and a sum.
     Streaming is one step. Sources: the products of the cells' equations; backpropagation through time.
-
-    Args:
-        problem: a stack and the shape of its input.
-        mode: one of `multirnn.protocol.MODES`.
     """
-    forward, first_input = 0, 0
-    for layer, inputs, recurrence in _products(problem.spec):
-        forward += inputs + recurrence
-        first_input += inputs if layer == 0 else 0
-    steps = _steps(problem, mode)
+    products, steps = _products(problem.spec), _steps(problem, mode)
+    forward = sum(map(sum, products))
     if mode in ("inference", "streaming"):
         return round(steps * forward)
     if mode == "gradients":
         return round(3 * steps * forward)
-    return round(steps * (3 * forward - first_input)) + 2 * problem.spec.parameter_count
+    return round(steps * (3 * forward - products[0][0])) + 2 * problem.spec.parameter_count
 
 
 def bytes_moved(problem: Problem, mode: str) -> int:
     """The bytes that one call must read or write, each array once, from whatever memory holds it.
 
     Forward: parameters, input, and the output of each layer, which the next one reads; not the projected input, which
-    can be computed in blocks that stay in a cache. Gradients add what the backward pass needs besides the output,
-    written and read (`STASH` arrays a step: the gates, and the cell state of the LSTM or the recurrent candidate of the
-    GRU), the outputs and the input read again, the cotangents, and the gradients.
-
-    Args:
-        problem: a stack and the shape of its input.
-        mode: one of `multirnn.protocol.MODES`.
+    can be computed in blocks that stay in a cache. Gradients add the arrays that the backward pass needs besides the
+    output, written and read (`STASH`), the outputs and the input read again, the cotangents, and the gradients.
     """
     spec = problem.spec
     steps, size = _steps(problem, mode), BYTES[spec.dtype]
@@ -105,7 +93,7 @@ def bytes_moved(problem: Problem, mode: str) -> int:
 
 
 STASH = {"simple_rnn": 0, "gru": 4, "lstm": 5}
-"""Numbers per unit and step that the backward pass needs besides the output: r, z, n, U_n h + d_n; i, f, g, o, c."""
+"""Numbers per unit and step for the backward pass besides the output: r, z, n, U_n h + d_n; i, f, g, o, c."""
 
 
 def minimum_memory(problem: Problem) -> int:
@@ -119,14 +107,11 @@ def minimum_memory(problem: Problem) -> int:
     return BYTES[spec.dtype] * (numbers + spec.parameter_count)
 
 
-def _products(spec: RecurrentSpec) -> list[tuple[int, int, int]]:
-    """For each layer: its index, and the operations a step of its input projection and of its recurrence."""
-    gates = len(spec.form.gates) * len(spec.directions)
-    made = []
-    for layer in range(spec.num_layers):
-        features = spec.output_size if layer else spec.input_size
-        made.append((layer, 2 * gates * spec.hidden_size * features, 2 * gates * spec.hidden_size**2))
-    return made
+def _products(spec: RecurrentSpec) -> list[tuple[int, int]]:
+    """For each layer: the operations a step of its input projection and of its recurrence."""
+    rows = 2 * len(spec.form.gates) * len(spec.directions) * spec.hidden_size
+    features = [spec.input_size, *[spec.output_size] * (spec.num_layers - 1)]
+    return [(rows * width, rows * spec.hidden_size) for width in features]
 
 
 def _steps(problem: Problem, mode: str) -> float:
@@ -139,11 +124,9 @@ def _steps(problem: Problem, mode: str) -> float:
 
 def _activations(spec: RecurrentSpec) -> int:
     """How many costly activations a unit and step has: 1 of the simple RNN, 3 of the GRU, 5 of the LSTM."""
-    of_gates = len(spec.form.gates) - 1
-    others = 2 if spec.cell == "lstm" else 1
-    name = {"activation": spec.activation, "recurrent_activation": spec.recurrent_activation}
-    costly = {which: getattr(given, "name", given) in SMOOTH for which, given in name.items()}
-    return of_gates * costly["recurrent_activation"] + others * costly["activation"]
+    given = spec.recurrent_activation, spec.activation
+    gates, others = (getattr(one, "name", one) in SMOOTH for one in given)
+    return (len(spec.form.gates) - 1) * gates + (2 if spec.cell == "lstm" else 1) * others
 
 
 # --- The ceilings of a machine ---------------------------------------------------------------------------------------
@@ -154,21 +137,45 @@ class Ceilings:
     """The ceilings of a number of threads together.
 
     Attributes:
-        products: the best rate of a matrix product by dtype, floating-point operations a second.
-        product_means: by dtype, every method tried and its rate.
-        bandwidths: bytes a second read from each level, "L1", "L2", "L3" and "memory".
-        bandwidth_means: by level, every method tried and its rate.
+        product_means: by dtype, floating-point operations a second of a matrix product.
+        bandwidth_means: by level, "L1", "L2", "L3" and "memory", bytes a second that are read from it.
     """
 
-    products: Mapping[str, float]
-    product_means: Mapping[str, Mapping[str, float]]
-    bandwidths: Mapping[str, float]
-    bandwidth_means: Mapping[str, Mapping[str, float]]
+    product_means: Means
+    bandwidth_means: Means
+
+    @classmethod
+    def of(cls, products: Mapping[str, float], bandwidths: Mapping[str, float]) -> Self:
+        """Rates of an unnamed method."""
+        return cls(*({name: {"": rate} for name, rate in rates.items()} for rates in (products, bandwidths)))
+
+    @property
+    def products(self) -> dict[str, float]:
+        """The best rate of each dtype."""
+        return _best(self.product_means)
+
+    @property
+    def bandwidths(self) -> dict[str, float]:
+        """The best rate of each level."""
+        return _best(self.bandwidth_means)
+
+
+def _best(means: Means) -> dict[str, float]:
+    return {name: max(rates.values()) for name, rates in means.items()}
+
+
+def _higher(means: Means, others: Means) -> Means:
+    """The higher rate of each method, for the names in `means`."""
+    made = {name: dict(rates) for name, rates in means.items()}
+    for name, rates in made.items():
+        for by, rate in others.get(name, {}).items():
+            rates[by] = max(rate, rates.get(by, 0.0))
+    return made
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The ceilings of this machine, by number of threads.
+    """The ceilings of this machine.
 
     Attributes:
         caches: bytes of each level; L1 and L2 are a core's own, L3 is shared.
@@ -179,12 +186,7 @@ class Limits:
     ceilings: Mapping[int, Ceilings]
 
     def seconds(self, problem: Problem, mode: str, threads: int) -> float:
-        """The least time of one call, by the model of this module. A share of the limit is this over a measured time.
-
-        Args:
-            problem: a stack and the shape of its input.
-            mode: one of `multirnn.protocol.MODES`.
-            threads: how many the call may use.
+        """The least time of one call with so many threads, by the model of this module.
 
         Raises:
             InvalidCall: nothing was measured with so many threads.
@@ -201,7 +203,7 @@ class Limits:
             again = self._seconds_a_byte(size * len(spec.form.gates) * spec.hidden_size**2, threads)
         activations = steps * spec.output_size * _activations(spec) * ACTIVATION / rate
         total = 0.0
-        for layer, inputs, recurrence in _products(spec):
+        for layer, (inputs, recurrence) in enumerate(_products(spec)):
             # An operation in a product is a multiplication or an addition: two for each weight.
             project = max(steps * inputs / rate, size * inputs / 2 * once)
             walk = max(steps * recurrence / rate, time * size * recurrence / 2 * again)
@@ -215,27 +217,19 @@ class Limits:
         return max(total, moved * self._seconds_a_byte(min(moved, minimum_memory(problem)), threads))
 
     def highest(self, other: "Limits") -> "Limits":
-        """The higher of both ceilings, for every number of threads of this one.
-
-        Args:
-            other: measured on the same machine at another time.
-        """
-        made = {}
-        for threads, found in self.ceilings.items():
-            there = other.ceilings.get(threads, found)
-            made[threads] = _ceilings(
-                _higher(found.product_means, found.products, there.product_means, there.products),
-                _higher(found.bandwidth_means, found.bandwidths, there.bandwidth_means, there.bandwidths),
-            )
+        """The higher of both ceilings, measured at two times, for every number of threads of this one."""
+        made = dict(self.ceilings)
+        for threads in made.keys() & other.ceilings.keys():
+            pairs = zip(vars(made[threads]).values(), vars(other.ceilings[threads]).values(), strict=True)
+            made[threads] = Ceilings(*(_higher(*pair) for pair in pairs))
         return Limits(self.caches, made)
 
-    def share(self, problem: Problem, mode: str, threads: int, seconds: float) -> float:
-        """The share of the limit that a measured time reaches: 1 is as fast as this machine can."""
-        return self.seconds(problem, mode, threads) / seconds
-
     def to_dict(self) -> dict[str, Any]:
-        """Everything, in values that JSON has."""
-        ceilings = {str(threads): asdict(found) for threads, found in self.ceilings.items()}
+        """Everything, as JSON values."""
+        ceilings = {
+            str(threads): {"products": found.products, "bandwidths": found.bandwidths, **asdict(found)}
+            for threads, found in self.ceilings.items()
+        }
         return {"caches": dict(self.caches), "ceilings": ceilings}
 
     @classmethod
@@ -243,15 +237,21 @@ class Limits:
         """The limits that `to_dict` wrote.
 
         Raises:
-            InvalidData: the values are not those of limits.
+            InvalidData: the values are no limits.
         """
         try:
-            ceilings = {int(threads): Ceilings(**found) for threads, found in values["ceilings"].items()}
+            ceilings = {}
+            for threads, found in values["ceilings"].items():
+                best = Ceilings.of(found["products"], found["bandwidths"])  # older files may have no methods
+                products = {**best.product_means, **found["product_means"]}
+                ceilings[int(threads)] = Ceilings(products, {**best.bandwidth_means, **found["bandwidth_means"]})
             caches = {str(level): int(size) for level, size in values["caches"].items()}
-            rates = [{**found.products, **found.bandwidths} for found in ceilings.values()]
+            rates = [
+                rate for found in ceilings.values() for rate in (*found.products.values(), *found.bandwidths.values())
+            ]
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InvalidData(f"its limits are none that were measured: {type(error).__name__}: {error}") from None
-        if not all(isinstance(rate, int | float) and rate > 0 for one in rates for rate in one.values()):
+        if not all(isinstance(rate, int | float) and rate > 0 for rate in rates):
             raise InvalidData("its limits are none that were measured: a rate is no positive number")
         return cls(caches, ceilings)
 
@@ -270,10 +270,10 @@ def measure(*threads: int, dtypes: Sequence[str] = tuple(BYTES)) -> Limits:
     """Measure the ceilings of this machine, some seconds for each number of threads.
 
     Nothing else should run meanwhile. Each measurement runs in processes of its own, bound to cores, by several
-    methods, of which the best counts: a ceiling that is too low makes everything look good.
+    methods; the best counts, since a ceiling that is too low makes everything look good.
 
     Args:
-        threads: how many; may be several numbers, `measure(1, 2)`.
+        threads: one or more numbers, `measure(1, 2)`.
         dtypes: of the products; other dtypes then have no limit.
 
     Raises:
@@ -285,50 +285,21 @@ def measure(*threads: int, dtypes: Sequence[str] = tuple(BYTES)) -> Limits:
     ceilings = {}
     for count in sorted(threads, reverse=True):
         if count == 1:
-            ceilings[1] = _ceilings(products, levels)
+            ceilings[1] = Ceilings(products, levels)
             continue
         together = bandwidths(count, levels)
         levels = with_its_part(count, levels, together)
-        ceilings[count] = _ceilings(joint_products(count, products), together)
+        ceilings[count] = Ceilings(joint_products(count, products), together)
     return Limits(cache_sizes(), {count: ceilings[count] for count in threads})
 
 
 def measure_again(limits: Limits) -> Limits:
-    """The limits with products measured again, a second or two for each number of threads; the higher rate counts.
-
-    Args:
-        limits: of this machine.
-
-    Raises:
-        InvalidCall: this process may not run on so many cores.
-    """
-    products = matrix_products(sorted({dtype for found in limits.ceilings.values() for dtype in found.products}), 1)
-    made = {}
-    for threads, found in limits.ceilings.items():
-        rates = products if threads == 1 else joint_products(threads, products)
-        made[threads] = _ceilings(
-            rates, found.bandwidth_means or {at: {"": one} for at, one in found.bandwidths.items()}
-        )
-    return limits.highest(Limits(limits.caches, made))
-
-
-Means = Mapping[str, Mapping[str, float]]
-
-
-def _higher(means: Means, best: Mapping[str, float], others: Means, best_other: Mapping[str, float]) -> Means:
-    """By name, the higher rate of each method; a rate without a method counts too."""
-    made: dict[str, Mapping[str, float]] = {}
-    for name in best:
-        one, other = means.get(name, {"": best[name]}), others.get(name, {"": best_other.get(name, 0.0)})
-        made[name] = {by: max(one.get(by, 0.0), other.get(by, 0.0)) for by in {**one, **other}}
-    return made
-
-
-def _ceilings(products: Means, levels: Means) -> Ceilings:
-    """The best of all methods."""
-    return Ceilings(
-        {dtype: max(means.values()) for dtype, means in products.items()},
-        products,
-        {level: max(means.values()) for level, means in levels.items()},
-        levels,
+    """The limits with products measured again, a second or two for each number of threads; the higher rate counts."""
+    products = matrix_products(
+        sorted({dtype for found in limits.ceilings.values() for dtype in found.product_means}), 1
     )
+    made = {
+        threads: Ceilings(products if threads == 1 else joint_products(threads, products), found.bandwidth_means)
+        for threads, found in limits.ceilings.items()
+    }
+    return limits.highest(Limits(limits.caches, made))

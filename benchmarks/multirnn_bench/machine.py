@@ -1,38 +1,43 @@
-"""The machine of a measurement.
+"""The machine of a measurement: `describe` its facts, which two runs can compare; `activity` its present load."""
 
-`describe` has the facts that do not change, which two runs can compare; `activity` its present load.
-"""
-
+import math
 import os
 import platform
 import re
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from multirnn_bench.alone import VARIABLES, allowed_cores
-
-__all__ = ["activity", "blas_libraries", "cache_sizes", "cpu_features", "describe", "quota", "steal"]
+__all__ = [
+    "VARIABLES",
+    "activity",
+    "allowed_cores",
+    "blas_libraries",
+    "cache_sizes",
+    "cpu_features",
+    "describe",
+    "free_memory",
+    "quota",
+    "steal",
+    "thread_variables",
+]
 
 TELLING = (
     *("sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512dq", "avx512bw", "avx512vl", "avx512_bf16"),
-    *(
-        "avx512_fp16",
-        "avx_vnni",
-        "avx512_vnni",
-        "amx_tile",
-        "amx_bf16",
-        "amx_int8",
-        "asimd",
-        "sve",
-        "sve2",
-        "hypervisor",
-    ),
+    *("avx512_fp16", "avx_vnni", "avx512_vnni", "amx_tile", "amx_bf16", "amx_int8"),
+    *("asimd", "sve", "sve2", "hypervisor"),
 )
 """The processor features that matter to a recurrent layer, on x86 and ARM."""
+
+VARIABLES = (
+    *("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"),
+    *("NUMEXPR_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"),
+)
+"""The variables that size the thread pools of BLAS libraries, OpenMP and TensorFlow."""
 
 ASSUMED_CACHES = {"L1": 32 * 2**10, "L2": 2**20, "L3": 32 * 2**20}  # where the system does not report them
 
@@ -44,25 +49,41 @@ SETTINGS = (*VARIABLES, "OPENBLAS_CORETYPE", "MKL_ENABLE_INSTRUCTIONS", "XLA_FLA
 def describe() -> dict[str, Any]:
     """The machine, as JSON values; the same in every process with the same environment.
 
-    Returns:
-        processor, cores, allowed_cores, quota, features, caches, memory_bytes, kernel, python, versions of the packages
-        that are installed, variables that set threads and kernels, and the BLAS of NumPy with its kernels. The last is
-        of this process, in which NumPy is loaded, and is None without threadpoolctl (the extra `bench`).
+    `variables` are those that set threads and kernels; `blas`, the libraries of this process, is None without
+    threadpoolctl (the extra `bench`).
     """
+    found = re.search(r"^model name\s*:\s*(.*)$", _text("/proc/cpuinfo"), re.MULTILINE)
+    pages: Mapping[str, int] = getattr(os, "sysconf_names", {})
+    versions = {"python": sys.version.split()[0]}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
     return {
-        "processor": _processor(),
+        "processor": found[1].strip() if found else platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "allowed_cores": list(allowed_cores()),
         "quota": quota(),
         "features": [name for name in TELLING if name in cpu_features()],
         "caches": cache_sizes(),
-        "memory_bytes": _memory(),
+        "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if "SC_PHYS_PAGES" in pages else None,
         "kernel": f"{platform.system()} {platform.release()}",
         "python": f"{platform.python_implementation()} {platform.python_version()}",
-        "versions": _versions(),
+        "versions": versions,
         "variables": {name: os.environ[name] for name in SETTINGS if name in os.environ},
         "blas": blas_libraries(),
     }
+
+
+def thread_variables(threads: int) -> dict[str, str]:
+    """The environment that gives every pool this number of threads."""
+    return dict.fromkeys(VARIABLES, str(threads))
+
+
+def allowed_cores() -> tuple[int, ...]:
+    """The cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return tuple(sorted(os.sched_getaffinity(0)))
+    return tuple(range(os.cpu_count() or 1))
 
 
 def activity() -> dict[str, float | None]:
@@ -122,26 +143,10 @@ def blas_libraries() -> list[dict[str, Any]] | None:
     return [{name: one.get(key) for key, name in kept.items()} for one in threadpool_info()]
 
 
-def _processor() -> str:
-    found = re.search(r"^model name\s*:\s*(.*)$", _text("/proc/cpuinfo"), re.MULTILINE)
-    return found[1].strip() if found else platform.processor() or platform.machine()
-
-
-def _memory() -> int | None:
-    names: Mapping[str, int] = getattr(os, "sysconf_names", {})
-    if {"SC_PHYS_PAGES", "SC_PAGE_SIZE"} <= set(names):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return None
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": sys.version.split()[0]}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+def free_memory() -> float:
+    """Bytes of available memory; infinite where the system does not report it."""
+    found = re.search(r"^MemAvailable:\s*(\d+) kB", _text("/proc/meminfo"), re.MULTILINE)
+    return int(found[1]) * 1024.0 if found else math.inf
 
 
 def _text(path: Path | str) -> str:

@@ -3,7 +3,8 @@
 A backend that is `Timed` is timed on inputs in its framework's own type, any other from NumPy to NumPy.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from multirnn.layer import FROZEN, Implementation, Layer, Planned
@@ -34,7 +35,8 @@ class Ours:
 
     def __init__(self, backend: str | Backend, implementation: Implementation, name: str) -> None:
         self.backend = load_backend(backend)
-        self.implementation, self.name = implementation, name
+        self.implementation: Implementation = implementation
+        self.name = name
         self.implementations = abilities(self.backend).implementations
         if implementation not in self.implementations:
             raise NoImplementation(name)
@@ -72,19 +74,12 @@ class Ours:
 
 def through_numpy(layer: Layer, work: Work) -> Prepared:
     """The work done by the layer, from NumPy to NumPy."""
-    x, lengths, cotangent = work.x, work.lengths, work.cotangent
-    if work.mode == "gradients":
-        assert cotangent is not None
-
-        def pull_back() -> Any:
-            return layer.vjp(x, lengths=lengths, cotangent=cotangent)
-
-        return Prepared(pull_back, pull_back, pull_back, "the layer, from NumPy to NumPy")
     if work.mode == "streaming":
         stream, first = layer.stream(), layer.stream()
-        return Prepared(lambda: stream(x), lambda: first(x), None, "a stream of the layer, from NumPy to NumPy")
-
-    def run() -> Any:
-        return layer(x, lengths=lengths)
-
-    return Prepared(run, run, run, "the layer, from NumPy to NumPy")
+        return Prepared(
+            lambda: stream(work.x), lambda: first(work.x), None, "a stream of the layer, from NumPy to NumPy"
+        )
+    call: Callable[[], Any] = partial(layer, work.x, lengths=work.lengths)
+    if work.cotangent is not None:
+        call = partial(layer.vjp, work.x, lengths=work.lengths, cotangent=work.cotangent)
+    return Prepared(call, call, call, "the layer, from NumPy to NumPy")

@@ -1,7 +1,7 @@
-"""The problems: a `Problem` is a stack and the shape of its input; a `Table` is problems and the modes of each.
+"""The problems: a `Problem` is a stack and the shape of its input; a `ProblemTable` is problems and the modes of each.
 
-Three tables have names, and `read_table` reads a user's own from CSV. The header must have the columns `cell`, `batch`,
-`time` and `hidden_size`, and may have any other field of `Problem`, and `modes`, separated by spaces:
+A table is a CSV file; three that ship have names. The header must have the columns `cell`, `batch`, `time` and
+`hidden_size`, and may have any other field of a problem or its spec, and `modes`, separated by spaces:
 
     cell,batch,time,hidden_size,modes
     gru,32,100,256,inference training
@@ -13,61 +13,51 @@ import csv
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from importlib.resources import as_file, files
 from io import StringIO
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Self
 
-from multirnn.activations import Activation
 from multirnn.errors import InvalidCall, InvalidData, InvalidSpec
 from multirnn.protocol import MODES
 from multirnn.spec import RecurrentSpec
 
-__all__ = ["TABLES", "Case", "Problem", "Table", "read_table", "title_of"]
+__all__ = ["TABLES", "Case", "Problem", "ProblemTable", "read_table"]
+
+STACK = tuple(field.name for field in fields(RecurrentSpec))
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A recurrent stack and the shape of its input; the fields of a row of results.
+    """A recurrent stack and the shape of its input.
 
     Attributes:
         name: unique in its table.
-        lengths: the shortest and the longest that a row may have, drawn evenly; None where every row is full.
-        recurrent_only: the problem asks for the recurrence alone. No layer is without an input projection, so it is
-            given an input of one feature, whose projection is 1/hidden_size of the recurrence's products.
-        cell, input_size, ..., dtype: the fields of `RecurrentSpec`.
+        spec: the stack.
+        batch, time: of the input.
+        lengths: the range of the rows' lengths, drawn uniformly; None where every row is full.
+        recurrent_only: the problem asks for the recurrence alone. Every layer has an input projection, so the input has
+            one feature, whose projection costs 1/hidden_size of the recurrence.
 
     Raises:
-        InvalidSpec: a value that describes no layer, or no input.
+        InvalidSpec: the input is impossible.
     """
 
     name: str
-    cell: str
+    spec: RecurrentSpec
     batch: int
     time: int
-    input_size: int
-    hidden_size: int
-    num_layers: int = 1
-    bidirectional: bool = False
-    bias: str = ""
-    reset_after: bool = True
-    activation: str | Activation = "tanh"
-    recurrent_activation: str | Activation = "sigmoid"
-    dtype: str = "float32"
     lengths: tuple[int, int] | None = None
     recurrent_only: bool = False
 
     def __post_init__(self) -> None:
-        spec = self.spec
-        for name in ("bias", "activation", "recurrent_activation", "dtype"):
-            object.__setattr__(self, name, getattr(spec, name))
         for name in ("batch", "time"):
             if getattr(self, name) < 1:
                 raise InvalidSpec(f"{name} must be a positive integer, not {getattr(self, name)!r}")
-        if self.recurrent_only and self.input_size != 1:
+        if self.recurrent_only and self.spec.input_size != 1:
             raise InvalidSpec(
-                f"with recurrent_only input_size must be 1, since that is how it is run; not {self.input_size}"
+                f"with recurrent_only input_size must be 1, since that is how it is run; not {self.spec.input_size}"
             )
         if self.lengths is not None:
             shortest, longest = self.lengths
@@ -78,28 +68,40 @@ class Problem:
                 )
             object.__setattr__(self, "lengths", (shortest, longest))
 
-    @property
-    def spec(self) -> RecurrentSpec:
-        """The stack."""
-        return RecurrentSpec(**{field.name: getattr(self, field.name) for field in fields(RecurrentSpec)})
+    @classmethod
+    def shaped(cls, cell: str, time: int, batch: int, input_size: int, hidden_size: int, **more: Any) -> Self:
+        """A problem named by its shape, `lstm-t150-b16-i256-h256`.
+
+        Args:
+            cell, time, batch, input_size, hidden_size: its shape.
+            more: other fields of the problem and its spec; a `name` replaces the shape.
+        """
+        name = f"{'rnn' if cell == 'simple_rnn' else cell}-t{time}-b{batch}-i{input_size}-h{hidden_size}"
+        sizes = {"cell": cell, "time": time, "batch": batch, "input_size": input_size, "hidden_size": hidden_size}
+        return cls.from_dict({"name": name, **sizes, **more})
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields, in values that JSON has."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        """The fields of the problem and its spec side by side, as JSON values."""
         spec = self.spec.to_dict()
+        del spec["version"]
         lengths = None if self.lengths is None else list(self.lengths)
-        return {name: spec.get(name, value) for name, value in values.items()} | {"lengths": lengths}
+        own = {"batch": self.batch, "time": self.time, "lengths": lengths, "recurrent_only": self.recurrent_only}
+        return {"name": self.name, **spec, **own}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The problem that `to_dict` wrote.
 
         Raises:
-            InvalidSpec: it has a field that no problem has, or a value that describes no layer.
+            InvalidSpec: a field is unknown or missing, or a value is impossible.
         """
-        if unknown := set(values) - {one.name for one in fields(cls)}:
+        if unknown := set(values) - {*STACK, *OWN}:
             raise InvalidSpec(f"a problem has no field {min(unknown)!r}")
-        return cls(**values)
+        spec = RecurrentSpec(**{name: value for name, value in values.items() if name in STACK})
+        return cls(spec=spec, **{name: value for name, value in values.items() if name in OWN})
+
+
+OWN = tuple(field.name for field in fields(Problem) if field.name != "spec")
 
 
 @dataclass(frozen=True)
@@ -111,17 +113,18 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Table:
+class ProblemTable:
     """Problems to be timed together.
 
     Attributes:
-        name: of the table, or of the file that it was read from.
+        name: of the table, or of its file.
         cases: in the order in which they run.
-        threads: the settings unless others are asked for.
-        seconds: what a run may take; rounds and blocks are cut to fit. None: as long as it takes.
-        cap: seconds after which a contender that gave no answer is given up.
+        threads: the default settings.
+        seconds: the time of a run, to which rounds and blocks are cut; None: as long as it takes.
+        cap: seconds after which a contender without an answer is given up.
         boundary: the modes in which the call from NumPy to NumPy is timed too, with the first number of threads; some
             contenders trace it once more.
+        boundaries: the rounds in which it is; all by default. If few, short calls alone.
     """
 
     name: str
@@ -130,6 +133,7 @@ class Table:
     seconds: float | None = None
     cap: float = 120.0
     boundary: tuple[str, ...] = MODES
+    boundaries: int | None = None
 
     def only(
         self, *, names: Sequence[str] = (), modes: Sequence[str] = (), part: tuple[int, int] | None = None
@@ -137,174 +141,73 @@ class Table:
         """The table cut down.
 
         Args:
-            names: of problems; `*` and `?` stand for other letters. All unless given.
-            modes: run these on each problem, whatever the table says. As in the table unless given.
+            names: patterns of problems with `*` and `?`; all by default.
+            modes: run these on each problem; as in the table by default.
             part: (n, m): the nth of m parts of about the same size, n from 1.
 
         Raises:
-            InvalidCall: nothing is left; the sentence names what there is.
+            InvalidCall: nothing is left.
         """
         cases = self.cases
+        for name in names:
+            if not any(fnmatchcase(case.problem.name, name) for case in cases):
+                raise InvalidCall(f"table {self.name!r} has no problem {name!r}; `multirnn bench list` shows them")
         if names:
-            for name in names:
-                if not any(fnmatchcase(case.problem.name, name) for case in cases):
-                    raise InvalidCall(f"table {self.name!r} has no problem {name!r}; `multirnn bench list` shows them")
-            cases = tuple(e for e in cases if any(fnmatchcase(e.problem.name, name) for name in names))
+            cases = tuple(case for case in cases if any(fnmatchcase(case.problem.name, name) for name in names))
         if part:
             number, count = part
-            cases = tuple(case for place, case in enumerate(cases) if place % count == number - 1)
-        if modes:
-            cases = tuple(Case(case.problem, tuple(modes)) for case in cases)
-        cases = tuple(Case(case.problem, tuple(m for m in case.modes if _has(case.problem, m))) for case in cases)
-        cases = tuple(case for case in cases if case.modes)
+            cases = cases[number - 1 :: count]
+        kept = (
+            (case.problem, tuple(mode for mode in modes or case.modes if _has(case.problem, mode))) for case in cases
+        )
+        cases = tuple(Case(problem, left) for problem, left in kept if left)
         if not cases:
             raise InvalidCall(f"nothing of table {self.name!r} is left to run; ask for fewer parts or another mode")
         return replace(self, cases=cases)
 
 
 def _has(problem: Problem, mode: str) -> bool:
-    """Whether the problem can be asked in this mode: no stack that reads the end first can be streamed."""
+    """Whether the mode exists: a stack that reads the end first cannot be streamed."""
     return mode != "streaming" or not problem.spec.bidirectional
 
 
-# --- The tables that have names --------------------------------------------------------------------------------------
+# --- Tables in CSV files ---------------------------------------------------------------------------------------------
 
-SHORT = {"simple_rnn": "rnn", "lstm": "lstm", "gru": "gru"}
+FEW = 3
+"""Rounds of the call from NumPy to NumPy in the named tables, where it is shown beside the others and not judged."""
 
+SETTINGS: Mapping[str, Mapping[str, Any]] = {
+    "smoke": {"threads": (1,), "seconds": 35, "cap": 10, "boundary": ("streaming",)},
+    "standard": {"seconds": 16 * 60, "cap": 45, "boundary": ("inference", "streaming")},
+    "deepbench": {},
+}
+"""The named tables, whose problems are in `tables/`.
 
-def title_of(cell: str, time: int, batch: int, input_size: int, hidden_size: int) -> str:
-    """The name of a problem by its shape, `lstm-t150-b16-i256-h256`."""
-    return f"{SHORT[cell]}-t{time}-b{batch}-i{input_size}-h{hidden_size}"
-
-
-def _shape(
-    cell: str, time: int, batch: int, input_size: int, hidden_size: int, prefix: str = "", **more: Any
-) -> Problem:
-    name = prefix + title_of(cell, time, batch, input_size, hidden_size)
-    return Problem(name, cell, batch, time, input_size, hidden_size, **more)
-
-
-def _both_ways(cell: str) -> Problem:
-    return _shape(cell, 100, 16, 128, 128, "stacked-", num_layers=2, bidirectional=True)
-
-
-def _ragged(cell: str) -> Problem:
-    return _shape(cell, 100, 32, 256, 256, "ragged-", lengths=(10, 100))
+smoke: six shapes that between them reach every kind of bound.
+standard: the shapes of small devices, of DeepBench, of glample/rnn-benchmarks (30 steps), of PyTorch's fastrnns (100
+    steps, 64 x 512) and of translation and speech. A training step costs three inferences, so few are trained.
+deepbench: all recurrent problems of Baidu DeepBench; those of its training set with their gradients. It times the
+    recurrence alone, its simple RNN has the activation ReLU, and its backward pass is the gradient of weights and
+    input, without an update: baidu-research/DeepBench, code/nvidia/rnn_bench.cu.
+"""
 
 
-def _smoke() -> Table:
-    """Six shapes that between them reach every kind of bound, on one thread."""
-    inference = ("inference",)
-    return Table(
-        "smoke",
-        (
-            Case(_shape("simple_rnn", 96, 1, 64, 64), MODES),
-            Case(_shape("simple_rnn", 100, 8, 256, 256), inference),
-            Case(_shape("simple_rnn", 30, 32, 512, 512), inference),
-            Case(_shape("lstm", 25, 4, 512, 512), inference),
-            Case(_shape("gru", 50, 16, 256, 256), inference),
-            Case(_both_ways("simple_rnn"), inference),
-        ),
-        threads=(1,),
-        seconds=35,
-        cap=10,
-        boundary=("streaming",),
-    )
+def _named(name: str) -> ProblemTable:
+    with as_file(files("multirnn_bench") / "tables" / f"{name}.csv") as path:
+        return replace(read_table(path), name=name, boundaries=FEW, **SETTINGS[name])
 
 
-# cell, time, batch, input_size, hidden_size. The shapes of small devices, of DeepBench, of glample/rnn-benchmarks
-# (30 steps), of PyTorch's fastrnns (100 steps, 64 x 512) and of translation and speech.
-STANDARD = (
-    ("simple_rnn", 672, 1, 32, 32),
-    ("simple_rnn", 96, 1, 64, 64),
-    ("simple_rnn", 1000, 1, 64, 128),
-    ("simple_rnn", 100, 1, 256, 256),
-    ("simple_rnn", 100, 8, 256, 256),
-    ("simple_rnn", 100, 32, 128, 128),
-    ("simple_rnn", 30, 32, 128, 128),
-    ("simple_rnn", 30, 128, 128, 128),
-    ("simple_rnn", 30, 32, 512, 512),
-    ("simple_rnn", 30, 128, 512, 512),
-    ("simple_rnn", 30, 32, 1024, 1024),
-    ("simple_rnn", 30, 128, 1024, 1024),
-    ("simple_rnn", 100, 64, 512, 512),
-    ("simple_rnn", 50, 16, 1760, 1760),
-    ("simple_rnn", 1500, 1, 1024, 1024),
-    ("lstm", 150, 1, 256, 256),
-    ("lstm", 25, 1, 512, 512),
-    ("lstm", 25, 4, 512, 512),
-    ("lstm", 150, 16, 256, 256),
-    ("lstm", 25, 16, 512, 512),
-    ("lstm", 100, 64, 512, 512),
-    ("gru", 1, 1, 512, 512),
-    ("gru", 50, 16, 256, 256),
-    ("gru", 187, 1, 1536, 1536),
-    ("gru", 375, 1, 1024, 1024),
-)
-
-TRAINED = (
-    ("simple_rnn", 96, 1, 64, 64),
-    ("simple_rnn", 100, 8, 256, 256),
-    ("simple_rnn", 100, 32, 128, 128),
-    ("simple_rnn", 30, 32, 512, 512),
-    ("lstm", 150, 16, 256, 256),
-    ("gru", 50, 16, 256, 256),
-)
-"""The shapes of `STANDARD` that are trained too: a training step costs three inferences, and tracing it more."""
-
-
-def _standard() -> Table:
-    """The public grid."""
-    cases = [
-        Case(_shape(*shape), ("inference", "training") if shape in TRAINED else ("inference",)) for shape in STANDARD
-    ]
-    cases += [Case(_both_ways(cell), ("inference",)) for cell in SHORT]
-    cases += [Case(_ragged("lstm"), ("inference",)), Case(_ragged("gru"), ("inference", "gradients"))]
-    cases += [Case(_shape(cell, 1, 1, 256, 256), ("streaming",)) for cell in SHORT]
-    return Table("standard", tuple(cases), seconds=16 * 60, cap=45, boundary=("inference", "streaming"))
-
-
-def _deepbench() -> Table:
-    """All recurrent problems of Baidu DeepBench; those of its training set with their gradients.
-
-    DeepBench times the recurrence alone, its simple RNN has the activation ReLU, and its backward pass is the gradient
-    of weights and input, without an update: baidu-research/DeepBench, code/nvidia/rnn_bench.cu.
-    """
-    cases = []
-    with as_file(files("multirnn_bench") / "deepbench-rnn.csv") as path, path.open(newline="") as file:
-        for row in csv.DictReader(file):
-            cell, time, batch, hidden = row["cell"], int(row["time"]), int(row["batch"]), int(row["hidden_size"])
-            problem = Problem(
-                f"{row['set']}-{SHORT[cell]}-t{time}-b{batch}-h{hidden}",
-                cell,
-                batch,
-                time,
-                1,
-                hidden,
-                activation="relu" if cell == "simple_rnn" else "tanh",
-                recurrent_only=True,
-            )
-            modes = ("inference", "gradients") if row["set"] == "training" else ("inference",)
-            cases.append(Case(problem, modes))
-    return Table("deepbench", tuple(cases), cap=120)
-
-
-TABLES: Mapping[str, Callable[[], Table]] = MappingProxyType(
-    {"smoke": _smoke, "standard": _standard, "deepbench": _deepbench}
-)
-
-
-# --- A user's own ----------------------------------------------------------------------------------------------------
+TABLES: Mapping[str, Callable[[], ProblemTable]] = {name: partial(_named, name) for name in SETTINGS}
 
 NEEDED = ("cell", "batch", "time", "hidden_size")
 SHOWN = 5  # sentences about bad rows; more would hide the first
 
 
-def read_table(path: Path | str) -> Table:
+def read_table(path: Path | str) -> ProblemTable:
     """The table in a CSV file.
 
     Raises:
-        InvalidData: it cannot be read, a column is missing or unknown, or rows are bad: a sentence a row, with its
+        InvalidData: it cannot be read, a column is missing or unknown, or rows are bad; a sentence for each with its
             line.
     """
     path = Path(path)
@@ -314,31 +217,32 @@ def read_table(path: Path | str) -> Table:
         raise InvalidData(f"{path} cannot be read: {getattr(error, 'strerror', None) or 'it is not UTF-8'}") from None
     reader = csv.DictReader(StringIO(text), skipinitialspace=True)
     columns = [name.strip() for name in reader.fieldnames or ()]
-    allowed = [field.name for field in fields(Problem)] + ["modes"]
     if missing := [name for name in NEEDED if name not in columns]:
         raise InvalidData(
-            f"{path}: its first line has to name the columns {', '.join(NEEDED)}; {_list(missing)} not there"
+            f"{path}: its first line must name the columns {', '.join(NEEDED)}; {_list(missing)} not there"
         )
-    if unknown := [name for name in columns if name not in allowed]:
-        raise InvalidData(f"{path}: no column {', '.join(map(repr, unknown))} is known; there are {', '.join(allowed)}")
+    if unknown := [name for name in columns if name not in _READERS]:
+        raise InvalidData(
+            f"{path}: no column {', '.join(map(repr, unknown))} is known; there are {', '.join(_READERS)}"
+        )
     reader.fieldnames = columns
-    cases: list[Case] = []
+    cases: dict[str, Case] = {}
     complaints = []
     for row in reader:
         try:
             case = _case(row)
-            if any(case.problem.name == other.problem.name for other in cases):
-                raise InvalidSpec(f"a problem named {case.problem.name!r} stands above already; give it another name")
+            if (name := case.problem.name) in cases:
+                raise InvalidSpec(f"a problem named {name!r} stands above already; give it another name")
         except InvalidSpec as error:
             complaints.append(f"line {reader.line_num}: {error}")
         else:
-            cases.append(case)
+            cases[name] = case
     if complaints:
         more = f"\nand {len(complaints) - SHOWN} more" if len(complaints) > SHOWN else ""
         raise InvalidData("\n".join(f"{path}, {complaint}" for complaint in complaints[:SHOWN]) + more)
     if not cases:
         raise InvalidData(f"{path} holds a header and no problems below it")
-    return Table(path.name, tuple(cases))
+    return ProblemTable(path.name, tuple(cases.values()))
 
 
 def _list(names: list[str]) -> str:
@@ -346,29 +250,25 @@ def _list(names: list[str]) -> str:
 
 
 def _case(row: Mapping[Any, Any]) -> Case:
-    """The problem in a row.
-
-    Raises:
-        InvalidSpec: what is wrong with it.
-    """
+    """The problem in a row, or `InvalidSpec`."""
     if None in row or None in row.values():
         raise InvalidSpec("it has more cells than the header" if None in row else "it has fewer cells than the header")
     given = {name: value.strip() for name, value in row.items() if value.strip()}
     if empty := [name for name in NEEDED if name not in given]:
         raise InvalidSpec(f"{_list(empty)} empty")
-    modes = tuple(given.pop("modes", "inference").split())
-    if unknown := [mode for mode in modes if mode not in MODES]:
-        raise InvalidSpec(f"no mode {unknown[0]!r}; there are {', '.join(MODES)}")
-    values: dict[str, Any] = {name: _READERS[name](name, value) for name, value in given.items()}
+    values = {name: _READERS[name](name, value) for name, value in given.items()}
+    modes = values.pop("modes", ("inference",))
     values.setdefault("input_size", 1 if values.get("recurrent_only") else values["hidden_size"])
-    shape = (values["time"], values["batch"], values["input_size"], values["hidden_size"])
-    values.setdefault(
-        "name", f"{SHORT.get(values['cell'], values['cell'])}-t{shape[0]}-b{shape[1]}-i{shape[2]}-h{shape[3]}"
-    )
-    problem = Problem(**values)
+    problem = Problem.shaped(**values)
     if refused := [mode for mode in modes if not _has(problem, mode)]:
         raise InvalidSpec(f"a bidirectional stack has no mode {refused[0]!r}: its backward direction begins at the end")
     return Case(problem, modes)
+
+
+def _modes(name: str, value: str) -> tuple[str, ...]:
+    if unknown := [mode for mode in value.split() if mode not in MODES]:
+        raise InvalidSpec(f"no mode {unknown[0]!r}; there are {', '.join(MODES)}")
+    return tuple(value.split())
 
 
 def _integer(name: str, value: str) -> int:
@@ -390,15 +290,10 @@ def _range(name: str, value: str) -> tuple[int, int]:
     return int(shortest), int(longest)
 
 
-def _text(name: str, value: str) -> str:
-    return value
-
-
-_READERS: Mapping[str, Callable[[str, str], Any]] = MappingProxyType(
-    {
-        **dict.fromkeys((field.name for field in fields(Problem)), _text),
-        **dict.fromkeys(("batch", "time", "input_size", "hidden_size", "num_layers"), _integer),
-        **dict.fromkeys(("bidirectional", "reset_after", "recurrent_only"), _truth),
-        "lengths": _range,
-    }
-)
+_READERS: Mapping[str, Callable[[str, str], Any]] = {
+    **dict.fromkeys((*OWN, *STACK), lambda name, value: value),
+    **dict.fromkeys(("batch", "time", "input_size", "hidden_size", "num_layers"), _integer),
+    **dict.fromkeys(("bidirectional", "reset_after", "recurrent_only"), _truth),
+    "lengths": _range,
+    "modes": _modes,
+}

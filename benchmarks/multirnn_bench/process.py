@@ -1,4 +1,4 @@
-"""A contender's process seen from the harness: started, asked, and given up when it dies or does not answer."""
+"""The contenders' processes: started on demand, asked, and given up when they die or do not answer."""
 
 import json
 import os
@@ -8,17 +8,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 from multirnn.errors import InvalidCall
 from multirnn_bench import keeper
-from multirnn_bench.alone import allowed_cores, thread_variables
 from multirnn_bench.contenders import Source
+from multirnn_bench.machine import allowed_cores, thread_variables
 from multirnn_bench.said import Said
 
-__all__ = ["RESTS", "Lost", "Process"]
+__all__ = ["RESTS", "START_CAP", "Lost", "Process", "Seat", "at_once"]
 
 RESTS = sys.platform == "linux"
 """Whether an idle contender is stopped, so that its threads do not spin on another's cores. Outside Linux a stopped
@@ -40,6 +42,7 @@ WAKING = 0.001 if RESTS else 0.0
 one, for a whole block. That happened to 6 of 100 blocks on two threads, and to 1 or 2 of 100 after 1 or 3 ms.
 """
 
+START_CAP = 120.0  # seconds for imports; TensorFlow's take 5, from a cold disk 30
 ENDING = 2.0  # seconds to end after closing the pipe, and to disappear after being killed
 LOOK = 0.5  # seconds between checks that a silent process is alive
 LONGEST_ANSWER = 2**20  # bytes; usual are a few thousand
@@ -55,7 +58,7 @@ ANSWERS: Mapping[str, Mapping[str, Sequence[str]]] = {
         **dict.fromkeys(("wrong", "refused", "failed"), ("reason",)),
     },
     "estimate": {"estimated": ("seconds",), "failed": ("reason",)},
-    "time": {"timed": ("seconds",), "failed": ("reason",)},
+    "time": {"timed": ("seconds", "beside"), "failed": ("reason",)},
     "finish": {"finished": ("peak_memory_bytes", "added_memory_bytes"), "failed": ("reason",)},
 }
 """By message, the statuses of its answers and the fields each must have."""
@@ -144,13 +147,9 @@ class Process:
         return self._reading
 
     def bind(self, place: int = 0) -> None:
-        """Bind it, and its children, to as many cores as it has threads.
+        """Bind it, and its children, to as many cores as it has threads, from index `place` on.
 
-        Its thread pools keep their size.
-
-        Args:
-            place: index of its first core. All contenders are timed on the same cores, from index 0; while none is
-                timed, they may prepare on others.
+        All contenders are timed on the same cores, from index 0; while none is timed, they may prepare on others.
         """
         if hasattr(os, "sched_setaffinity"):
             for process in keeper.family(*self._family) if RESTS else [self._process.pid]:
@@ -163,20 +162,12 @@ class Process:
         return _threads(self._process.pid)
 
     def ask(self, message: Mapping[str, Any], cap: float) -> dict[str, Any]:
-        """The answer to a message.
-
-        Args:
-            message: see `multirnn_bench.worker.serve`.
-            cap: seconds that it may take.
-
-        Raises:
-            Lost: there will be none; the process has ended.
-        """
+        """Send a message and return the answer, within `cap` seconds; see `send` and `answer`."""
         self.send(message)
         return self.answer(cap)
 
     def send(self, message: Mapping[str, Any]) -> None:
-        """Send a message, to which `answer` is the answer.
+        """Send a message of `multirnn_bench.worker.serve`; `answer` returns the answer.
 
         Raises:
             Lost: there will be none; the process has ended.
@@ -197,10 +188,7 @@ class Process:
         self.asked = time.monotonic()
 
     def answer(self, cap: float) -> dict[str, Any]:
-        """The answer to the last message; the first answer reports the start: versions, and seconds of imports.
-
-        Args:
-            cap: seconds that it may take, counted from the message.
+        """The answer to the last message, within `cap` seconds of it; the first answer reports the start.
 
         Raises:
             Lost: there will be none; the process has ended.
@@ -218,14 +206,17 @@ class Process:
                 raise Lost("slow", f"no answer within {cap:.3g} s")
         self._signal(signal.SIGSTOP)
         line, _, self._buffer = self._buffer.partition(b"\n")
-        return self._checked(line)
+        answer: Any = None
+        with suppress(ValueError, RecursionError):
+            answer = json.loads(line)
+        status = answer.get("status") if isinstance(answer, dict) else None
+        fields = ANSWERS[self._asked_to].get(status) if isinstance(status, str) else None
+        if fields is None or not set(fields) <= set(answer) or answer.pop("number", None) != self._number:
+            raise self._nonsense(f"what it wrote is no answer: {line[:SHOWN].decode(errors='replace')!r}")
+        return dict(answer)
 
     def _receive(self) -> None:
-        """Read available bytes into the buffer.
-
-        Raises:
-            Lost: the pipe is closed, or the answer is too long.
-        """
+        """Read available bytes into the buffer; `Lost` if the pipe is closed or the answer too long."""
         chunk = os.read(self._reading, 2**16)
         if not chunk:
             raise self._lost()
@@ -233,25 +224,10 @@ class Process:
         if len(self._buffer) > LONGEST_ANSWER:
             raise self._nonsense(f"it answered with more than {LONGEST_ANSWER} bytes")
 
-    def _checked(self, line: bytes) -> dict[str, Any]:
-        """The parsed answer.
-
-        Raises:
-            Lost: it does not answer the last message.
-        """
-        answer: Any = None
-        with suppress(ValueError, RecursionError):
-            answer = json.loads(line)
-        status = answer.get("status") if isinstance(answer, dict) else None
-        fields = ANSWERS[self._asked_to].get(status) if isinstance(status, str) else None
-        if fields is None or not set(fields) <= set(answer) or answer.get("number") != self._number:
-            raise self._nonsense(f"what it wrote is no answer: {line[:SHOWN].decode(errors='replace')!r}")
-        return {name: value for name, value in answer.items() if name != "number"}
-
     def _signal(self, number: int) -> None:
         """Stop or continue it and its children."""
         if RESTS:
-            with suppress(ProcessLookupError):  # it has ended, which the next answer tells
+            with suppress(ProcessLookupError):  # it has ended; the next answer says so
                 os.killpg(self._process.pid, number)
 
     def end(self) -> None:
@@ -283,20 +259,87 @@ class Process:
         """Why it ended, with the last line that it printed."""
         status = self._wait()
         self.end()
+        what = f"ended with status {status}"
         if status is None:
-            return Lost("failed", self._with_last_line("closed its pipe and did not end, so it was killed"))
-        if status < 0:
-            return Lost("killed", self._with_last_line(f"killed by signal {-status}"))
-        return Lost("failed", self._with_last_line(f"ended with status {status}"))
+            what = "closed its pipe and did not end, so it was killed"
+        elif status < 0:
+            what = f"killed by signal {-status}"
+        if last := self._said.last_line():
+            what += f": {last[:LONGEST]}"
+        return Lost("killed" if status is not None and status < 0 else "failed", what)
 
     def _nonsense(self, what: str) -> Lost:
         """Kill it: it wrote an invalid answer, so no other can be trusted."""
         self.end()
         return Lost("failed", f"{what}; it was killed")
 
-    def _with_last_line(self, what: str) -> str:
-        last = self._said.last_line()
-        return f"{what}: {last[:LONGEST]}" if last else what
+
+@dataclass
+class Seat:
+    """A contender with a number of threads, and its process."""
+
+    source: Source
+    threads: int
+    process: Process | None = None
+    up: bool = False
+    hello: dict[str, Any] = field(default_factory=dict)
+    lost: Lost | None = None  # while starting: not tried again
+
+    def launch(self, place: int = 0) -> None:
+        """Start the process unless it runs; `start` waits until it is up."""
+        if self.lost is None and self.process is None:
+            try:
+                self.process, self.up = Process(self.source, self.threads, place), False
+            except Lost as lost:
+                self.lost = lost
+
+    def start(self) -> Process:
+        """The process, started unless it runs.
+
+        Raises:
+            Lost: it does not start, now or earlier.
+        """
+        self.launch()
+        if self.lost is not None:
+            raise self.lost
+        assert self.process is not None
+        if not self.up:
+            try:
+                self.hello, self.up = self.process.answer(START_CAP), True
+            except Lost as lost:
+                self.process = None
+                self.lost = Lost(lost.status, f"could not start: {lost.reason}")
+                raise self.lost from None
+        return self.process
+
+    def end(self) -> None:
+        """End the process; it starts again on demand."""
+        if self.process is not None:
+            self.process.end()
+            self.process = None
+
+
+def at_once(seats: Iterable[Seat], begin: Callable[[Seat, int], bool], cap: float) -> Iterator[Seat]:
+    """Run seats in parallel, one a core; yields each when it has answered or its `cap` of seconds is over.
+
+    `begin` starts a seat on the cores from an index on; it returns False if there is no answer to wait for.
+    """
+    waiting, places = deque(seats), list(range(len(allowed_cores())))
+    busy: dict[Process, tuple[Seat, int]] = {}
+    while waiting or busy:
+        while waiting and places:
+            seat = waiting.popleft()
+            if begin(seat, places[-1]) and seat.process is not None:
+                busy[seat.process] = seat, places.pop()
+        over = min((process.asked for process in busy), default=0.0) + cap
+        left = max(0.0, over - time.monotonic())
+        answered, _, _ = select.select(busy, [], [], min(left, LOOK))
+        if not answered and left <= LOOK:
+            answered = [process for process in busy if process.asked + cap <= over]
+        for process in answered or [process for process in busy if process.over]:
+            seat, place = busy.pop(process)
+            places.append(place)
+            yield seat
 
 
 class _Keeper:
@@ -318,34 +361,28 @@ class _Keeper:
         self._kept.pop(leader, None)
         self._tell(f"-{leader}\n")
         if not self._kept:
-            self._end()
+            self._stop()
 
     def _tell(self, line: str) -> None:
-        if not RESTS:
-            return
-        if self._process is None and self._kept:
-            self._start()
-        elif self._process is not None:
+        if self._process is not None:
             assert self._process.stdin is not None
-            try:
+            with suppress(BrokenPipeError):  # it was killed
                 self._process.stdin.write(line.encode())
-            except BrokenPipeError:  # it was killed
-                self._start()
+                return
+            self._stop()
+        if RESTS and self._kept:
+            self._process = subprocess.Popen(  # noqa: S603  # ourselves
+                [sys.executable, "-I", "-S", keeper.__file__],
+                bufsize=0,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,  # survives this process
+            )
+            assert self._process.stdin is not None
+            self._process.stdin.write("".join(f"{leader} {mark}\n" for leader, mark in self._kept.items()).encode())
 
-    def _start(self) -> None:
-        self._end()
-        self._process = subprocess.Popen(  # noqa: S603  # ourselves
-            [sys.executable, "-I", "-S", keeper.__file__],
-            bufsize=0,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,  # survives what ends this process
-        )
-        assert self._process.stdin is not None
-        self._process.stdin.write("".join(f"{leader} {mark}\n" for leader, mark in self._kept.items()).encode())
-
-    def _end(self) -> None:
+    def _stop(self) -> None:
         if self._process is not None:
             assert self._process.stdin is not None
             self._process.stdin.close()

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-__all__ = ["NONE", "bytes_", "count", "factor", "few", "operations", "seconds", "shape", "share"]
+__all__ = ["NONE", "bytes_", "count", "eps", "factor", "few", "operations", "seconds", "shape", "share"]
 
 NONE = "–"
 """What is not known."""
@@ -46,6 +46,11 @@ def factor(value: float) -> str:
 def share(value: float | None) -> str:
     """A part of 1 in percent."""
     return NONE if value is None else f"{100 * value:.0f} %" if value >= 0.0995 else f"{100 * value:.1f} %"
+
+
+def eps(value: float | None) -> str:
+    """An error in units of eps."""
+    return NONE if value is None else f"{value:.3g} eps"
 
 
 def shape(problem: dict[str, object]) -> str:

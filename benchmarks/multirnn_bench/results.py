@@ -36,14 +36,13 @@ READ = (1, 2)
 DONE = ("timed", "wrong", "refused", "slow")
 """Statuses that `--resume` does not try again, except with `--disturbed`."""
 
-NOT_THE_SAME = {
-    "table": "its table is not the same",
-    "machine": "its machine is not the same",
-    "settings": "its settings are not the same",
-}
-"""Fields of the header that a resumed run must share, and the sentence if it does not."""
+SHARED = {"table": "is", "machine": "is", "settings": "are"}
+"""Fields of the header that a resumed run must share, and their verb."""
 
 Key = tuple[str, str, int, str]
+"""Problem, mode, threads and contender."""
+
+IN_USE = "{} exists; --resume goes on with it, or name another file with --out"
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class Results:
 
 
 def key(row: Mapping[str, Any]) -> Key:
-    """The identity of a row: problem, mode, threads, contender."""
+    """The identity of a row."""
     return row["problem"]["name"], row["mode"], row["threads"], row["contender"]["name"]
 
 
@@ -104,8 +103,11 @@ def read(path: Path | str) -> Results:
         limits = reduce(Limits.highest, measured, Limits.from_dict(header["limits"]))
         header |= {"limits": limits.to_dict()}
         for number, row in rows.values():
-            with _told(path, number):
-                _hold_against(limits, row)
+            if row["status"] == "timed" and row.get("limit_s") is not None:
+                with _told(path, number):
+                    problem = Problem.from_dict(row["problem"])
+                    row["limit_s"] = limits.seconds(problem, row["mode"], row["threads"])
+                    row["share"] = row["limit_s"] / row["median"]
     return Results(header, [row for _, row in rows.values()], len(again))
 
 
@@ -118,13 +120,6 @@ def _told(path: Path | str, number: int) -> Iterator[None]:
         raise InvalidData(f"{path}, line {number}: {error}") from None
 
 
-def _hold_against(limits: Limits, row: dict[str, Any]) -> None:
-    """The row with its limit and share by the highest ceilings of the run, which may be newer than the row."""
-    if row["status"] == "timed" and row.get("limit_s") is not None:
-        row["limit_s"] = limits.seconds(Problem.from_dict(row["problem"]), row["mode"], row["threads"])
-        row["share"] = row["limit_s"] / row["median"]
-
-
 def taken(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], float]:
     """By problem and mode, the mean interference over the rows that know it."""
     shares = defaultdict[tuple[str, str], list[float]](list)
@@ -135,11 +130,12 @@ def taken(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], float]:
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The finished lines."""
     try:
-        text = path.read_bytes()
+        lines = path.read_bytes().split(b"\n")[:-1]
     except OSError as error:
         raise InvalidData(f"{path} cannot be read: {error.strerror}") from None
-    for number, line in enumerate(text[: _finished(text)].split(b"\n")[:-1], start=1):
+    for number, line in enumerate(lines, start=1):
         try:
             value = json.loads(line, parse_constant=_refuse_constant)
         except (ValueError, RecursionError) as error:
@@ -147,11 +143,6 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
         if not isinstance(value, dict):
             raise InvalidData(f"{path}, line {number}: not an object but {type(value).__name__}")
         yield value
-
-
-def _finished(text: bytes) -> int:
-    """The number of bytes in finished lines."""
-    return text.rfind(b"\n") + 1
 
 
 def _refuse_constant(name: str) -> None:
@@ -183,36 +174,18 @@ class Writer:
     def __init__(self, path: Path, *, resume: bool = False) -> None:
         self.path = path
         if path.exists() and not resume:
-            raise InvalidCall(f"{path} exists; --resume goes on with it, or name another file with --out")
+            raise InvalidCall(IN_USE.format(path))
         self._file = _locked(path)
         try:
             text = path.read_bytes()
             if text and not resume:  # another run was faster
-                raise InvalidCall(f"{path} exists; --resume goes on with it, or name another file with --out")
-            self._size = _finished(text)
+                raise InvalidCall(IN_USE.format(path))
+            self._size = text.rfind(b"\n") + 1  # finished lines
             self.found = read(path) if self._size else None
         except BaseException:
             self._file.close()
             raise
         self.rows = [] if self.found is None else self.found.rows
-
-    @classmethod
-    def create(cls, path: Path, header: Mapping[str, Any]) -> Self:
-        """Begin a new file; see `begin`."""
-        return cls(path)._begun(header)
-
-    @classmethod
-    def resume(cls, path: Path, header: Mapping[str, Any]) -> Self:
-        """Continue a file, or begin it if it is missing or has no header yet; see `begin`."""
-        return cls(path, resume=True)._begun(header)
-
-    def _begun(self, header: Mapping[str, Any]) -> Self:
-        try:
-            self.begin(header)
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
 
     def begin(self, header: Mapping[str, Any]) -> None:
         """Write the header, or check that a resumed file belongs to this run.
@@ -224,29 +197,21 @@ class Writer:
         if self.found is None:
             self._append({"kind": "header", "version": VERSION, **header})
             return
-        wanted = json.loads(json.dumps({name: header[name] for name in NOT_THE_SAME}))
-        for name in NOT_THE_SAME:
-            if different := _first_difference(self.found.header.get(name), wanted[name]):
+        for name, verb in SHARED.items():
+            wanted = json.loads(json.dumps(header[name]))
+            if different := _first_difference(self.found.header.get(name), wanted):
                 raise InvalidCall(
-                    f"{self.path} cannot be resumed: {NOT_THE_SAME[name]}, {different}; "
+                    f"{self.path} cannot be resumed: its {name} {verb} not the same, {different}; "
                     "results of two are not put into one file, so name another with --out"
                 )
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Append a row; it is on the disk when this returns.
-
-        Raises:
-            NotSaved: it cannot be written.
-        """
+        """Append a row; it is on the disk when this returns. Raises `NotSaved`."""
         self._append({"kind": "row", **row})
         self.rows.append({"kind": "row", **row})
 
     def write_limits(self, limits: Limits) -> None:
-        """Append limits that were measured again; the highest ceilings of a file count for every row.
-
-        Raises:
-            NotSaved: they cannot be written.
-        """
+        """Append limits that were measured again; the highest ceilings count for every row. Raises `NotSaved`."""
         self._append({"kind": "limits", **limits.to_dict()})
 
     def _append(self, value: Mapping[str, Any]) -> None:
@@ -266,11 +231,7 @@ class Writer:
         self._size += len(line)
 
     def what_is_saved(self, why: str) -> str:
-        """The message of a run that ends early.
-
-        Args:
-            why: the reason.
-        """
+        """The message of a run that ends early, and why."""
         if not self._size:
             return f"{why}; nothing is saved"
         rows = f"{self.saved} {'row is' if self.saved == 1 else 'rows are'} saved in {self.path}"
@@ -294,11 +255,7 @@ class Writer:
 
 
 def _locked(path: Path) -> FileIO:
-    """The file, created if missing, and locked against other runs until it is closed; not on Windows.
-
-    Raises:
-        InvalidCall: another run has the lock, or the file cannot be opened.
-    """
+    """The file, created if missing, and locked against other runs until it is closed; not on Windows."""
     while True:
         try:
             file = FileIO(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+")
@@ -310,29 +267,18 @@ def _locked(path: Path) -> FileIO:
                 raise InvalidCall(f"{path} is no file that rows can be appended to; name another with --out")
             if sys.platform != "win32":
                 fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_still(path, file):
-                return file
+            with suppress(FileNotFoundError):
+                if os.path.samestat(path.stat(), os.fstat(file.fileno())):
+                    return file
             file.close()  # the run with the lock has removed it
-        except BlockingIOError:
+        except BaseException as error:
             file.close()
-            raise InvalidCall(
-                f"another run is writing to {path}; wait until it is over, or name another file with --out"
-            ) from None
-        except OSError as error:
-            file.close()
-            raise InvalidCall(
-                f"{path} cannot be locked: {error.strerror}; name a file on another disk with --out"
-            ) from None
-        except BaseException:
-            file.close()
-            raise
-
-
-def _is_still(path: Path, file: FileIO) -> bool:
-    try:
-        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
-    except FileNotFoundError:
-        return False
+            if not isinstance(error, OSError):
+                raise
+            why = f"{path} cannot be locked: {error.strerror}; name a file on another disk with --out"
+            if isinstance(error, BlockingIOError):
+                why = f"another run is writing to {path}; wait until it is over, or name another file with --out"
+            raise InvalidCall(why) from None
 
 
 def _first_difference(found: Any, wanted: Any, where: str = "") -> str:

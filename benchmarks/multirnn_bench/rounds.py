@@ -11,12 +11,12 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from multirnn_bench.interference import TAKEN, Interference, Taken
 from multirnn_bench.process import RESTS, Lost, Process
 
-__all__ = ["ALLOWANCE", "Entrant", "Estimate", "Plan", "interleave", "plan", "plans", "unstable"]
+__all__ = ["ALLOWANCE", "ROUNDS", "Entrant", "Estimate", "RoundPlan", "interleave", "plan", "plans", "unstable"]
 
 ROUNDS = (5, 11)
 LONGER = 3  # rounds of a long call, unless there is time for more; each outlasts ten blocks
@@ -25,7 +25,6 @@ FAR = 2.0  # times the fastest, beyond which a percent does not matter
 FEWER = {ROUNDS[0]: 3, LONGER: 2}  # rounds of contenders that far behind, unless there is time for more
 BLOCK = (0.02, 0.05)  # seconds; 20 ms hold several calls, and medians of 50 ms differ by 1 %
 TOO_SHORT = 0.005  # seconds of a block
-BOUNDARIES = 3
 SETTLING = 0.005 if RESTS else 0.06
 """Seconds of calls before a block, for caches and the core's clock to settle, and for the spinning threads of the
 previous contender to sleep, unless they are stopped: ONNX Runtime's spin for 2^20 pauses, up to 58 ms.
@@ -38,28 +37,11 @@ SPREAD = 0.1
 
 
 @dataclass(frozen=True)
-class Plan:
+class RoundPlan:
     """How one contender is timed on one problem: its rounds, and the calls in each block."""
 
     rounds: int
     repetitions: int
-
-
-def plan(seconds: float, allowance: float = ALLOWANCE, *, boundary: bool = False, fewest: int = ROUNDS[0]) -> Plan:
-    """The plan for a contender.
-
-    Args:
-        seconds: estimate of one call.
-        allowance: seconds for all rounds; the fewest rounds run in any case.
-        boundary: whether the call from NumPy to NumPy is timed too, in the first `BOUNDARIES` rounds.
-        fewest: rounds.
-    """
-    more = BOUNDARIES if boundary else 0
-    shortest, longest = BLOCK
-    block = min(max(allowance / (7 + more) - SETTLING, shortest), longest)
-    repetitions = max(1, round(block / seconds))
-    fit = int(allowance / (WATCHING + SETTLING + repetitions * seconds)) - more
-    return Plan(min(max(fit, fewest), ROUNDS[1]), repetitions)
 
 
 class Estimate(NamedTuple):
@@ -67,16 +49,25 @@ class Estimate(NamedTuple):
 
     Attributes:
         seconds: estimate of one call.
-        boundary: whether the call from NumPy to NumPy is timed too.
+        boundaries: rounds in which the call from NumPy to NumPy is timed too.
         threads: of the process.
     """
 
     seconds: float
-    boundary: bool = False
+    boundaries: int = 0
     threads: int = 1
 
 
-def plans(calls: Sequence[Estimate], budget: float) -> list[Plan]:
+def plan(call: Estimate, allowance: float = ALLOWANCE, fewest: int = ROUNDS[0]) -> RoundPlan:
+    """The plan for a contender with `allowance` seconds for all rounds; the fewest rounds run in any case."""
+    shortest, longest = BLOCK
+    block = min(max(allowance / (7 + call.boundaries) - SETTLING, shortest), longest)
+    repetitions = max(1, round(block / call.seconds))
+    fit = int(allowance / (WATCHING + SETTLING + repetitions * call.seconds)) - call.boundaries
+    return RoundPlan(min(max(fit, fewest), ROUNDS[1]), repetitions)
+
+
+def plans(calls: Sequence[Estimate], budget: float) -> list[RoundPlan]:
     """Plans for contenders timed together: the time that a short call leaves of its share goes to the longer ones.
 
     A contender more than `FAR` times as slow as the fastest with as many threads gets what all others leave.
@@ -91,24 +82,23 @@ def plans(calls: Sequence[Estimate], budget: float) -> list[Plan]:
     far = [call.seconds > FAR * fastest[call.threads] for call in calls]
     fewest = [LONGER if call.seconds > LONG else ROUNDS[0] for call in calls]
     fewest = [FEWER[rounds] if behind else rounds for rounds, behind in zip(fewest, far, strict=True)]
-    made = [plan(call.seconds, 0.0, boundary=call.boundary, fewest=n) for call, n in zip(calls, fewest, strict=True)]
+    made = [plan(call, 0.0, rounds) for call, rounds in zip(calls, fewest, strict=True)]
     left = sorted(range(len(calls)), key=lambda place: (far[place], calls[place]))
     while left:
         alike = [place for place in left if far[place] == far[left[0]]]
         kept = sum(_cost(made[place], calls[place]) for place in left[len(alike) :])  # of those far behind
-        call, allowance = calls[left[0]], max(budget - kept, 0.0) / len(alike)
-        made[left[0]] = plan(call.seconds, allowance, boundary=call.boundary, fewest=fewest[left[0]])
-        budget -= _cost(made[left[0]], call)
-        del left[0]
+        first = left.pop(0)
+        made[first] = plan(calls[first], max(budget - kept, 0.0) / len(alike), fewest[first])
+        budget -= _cost(made[first], calls[first])
     return made
 
 
-def _cost(planned: Plan, call: Estimate) -> float:
+def _cost(planned: RoundPlan, call: Estimate) -> float:
     """The seconds that a plan takes."""
-    return (planned.rounds + BOUNDARIES * call.boundary) * (WATCHING + SETTLING + planned.repetitions * call.seconds)
+    return (planned.rounds + call.boundaries) * (WATCHING + SETTLING + planned.repetitions * call.seconds)
 
 
-UNPLANNED = Plan(0, 1)
+UNPLANNED = RoundPlan(0, 1)
 
 
 @dataclass
@@ -117,28 +107,30 @@ class Entrant:
 
     Attributes:
         process: the contender's.
-        plan: how it is timed; unless given, planned after its first call.
+        plan: how it is timed; by default, planned by `seconds`, or by its first round.
         threads: of the process.
-        boundary: whether the call from NumPy to NumPy is timed too.
+        boundaries: rounds in which the call from NumPy to NumPy is timed too, the first ones.
         cap: seconds that one answer may take.
+        seconds: estimate of one call; None for long calls.
         rounds: seconds of a call, one for each round that it took part in.
         numbers: of those rounds.
         taken: interference during each of those blocks.
         again: repeated blocks.
-        boundaries: seconds of a call from NumPy to NumPy, in the first rounds.
+        through: seconds of a call from NumPy to NumPy, and of the call beside it.
         lost: why it has no more rounds.
     """
 
     process: Process
-    plan: Plan = UNPLANNED
+    plan: RoundPlan = UNPLANNED
     threads: int = 1
-    boundary: bool = False
+    boundaries: int = 0
     cap: float = 60.0
+    seconds: float | None = None
     rounds: list[float] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)
     taken: list[Taken] = field(default_factory=list)
     again: int = 0
-    boundaries: list[float] = field(default_factory=list)
+    through: list[tuple[float, float]] = field(default_factory=list)
     lost: Lost | None = None
 
     def takes_part(self, number: int, of: int, after: int = 0) -> bool:
@@ -147,30 +139,25 @@ class Entrant:
         return number < 0 or (number + 1) * own // of > number * own // of
 
     def run(self) -> float | None:
-        """Time one block, and one from NumPy to NumPy the first times.
-
-        Returns:
-            seconds of a call; None if the contender is lost.
-        """
-        common = {"do": "time", "repetitions": self.plan.repetitions, "settle": SETTLING}
+        """The seconds of a call, and of one from NumPy to NumPy the first times; None if the contender is lost."""
         try:
-            answer = self.process.ask({**common, "what": "call"}, self.cap)
-            if self.boundary and len(self.boundaries) < BOUNDARIES and answer["status"] == "timed":
-                through = self.process.ask({**common, "what": "boundary"}, self.cap)
-                if through["status"] != "timed":
-                    answer = through
-                else:
-                    self.boundaries.append(through["seconds"])
+            seconds: float = self._block("call")["seconds"]
+            if len(self.through) < self.boundaries:
+                answer = self._block("boundary")
+                self.through.append((answer["seconds"], *answer["beside"]))
         except Lost as lost:
             self.lost = lost
             return None
-        if answer["status"] != "timed":
-            self.lost = Lost(answer["status"], answer["reason"])
-            return None
-        seconds: float = answer["seconds"]
         if seconds * self.plan.repetitions < TOO_SHORT:  # the estimate was disturbed
             self.plan = replace(self.plan, repetitions=math.ceil(BLOCK[0] / seconds))
         return seconds
+
+    def _block(self, what: str) -> dict[str, Any]:
+        message = {"do": "time", "repetitions": self.plan.repetitions, "settle": SETTLING, "what": what}
+        answer = self.process.ask(message, self.cap)
+        if answer["status"] != "timed":
+            raise Lost(answer["status"], answer["reason"])
+        return answer
 
     def count(self, number: int, seconds: float, taken: Taken) -> None:
         """Keep the time of a block, unless an earlier one of the same round had less interference."""
@@ -183,27 +170,23 @@ class Entrant:
 
 
 def interleave(
-    entrants: Sequence[Entrant],
-    seed: int = 0,
-    host: Interference | None = None,
-    until: float = math.inf,
+    entrants: Sequence[Entrant], seed: int = 0, host: Interference | None = None, until: float = math.inf
 ) -> None:
     """Run all rounds; fills the entrants.
 
     Args:
-        entrants: all planned or none; a lost one takes no further part.
+        entrants: all planned, or all estimated, or none; a lost one takes no further part.
         seed: of the order in each round.
-        host: measures interference; unless given, by reported steal time alone.
+        host: measures interference; by default, by reported steal time alone.
         until: deadline by `time.monotonic` for entrants without a plan; after it, blocks are repeated only within the
             share of time that plans leave free.
     """
     host = host or Interference()
     rng = random.Random(seed)  # noqa: S311  # an order, no secret
-    unplanned = int(
-        any(entrant.plan is UNPLANNED for entrant in entrants)
-    )  # the rounds that are run before there are plans
-    total = unplanned or _longest(entrants)
-    number = 0
+    if all(one.seconds is not None for one in entrants):
+        _plan(entrants, until - time.monotonic())
+    unplanned = int(any(one.plan is UNPLANNED for one in entrants))  # rounds before there are plans
+    number, total = 0, unplanned or _longest(entrants)
     begun, repeated = time.monotonic(), 0.0
     while number < total:
         order = [one for one in entrants if one.lost is None and one.takes_part(number, total, unplanned)]
@@ -212,8 +195,7 @@ def interleave(
         while queue:
             entrant = queue.popleft()
             start, watched = time.monotonic(), host.watch(entrant.threads)
-            seconds = entrant.run()
-            if seconds is None:
+            if (seconds := entrant.run()) is None:
                 continue
             taken, now = watched(), time.monotonic()
             entrant.count(number, seconds, taken)
@@ -224,14 +206,13 @@ def interleave(
                 queue.append(entrant)
         number += 1
         if number == unplanned:
-            _plan_by_the_first(entrants, until - time.monotonic())
+            _plan([one for one in entrants if one.lost is None], until - time.monotonic())
             total = _longest(entrants)
 
 
-def _plan_by_the_first(entrants: Sequence[Entrant], budget: float) -> None:
-    left = [entrant for entrant in entrants if entrant.lost is None]
-    calls = [Estimate(entrant.rounds[0], entrant.boundary, entrant.threads) for entrant in left]
-    for entrant, planned in zip(left, plans(calls, budget), strict=True):
+def _plan(entrants: Sequence[Entrant], budget: float) -> None:
+    calls = [Estimate(one.seconds or one.rounds[0], one.boundaries, one.threads) for one in entrants]
+    for entrant, planned in zip(entrants, plans(calls, budget), strict=True):
         entrant.plan = planned
 
 

@@ -23,22 +23,21 @@ from multirnn_bench.alone import GaugeError
 from multirnn_bench.contenders import Source
 from multirnn_bench.interference import TAKEN, UNTAKEN, Interference, Pace
 from multirnn_bench.limits import Limits, bytes_moved, flops
-from multirnn_bench.machine import steal
-from multirnn_bench.problems import Problem, Table
-from multirnn_bench.process import Lost
+from multirnn_bench.machine import free_memory, steal
+from multirnn_bench.problems import Problem, ProblemTable
+from multirnn_bench.process import START_CAP, Lost, Seat, at_once
 from multirnn_bench.results import DONE, NotSaved, Writer, key, taken
-from multirnn_bench.rounds import Entrant, Estimate, interleave, plans, unstable
-from multirnn_bench.seats import START_CAP, Seat, at_once
+from multirnn_bench.rounds import ROUNDS, Entrant, interleave, unstable
 from multirnn_bench.statistics import quartiles
 
 __all__ = ["Progress", "Run", "settings"]
 
 MEASURED_AGAIN = 120.0  # seconds between measurements of the limits; one takes 2 or 3 s
-USABLE_MEMORY = 0.6  # of the free memory; the frameworks themselves need the rest
+USABLE_MEMORY = 0.6  # share of the free memory; the frameworks themselves need the rest
 ESTIMATES = 2  # tries at most, while the hypervisor interferes
 TRIED = 9  # calls at the limit that must fit under the cap: three to prepare, by a contender three times as slow
-LONG = 0.02  # seconds at the limit from which the first round itself is the estimate
-CONVERTED = 0.01  # seconds at the limit from which conversion from and to NumPy is too small to see
+LONG = 0.02  # seconds of a call at the limit; from here on, the first round is the estimate
+CONVERTED = 0.01  # seconds of a call at the limit; beyond, conversion from and to NumPy is too small to see
 WEIGHT = 18  # a call of 1 s at the limit gets 18 times the time of a problem of short calls
 OVERHEAD = 3  # arrays that a contender holds for each of the problem: NumPy's, its own, its output
 
@@ -52,21 +51,15 @@ class Progress:
     doing: str
 
 
-Tell = Callable[[Progress], None]
-
-
-def settings(table: Table, threads: Sequence[int], seed: int) -> dict[str, Any]:
+def settings(table: ProblemTable, threads: Sequence[int], seed: int) -> dict[str, Any]:
     """The settings that a resumed run must share."""
-    return {
-        "problems": [[case.problem.name, *case.modes] for case in table.cases],
-        "threads": list(threads),
-        "seed": seed,
-    }
+    problems = [[case.problem.name, *case.modes] for case in table.cases]
+    return {"problems": problems, "threads": list(threads), "seed": seed}
 
 
 @dataclass(frozen=True)
 class _Task:
-    """A problem in one mode, and the message that prepares a contender for it."""
+    """A problem in one mode, and the folder of its inputs and its reference."""
 
     problem: Problem
     mode: str
@@ -75,12 +68,6 @@ class _Task:
     @property
     def title(self) -> str:
         return f"{self.problem.name} {self.mode}"
-
-    def message(self, boundary: bool) -> dict[str, Any]:
-        """The message that prepares a contender; `boundary`: whether the call from NumPy to NumPy is timed too."""
-        folders = {"inputs": str(self.folder / "inputs"), "reference": str(self.folder / "reference")}
-        what = {"problem": self.problem.to_dict(), "mode": self.mode, "boundary": boundary}
-        return {"do": "prepare", **what, **folders}
 
 
 class Run:
@@ -95,8 +82,8 @@ class Run:
         seed: of weights, inputs, cotangents and the order in the rounds.
         measure: measures the limits again, every `MEASURED_AGAIN` seconds and at the end; the higher ones count. None:
             the given limits stand.
-        again: problems timed under more interference than this share of the cores are timed again, by all contenders;
-            the calmer of both times counts.
+        again: the share of the cores above which a problem with so much interference is timed again, by all contenders;
+            the calmer time counts.
         tell: called with the progress.
 
     Attributes:
@@ -105,7 +92,7 @@ class Run:
 
     def __init__(
         self,
-        table: Table,
+        table: ProblemTable,
         sources: Sequence[Source],
         threads: Sequence[int],
         writer: Writer,
@@ -114,7 +101,7 @@ class Run:
         seed: int = 0,
         measure: Callable[[Limits], Limits] | None = None,
         again: float = math.inf,
-        tell: Tell = lambda progress: None,
+        tell: Callable[[Progress], None] = lambda progress: None,
     ) -> None:
         self.table, self.writer, self.limits, self.seed, self._tell = table, writer, limits, seed, tell
         self._measure, self._measured = measure, time.monotonic()
@@ -131,9 +118,11 @@ class Run:
             for row in done
             if row["status"] != "timed" or (row["problem"]["name"], row["mode"]) not in self._before
         }
-        for row in writer.rows:
-            if row["status"] == "slow":
-                self._remember_slow(row["contender"]["name"], row["mode"], Problem.from_dict(row["problem"]))
+        self._slow = [
+            (row["contender"]["name"], row["mode"], Problem.from_dict(row["problem"]))
+            for row in writer.rows
+            if row["status"] == "slow"
+        ]
 
     def __enter__(self) -> "Run":
         return self
@@ -192,7 +181,7 @@ class Run:
     def _start(self) -> None:
         """Start every process once, to leave out contenders that are missing."""
         absent: set[str] = set()
-        implementations: dict[str, Sequence[str]] = {}  # of a backend, as the first of its contenders that is up tells
+        implementations: dict[str, Sequence[str]] = {}  # by backend, reported by its first contender
 
         def launch(seat: Seat, place: int) -> bool:
             source = seat.source
@@ -207,44 +196,42 @@ class Run:
         for seat in at_once(first, launch, START_CAP):
             with suppress(Lost):  # becomes a row of every problem
                 seat.start()
-            if seat.hello.get("status") == "absent":
-                absent.add(seat.source.name)
-            if seat.hello.get("status") == "missing":
-                self.missing[seat.source.name] = seat.hello["reason"]
-            if seat.hello.get("implementations"):
-                implementations[seat.source.where] = seat.hello["implementations"]
-        for seat in self._seats:
-            if seat.source.name in absent | set(self.missing):
-                seat.end()
-        self._seats = [seat for seat in self._seats if seat.source.name not in absent | set(self.missing)]
+            hello, name = seat.hello, seat.source.name
+            if hello.get("status") == "absent":
+                absent.add(name)
+            if hello.get("status") == "missing":
+                self.missing[name] = hello["reason"]
+            if hello.get("implementations"):
+                implementations[seat.source.where] = hello["implementations"]
+        out = [seat for seat in self._seats if seat.source.name in absent | set(self.missing)]
+        for seat in out:
+            seat.end()
+            self._seats.remove(seat)
 
     def _limit(self, problem: Problem, mode: str) -> float:
         """The least seconds of a call, with the fewest threads."""
         return self.limits.seconds(problem, mode, self._fewest)
 
-    def _remember_slow(self, name: str, mode: str, problem: Problem) -> None:
-        for seat in self._seats:
-            if seat.source.name == name:
-                seat.slow.append((mode, problem))
+    def _slower_before(self, task: _Task, seat: Seat) -> str:
+        """The name of a smaller problem that was too slow for the contender; empty if there is none."""
+        problem, mode = task.problem, task.mode
+        for name, before, smaller in self._slow:
+            alike = (name, before, smaller.spec.cell) == (seat.source.name, mode, problem.spec.cell)
+            if alike and smaller.time <= problem.time and flops(smaller, mode) <= flops(problem, mode):
+                return smaller.name
+        return ""
 
     # --- One problem -------------------------------------------------------------------------------------------------
 
     def _race(self, task: _Task, seats: Sequence[Seat], share: float) -> None:
         """Prepare and verify each, then time all of them in turns."""
         start, limit = time.monotonic(), self._limit(task.problem, task.mode)
-        if TRIED * limit > self.table.cap:
-            reason = f"a call needs {limit:.3g} s at best, too much where all is given up after {self.table.cap:.3g} s"
+        if beyond := self._beyond(task, limit):
             for seat in seats:
-                self._write(task, seat, {"status": "slow", "reason": reason})
-            return
-        work = inputs.draw(task.problem, task.mode, self.seed)
-        needed, free = verify.memory_of_reference(work), _free_memory()
-        if needed > USABLE_MEMORY * free:
-            reason = f"the float64 reference needs {needed / 1e9:.1f} GB, and {free / 1e9:.1f} are free"
-            for seat in seats:
-                self._write(task, seat, {"status": "refused", "reason": reason})
+                self._write(task, seat, beyond)
             return
         self._say(f"{task.title}: reference")
+        work = inputs.draw(task.problem, task.mode, self.seed)
         try:
             inputs.save(work, task.folder / "inputs")
             inputs.save_arrays(verify.expected(work), task.folder / "reference")
@@ -256,20 +243,20 @@ class Run:
             ready = [(seat, answer) for seat, answer in ready if self._estimated(task, seat, answer)]
         if not ready:
             return
+        rounds = ROUNDS[1] if self.table.boundaries is None else self.table.boundaries
         entrants = [
-            Entrant(seat.start(), threads=seat.threads, boundary=answer["boundary"] == "other", cap=self.table.cap)
+            Entrant(
+                seat.start(),
+                threads=seat.threads,
+                boundaries=rounds if answer["boundary"] == "other" else 0,
+                cap=self.table.cap,
+                seconds=answer.get("seconds"),
+            )
             for seat, answer in ready
         ]
-        until = start + share
-        if limit < LONG:
-            calls = [
-                Estimate(a["seconds"], one.boundary, one.threads) for one, (_, a) in zip(entrants, ready, strict=True)
-            ]
-            for entrant, planned in zip(entrants, plans(calls, until - time.monotonic()), strict=True):
-                entrant.plan = planned
         self._say(f"{task.title}: rounds")
         at = datetime.now(UTC).isoformat(timespec="seconds")
-        interleave(entrants, self.seed, self._host, until)
+        interleave(entrants, self.seed, self._host, start + share)
         rows = [
             (seat, answer | {"measured_at": at} | self._timed(task, seat, entrant, answer))
             for (seat, answer), entrant in zip(ready, entrants, strict=True)
@@ -278,6 +265,17 @@ class Run:
         if fmean(taken.most for entrant in entrants for taken in entrant.taken or [UNTAKEN]) < before:
             for seat, found in rows:
                 self._write(task, seat, found)
+
+    def _beyond(self, task: _Task, limit: float) -> dict[str, Any]:
+        """The row of every contender if the problem takes more time or memory than there is; empty if not."""
+        if TRIED * limit > self.table.cap:
+            reason = f"a call needs {limit:.3g} s at best, too much where all is given up after {self.table.cap:.3g} s"
+            return {"status": "slow", "reason": reason}
+        needed, free = verify.memory_of_reference(task.problem, task.mode), free_memory()
+        if needed > USABLE_MEMORY * free:
+            reason = f"the float64 reference needs {needed / 1e9:.1f} GB, and {free / 1e9:.1f} are free"
+            return {"status": "refused", "reason": reason}
+        return {}
 
     def _no_room(self, error: OSError) -> NotSaved:
         """The error for inputs that cannot be written."""
@@ -288,16 +286,19 @@ class Run:
         """The verified contenders, bound to the timing cores, with their answers; writes rows of the others."""
 
         def ask(seat: Seat, place: int) -> bool:
-            if smaller := seat.slower_before(task.problem, task.mode):
+            if smaller := self._slower_before(task, seat):
                 reason = f"not tried, since {smaller} was too much for it"
                 self._write(task, seat, {"status": "slow", "reason": reason})
                 return False
             self._say(f"{task.title}: {seat.source.name}")
-            boundary = task.mode in self.table.boundary and seat.threads == self._seats[0].threads and limit < CONVERTED
+            asked = task.mode in self.table.boundary and seat.threads == self._seats[0].threads
+            message: dict[str, Any] = {"do": "prepare", "problem": task.problem.to_dict(), "mode": task.mode}
+            message |= {name: str(task.folder / name) for name in ("inputs", "reference")}
+            message |= {"boundary": asked and (limit < CONVERTED or self.table.boundaries is None)}
             try:
                 process = seat.start()
                 process.bind(place)
-                process.send(task.message(boundary))
+                process.send(message)
             except Lost as lost:
                 self._write(task, seat, self._gone(task, seat, lost))
                 return False
@@ -356,7 +357,7 @@ class Run:
             return self._gone(task, seat, lost)
         low, median, high = quartiles(entrant.rounds)
         limit = self.limits.seconds(task.problem, task.mode, seat.threads)
-        boundary = quartiles(entrant.boundaries)[1] if entrant.boundaries else None
+        boundary = quartiles([seconds for seconds, _ in entrant.through])[1] if entrant.through else None
         return {
             "status": "timed",
             "reason": "",
@@ -371,6 +372,7 @@ class Run:
             "high": high,
             "stable": not unstable(low, median, high),
             "boundary_median": median if answer["boundary"] == "same" else boundary,
+            "boundaries": entrant.through or None,
             "peak_memory_bytes": memory["peak_memory_bytes"],
             "added_memory_bytes": memory["added_memory_bytes"],
             "limit_s": limit,
@@ -382,32 +384,23 @@ class Run:
         if seat.process is not None and not seat.process.alive:
             seat.end()
         if lost.status == "slow":
-            self._remember_slow(seat.source.name, task.mode, task.problem)
+            self._slow.append((seat.source.name, task.mode, task.problem))
         return {"status": lost.status, "reason": lost.reason}
 
     def _write(self, task: _Task, seat: Seat, found: dict[str, Any]) -> None:
-        problem, source = task.problem, seat.source
-        contender = {
-            "name": source.name,
-            "kind": source.kind,
-            "implementation": source.implementation,
-            "versions": seat.hello.get("versions", {}),
-            "flags": seat.hello.get("flags", {}),
-            "features": seat.hello.get("features", []),
-            "plan": found.get("plan", ""),
-            "blas": found.get("blas"),
-        }
-        row = {name: found.get(name) for name in MEASURED}
+        problem, source, hello = task.problem, seat.source, seat.hello
+        contender = {"name": source.name, "kind": source.kind, "implementation": source.implementation}
+        contender |= {name: hello.get(name, empty) for name, empty in TOLD.items()}
         row = {
             "problem": problem.to_dict(),
             "mode": task.mode,
             "threads": seat.threads,
-            "contender": contender,
-            **row,
+            "contender": {**contender, "plan": found.get("plan", ""), "blas": found.get("blas")},
+            **{name: found.get(name) for name in MEASURED},
             "parameters": problem.spec.parameter_count,
             "flops": flops(problem, task.mode),
             "bytes": bytes_moved(problem, task.mode),
-            "import_s": seat.hello.get("import_s"),
+            "import_s": hello.get("import_s"),
         }
         self.writer.write(row)
         self._done.add(key(row))
@@ -416,24 +409,18 @@ class Run:
         self._tell(Progress(len(self._done), len(self._tasks) * len(self._seats), doing))
 
 
+TOLD: Mapping[str, Any] = {"versions": {}, "flags": {}, "features": []}
+"""By the process of a contender when it starts, and their values if it does not."""
+
 MEASURED = (
     *("status", "reason", "error_eps", "allowed_eps", "prepare_s", "first_call_s", "rounds", "round_numbers"),
-    *("repetitions", "median", "low", "high", "stable", "boundary_median", "peak_memory_bytes", "added_memory_bytes"),
-    *("steal", "taken", "blocks_again", "measured_at", "limit_s", "share"),
+    *("repetitions", "median", "low", "high", "stable", "boundary_median", "boundaries", "peak_memory_bytes"),
+    *("added_memory_bytes", "steal", "taken", "blocks_again", "measured_at", "limit_s", "share"),
 )
 
 
 def _heats(seats: Sequence[Seat], problem: Problem, mode: str) -> Iterator[Sequence[Seat]]:
     """The contenders in groups that fit into memory together; usually one group."""
-    fit = max(1, int(USABLE_MEMORY * _free_memory() / (OVERHEAD * bytes_moved(problem, mode))))
+    fit = max(1, int(USABLE_MEMORY * min(free_memory(), 1e18) / (OVERHEAD * bytes_moved(problem, mode))))
     for first in range(0, len(seats), fit):
         yield seats[first : first + fit]
-
-
-def _free_memory() -> float:
-    """Bytes of available memory; infinite where the system does not report it."""
-    with suppress(OSError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024.0
-    return math.inf

@@ -1,4 +1,4 @@
-"""The last of what a process prints, whatever it prints: a pipe that is always read, of which the end is kept."""
+"""The end of a process' output: a pipe that is always drained, with its last bytes kept."""
 
 import os
 import threading
@@ -6,17 +6,15 @@ import threading
 __all__ = ["Said"]
 
 KEPT = 2**14  # bytes
-CHUNK = 2**16  # what a pipe holds
-LATE = 1.0  # seconds that a process which outlives another may go on holding the pipe
+CHUNK = 2**16  # the capacity of a pipe
+LATE = 1.0  # seconds to wait while a child of the process still holds the pipe
 
 
 class Said:
-    """A pipe for a process' output.
-
-    A file would hold all of it, and a process that prints without end would fill the disk.
+    """A pipe for a process' output; a file would hold all of it, and endless output would fill the disk.
 
     Attributes:
-        writing: the descriptor that the process is given; to be closed once it has it.
+        writing: the descriptor for the process; close it here once the process has it.
     """
 
     def __init__(self) -> None:
@@ -31,7 +29,7 @@ class Said:
                 self._tail = (self._tail + chunk)[-KEPT:]
 
     def last_line(self) -> str:
-        """The last line that is not blank, of a process that has ended; empty where there is none."""
+        """The last line that is not blank, once the process has ended; empty if there is none."""
         self._thread.join(LATE)
         lines = self._tail.decode(errors="replace").split("\n")
         return next((line.strip() for line in reversed(lines) if line.strip()), "")

@@ -7,7 +7,7 @@ percentile bootstrap (Efron & Tibshirani 1993, chapter 13), seeded, so that one 
 from __future__ import annotations  # or naming np.random.Generator loads numpy.random
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -18,14 +18,15 @@ from multirnn.weights import Array
 from multirnn_bench.quantities import count
 
 __all__ = [
-    "Change",
     "ComparedResults",
     "Interval",
+    "RowChange",
     "compare_results",
     "geometric_mean",
     "independent_ratio",
     "paired_ratio",
     "quartiles",
+    "shared_rounds",
 ]
 
 CONFIDENCE = 0.95
@@ -50,11 +51,7 @@ class Interval:
 
 
 def quartiles(times: ArrayLike) -> tuple[float, float, float]:
-    """The lower quartile, the median and the upper quartile, linearly interpolated.
-
-    Args:
-        times: at least one.
-    """
+    """The lower quartile, the median and the upper quartile, linearly interpolated."""
     low, median, high = np.quantile(_positive(times), (0.25, 0.5, 0.75))
     return float(low), float(median), float(high)
 
@@ -62,12 +59,10 @@ def quartiles(times: ArrayLike) -> tuple[float, float, float]:
 def paired_ratio(times: ArrayLike, others: ArrayLike, *, seed: int = 0) -> Interval:
     """How many times as long the others took: the median over rounds of `others / times`.
 
-    For contenders of one run. Both times of a round were taken close together, so a slow spell of the machine hits both
-    and leaves their ratio.
+    For contenders of one run: a slow spell of the machine hits both times of a round and leaves their ratio.
 
     Args:
-        times: `(rounds,)`, seconds.
-        others: `(rounds,)`, of the same rounds.
+        times, others: `(rounds,)`, seconds of the same rounds.
         seed: of the bootstrap.
 
     Raises:
@@ -84,8 +79,7 @@ def independent_ratio(times: ArrayLike, others: ArrayLike, *, seed: int = 0) -> 
     """How many times as long the others took: the ratio of the medians of two runs that share no rounds.
 
     Args:
-        times: `(rounds,)`, seconds.
-        others: `(other rounds,)`.
+        times, others: `(rounds,)` and `(other rounds,)`, seconds.
         seed: of the bootstrap, which draws from each side by itself.
 
     Raises:
@@ -95,6 +89,16 @@ def independent_ratio(times: ArrayLike, others: ArrayLike, *, seed: int = 0) -> 
     generator = np.random.default_rng(seed)
     below, above = (np.median(_resampled(side, generator), axis=1) for side in (times, others))
     return _interval(float(np.median(others) / np.median(times)), above / below)
+
+
+def shared_rounds(row: Row, other: Row) -> tuple[list[float], list[float]]:
+    """The seconds of two rows in the rounds that both took part in."""
+    one, two = (
+        dict(zip(each.get("round_numbers") or range(len(each["rounds"])), each["rounds"], strict=True))
+        for each in (row, other)
+    )
+    shared = sorted(one.keys() & two.keys())
+    return [one[number] for number in shared], [two[number] for number in shared]
 
 
 def geometric_mean(ratios: ArrayLike, *, seed: int = 0) -> Interval:
@@ -132,18 +136,8 @@ def _interval(value: float, resamples: Array) -> Interval:
 # --- Two files of results --------------------------------------------------------------------------------------------
 
 
-def _key(row: Row) -> tuple[Hashable, ...]:
-    """The identity of a row across files: problem, mode, threads and contender.
-
-    The problem counts with all its fields, so that a name reused for another shape pairs nothing.
-    """
-    problem = tuple(sorted((name, str(value)) for name, value in row["problem"].items()))
-    contender = row["contender"]
-    return problem, row["mode"], row["threads"], contender["name"], contender.get("implementation")
-
-
 @dataclass(frozen=True, slots=True)
-class Change:
+class RowChange:
     """One row in two files.
 
     Attributes:
@@ -169,7 +163,10 @@ class Change:
     def says(self) -> str:
         """The change in words."""
         if self.ratio is None:
-            was, now = (_status(row) for row in (self.a, self.b))
+            was, now = (
+                f"{row['status']} ({row['reason']})" if row.get("reason") else str(row["status"])
+                for row in (self.a, self.b)
+            )
             return f"{was}, as before" if was == now else f"was {was}, is {now}"
         interval = f"{self.ratio.low:.2f} to {self.ratio.high:.2f}"
         if self.ratio.holds_one:
@@ -179,13 +176,20 @@ class Change:
         within = "" if self.regressed or self.improved else ", within the threshold"
         return f"{by:.2f} times {word}{within} (time × {interval})"
 
+    def to_dict(self) -> dict[str, Any]:
+        """The change as JSON values, without times."""
+        statuses = {"status": [self.a["status"], self.b["status"]]}
+        outcome = {"regressed": self.regressed, "improved": self.improved, "says": self.says}
+        return {**_named(self.a), **statuses, "ratio": self.ratio and asdict(self.ratio), **outcome}
+
 
 def _title(row: Row) -> str:
     return f"{row['contender']['name']}, {row['problem']['name']}, {row['mode']}, {count(row['threads'], 'thread')}"
 
 
-def _status(row: Row) -> str:
-    return f"{row['status']} ({row['reason']})" if row.get("reason") else str(row["status"])
+def _named(row: Row) -> dict[str, Any]:
+    named = {"problem": row["problem"]["name"], "mode": row["mode"], "threads": row["threads"]}
+    return {**named, "contender": row["contender"]["name"], "status": row["status"]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +205,7 @@ class ComparedResults:
         threshold: factor by which a row may become slower.
     """
 
-    changes: tuple[Change, ...]
+    changes: tuple[RowChange, ...]
     only_a: tuple[Row, ...]
     only_b: tuple[Row, ...]
     warnings: tuple[str, ...]
@@ -215,57 +219,36 @@ class ComparedResults:
 
     def __str__(self) -> str:
         """In words: warnings, slower and faster rows, rows of one file alone, and the mean."""
-        worse = [change for change in self.changes if change.regressed]
-        better = [change for change in self.changes if change.improved]
+        worse = [f"{change.title}: {change.says}" for change in self.changes if change.regressed]
+        better = [f"{change.title}: {change.says}" for change in self.changes if change.improved]
         rest = len(self.changes) - len(worse) - len(better)
         groups = {
             "Warnings": self.warnings,
-            "Slower, or not timed any more": [f"{change.title}: {change.says}" for change in worse],
-            "Faster, or timed now": [f"{change.title}: {change.says}" for change in better],
+            "Slower, or not timed any more": worse,
+            "Faster, or timed now": better,
             "Only in the first": [_title(row) for row in self.only_a],
             "Only in the second": [_title(row) for row in self.only_b],
         }
         parts = ["\n".join([name, *(f"  {line}" for line in lines)]) for name, lines in groups.items() if lines]
-        whole = f"{len(worse)} slower, {len(better)} faster, {rest} with no difference beyond the threshold of {self.threshold:g}."
+        whole = f"{len(worse)} slower, {len(better)} faster, {rest} with no difference beyond the threshold of "
+        whole += f"{self.threshold:g}."
         if self.mean is not None:
+            interval = f"{self.mean.value:.2f}, {self.mean.low:.2f} to {self.mean.high:.2f}"
             same = " (no difference)" if self.mean.holds_one else ""
-            interval = f"{self.mean.low:.2f} to {self.mean.high:.2f}"
-            whole += (
-                f"\nGeometric mean of the time in the second over the first: {self.mean.value:.2f}, {interval}{same}."
-            )
+            whole += f"\nGeometric mean of the time in the second over the first: {interval}{same}."
         return "\n\n".join([*parts, whole])
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, in values that JSON has."""
+        """Everything, as JSON values."""
         return {
             "regressed": self.regressed,
             "threshold": self.threshold,
             "warnings": list(self.warnings),
-            "mean": None if self.mean is None else _interval_values(self.mean),
-            "changes": [_change_values(change) for change in self.changes],
-            "only_a": [_name_values(row) for row in self.only_a],
-            "only_b": [_name_values(row) for row in self.only_b],
+            "mean": self.mean and asdict(self.mean),
+            "changes": [change.to_dict() for change in self.changes],
+            "only_a": list(map(_named, self.only_a)),
+            "only_b": list(map(_named, self.only_b)),
         }
-
-
-def _interval_values(interval: Interval) -> dict[str, float]:
-    return {"value": interval.value, "low": interval.low, "high": interval.high}
-
-
-def _name_values(row: Row) -> dict[str, Any]:
-    named = {"problem": row["problem"]["name"], "mode": row["mode"], "threads": row["threads"]}
-    return {**named, "contender": row["contender"]["name"], "status": row["status"]}
-
-
-def _change_values(change: Change) -> dict[str, Any]:
-    return {
-        **_name_values(change.a),
-        "status": [change.a["status"], change.b["status"]],
-        "ratio": None if change.ratio is None else _interval_values(change.ratio),
-        "regressed": change.regressed,
-        "improved": change.improved,
-        "says": change.says,
-    }
 
 
 def compare_results(a: Any, b: Any, *, threshold: float = THRESHOLD) -> ComparedResults:
@@ -276,8 +259,7 @@ def compare_results(a: Any, b: Any, *, threshold: float = THRESHOLD) -> Compared
     machine between the runs are not in it, hence the threshold.
 
     Args:
-        a: the earlier results: `header`, and `rows` as they stand in the file.
-        b: the later ones.
+        a, b: the earlier and the later results, with `header` and `rows`.
         threshold: factor by which a time may grow; at least 1.
 
     Raises:
@@ -285,7 +267,7 @@ def compare_results(a: Any, b: Any, *, threshold: float = THRESHOLD) -> Compared
     """
     if not threshold >= 1:
         raise InvalidCall(f"threshold is a factor of at least 1, such as {THRESHOLD}, not {threshold!r}")
-    rows_a, rows_b = ({_key(row): row for row in results.rows} for results in (a, b))
+    rows_a, rows_b = ({_identity(row): row for row in results.rows} for results in (a, b))
     changes = tuple(_change(row, rows_b[name], threshold) for name, row in rows_a.items() if name in rows_b)
     ratios = [change.ratio.value for change in changes if change.ratio is not None]
     return ComparedResults(
@@ -298,33 +280,35 @@ def compare_results(a: Any, b: Any, *, threshold: float = THRESHOLD) -> Compared
     )
 
 
-def _change(a: Row, b: Row, threshold: float) -> Change:
+def _identity(row: Row) -> tuple[Hashable, ...]:
+    """The problem counts with all its fields, so that a name reused for another shape pairs nothing."""
+    problem = tuple(sorted((name, str(value)) for name, value in row["problem"].items()))
+    contender = row["contender"]
+    return problem, row["mode"], row["threads"], contender["name"], contender.get("implementation")
+
+
+def _change(a: Row, b: Row, threshold: float) -> RowChange:
     timed_a, timed_b = (row["status"] == "timed" for row in (a, b))
     if not (timed_a and timed_b):
-        return Change(a, b, None, regressed=timed_a and not timed_b, improved=timed_b and not timed_a)
+        return RowChange(a, b, None, regressed=timed_a, improved=timed_b)
     ratio = independent_ratio(a["rounds"], b["rounds"])
-    certain = not ratio.holds_one
-    return Change(
-        a, b, ratio, regressed=certain and ratio.value > threshold, improved=certain and ratio.value < 1 / threshold
-    )
+    slower, faster = ratio.value > threshold, ratio.value < 1 / threshold
+    return RowChange(a, b, ratio, slower and not ratio.holds_one, faster and not ratio.holds_one)
 
 
 SAME_MACHINE = {"processor": "processor", "cores": "number of cores", "memory_bytes": "memory", "kernel": "kernel"}
 
 
-def _warnings(a: Any, b: Any, changes: Sequence[Change]) -> Iterator[str]:
+def _warnings(a: Any, b: Any, changes: Sequence[RowChange]) -> Iterator[str]:
     here, there = a.header.get("machine", {}), b.header.get("machine", {})
     for name, title in SAME_MACHINE.items():
         if here.get(name) != there.get(name):
             yield f"another {title}: {here.get(name)} in the first, {there.get(name)} in the second"
-    versions = [
-        (change.a["contender"].get("versions") or {}, change.b["contender"].get("versions") or {}) for change in changes
-    ]
+    versions = [[row["contender"].get("versions") or {} for row in (change.a, change.b)] for change in changes]
     for package in dict.fromkeys(name for one, _ in versions for name in one):
-        pairs = {(one.get(package), other.get(package)) for one, other in versions if package in one}
-        for was, now in sorted((str(was), str(now)) for was, now in pairs if was != now):
-            yield f"another {package}: {was} in the first, {now} in the second"
-    if shaky := [
-        change.title for change in changes if change.ratio and not (change.a["stable"] and change.b["stable"])
-    ]:
+        pairs = {(str(one[package]), str(other.get(package))) for one, other in versions if package in one}
+        for was, now in sorted(pairs):
+            if was != now:
+                yield f"another {package}: {was} in the first, {now} in the second"
+    if shaky := [one.title for one in changes if one.ratio and not (one.a["stable"] and one.b["stable"])]:
         yield f"{len(shaky)} of {len(changes)} rows were unstable in one of the two, such as {shaky[0]}"

@@ -1,10 +1,10 @@
 """Verify, then time: every answer is compared with the NumPy backend in float64 first.
 
-Each array is compared by its normwise difference, in eps of the dtype, and the worst one counts. Above `allowed` the
-contender computes another function, and no time of it is shown.
+The worst normwise difference of an array counts, in eps of the dtype. Above `allowed` the contender computes another
+function, and no time of it is shown.
 
 In a training step the update is compared, not the weight, whose size would hide a wrong gradient. Adding the update
-rounded the weight, so half an eps of the weight is allowed besides.
+rounded the weight, so half an eps of the weight is allowed as well.
 """
 
 from collections.abc import Mapping
@@ -14,11 +14,12 @@ import numpy as np
 
 from multirnn.errors import InvalidCall
 from multirnn.layer import Gradients, Output, State
-from multirnn.numerics import difference, tolerance
+from multirnn.numerics import difference, distances, magnitude, normwise, tolerance
 from multirnn.protocol import SGD_RATE, Work
 from multirnn.registry import build
 from multirnn.spec import RecurrentSpec
 from multirnn.weights import Array
+from multirnn_bench.problems import Problem
 
 __all__ = ["allowed", "answer", "error", "expected", "memory_of_reference"]
 
@@ -29,7 +30,7 @@ def allowed(spec: RecurrentSpec) -> float:
 
 
 def expected(work: Work) -> dict[str, Array]:
-    """What the answer should be, in float64, by the names that `answer` gives."""
+    """The right answer in float64, by the names of `answer`."""
     layer = build(work.weights.astype("float64"), "numpy")
     x = work.x.astype(np.float64)
     if work.mode in ("inference", "streaming"):
@@ -48,13 +49,12 @@ def expected(work: Work) -> dict[str, Array]:
     return {name: -SGD_RATE * gradient for name, gradient in gradients.items()}
 
 
-def memory_of_reference(work: Work) -> int:
-    """About the bytes that `expected` needs: every layer's sequences in float64, and what a backward pass keeps."""
-    spec = work.weights.spec
-    batch, time, features = work.x.shape
-    outputs = batch * time * spec.output_size * spec.num_layers
-    kept = 2 if work.mode in ("inference", "streaming") else 4 + 3 * len(spec.form.gates)
-    return int(8 * (kept * (outputs + batch * time * features) + 3 * spec.parameter_count))
+def memory_of_reference(problem: Problem, mode: str) -> int:
+    """About the bytes that `expected` needs: every layer's sequences in float64, and the arrays of a backward pass."""
+    spec, steps = problem.spec, problem.batch * (1 if mode == "streaming" else problem.time)
+    kept = 2 if mode in ("inference", "streaming") else 4 + 3 * len(spec.form.gates)
+    numbers = spec.output_size * spec.num_layers + spec.input_size
+    return 8 * (kept * steps * numbers + 3 * spec.parameter_count)
 
 
 def answer(work: Work, result: Any) -> dict[str, Any]:
@@ -75,42 +75,32 @@ def answer(work: Work, result: Any) -> dict[str, Any]:
 
 
 def error(work: Work, found: Mapping[str, Any], reference: Mapping[str, Array]) -> tuple[float, str]:
-    """How far an answer is from the reference.
+    """The error of an answer, by name, in eps of the worst array; and which array, or why they cannot be compared.
 
-    Args:
-        work: what was asked.
-        found: the answer by name.
-        reference: what `expected` says.
-
-    Returns:
-        the error of the worst array in eps, infinite where it cannot be compared; and where it is, or why it cannot.
+    Infinite if they cannot.
     """
     dtype = np.dtype(work.weights.spec.dtype)
-    eps = float(np.finfo(dtype).eps)
     worst, where = 0.0, ""
     for name in {**reference, **found}:
-        if name not in found or name not in reference:
-            return (
-                np.inf,
-                f"{name} is missing" if name in reference else f"there is a {name}, which the spec does not have",
-            )
-        actual = np.asarray(found[name])
-        if actual.shape != reference[name].shape or actual.dtype != dtype:
-            return np.inf, f"{name} is {actual.dtype} {actual.shape}, not {dtype} {reference[name].shape}"
+        if name not in found:
+            return np.inf, f"{name} is missing"
+        if name not in reference:
+            return np.inf, f"there is a {name}, which the spec does not have"
+        actual, right = np.asarray(found[name]), reference[name]
+        if actual.shape != right.shape or actual.dtype != dtype:
+            return np.inf, f"{name} is {actual.dtype} {actual.shape}, not {dtype} {right.shape}"
         if work.mode == "training":
-            distance = _update_error(actual, work.weights.arrays[name], reference[name], eps)
+            distance = _of_update(actual, work.weights.arrays[name], right)
         else:
-            distance = difference(actual, reference[name]).eps
+            distance = difference(actual, right).eps
         if distance > worst:
             worst, where = distance, name
     return worst, where
 
 
-def _update_error(after: Array, before: Array, update: Array, eps: float) -> float:
-    """The error of a step in eps of its largest update, beside the rounding of the weights that it was added to."""
-    distance = float(np.max(np.abs(after.astype(np.float64) - before - update)))
-    if not np.isfinite(distance):
-        return np.inf
-    rounding = eps / 2 * float(np.max(np.abs(after)))
-    scale = float(np.max(np.abs(update)))
-    return max(distance - rounding, 0.0) / (scale * eps) if scale else float(np.inf if distance > rounding else 0.0)
+def _of_update(after: Array, before: Array, update: Array) -> float:
+    """The error of a step in eps of its largest update, less the rounding of the weights to which it was added."""
+    eps = float(np.finfo(after.dtype).eps)
+    distance = float(np.max(distances(after.astype(np.float64) - before, update)))
+    beyond = max(distance - eps / 2 * magnitude(after, after.dtype), 0.0)
+    return float(normwise(beyond, magnitude(update, after.dtype))) / eps

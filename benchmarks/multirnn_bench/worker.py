@@ -34,13 +34,13 @@ from multirnn_bench.problems import Problem
 __all__ = ["block", "main", "serve", "warm"]
 
 LONGEST = 300  # characters of a line of a reason
-ESTIMATE = 0.005  # seconds of calls from which the time of one is estimated
+ESTIMATE = 0.005  # seconds of calls to estimate one
 QUIET = 0.02  # seconds of all estimates of a contender; the least counts
 PARTS = 9  # of a block; the clock costs 0.1 µs a part
-LONG = 0.02  # seconds of a call for which cold caches do not matter
+LONG = 0.02  # seconds of a call; cold caches then do not matter
 WARMING_CALLS = 4  # at most
-WARMING = 1.0  # seconds, after which no further one begins
-PAGE_FAULT = 1e-5  # seconds, where the host has to find the page too
+WARMING = 1.0  # seconds; no further one begins later
+PAGE_FAULT = 1e-5  # seconds, if the host must find the page too
 NEXT_TO_NOTHING = 0.01  # of a call
 
 
@@ -94,10 +94,12 @@ def _end_with_parent() -> None:
 def serve(contender: Contender, threads: int, messages: Iterator[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
     """An answer to each message.
 
-    Messages: {"do": "prepare", "problem", "mode", "inputs", "reference", "boundary"}, where inputs and reference are
-    folders of arrays, and boundary says whether the call from NumPy to NumPy is timed too; {"do": "estimate"}, the
-    seconds of a call; {"do": "time", "what": "call" or "boundary", "repetitions", "settle"}; {"do": "finish"}. Each has
-    a "number", which its answer repeats.
+    Messages, each with a "number" that its answer repeats:
+        {"do": "prepare", "problem", "mode", "inputs", "reference", "boundary"}: inputs and reference are folders of
+            arrays; boundary says whether the call from NumPy to NumPy is timed too.
+        {"do": "estimate"}: the seconds of a call.
+        {"do": "time", "what": "call" or "boundary", "repetitions", "settle"}
+        {"do": "finish"}
     """
     seat = _Session(contender, threads)
     for message in messages:
@@ -116,7 +118,8 @@ class _Session:
     def __init__(self, contender: Contender, threads: int) -> None:
         self.contender, self.threads = contender, threads
         self.prepared: Prepared | None = None
-        self.memory: int | None = None
+        self.memory: int | None = None  # before the problem
+        self.peak: int | None = None  # of the input and the first calls
         self.seconds = 0.0  # of a call, about
         self.settled = False
 
@@ -132,12 +135,16 @@ class _Session:
         if answer["status"] != "ready" or self.prepared is None:
             self.prepared = None
             return answer
-        if not boundary:
-            self.prepared.boundary = None
+        call, through = self.prepared.call, self.prepared.boundary if boundary else None
         _release_memory()
-        _forget_peak()
-        answer |= {"boundary": self._boundary(), "blas": blas_libraries()}
-        seconds = warm(self.prepared.call)
+        with suppress(OSError):  # without permission, the peak of the whole process remains
+            Path("/proc/self/clear_refs").write_text("5")  # proc_pid_clear_refs(5)
+        seconds = warm(call)
+        self.peak = _memory("VmHWM")  # before arrays are converted from and to NumPy
+        if through is not None and through is not call:
+            through()  # traced here
+        kind = None if through is None else "same" if through is call else "other"
+        answer |= {"boundary": kind, "blas": blas_libraries()}
         # Tracing may happen only now: the verified call may be another function.
         answer["first_call_s"] = max(answer["first_call_s"], seconds[0])
         self.seconds = seconds[-1]
@@ -157,26 +164,19 @@ class _Session:
         first = time.perf_counter()
         found, where = verify.error(work, verify.answer(work, result), inputs.load_arrays(reference))
         allowed = verify.allowed(problem.spec)
-        wrong = not found <= allowed
+        wrong, reason = not found <= allowed, where
+        if found < math.inf:
+            reason = f"{where} is {found:.3g} eps from the float64 reference, where {allowed:.3g} are allowed"
         self.prepared = prepared  # all of it: a closure of `result` may hold the buffers that `call` writes to
         return {
             "status": "wrong" if wrong else "ready",
-            "reason": _wrong(found, allowed, where) if wrong else "",
-            "error_eps": found if found < float("inf") else None,
+            "reason": reason if wrong else "",
+            "error_eps": found if found < math.inf else None,
             "allowed_eps": allowed,
             "plan": prepared.plan,
             "prepare_s": ready - start,
             "first_call_s": first - ready,
         }
-
-    def _boundary(self) -> str | None:
-        """None: no call from NumPy to NumPy; "same": it is the timed call; "other": it is another, traced here."""
-        assert self.prepared is not None
-        boundary = self.prepared.boundary
-        if boundary is None or boundary is self.prepared.call:
-            return None if boundary is None else "same"
-        boundary()
-        return "other"
 
     def estimate(self) -> dict[str, Any]:
         """The seconds of a call, while nothing else runs."""
@@ -193,22 +193,26 @@ class _Session:
         return {"status": "estimated", "seconds": seconds}
 
     def time(self, what: str, repetitions: int, settle: float) -> dict[str, Any]:
-        """The seconds of one call, from a block of calls."""
+        """The seconds of one call, from a block of calls; for "boundary" also the seconds of the call in turns with it."""
         assert self.prepared is not None
-        call = self.prepared.call if what == "call" else self.prepared.boundary
-        assert call is not None
+        calls = [self.prepared.call]
+        if what == "boundary":
+            assert self.prepared.boundary is not None
+            calls, repetitions = [self.prepared.boundary, *calls], math.ceil(repetitions / 2)
         if self.seconds > LONG:
             time.sleep(settle)
         else:
-            _settle(call, settle)
-        return {"status": "timed", "seconds": block(call, repetitions)}
+            start = time.perf_counter()
+            while time.perf_counter() - start < settle:
+                calls[0]()
+        seconds, *beside = in_turns(repetitions, *calls)
+        return {"status": "timed", "seconds": seconds, "beside": beside}
 
     def finish(self) -> dict[str, Any]:
         """The memory that the problem took; releases it."""
-        peak = _memory("VmHWM")
         self.prepared = None
-        added = None if peak is None or self.memory is None else max(peak - self.memory, 0)
-        return {"status": "finished", "peak_memory_bytes": peak, "added_memory_bytes": added}
+        added = None if self.peak is None or self.memory is None else max(self.peak - self.memory, 0)
+        return {"status": "finished", "peak_memory_bytes": self.peak, "added_memory_bytes": added}
 
 
 def _reason(error: Exception) -> str:
@@ -218,40 +222,43 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(line[:LONGEST] for line in shown)}"
 
 
-def _wrong(found: float, allowed: float, where: str) -> str:
-    if found == float("inf"):
-        return where
-    return f"{where} is {found:.3g} eps from the float64 reference, where {allowed:.3g} are allowed"
-
-
 # --- Time ------------------------------------------------------------------------------------------------------------
 
 
 def block(call: Callable[[], Any], repetitions: int) -> float:
-    """The seconds of a call, the median over the parts of a block, which one disturbed call cannot move.
+    """The seconds of a call; see `in_turns`."""
+    return in_turns(repetitions, call)[0]
 
-    As in `timeit`, garbage collection is off.
+
+def in_turns(repetitions: int, *calls: Callable[[], Any]) -> list[float]:
+    """The seconds of each call: the median over the parts of a block, which one disturbed call cannot move.
+
+    In each part the calls take turns of some milliseconds, after one that is not timed: it meets the caches as the
+    other has left them. As in `timeit`, garbage collection is off.
     """
     parts = min(repetitions, PARTS)
-    seconds = []
+    seconds: list[list[float]] = [[] for _ in calls]
     gc.disable()
     try:
         for part in range(parts):
-            calls = (repetitions + part) // parts
-            start = time.perf_counter()
-            for _ in itertools.repeat(None, calls):
-                call()
-            seconds.append((time.perf_counter() - start) / calls)
+            number = (repetitions + part) // parts
+            for call, spent in zip(calls, seconds, strict=True):
+                if len(calls) > 1:
+                    call()
+                start = time.perf_counter()
+                for _ in itertools.repeat(None, number):
+                    call()
+                spent.append((time.perf_counter() - start) / number)
     finally:
         gc.enable()
-    return median(seconds)
+    return list(map(median, seconds))
 
 
 def warm(call: Callable[[], Any]) -> list[float]:
     """Call until a call takes almost no new memory from the system, at most `WARMING_CALLS` times; the seconds of each.
 
-    The first calls do, until the allocator knows their sizes, and each new page is a fault: a second call of
-    `torch.nn.RNN` at (32,30,1024,1024) had 13,052 and took 1.9 times as long as the fourth, which had none.
+    Each new page is a fault. A second call of `torch.nn.RNN` at (32,30,1024,1024) had 13,052 and took 1.9 times as long
+    as the fourth, which had none.
     """
     seconds: list[float] = []
     while len(seconds) < WARMING_CALLS and sum(seconds) < WARMING:
@@ -260,13 +267,6 @@ def warm(call: Callable[[], Any]) -> list[float]:
         if (_faults() - faults) * PAGE_FAULT < NEXT_TO_NOTHING * seconds[-1]:
             break
     return seconds
-
-
-def _settle(call: Callable[[], Any], seconds: float) -> None:
-    """Call, untimed, for a number of seconds."""
-    start = time.perf_counter()
-    while time.perf_counter() - start < seconds:
-        call()
 
 
 # --- Memory ----------------------------------------------------------------------------------------------------------
@@ -284,12 +284,6 @@ def _memory(name: str) -> int | None:
 def _faults() -> int:
     """Page faults of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-
-
-def _forget_peak() -> None:
-    """Reset the peak to the present use; without permission it remains the peak of the whole process."""
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # proc_pid_clear_refs(5)
 
 
 def _release_memory() -> None:

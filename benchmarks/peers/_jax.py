@@ -1,84 +1,70 @@
-"""The four modes of a contender that is a pure function in JAX."""
+"""The four modes of a pure function in JAX, which takes as many threads as the process has cores."""
 
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
 from typing import Any
-
-import numpy as np
 
 import multirnn as mr
 from multirnn.protocol import SGD_RATE, Prepared, Work
 
+from ._peer import flat, gathered, modes
 
-def versions(*packages: str) -> Mapping[str, str]:
-    """Of JAX, of its compiler and of these packages."""
-    return {package: version(package) for package in ("jax", "jaxlib", *packages)}
+FLOAT32 = "JAX computes in float32 unless the whole process is set to float64"
 
 
-def prepared(
+def jitted(
     work: Work,
     forward: Callable[[Any, Any, Any], Any],
     parameters: Any,
     zero: Any,
-    output: Callable[[Any], mr.Output],
-    carried: Callable[[mr.State], Any],
     canonical: Callable[[Any], Mapping[str, Any]],
+    *,
+    c_first: bool = False,
 ) -> Prepared:
-    """One jitted function of each mode; how many threads it takes, JAX decides by the cores that it is bound to.
+    """One jitted function of each mode.
 
     Args:
         work: what is computed.
-        forward: of parameters, x and a state: the sequence, batch first, and the final state.
+        forward: from parameters, x and a state to the sequence, batch first, and the final state.
         parameters: of `forward`.
-        zero: the initial state, as `forward` takes it.
-        output: what `forward` returned, in NumPy.
-        carried: a state, as `forward` returns one.
+        zero: the initial state, a tree of the states of every pass.
         canonical: parameters, or their gradients, by canonical names.
+        c_first: whether a pass has (c, h), not (h, c).
     """
     import jax
     import jax.numpy as jnp
 
-    x = jnp.asarray(work.x)
+    x, step = jnp.asarray(work.x), jax.jit(forward)
 
-    def ready(function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
-        return lambda: jax.block_until_ready(function(*arguments))
+    def run(state: Any) -> Any:
+        return jax.block_until_ready(step(parameters, x, state))
 
-    if work.mode == "inference":
-        call = ready(jax.jit(forward), parameters, x, zero)
-        return Prepared(call, lambda: output(call()))
-    if work.mode == "streaming":
-        step, last = jax.jit(forward), [zero]
+    def gradients(cotangent: mr.Output) -> Callable[[], Any]:
+        states = map(jnp.asarray, flat(cotangent.state, c_first=c_first))
+        given = jnp.asarray(cotangent.sequence), jax.tree.unflatten(jax.tree.structure(zero), states)
 
-        def stream() -> Any:
-            found = jax.block_until_ready(step(parameters, x, last[0]))
-            last[0] = found[1]
-            return found
+        @jax.jit
+        def pull(parameters: Any, x: Any, given: Any) -> Any:
+            return jax.vjp(lambda p, x: forward(p, x, zero), parameters, x)[1](given)
 
-        return Prepared(stream, lambda: output(stream()))
-    if work.mode == "gradients":
-        assert work.cotangent is not None
-        cotangent = jnp.asarray(work.cotangent.sequence), carried(work.cotangent.state)
+        return lambda: jax.block_until_ready(pull(parameters, x, given))
 
-        def pulled(parameters: Any, x: Any, cotangent: Any) -> Any:
-            return jax.vjp(lambda p, x: forward(p, x, zero), parameters, x)[1](cotangent)
+    def training(target: Any) -> Callable[[], Any]:
+        trained, target = parameters, jnp.asarray(target)
 
-        call = ready(jax.jit(pulled), parameters, x, cotangent)
+        def descend(parameters: Any, x: Any, target: Any) -> Any:
+            slope = jax.grad(lambda p: jnp.mean((forward(p, x, zero)[0] - target) ** 2))(parameters)
+            return jax.tree.map(lambda p, dp: p - SGD_RATE * dp, parameters, slope)
 
-        def gradients() -> mr.Gradients:
-            dp, dx = call()
-            return mr.Gradients(canonical(dp), np.asarray(dx), None)  # type: ignore[arg-type]
+        update = jax.jit(descend, donate_argnums=0)
 
-        return Prepared(call, gradients)
+        def train() -> Any:
+            nonlocal trained
+            trained = jax.block_until_ready(update(trained, x, target))
+            return trained
 
-    def descend(parameters: Any, x: Any, target: Any) -> Any:
-        slope = jax.grad(lambda p: jnp.mean((forward(p, x, zero)[0] - target) ** 2))(parameters)
-        return jax.tree.map(lambda p, dp: p - SGD_RATE * dp, parameters, slope)
+        return train
 
-    trained, target = [parameters], jnp.asarray(work.target)
-    update = jax.jit(descend, donate_argnums=0)
+    def output(found: Any) -> mr.Output:
+        return gathered(work.weights.spec, found[0], jax.tree.leaves(found[1]), c_first=c_first)
 
-    def train() -> Any:
-        trained[0] = jax.block_until_ready(update(trained[0], x, target))
-        return trained[0]
-
-    return Prepared(train, lambda: canonical(train()))
+    return modes(work, run, zero, output, canonical, gradients, training)

@@ -1,27 +1,16 @@
-"""Shared by the peers of PyTorch: a module with the weights of a work, what `torch.nn` has no layer for, and the forward pass."""
+"""Shared by the peers of PyTorch: a module of `torch.nn` with given weights, and the specs that have none."""
 
-from collections.abc import Callable, Mapping
-from importlib.metadata import version
 from typing import Any
 
 import multirnn as mr
-from multirnn.protocol import Prepared, Work
+from multirnn.protocol import Work
 
 LAYERS = {"simple_rnn": "RNN", "lstm": "LSTM", "gru": "GRU"}
 
 
-class TorchPeer:
-    """A peer that runs on PyTorch alone."""
-
-    kind = "peer"
-
-    def versions(self) -> Mapping[str, str]:
-        """The version of PyTorch."""
-        return {"torch": version("torch")}
-
-
-def refuses(spec: mr.RecurrentSpec) -> str | None:
-    """What PyTorch has no layer for."""
+def refuses(work: Work) -> str | None:
+    """None, or why `torch.nn` has no such layer."""
+    spec = work.weights.spec
     relu = spec.cell == "simple_rnn" and spec.activation == "relu"
     if not (spec.activation == "tanh" or relu) or spec.recurrent_activation != "sigmoid" or not spec.reset_after:
         return f"torch.nn.{LAYERS[spec.cell]} has other activations, or another reset gate"
@@ -29,7 +18,7 @@ def refuses(spec: mr.RecurrentSpec) -> str | None:
 
 
 def module(work: Work, *, batch_first: bool) -> Any:
-    """The layer; of a single bias, one of PyTorch's two, the other is a zero that nobody trains."""
+    """The layer; of a single bias, one of PyTorch's two, the other is a zero that is not trained."""
     import torch
 
     spec = work.weights.spec
@@ -51,28 +40,9 @@ def module(work: Work, *, batch_first: bool) -> Any:
     return made
 
 
-def forward(
-    work: Work, run: Callable[[Any], tuple[Any, Any]], state: Any, output: Callable[[Any], mr.Output]
-) -> Prepared:
-    """Inference from a state, or streaming, which carries it from call to call.
-
-    Args:
-        work: in the mode "inference" or "streaming".
-        run: from a state to the sequence and the final state.
-        state: the initial one.
-        output: the result of `run` in NumPy.
-    """
-    import torch
-
-    def call() -> Any:
-        nonlocal state
-        with torch.inference_mode():
-            found = run(state)
-        if work.mode == "streaming":
-            state = found[1]
-        return found
-
-    return Prepared(call, lambda: output(call()))
+def output(sequence: Any, state: Any) -> mr.Output:
+    """The result of such a layer, batch first, in NumPy."""
+    return mr.Output(sequence.detach().numpy(), mr.State(*(part.detach().numpy() for part in parts(state))))
 
 
 def parts(state: Any) -> tuple[Any, ...]:

@@ -8,58 +8,30 @@ import numpy as np
 import multirnn as mr
 from multirnn.protocol import Prepared, Work
 
-from ._jax import prepared, versions
+from ._jax import FLOAT32, jitted
+from ._peer import Peer
 
-ACTIVATIONS = ("tanh", "relu", "sigmoid")
 
+def prepare(work: Work, threads: int) -> Prepared:
+    """The stack, differentiated by JAX."""
+    import jax.numpy as jnp
 
-class JaxScan:
-    """Pure functions over a dictionary of the weights, by their canonical names."""
+    spec = work.weights.spec
+    weights = {name: jnp.asarray(array) for name, array in work.weights.arrays.items()}
+    lengths = None if work.lengths is None else jnp.asarray(work.lengths)
+    zero = [(jnp.zeros((len(work.x), spec.hidden_size)),) * len(spec.form.states) for _ in spec.passes]
 
-    name = "JAX scan"
-    kind = "peer"
+    def forward(weights: Any, x: Any, state: Any) -> Any:
+        return _stack(spec, weights, x, state, lengths)
 
-    def versions(self) -> Mapping[str, str]:
-        """The versions of JAX and of its compiler."""
-        return versions()
+    def canonical(weights: Any) -> Mapping[str, Any]:
+        return {name: np.asarray(array) for name, array in weights.items()}
 
-    def refuses(self, work: Work) -> str | None:
-        """What is not written out here."""
-        spec = work.weights.spec
-        if spec.dtype != "float32":
-            return "JAX computes in float32 unless the whole process is set to float64"
-        if not {spec.activation, spec.recurrent_activation} <= set(ACTIVATIONS):
-            return f"this contender has the activations {', '.join(ACTIVATIONS)} alone"
-        return None
-
-    def prepare(self, work: Work, threads: int) -> Prepared:
-        """The stack, differentiated by JAX."""
-        import jax.numpy as jnp
-
-        spec = work.weights.spec
-        weights = {name: jnp.asarray(array) for name, array in work.weights.arrays.items()}
-        lengths = None if work.lengths is None else jnp.asarray(work.lengths)
-        shape = (spec.num_layers * len(spec.directions), len(work.x), spec.hidden_size)
-        zero = tuple(jnp.zeros(shape, jnp.float32) for _ in spec.form.states)
-
-        def forward(weights: Any, x: Any, state: Any) -> Any:
-            return _stack(spec, weights, x, state, lengths)
-
-        def output(found: Any) -> mr.Output:
-            sequence, state = found
-            return mr.Output(np.asarray(sequence), mr.State(*map(np.asarray, state)))
-
-        def carried(state: mr.State) -> Any:
-            return tuple(jnp.asarray(part) for part in state if part is not None)
-
-        def canonical(weights: Any) -> Mapping[str, Any]:
-            return {name: np.asarray(array) for name, array in weights.items()}
-
-        return prepared(work, forward, weights, zero, output, carried, canonical)
+    return jitted(work, forward, weights, zero, canonical)
 
 
 def _stack(spec: mr.RecurrentSpec, weights: Any, x: Any, state: Any, lengths: Any) -> Any:
-    """The sequence, batch first, and the final state."""
+    """The sequence, batch first, and the final states of all passes."""
     import jax.numpy as jnp
 
     x, ends = x.swapaxes(0, 1), []
@@ -72,12 +44,11 @@ def _stack(spec: mr.RecurrentSpec, weights: Any, x: Any, state: Any, lengths: An
                 for name, array in weights.items()
                 if name.startswith(f"layers.{layer}.{direction}.")
             }
-            start = tuple(part[len(ends)] for part in state)
-            end, y = _pass(spec, parameters, x, start, valid, direction == "backward")
+            end, y = _pass(spec, parameters, x, state[len(ends)], valid, direction == "backward")
             outputs.append(y)
             ends.append(end)
         x = jnp.concatenate(outputs, axis=-1)
-    return x.swapaxes(0, 1), tuple(jnp.stack(parts) for parts in zip(*ends, strict=True))
+    return x.swapaxes(0, 1), ends
 
 
 def _pass(spec: mr.RecurrentSpec, p: Any, x: Any, start: Any, valid: Any, reverse: bool) -> Any:
@@ -89,13 +60,9 @@ def _pass(spec: mr.RecurrentSpec, p: Any, x: Any, start: Any, valid: Any, revers
     act, gate = named[str(spec.activation)], named[str(spec.recurrent_activation)]
     gates, H = len(spec.form.gates), spec.hidden_size
     U = p["weight_hh"].reshape(gates * H, H).T
-    bias = p["bias_ih"] if "bias_ih" in p else jnp.zeros((gates, H))
-    candidate = jnp.zeros(H)  # the recurrent bias of the candidate, which the reset gate multiplies
-    if "bias_hh" in p:
-        whole = len(p["bias_hh"]) == gates
-        kept = spec.form.recurrent_candidate_bias
-        candidate = p["bias_hh"][-1] if kept else candidate
-        bias = bias.at[: gates - kept].add(p["bias_hh"][: gates - kept]) if whole else bias
+    zeros = jnp.zeros((gates, H))
+    d = zeros.at[-len(p["bias_hh"]) :].set(p["bias_hh"]) if "bias_hh" in p else zeros  # of all gates, or the candidate
+    bias = p.get("bias_ih", zeros) + (d.at[-1].set(0) if spec.form.recurrent_candidate_bias else d)
     z = x @ p["weight_ih"].reshape(gates * H, -1).T + bias.reshape(-1)
 
     def step(state: Any, now: Any) -> Any:
@@ -111,7 +78,7 @@ def _pass(spec: mr.RecurrentSpec, p: Any, x: Any, start: Any, valid: Any, revers
             h_r, h_z, h_n = jnp.split(h @ U, 3, axis=-1)
             z_r, z_z, z_n = jnp.split(z_t, 3, axis=-1)
             update = gate(z_z + h_z)
-            new = ((1 - update) * act(z_n + gate(z_r + h_r) * (h_n + candidate)) + update * h,)
+            new = ((1 - update) * act(z_n + gate(z_r + h_r) * (h_n + d[-1])) + update * h,)
         else:
             reset, update = jnp.split(gate(z_t[:, : 2 * H] + h @ U[:, : 2 * H]), 2, axis=-1)
             new = ((1 - update) * act(z_t[:, 2 * H :] + (reset * h) @ U[:, 2 * H :]) + update * h,)
@@ -122,4 +89,4 @@ def _pass(spec: mr.RecurrentSpec, p: Any, x: Any, start: Any, valid: Any, revers
     return jax.lax.scan(step, start, (z, valid), reverse=reverse)
 
 
-CONTENDERS = (JaxScan(),)
+CONTENDERS = (Peer("JAX scan", prepare, ("jax", "jaxlib"), lacks={"float64": FLOAT32}),)

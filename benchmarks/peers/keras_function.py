@@ -1,9 +1,8 @@
-"""Keras' own layers under `tf.function`, without XLA and with it."""
+"""Keras' `SimpleRNN`, `LSTM` and `GRU` on TensorFlow under `tf.function`, without XLA and with it."""
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
-from importlib.metadata import version
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,101 +10,64 @@ import numpy as np
 import multirnn as mr
 from multirnn.protocol import SGD_RATE, Prepared, Work
 
-ACTIVATIONS = ("tanh", "relu", "sigmoid", "linear", "softsign", "elu")
+from ._peer import Peer, flat, gathered, modes
 
 
-@dataclass(frozen=True)
-class KerasFunction:
-    """`SimpleRNN`, `LSTM` and `GRU`, in `Bidirectional` where the stack is, on TensorFlow.
+def _refuses(work: Work) -> str | None:
+    spec = work.weights.spec
+    two = spec.cell == "gru" and spec.reset_after
+    if work.mode in ("gradients", "training") and spec.bias == ("single" if two else "double"):
+        return f"Keras' {spec.cell} has {'two biases' if two else 'one bias'}, and other gradients are asked for"
+    return None
 
-    Args:
-        name: of the contender.
-        jit_compile: whether XLA compiles the function.
-    """
 
-    name: str
-    jit_compile: bool
-    kind: str = "peer"
+def prepare(work: Work, threads: int, *, jit_compile: bool) -> Prepared:
+    """One function of each mode; TensorFlow takes its number of threads from the environment of the process."""
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import tensorflow as tf
 
-    def versions(self) -> Mapping[str, str]:
-        """The versions of Keras and TensorFlow."""
-        return {"keras": version("keras"), "tensorflow": version("tensorflow")}
+    spec = work.weights.spec
+    layers, held = _layers(work.weights)
+    variables = [variable.value for layer in layers for variable in layer.trainable_variables]
+    x = tf.constant(work.x)
+    batch, time, _ = work.x.shape
+    mask = None if work.lengths is None else tf.sequence_mask(work.lengths, time)
+    zero = tf.zeros((batch, spec.hidden_size), spec.dtype)
+    start = [[zero] * len(spec.directions) * len(spec.form.states)] * spec.num_layers
 
-    def refuses(self, work: Work) -> str | None:
-        """What Keras' layers are not."""
-        spec = work.weights.spec
-        if not {spec.activation, spec.recurrent_activation} <= set(ACTIVATIONS):
-            return f"this contender has the activations {', '.join(ACTIVATIONS)} alone"
-        two = spec.cell == "gru" and spec.reset_after
-        if work.mode in ("gradients", "training") and spec.bias == ("single" if two else "double"):
-            return f"Keras' {spec.cell} has {'two biases' if two else 'one bias'}, and other gradients are asked for"
-        return None
+    def forward(x: Any, states: Any) -> Any:
+        ends = []
+        for layer, state in zip(layers, states, strict=True):
+            x, *end = layer(x, initial_state=state, mask=mask)
+            ends.append(end)
+        return x, ends
 
-    def prepare(self, work: Work, threads: int) -> Prepared:
-        """One function of each mode; the environment of the process says how many threads TensorFlow takes."""
-        os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-        import tensorflow as tf
+    def compiled(function: Any) -> Any:
+        return tf.function(function, jit_compile=jit_compile)
 
-        spec = work.weights.spec
-        layers, held = _layers(work.weights)
-        variables = [variable.value for layer in layers for variable in layer.trainable_variables]
-        x = tf.constant(work.x)
-        batch, time, _ = work.x.shape
-        mask = None if work.lengths is None else tf.sequence_mask(work.lengths, time)
-        zero = tf.zeros((batch, spec.hidden_size), spec.dtype)
-        start = [[zero] * len(spec.directions) * len(spec.form.states)] * spec.num_layers
+    def output(found: Any) -> mr.Output:
+        return gathered(spec, found[0], tf.nest.flatten(found[1]))
 
-        def forward(x: Any, states: Any) -> Any:
-            ends = []
-            for layer, state in zip(layers, states, strict=True):
-                x, *end = layer(x, initial_state=state, mask=mask)
-                ends.append(end)
-            return x, ends
+    def canonical(arrays: Any) -> Mapping[str, Any]:
+        named = dict(zip(held, map(np.asarray, arrays), strict=True))
+        return mr.from_arrays(named, convention="keras", cell=spec.cell, reset_after=spec.reset_after).arrays
 
-        def compiled(function: Any) -> Any:
-            return tf.function(function, jit_compile=self.jit_compile)
+    def gradients(cotangent: mr.Output) -> Callable[[], Any]:
+        given = [tf.constant(array) for array in (cotangent.sequence, *flat(cotangent.state))]
 
-        def output(found: Any) -> mr.Output:
-            sequence, ends = found
-            states = len(spec.form.states)
-            passes = [end[n : n + states] for end in ends for n in range(0, len(end), states)]
-            parts = [np.stack([np.asarray(part) for part in one]) for one in zip(*passes, strict=True)]
-            return mr.Output(np.asarray(sequence), mr.State(*parts))
+        @compiled
+        def pulled(x: Any) -> Any:
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                y = forward(x, start)
+            dx, *rest = tape.gradient(tf.nest.flatten(y), [x, *variables], given)
+            return rest, dx
 
-        def canonical(arrays: Any) -> Mapping[str, Any]:
-            named = dict(zip(held, map(np.asarray, arrays), strict=True))
-            return mr.from_arrays(named, convention="keras", cell=spec.cell, reset_after=spec.reset_after).arrays
+        return lambda: pulled(x)
 
-        if work.mode == "inference":
-            run = compiled(forward)
-            return Prepared(lambda: run(x, start), lambda: output(run(x, start)))
-        if work.mode == "streaming":
-            step, carried = compiled(forward), [start]
-
-            def stream() -> Any:
-                found = step(x, carried[0])
-                carried[0] = found[1]
-                return found
-
-            return Prepared(stream, lambda: output(stream()))
-        if work.mode == "gradients":
-            assert work.cotangent is not None
-            cotangents = [tf.constant(work.cotangent.sequence), _ends(tf, spec, work.cotangent.state)]
-
-            @compiled
-            def pulled(x: Any) -> Any:
-                with tf.GradientTape() as tape:
-                    tape.watch(x)
-                    y = forward(x, start)
-                return tape.gradient(tf.nest.flatten(y), [x, *variables], tf.nest.flatten(cotangents))
-
-            def gradients() -> mr.Gradients:
-                dx, *rest = pulled(x)
-                return mr.Gradients(canonical(rest), np.asarray(dx), None)  # type: ignore[arg-type]
-
-            return Prepared(lambda: pulled(x), gradients)
-        target = tf.constant(work.target)
+    def training(array: Any) -> Callable[[], Any]:
+        target = tf.constant(array)
 
         @compiled
         def train(x: Any, target: Any) -> None:
@@ -114,11 +76,14 @@ class KerasFunction:
             for variable, slope in zip(variables, tape.gradient(loss, variables), strict=True):
                 variable.assign_sub(SGD_RATE * slope)
 
-        def trained_once() -> Mapping[str, Any]:
+        def trained() -> Any:
             train(x, target)
-            return canonical(variables)
+            return variables
 
-        return Prepared(lambda: train(x, target), trained_once)
+        return trained
+
+    step = compiled(forward)
+    return modes(work, lambda states: step(x, states), start, output, canonical, gradients, training)
 
 
 def _layers(weights: mr.Weights) -> tuple[list[Any], list[str]]:
@@ -155,16 +120,9 @@ def _layers(weights: mr.Weights) -> tuple[list[Any], list[str]]:
     return layers, list(arrays)
 
 
-def _ends(tf: Any, spec: mr.RecurrentSpec, state: mr.State) -> list[Any]:
-    """A state as the layers return theirs: of each layer, of each direction, its parts."""
-    parts = [tf.constant(part) for part in state if part is not None]
-    directions = len(spec.directions)
-    return [
-        [part[n] for n in range(k * directions, (k + 1) * directions) for part in parts] for k in range(spec.num_layers)
-    ]
-
-
-CONTENDERS = (
-    KerasFunction("keras, tf.function", jit_compile=False),
-    KerasFunction("keras, tf.function, XLA", jit_compile=True),
+PACKAGES = ("keras", "tensorflow")
+ACTIVATIONS = ("tanh", "relu", "sigmoid", "linear", "softsign", "elu")
+CONTENDERS = tuple(
+    Peer(name, partial(prepare, jit_compile=compiled), PACKAGES, activations=ACTIVATIONS, also_refuses=_refuses)
+    for name, compiled in {"keras, tf.function": False, "keras, tf.function, XLA": True}.items()
 )

@@ -3,13 +3,14 @@
 It is written as in tutorials: nothing is hoisted out of the loop, nothing allocated ahead.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 import multirnn as mr
 from multirnn.protocol import Prepared, Work
+
+from ._peer import Peer, gathered, modes
 
 
 def sigmoid(x: Any) -> Any:
@@ -20,64 +21,33 @@ def sigmoid(x: Any) -> Any:
 ACTIVATIONS = {"tanh": np.tanh, "relu": lambda x: np.maximum(x, 0), "sigmoid": sigmoid}
 
 
-class NumpyLoop:
-    """One step after the other, for one layer in one direction after the other."""
+def prepare(work: Work, threads: int) -> Prepared:
+    """The loop over `x` from zero, or over one step from the state of the call before."""
+    spec = work.weights.spec
+    weights = mr.split_biases(work.weights)  # a bias that is not there is zero
+    parameters = [weights.at(*place) for place in spec.passes]
+    matrices = [[p[name].reshape(-1, p[name].shape[-1]).T for name in ("weight_ih", "weight_hh")] for p in parameters]
+    biases = [[p[name].reshape(-1) for name in ("bias_ih", "bias_hh")] for p in parameters]
+    zero = np.zeros((len(work.x), spec.hidden_size), spec.dtype)
+    start = [(zero,) * len(spec.form.states) for _ in parameters]
 
-    name = "NumPy loop"
-    kind = "peer"
+    def run(states: list[Any]) -> Any:
+        x, ends = work.x, []
+        for _ in range(spec.num_layers):
+            outputs = []
+            for direction in spec.directions:
+                place = len(ends)
+                steps = x.swapaxes(0, 1) if direction == "forward" else x.swapaxes(0, 1)[::-1]
+                y, end = _loop(spec, steps, states[place], *matrices[place], *biases[place])
+                outputs.append(y if direction == "forward" else y[::-1])
+                ends.append(end)
+            x = np.concatenate(outputs, axis=-1).swapaxes(0, 1)
+        return x, ends
 
-    def versions(self) -> Mapping[str, str]:
-        """The version of NumPy."""
-        return {"numpy": np.__version__}
+    def output(found: Any) -> mr.Output:
+        return gathered(spec, found[0], [part for end in found[1] for part in end])
 
-    def refuses(self, work: Work) -> str | None:
-        """What textbooks leave out."""
-        spec = work.weights.spec
-        if work.mode not in ("inference", "streaming"):
-            return "the loop has no gradients"
-        if work.lengths is not None:
-            return "the loop takes no lengths"
-        if not {spec.activation, spec.recurrent_activation} <= set(ACTIVATIONS):
-            return f"the loop has the activations {', '.join(ACTIVATIONS)} alone"
-        return None
-
-    def prepare(self, work: Work, threads: int) -> Prepared:
-        """The loop over `x` from zero, or over one step from the state that the call before has left."""
-        spec = work.weights.spec
-        weights = mr.split_biases(work.weights)  # a bias that is not there is zero
-        parameters = [weights.at(*place) for place in spec.passes]
-        matrices = [
-            [p[name].reshape(-1, p[name].shape[-1]).T for name in ("weight_ih", "weight_hh")] for p in parameters
-        ]
-        biases = [[p[name].reshape(-1) for name in ("bias_ih", "bias_hh")] for p in parameters]
-        zero = np.zeros((len(work.x), spec.hidden_size), spec.dtype)
-        start = [(zero,) * len(spec.form.states) for _ in parameters]
-        carried = [start]
-
-        def run(states: list[Any]) -> Any:
-            x, ends = work.x, []
-            for _ in range(spec.num_layers):
-                outputs = []
-                for direction in spec.directions:
-                    place = len(ends)
-                    steps = x.swapaxes(0, 1) if direction == "forward" else x.swapaxes(0, 1)[::-1]
-                    y, end = _loop(spec, steps, states[place], *matrices[place], *biases[place])
-                    outputs.append(y if direction == "forward" else y[::-1])
-                    ends.append(end)
-                x = np.concatenate(outputs, axis=-1).swapaxes(0, 1)
-            return x, ends
-
-        def call() -> Any:
-            found = run(carried[0])
-            if work.mode == "streaming":
-                carried[0] = found[1]
-            return found
-
-        def result() -> mr.Output:
-            sequence, ends = call()
-            return mr.Output(sequence, mr.State(*map(np.stack, zip(*ends, strict=True))))
-
-        return Prepared(call, result)
+    return modes(work, run, start, output)
 
 
 def _loop(spec: mr.RecurrentSpec, x: Any, state: Any, W: Any, U: Any, b: Any, d: Any) -> Any:
@@ -105,4 +75,12 @@ def _loop(spec: mr.RecurrentSpec, x: Any, state: Any, W: Any, U: Any, b: Any, d:
     return np.stack(outputs), (h, *c)
 
 
-CONTENDERS = (NumpyLoop(),)
+CONTENDERS = (
+    Peer(
+        "NumPy loop",
+        prepare,
+        ("numpy",),
+        lacks={"gradients": "the loop has no gradients", "lengths": "the loop takes no lengths"},
+        activations=ACTIVATIONS,
+    ),
+)

@@ -1,7 +1,5 @@
 """ONNX Runtime: a graph of its operators RNN, LSTM or GRU, one a layer, on arrays that are bound to the session once."""
 
-from collections.abc import Mapping
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -9,72 +7,51 @@ import numpy as np
 import multirnn as mr
 from multirnn.protocol import Prepared, Work
 
+from ._peer import Peer
+
 OPERATORS = {"simple_rnn": "RNN", "lstm": "LSTM", "gru": "GRU"}
 ACTIVATIONS = {"tanh": "Tanh", "relu": "Relu", "sigmoid": "Sigmoid", "softsign": "Softsign"}
 
 
-class OnnxRuntime:
-    """A session in time-first layout, which is the operators' own."""
+def prepare(work: Work, threads: int) -> Prepared:
+    """Two bindings of one session: each starts from the state that the other leaves, as streaming needs it."""
+    import onnxruntime
 
-    name = "ONNX Runtime"
-    kind = "peer"
+    spec = work.weights.spec
+    batch, time, _ = work.x.shape
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(_model(work), options, providers=["CPUExecutionProvider"])
+    x = np.ascontiguousarray(work.x.swapaxes(0, 1))
+    lengths = np.full(batch, time, np.int32) if work.lengths is None else work.lengths.astype(np.int32)
+    directions = len(spec.directions)
+    shape = (directions, batch, spec.hidden_size)
+    passes = [f"{state}_{layer}" for layer in range(spec.num_layers) for state in spec.form.states]
+    one, other = ({name: np.zeros(shape, np.float32) for name in passes} for _ in range(2))
+    y = np.empty((time, batch, spec.output_size), np.float32)
 
-    def versions(self) -> Mapping[str, str]:
-        """The version of ONNX Runtime."""
-        return {"onnxruntime": version("onnxruntime")}
+    def bound(start: dict[str, Any], end: dict[str, Any]) -> Any:
+        binding = session.io_binding()
+        for name, array in {"x": x, "lengths": lengths, **start}.items():
+            binding.bind_cpu_input(name, array)
+        for name, array in {"y": y, **{f"{name}_n": array for name, array in end.items()}}.items():
+            binding.bind_output(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
+        return binding
 
-    def refuses(self, work: Work) -> str | None:
-        """What its operators have not."""
-        spec = work.weights.spec
-        if work.mode not in ("inference", "streaming"):
-            return "it is for inference only"
-        if spec.dtype != "float32":
-            return "its operators compute in float32 alone"
-        if not {spec.activation, spec.recurrent_activation} <= set(ACTIVATIONS):
-            return f"this contender has the activations {', '.join(ACTIVATIONS)} alone"
-        if work.lengths is not None and not work.lengths.all():
-            return "its operators return another state than they are given for a row of length 0"
-        return None
+    bindings = [bound(other, one), bound(one, other)]
 
-    def prepare(self, work: Work, threads: int) -> Prepared:
-        """Two bindings of one session: each starts from the state that the other leaves, as streaming needs it."""
-        import onnxruntime
+    def call() -> None:
+        if work.mode == "streaming":
+            bindings.reverse()
+        session.run_with_iobinding(bindings[1])
 
-        spec = work.weights.spec
-        batch, time, _ = work.x.shape
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        session = onnxruntime.InferenceSession(_model(work), options, providers=["CPUExecutionProvider"])
-        x = np.ascontiguousarray(work.x.swapaxes(0, 1))
-        lengths = np.full(batch, time, np.int32) if work.lengths is None else work.lengths.astype(np.int32)
-        directions = len(spec.directions)
-        shape = (directions, batch, spec.hidden_size)
-        passes = [f"{state}_{layer}" for layer in range(spec.num_layers) for state in spec.form.states]
-        one, other = ({name: np.zeros(shape, np.float32) for name in passes} for _ in range(2))
-        y = np.empty((time, batch, spec.output_size), np.float32)
+    def result() -> mr.Output:
+        call()
+        end = one if work.mode == "streaming" else other
+        states = (np.concatenate([end[f"{s}_{k}"] for k in range(spec.num_layers)]) for s in spec.form.states)
+        return mr.Output(y.swapaxes(0, 1).copy(), mr.State(*states))
 
-        def bound(start: dict[str, Any], end: dict[str, Any]) -> Any:
-            binding = session.io_binding()
-            for name, array in {"x": x, "lengths": lengths, **start}.items():
-                binding.bind_cpu_input(name, array)
-            for name, array in {"y": y, **{f"{name}_n": array for name, array in end.items()}}.items():
-                binding.bind_output(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
-            return binding
-
-        bindings = [bound(other, one), bound(one, other)]
-
-        def call() -> None:
-            if work.mode == "streaming":
-                bindings.reverse()
-            session.run_with_iobinding(bindings[1])
-
-        def result() -> mr.Output:
-            call()
-            end = one if work.mode == "streaming" else other
-            states = (np.concatenate([end[f"{s}_{k}"] for k in range(spec.num_layers)]) for s in spec.form.states)
-            return mr.Output(y.swapaxes(0, 1).copy(), mr.State(*states))
-
-        return Prepared(call, result)
+    return Prepared(call, result)
 
 
 def _model(work: Work) -> bytes:
@@ -107,21 +84,18 @@ def _model(work: Work) -> bytes:
         nodes.append(helper.make_node("Transpose", [f"Y_{k}"], [f"Z_{k}"], perm=[0, 2, 1, 3]))
         nodes.append(helper.make_node("Reshape", [f"Z_{k}", "shape"], [y]))
         x = y
-    sizes = (directions, "batch", spec.hidden_size)
+
+    def floats(name: str, *sizes: Any) -> Any:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, sizes)
+
     passes = [f"{s}_{k}" for k in range(spec.num_layers) for s in states]
-    described = helper.make_tensor_value_info
+    start, end = ([floats(name + n, directions, "batch", spec.hidden_size) for name in passes] for n in ("", "_n"))
+    lengths = helper.make_tensor_value_info("lengths", TensorProto.INT32, ("batch",))
     graph = helper.make_graph(
         nodes,
         spec.cell,
-        [
-            described("x", TensorProto.FLOAT, ("time", "batch", spec.input_size)),
-            described("lengths", TensorProto.INT32, ("batch",)),
-            *(described(name, TensorProto.FLOAT, sizes) for name in passes),
-        ],
-        [
-            described("y", TensorProto.FLOAT, ("time", "batch", spec.output_size)),
-            *(described(f"{name}_n", TensorProto.FLOAT, sizes) for name in passes),
-        ],
+        [floats("x", "time", "batch", spec.input_size), lengths, *start],
+        [floats("y", "time", "batch", spec.output_size), *end],
         [
             *(numpy_helper.from_array(array, name) for name, array in arrays.items()),
             numpy_helper.from_array(np.array([0, 0, spec.output_size]), "shape"),
@@ -131,4 +105,16 @@ def _model(work: Work) -> bytes:
     return bytes(model.SerializeToString())
 
 
-CONTENDERS = (OnnxRuntime(),)
+CONTENDERS = (
+    Peer(
+        "ONNX Runtime",
+        prepare,
+        ("onnxruntime",),
+        lacks={
+            "gradients": "it is for inference only",
+            "float64": "its operators compute in float32 alone",
+            "empty rows": "its operators return another state than they are given for a row of length 0",
+        },
+        activations=ACTIVATIONS,
+    ),
+)

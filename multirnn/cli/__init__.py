@@ -1,13 +1,13 @@
-"""The command line: `multirnn COMMAND`, a file a command, imported when it is asked for.
+"""The command line: `multirnn COMMAND`. One file per command, imported on use.
 
-Data goes to stdout, progress and errors to stderr. The exit status is as `diff` has it:
+Data goes to stdout, progress and errors to stderr. Exit status, as for `diff`:
 
     0    it holds
     1    a difference was found
     2    used wrongly, or could not run
-    3    a backend that was asked for is missing or refuses, or what draws the picture is missing
+    3    a requested backend is missing or refuses, or matplotlib is missing for a picture
     130  interrupted
-    141  whoever read the output has gone
+    141  the reader of the output has closed the pipe
 """
 
 import os
@@ -25,7 +25,7 @@ from multirnn.errors import MissingFramework, MultirnnError, Unsupported
 
 __all__ = ["main"]
 
-# A command and the first sentence of its help, which stands here too: to read it there costs the import of NumPy.
+# The first sentence of each help is repeated here: reading it from the command would import NumPy.
 COMMANDS = {
     "backends": "Show what is installed, and what each backend refuses.",
     "summary": "Show layers, output shapes and parameters.",
@@ -39,26 +39,26 @@ PACKAGES = {"bench": "multirnn_bench", "doctor": "multirnn_bench"}  # found by n
 
 
 class Failure(click.ClickException):
-    """An error as a sentence; it could not run."""
+    """An error as a sentence: the command could not run."""
 
     exit_code = 2
 
 
 class Refusal(Failure):
-    """The error is that something that was asked for is missing or refuses."""
+    """Something requested is missing or refuses."""
 
     exit_code = 3
 
 
 class Commands(click.Group):
-    """The commands by name, and what becomes of what they raise."""
+    """The commands by name; their exceptions become sentences and exit statuses."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The names, in the order in which a user meets them."""
+        """Command names in reading order."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command of this name, imported now.
+        """Import the command of this name.
 
         Raises:
             MissingFramework: the command is in a package that is not installed.
@@ -75,12 +75,12 @@ class Commands(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The list of the commands, without importing them."""
+        """List the commands without importing them."""
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; what it raises becomes a sentence and an exit status."""
+        """Run a command; an exception becomes a sentence and an exit status."""
         try:
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
@@ -89,9 +89,9 @@ class Commands(click.Group):
             click.echo("interrupted", err=True)
             raise click.exceptions.Exit(130) from None
         except BrokenPipeError:
-            # What is left in the buffer must not be tried again when the interpreter ends.
+            # Without this, the interpreter would flush the rest of the buffer at exit and fail again.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise click.exceptions.Exit(141) from None  # the status of a program that SIGPIPE ended
+            raise click.exceptions.Exit(141) from None  # status of a program killed by SIGPIPE
         except Exception as error:
             if options.wants_traceback(ctx):
                 traceback.print_exc()
@@ -99,7 +99,7 @@ class Commands(click.Group):
 
 
 def _explained(error: Exception) -> Failure:
-    """Our own sentences as they are; of anything else its type, and how to see more."""
+    """Our errors keep their sentence; any other gets its type and a hint at --debug."""
     if isinstance(error, MissingFramework | Unsupported):
         return Refusal(str(error))
     if isinstance(error, MultirnnError):

@@ -1,8 +1,8 @@
-"""`multirnn backends`: what is installed, on which versions and devices, and what each refuses. Loads the frameworks."""
+"""`multirnn backends`: installed backends with versions, devices and refusals. Loads the frameworks."""
 
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -14,7 +14,7 @@ from multirnn.protocol import abilities
 from multirnn.registry import Absent, present
 from multirnn.spec import BIASES, RecurrentSpec
 from multirnn.support import AXES, Support, ask, axis_value
-from multirnn.support_table import Entry, Row, summarise
+from multirnn.support_table import Answer, Line, summarise
 from multirnn.tables import Content, Styled, Table
 
 __all__ = ["command"]
@@ -37,9 +37,7 @@ __all__ = ["command"]
       3  a backend named with --backend is missing or broken
     """,
 )
-@click.option(
-    "--support", "whole", is_flag=True, help="The table of all that each one takes, with every reason why not."
-)
+@click.option("--support", "whole", is_flag=True, help="Show all that each one takes, and every reason for a refusal.")
 @click.option(
     "--cell",
     "cells",
@@ -54,9 +52,9 @@ __all__ = ["command"]
 def command(ctx: click.Context, /, whole: bool, cells: tuple[str, ...], names: tuple[str, ...], as_json: bool) -> None:
     """Show what is installed, and what each backend refuses.
 
-    A backend whose framework is not installed is shown with what to install. What a backend refuses is asked of itself,
-    about every combination of cell, bias, layers, directions, activations and dtype: --support shows all its answers,
-    otherwise one field of a spec at a time is shown.
+    A missing framework is shown with the command that installs it. Each backend is asked about every combination of
+    cell, bias, layers, directions, activations and dtype. --support shows all answers; the default shows refusals that
+    depend on one field of a spec.
     """
     with progress() as say:
         found = [_found(ctx, name, cells or tuple(CELLS), say) for name in options.chosen(names)]
@@ -65,52 +63,40 @@ def command(ctx: click.Context, /, whole: bool, cells: tuple[str, ...], names: t
     elif whole:
         show(*_support_report(found))
     elif as_json:
-        show_json({"backends": [_row(one) for one in found]})
+        show_json({"backends": _rows(found)})
     else:
-        show(*_report([_row(one) for one in found]))
-    absent = [one.reason for one in found if names and one.reason]
+        show(*_report(_rows(found)))
+    absent = [row["reason"] for row, _ in found if names and row["reason"]]
     for reason in absent:
         click.echo(f"Error: {reason}", err=True)
     ctx.exit(3 if absent else 0)
 
 
-# --- What there is to say, in values that JSON has -------------------------------------------------------------------
+# --- As JSON ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A backend by its name: what it answered, or the reason why it could not be asked."""
-
-    name: str
-    status: str
-    reason: str | None = None
-    versions: Mapping[str, str] = field(default_factory=dict)
-    devices: tuple[str, ...] = ()
-    support: Support | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """What is there, without what it refuses."""
-        values = {"name": self.name, "title": self.name, "status": self.status, "reason": self.reason}
-        if self.support is None:
-            return values
-        about = {"versions": dict(self.versions), "devices": list(self.devices)}
-        return {**values, "title": self.support.title, **about, "differentiable": self.support.differentiable}
+Found = tuple[dict[str, Any], Support | None]
+"""A backend as JSON values, and its answers unless it could not be asked."""
 
 
 def _found(ctx: click.Context, name: str, cells: tuple[str, ...], say: Callable[[str], None]) -> Found:
     say(f"loading {name}")
     backend = present(name)
     if isinstance(backend, Absent):
-        if backend.verdict == "broken" and options.wants_traceback(ctx):
-            traceback.print_exception(backend.error)
         broken = backend.verdict == "broken"
-        return Found(name, backend.verdict, f"{name}: {backend.reason}" if broken else backend.reason)
+        if broken and options.wants_traceback(ctx):
+            traceback.print_exception(backend.error)
+        reason = f"{name}: {backend.reason}" if broken else backend.reason
+        return {"name": name, "title": name, "status": backend.verdict, "reason": reason}, None
     say(f"asking {name}")
-    return Found(name, "installed", None, backend.versions(), tuple(abilities(backend).devices()), ask(backend, cells))
+    support = ask(backend, cells)
+    row = {"name": name, "title": support.title, "status": "installed", "reason": None}
+    about = {"versions": dict(backend.versions()), "devices": list(abilities(backend).devices())}
+    return {**row, **about, "differentiable": support.differentiable}, support
 
 
-def _row(one: Found) -> dict[str, Any]:
-    return one.to_dict() if one.support is None else {**one.to_dict(), "refuses": list(_refusals(one.support))}
+def _rows(found: list[Found]) -> list[dict[str, Any]]:
+    return [{**row, "refuses": list(_refusals(support))} if support else row for row, support in found]
 
 
 def _refusals(support: Support) -> Iterator[dict[str, Any]]:
@@ -140,11 +126,11 @@ def _refusals(support: Support) -> Iterator[dict[str, Any]]:
 
 def _support_data(found: list[Found]) -> dict[str, Any]:
     """All answers: a spec of the axes is refused if it fits a rule, for the reason of the first one, else accepted."""
-    axes = next((one.support.axes for one in found if one.support), AXES)
+    axes = next((support.axes for _, support in found if support), AXES)
     return {
         "axes": {axis: [axis_value(value) for value in values] for axis, values in axes.items()},
         "forms": {name: {"cell": form.name, "reset_after": form.reset_after} for name, form in FORMS.items()},
-        "backends": [{**one.to_dict(), **(one.support.to_dict() if one.support else {})} for one in found],
+        "backends": [{**row, **(support.to_dict() if support else {})} for row, support in found],
     }
 
 
@@ -183,7 +169,7 @@ def _shown_refusals(rows: list[dict[str, Any]]) -> Table:
 
 
 def _words(refusal: dict[str, Any]) -> str:
-    """The values that are refused, or all but those that are accepted, whichever is shorter; of a whole cell the reason."""
+    """The refused values, or "every … but" the accepted ones; for a whole cell, the reason."""
     field = refusal["field"]
     if field is None:
         return str(refusal["reason"])
@@ -193,7 +179,7 @@ def _words(refusal: dict[str, Any]) -> str:
 
 
 def _support_report(found: list[Found]) -> Iterator[Content]:
-    supports = [one.support for one in found if one.support]
+    supports = [support for _, support in found if support]
     if supports:
         summary = summarise(supports)
         made = Table("cell", "bias", *summary.titles, keys=2)
@@ -210,22 +196,22 @@ def _support_report(found: list[Found]) -> Iterator[Content]:
             for note in summary.notes:
                 reasons.add_row(f"[{note.number}]", note.backend, str(note))
             yield reasons
-    if absent := [one for one in found if one.reason]:
+    if absent := [row for row, _ in found if row["reason"]]:
         yield ""
         yield heading("What could not be asked")
         missing = table("backend", "status", "reason")
         for one in absent:
-            missing.add_row(one.name, one.status, one.reason, style="yellow")
+            missing.add_row(one["name"], one["status"], one["reason"], style="yellow")
         yield missing
 
 
-def _add_rows(made: Table, rows: Sequence[Row]) -> None:
+def _add_rows(made: Table, rows: Sequence[Line]) -> None:
     before = ""
     for row in rows:
         again, before = row.label == before, row.label
-        made.add_row("" if again else row.label, row.of, *map(_entry, row.entries))
+        made.add_row("" if again else row.label, row.of, *map(_answer, row.answers))
     made.add_section()
 
 
-def _entry(entry: Entry) -> Styled:
-    return Styled(entry, "yellow" if entry.notes or entry.text == "no" else "")
+def _answer(answer: Answer) -> Styled:
+    return Styled(answer, "yellow" if answer.notes or answer.text == "no" else "")

@@ -1,6 +1,6 @@
-"""`multirnn compare`: are they the same function? The cells on real data, on every backend, outputs and gradients.
+"""`multirnn compare`: outputs and gradients of every backend on real data, against the reference.
 
-With `--train`: do they train alike, each by its own optimisers?
+With `--train`: losses and weights, each framework trained by its own optimisers.
 """
 
 from collections.abc import Callable, Iterator
@@ -91,7 +91,7 @@ Found = Comparison | Parity
     type=click.Choice([NATIVE, FAST, FROZEN]),
     default=NATIVE,
     show_default=True,
-    help="The frameworks' own layers, those made fast, or fast ones with constant weights.",
+    help="The frameworks' own layers, fast ones, or fast ones with constant weights.",
 )
 @click.option("--train", is_flag=True, help="Train instead: each framework by its own optimisers, losses and weights.")
 @click.option("--steps", type=options.POSITIVE, metavar="N", help=f"Of --train.  [default: {STEPS}]")
@@ -105,7 +105,7 @@ Found = Comparison | Parity
 @click.option(
     "--defaults",
     is_flag=True,
-    help="Of --train: each framework with the biases and the epsilon that it has by default.",
+    help="Of --train: give each framework its default biases and epsilon.",
 )
 @click.option(
     "--plot",
@@ -137,12 +137,12 @@ def command(
     """Hold every backend against the reference, on real data.
 
     The reference is NumPy in float64. The series is standardised and cut into windows of unequal lengths. Compared are
-    outputs, last states, the gradients of weights, input and initial state, and the number of parameters. A backend
-    that refuses a stack, is broken, or lacks its framework, is shown with the reason.
+    outputs, last states, the gradients of weights, input and initial state, and parameter counts. A backend that
+    refuses a stack, is broken, or lacks its framework, is shown with the reason.
 
-    With --train every framework trains the stack by its own optimisers, from one start and towards what the same stack
-    says with other weights. Compared are the losses and the final weights, and a difference is explained where it is a
-    convention of the framework.
+    With --train every framework trains the stack by its own optimisers, from the same start and towards the outputs of
+    the same stack with other weights. Compared are the losses and the final weights; differences that come from a
+    convention of the framework are explained.
     """
     if not train and (steps or optimisers or defaults):
         raise click.UsageError("--steps, --optimiser and --defaults belong to --train: give it too")
@@ -181,7 +181,7 @@ def command(
 
 
 def _specs(cells: tuple[str, ...], **fields: Any) -> Iterator[RecurrentSpec]:
-    """A spec a cell. A field that only some of the cells have goes to those; if none has it, the spec refuses it."""
+    """One spec per cell. A field goes to the cells that have it; if none has it, the spec refuses it."""
     has_field = {
         "reset_after": [cell for cell in cells if cell_form(cell, False) is not cell_form(cell, True)],
         "recurrent_activation": [cell for cell in cells if len(CELLS[cell].gates) > 1],
@@ -200,7 +200,7 @@ def _each(
     names: tuple[str, ...],
     tracebacks: bool,
 ) -> list[Found]:
-    """What is found of each spec, on the same windows."""
+    """The result for each spec, on the same windows."""
     with progress() as say:
         for name in names:
             say(f"loading {name}")
@@ -215,7 +215,7 @@ def _each(
 
 
 def _status(found: list[Found], names: tuple[str, ...]) -> int:
-    """The exit status; what was asked for by name and did not run is said on stderr."""
+    """The exit status; backends named by the user that did not run are reported on stderr."""
     rows = [row for one in found for row in one.rows]
     absent = [row for row in rows if names and row.verdict in ("missing", "broken", "refuses")]
     for reason in dict.fromkeys(_reason(row) for row in absent):
@@ -224,13 +224,13 @@ def _status(found: list[Found], names: tuple[str, ...]) -> int:
 
 
 def _reason(row: Row | Trained) -> str:
-    """Why a row is not there, as a sentence of its own."""
+    """The reason for a missing row, as a sentence."""
     if row.verdict == "missing":
         return row.reason
     return f"backend {row.backend!r} {'refuses' if row.verdict == 'refuses' else 'is broken'}: {row.reason}"
 
 
-# --- How it is shown -------------------------------------------------------------------------------------------------
+# --- As text ---------------------------------------------------------------------------------------------------------
 
 
 def _report(
@@ -262,12 +262,12 @@ def _report(
 
 
 def _held(row: Row | Trained) -> str:
-    """The backend, and what could not be held of it."""
+    """The backend's title; without gradients it says so."""
     return f"{row.title} (inference only)" if isinstance(row, Row) and row.gradient is None else row.title
 
 
 def _about(series: Series, data: Path | None, lengths: Lengths, seed: int) -> dict[str, Any]:
-    """The data, in values that JSON has."""
+    """The data as JSON values."""
     return {
         "source": str(data) if data else "seattle-weather",
         "steps": len(series.values),

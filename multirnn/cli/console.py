@@ -1,4 +1,4 @@
-"""What a command writes: tables and JSON on stdout, what it is waiting for on stderr."""
+"""Output of the commands: tables and JSON on stdout, progress on stderr."""
 
 import io
 import json
@@ -19,15 +19,15 @@ def show(*contents: Content) -> None:
 
     encoding = getattr(sys.stdout, "encoding", None)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # what a terminal does not have of a user's own is a '?'
+        sys.stdout.reconfigure(errors="replace")  # characters of a user's own that the terminal lacks become '?'
     width = terminal_width()
     console = Console(width=width, highlight=False, markup=False, emoji=False, force_jupyter=False)
-    # Captured and written here, because rich answers a closed pipe by ending the process with status 1.
+    # Captured and written here: on a closed pipe, rich would end the process with status 1.
     with console.capture() as capture:
         for line in lines(contents, width):
             made = Text.assemble(*((str(piece), piece.style) for piece in line))
             made.rstrip()
-            console.print(made, soft_wrap=True)  # it is broken already; what has no space is left whole
+            console.print(made, soft_wrap=True)  # lines are broken already; a word without spaces stays whole
     sys.stdout.write(encodable(capture.get(), encoding))
     sys.stdout.flush()
 
@@ -40,11 +40,7 @@ def show_json(value: Any) -> None:
 
 @contextmanager
 def progress() -> Iterator[Callable[[str], None]]:
-    """What is being waited for, in one line of stderr that goes away; nothing unless stderr is a terminal.
-
-    Yields:
-        A function that takes what to say now.
-    """
+    """Yields a function that shows its text as one transient line on stderr; it does nothing unless stderr is a terminal."""
     from rich.console import Console
 
     if not sys.stderr.isatty():
@@ -55,7 +51,7 @@ def progress() -> Iterator[Callable[[str], None]]:
 
 
 def heading(text: str) -> Styled:
-    """The line above a table."""
+    """A heading above a table."""
     return Styled(text, "bold")
 
 
@@ -63,7 +59,7 @@ def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
     """An empty table in the one style of all commands.
 
     Args:
-        columns: their heads.
-        right: those of numbers.
+        columns: the headings.
+        right: columns of numbers.
     """
     return Table(*(Column(name, number=name in right) for name in columns))

@@ -1,10 +1,11 @@
-"""`multirnn diagnose`: which mistake makes two layers differ, in words and with what to do about it."""
+"""`multirnn diagnose`: names the mistake that makes two layers differ, and the fix."""
 
 import os
 import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
 from importlib import import_module
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,14 @@ import click
 import numpy as np
 
 from multirnn.adoption import AdoptedLayer, adopt, known_spec
-from multirnn.assembly import Plumbing
-from multirnn.catalogue import MISTAKES, mistakes_for
 from multirnn.cells import CELLS
 from multirnn.cli import options
 from multirnn.cli.console import heading, progress, show, show_json, table
-from multirnn.diagnosis import Diagnosis, diagnose
-from multirnn.divergence import first_divergence
+from multirnn.diagnosis import Diagnosis, diagnose, first_divergence
 from multirnn.errors import InvalidCall, Unsupported
-from multirnn.mistakes import Mistake
+from multirnn.mistakes import MISTAKES, mistakes_for
+from multirnn.mistakes.change import Mistake
+from multirnn.mistakes.plumbing import Plumbing
 from multirnn.plot import picture_format, plot_divergence, write_figure
 from multirnn.registry import backend
 from multirnn.samples import seattle_weather
@@ -103,9 +103,9 @@ def command(
 ) -> None:
     """Name the mistake that makes two layers differ.
 
-    A is the right side and B the one in question. Each is the name of a backend, which builds the stack that the options
-    describe, or module:object, which is imported, the current folder first, and so runs that module: a multirnn layer,
-    a framework's own layer, or, as B, a function f(x, h0) -> (y, h) on NumPy arrays. A backend as B gets A's weights.
+    A is the right side, B the suspect. Each is a backend, which builds the stack of the options (as B, with A's weights),
+    or module:object: a multirnn layer, a framework's own layer or, as B, a function f(x, h0) -> (y, h) on NumPy arrays.
+    The module is imported, from the current folder first, and so runs.
     """
     spec = _spec(cell, hidden_size, fields)
     if list_them:
@@ -123,8 +123,8 @@ def command(
         if plot:
             say("looking for where they part")
             write_figure(plot_divergence(found.divergence or first_divergence(right, wrong, seed=seed)), plot)
-    saved = save is not None and found.corrected is not None
-    if save is not None and found.corrected is not None:
+    saved = bool(save and found.corrected)
+    if save and found.corrected:
         _save(found.corrected, save)
     if as_json:
         show_json({**found.to_dict(), "saved": str(save) if saved else None, "picture": str(plot) if plot else None})
@@ -162,7 +162,7 @@ def _list(mistakes: Iterable[Mistake], as_json: bool) -> None:
 
 
 def _sides(a: str, b: str, spec: RecurrentSpec | None, names: tuple[str, ...], seed: int) -> tuple[Any, Any]:
-    """The right side, and the one in question."""
+    """The right side and the suspect."""
     if names and ":" in b:
         raise click.UsageError(f"--mistake is planted in a backend, and B is {b}.")
     if ":" in a:
@@ -178,10 +178,10 @@ def _planted(name: str, mistakes: tuple[str, ...], weights: Weights) -> AdoptedL
     """A backend's layer of these weights, with mistakes in it.
 
     Raises:
-        InvalidCall: no mistake is called so, or it is none in this stack.
-        Unsupported: the backend refuses the stack, or what the mistake would make of it.
+        InvalidCall: a mistake is unknown, or makes no difference to this stack.
+        Unsupported: the backend refuses the stack, or the wrong form of it.
     """
-    # How the passes of a stack are put together is nearest to the framework.
+    # Mistakes in the plumbing are innermost, nearest to the framework.
     made = sorted((_mistake(m, weights.spec) for m in mistakes), key=lambda m: not isinstance(m.realise, Plumbing))
     wrong = backend(name)
     for mistake in made:
@@ -221,15 +221,14 @@ def _imported(path: str) -> Any:
         raise InvalidCall(f"{path}: there is no module {error.name!r}, neither in this folder nor installed") from error
     except ValueError as error:
         raise InvalidCall(f"{path}: write module:object, as in model:port") from error
-    for name in attributes.split("."):
-        if not hasattr(found, name):
-            raise InvalidCall(f"{path}: {module} has no {attributes!r}; write module:object, as in model:port")
-        found = getattr(found, name)
-    return found
+    try:
+        return attrgetter(attributes)(found)
+    except AttributeError as error:
+        raise InvalidCall(f"{path}: {module} has no {attributes!r}; write module:object, as in model:port") from error
 
 
 def _weather(right: Any, wrong: Any, spec: RecurrentSpec | None, seed: int) -> dict[str, Any]:
-    """A call on real data, where the features are as many."""
+    """A call on real data, if the number of features fits; else none."""
     known = known_spec(wrong) or spec or adopt(right).spec
     series = seattle_weather().standardised()
     if known.input_size != len(series.names):
@@ -243,7 +242,7 @@ def _weather(right: Any, wrong: Any, spec: RecurrentSpec | None, seed: int) -> d
 
 
 def _check_files(plot: Path | None, save: Path | None) -> None:
-    """Refuse, before anything is computed, what cannot be written."""
+    """Refuse files that cannot be written, before anything is computed."""
     if plot:
         picture_format(plot)
     if save and save.suffix != ".npz":

@@ -1,6 +1,6 @@
-"""`multirnn explain`: why 45 here and 42 there, and which array is which. Out of the tables of the cells and conventions.
+"""`multirnn explain`: why 45 here and 42 there, and which array is which.
 
-Loads no framework: what it says of one is what `multirnn.conventions` holds of it.
+Reads the tables of cells and conventions; loads no framework.
 """
 
 from collections.abc import Iterator
@@ -38,8 +38,8 @@ def command(as_json: bool, **fields: Any) -> None:
     """Say why frameworks count differently, and which array is which.
 
     Shows the equations, the number of parameters with one bias, with two and without, what each framework does by
-    default, where it puts the gates, and the names and shapes of its arrays. With --bias, the arrays are those of that
-    form, where a framework has it. Needs no framework.
+    default, the order of its gates, and the names and shapes of its arrays. With --bias, arrays are shown in that form
+    of the bias where the framework has it. Needs no framework.
     """
     spec = RecurrentSpec(**fields)
     counts = [_count(spec, bias) for bias in BIASES]
@@ -54,11 +54,11 @@ def command(as_json: bool, **fields: Any) -> None:
     show(*(line for part in parts for line in (*part, "")))
 
 
-# --- What there is to say, in values that JSON has -------------------------------------------------------------------
+# --- As JSON ---------------------------------------------------------------------------------------------------------
 
 
 def _count(spec: RecurrentSpec, bias: Bias) -> dict[str, Any]:
-    """How many parameters the stack has with this form of its biases, and who gives it that form by default."""
+    """The parameter count for one form of the biases, and the frameworks whose default it is."""
     form, passes = spec.form, spec.num_layers * len(spec.directions)
     biases = {"none": [], "single": [len(form.gates)], "double": [2, len(form.gates)]}[bias]
     terms = [_product(passes, *biases, spec.hidden_size)] if biases else []
@@ -79,7 +79,7 @@ def _count(spec: RecurrentSpec, bias: Bias) -> dict[str, Any]:
 
 
 def _weights(spec: RecurrentSpec) -> Iterator[str]:
-    """The number of weights as products: of the lowest layer, and of those above it."""
+    """The number of weights as products: the lowest layer, then the layers above it."""
     gates, hidden, directions = len(spec.form.gates), spec.hidden_size, len(spec.directions)
     yield _product(directions, gates, hidden, f"({spec.input_size} + {hidden})")
     if spec.num_layers > 1:
@@ -87,12 +87,12 @@ def _weights(spec: RecurrentSpec) -> Iterator[str]:
 
 
 def _product(passes: int, *factors: int | str) -> str:
-    """The factors as one reads them, for one pass without the number of passes."""
+    """Factors joined by ×; a single pass is left out."""
     return " × ".join(str(factor) for factor in ((passes, *factors) if passes > 1 else factors))
 
 
 def _framework(convention: Convention, spec: RecurrentSpec, bias_given: bool) -> dict[str, Any]:
-    """How a framework holds the stack: with the biases that were asked for, or its own."""
+    """How a framework stores the stack, with the given form of the biases or its own default."""
     held = spec if bias_given else convention.by_default(spec)
     refused = convention.refuses(held)
     places = () if refused else layout(held, convention=convention)
@@ -118,7 +118,7 @@ def _framework(convention: Convention, spec: RecurrentSpec, bias_given: bool) ->
     }
 
 
-# --- How it is shown -------------------------------------------------------------------------------------------------
+# --- As text ---------------------------------------------------------------------------------------------------------
 
 Parts = Iterator[Content]
 
@@ -157,7 +157,7 @@ def _counts(spec: RecurrentSpec, counts: list[dict[str, Any]]) -> Parts:
         )
     else:
         yield "The equations only add b and d, so one of them computes the same function."
-    yield "In training two are not as one: each receives the whole gradient, and a step of SGD moves their sum twice as far."
+    yield "In training two biases differ from one: each gets the whole gradient, so a step of SGD moves their sum twice as far."
     if spec.cell == "gru":
         for after, words in ((True, "after"), (False, "before")):
             titles = [c.title for c in CONVENTIONS.values() if c.default_reset_after == after]
@@ -194,7 +194,7 @@ def _arrays(spec: RecurrentSpec, frameworks: list[dict[str, Any]]) -> Parts:
 
 
 def _lowest(spec: RecurrentSpec, arrays: list[dict[str, Any]]) -> Parts:
-    """The arrays of the lowest layer's first direction, and what those are called that repeat them."""
+    """The arrays of the lowest layer's first direction, and the names of their repetitions."""
     first = [array for array in arrays if array["layer"] == 0 and array["direction"] != "backward"]
     made = table("array", "axes", "shape", "size", "holds", right=("size",))
     for array in first:

@@ -36,7 +36,7 @@ def one_stack(command: Command) -> Command:
 
 
 def stack(command: Command) -> Command:
-    """The fields of a spec that every command asks for in the same way."""
+    """The fields of a spec that are optional in every command."""
     return _with(
         command,
         click.option(
@@ -98,7 +98,7 @@ def _number(text: str) -> float:
 
 
 def backends(command: Command) -> Command:
-    """Which backends, by name."""
+    """A selection of backends, by name."""
     return _with(
         command,
         click.option(
@@ -129,7 +129,7 @@ def json_output(command: Command) -> Command:
 
 
 def debug(command: Command) -> Command:
-    """The traceback of an error; the option may stand before the command or after it."""
+    """Show tracebacks; accepted before and after the command."""
     return _with(
         command,
         click.option("--debug", is_flag=True, expose_value=False, callback=_remember, help="Show tracebacks."),
@@ -150,7 +150,7 @@ def wants_traceback(ctx: click.Context) -> bool:
 
 
 def _with(command: Command, *options: Callable[[Command], Command]) -> Command:
-    """The command with these options, which `--help` shows in this order."""
+    """The command with these options, in the order of `--help`."""
     for option in reversed(options):
         command = option(command)
     return command

@@ -30,8 +30,8 @@ __all__ = ["command"]
 def command(time: int | None, as_json: bool, **fields: Any) -> None:
     """Show layers, output shapes and parameters.
 
-    Shapes are those of a call with a batch of any size, which stands as None. The sequence is the output at every step,
-    the last state what a layer has at the end. Needs no framework.
+    In shapes, None stands for the batch size. The sequence is the output at every step; the last state is the state at
+    the end. Needs no framework.
     """
     spec = RecurrentSpec(**fields)
     layers = [_layer(spec, layer, time) for layer in range(spec.num_layers)]
@@ -51,7 +51,7 @@ def command(time: int | None, as_json: bool, **fields: Any) -> None:
 
 
 def _layer(spec: RecurrentSpec, layer: int, time: int | None) -> dict[str, Any]:
-    """What there is to say about one layer, in values that JSON has; None stands for any size."""
+    """One layer as JSON values; None stands for any size."""
     suffixes = [f" {direction}" for direction in spec.directions] if spec.bidirectional else [""]
     return {
         "name": f"layers.{layer}",

@@ -1,49 +1,96 @@
-"""Which mistakes explain the answers of a layer: alone, in one layer and direction only, or two together."""
+"""`diagnose`: which mistakes explain the answers of a layer: alone, in one layer and direction only, or two together."""
 
 from __future__ import annotations  # or naming np.random.Generator loads numpy.random
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cache, lru_cache
 from itertools import combinations
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from multirnn.adoption import Adopted
-from multirnn.catalogue import mistakes_for
+from multirnn.adoption import Adopted, adopt, known_spec
+from multirnn.diagnosis.calls import Answer, Probe, answer, apart, distance, drawn_call, given_call, unlike
+from multirnn.diagnosis.divergence import Divergence
 from multirnn.diagnosis.hypotheses import changed, declared, in_weights, of_parts, only_in
-from multirnn.diagnosis.probes import Answer, Probe, apart, ask, distance, drawn_probe, each
-from multirnn.diagnosis.record import Diagnosis, Explanation, Mistakes, explained
-from multirnn.divergence import Divergence, first_divergence
+from multirnn.diagnosis.locating import located
+from multirnn.diagnosis.verdict import Diagnosis, Mistakes, explained, miscounted, of_another_shape
 from multirnn.errors import InvalidCall, MultirnnError, Unrepresentable
-from multirnn.mistakes import Build, Mistake, Runs, composed
+from multirnn.layer import State
+from multirnn.mistakes import mistakes_for
+from multirnn.mistakes.change import Build, Mistake, Runs, composed
 from multirnn.numerics import coarser, tolerance
 from multirnn.registry import backend
 from multirnn.spec import RecurrentSpec
 from multirnn.weights import Weights, fold_biases, split_biases
 
-__all__ = ["Examination"]
+__all__ = ["diagnose"]
+
+
+@np.errstate(all="ignore")
+def diagnose(
+    a: Any,
+    b: Any,
+    *,
+    spec: RecurrentSpec | None = None,
+    x: ArrayLike | None = None,
+    state: State | None = None,
+    lengths: ArrayLike | None = None,
+    seed: int = 0,
+) -> Diagnosis:
+    """Name the mistake that makes B differ from A.
+
+    Args:
+        a: the right side: a `Layer`, or a framework's own layer whose weights can be read.
+        b: the suspect: a `Layer`, a framework's own layer, or a function `f(x, h0) -> (y, h)` on NumPy arrays.
+        spec: the spec of B, if it cannot be read from B; A's unless given.
+        x: `(batch, time, input_size)`; a call of your own, beside the drawn ones.
+        state: the initial state of that call.
+        lengths: `(batch,)` integers of that call.
+        seed: seeds the drawn calls.
+
+    Raises:
+        InvalidCall: A has no readable weights, or B does not take the calls.
+    """
+    right = adopt(a)
+    if not right.readable:
+        raise InvalidCall(
+            f"A, {right.title}, has no readable weights; pass the right side as A, a Layer or a framework's own layer"
+        )
+    weights = right.weights()
+    wrong = adopt(b, spec=None if known_spec(b) else spec or weights.spec)
+    titles = right.title, wrong.title
+    if fields := unlike(weights.spec, wrong.spec):
+        dtype = coarser(weights.spec.dtype, wrong.spec.dtype)
+        causes = (of_another_shape(weights.spec, wrong.spec, fields),)
+        return Diagnosis(weights.spec, titles, False, causes=causes, eps=float("inf"), dtype=dtype)
+    given = [] if x is None else [given_call(x, state, lengths, wrong.spec.dtype)]
+    itself = _Examination(right, weights, seed)
+    if not itself.explains(itself.layer, itself.calls[:1], itself.bound):
+        return itself.diagnosis("A", titles)
+    return _Examination(wrong, weights, seed, given).diagnosis("B", titles, right)
 
 
 ROOM = 2**28
 """Bytes of wrong layers that are cached, and of weights. Larger stacks are built again."""
 
-
 Parts = frozenset[str]
 
 
-class Effect(NamedTuple):
+class _Effect(NamedTuple):
     """The parts of an answer that a mistake leaves right, and the parts that it does not explain."""
 
     silent: Parts
     unfit: Parts
 
 
-class Examination:
+class _Examination:
     """A suspect layer, the right weights in NumPy's float64, and the right layer with mistakes."""
 
-    def __init__(self, wrong: Adopted, weights: Weights, rng: np.random.Generator, given: Sequence[Probe] = ()) -> None:
-        self.wrong, self.weights, self.rng = wrong, weights, rng
+    def __init__(self, wrong: Adopted, weights: Weights, seed: int, given: Sequence[Probe] = ()) -> None:
+        self.wrong, self.weights, self.rng = wrong, weights, np.random.default_rng(seed)
         self.spec = replace(weights.spec, dtype=wrong.spec.dtype)
         self.dtype = coarser(weights.spec.dtype, wrong.spec.dtype)
         self.bound = tolerance(self.dtype)
@@ -53,23 +100,24 @@ class Examination:
         self.mistakes = mistakes_for(self.spec)
         self.build: Build = backend("numpy").build
         self.layer = self.build(self.wide)
-        self.answers: dict[Probe, Answer] = {}
-        self.alone: dict[str, Runs] = {}
         self.lowest = self.wide.part(0, "forward")
-        self.changed: dict[str, Weights] = {}
-        self.narrow: dict[str, bool] = {}
-        self.alike: dict[str, bool] = {}
-        self.explained_parts: dict[Probe, Parts] = {}
-        self.right: dict[Probe, Answer] = {}
-        self.effects: dict[tuple[str, Probe], Effect] = {}
-        self.probes = [*given, *self._probes()]
+        self.answers: dict[Probe, Answer] = {}
+        room = ROOM // (8 * weights.spec.parameter_count)
+        self._alone = lru_cache(room)(lambda mistake: mistake.realise(self.build, self.wide))
+        self._lowest_changed = lru_cache(room)(lambda mistake: changed(mistake, self.lowest))
+        self._narrow = cache(lambda mistake: changed(mistake, self.wide).spec.dtype == "float32")
+        self._acts_alike = cache(self._changes_alike)
+        self._effect = cache(self._effect_of)
+        self._explained_parts = cache(self._all_explained)
+        self.right_answer = cache(lambda call: self.expected(self.layer, call))
+        self.calls = [*given, *self._first_calls()]
 
     def diagnosis(self, subject: str, titles: tuple[str, str], right: Adopted | None = None) -> Diagnosis:
         """The diagnosis; with the first divergence from `right`, if given."""
-        eps = max(apart(self.right_answer(probe), self.asked(probe)) for probe in self.probes)
+        eps = max(apart(self.right_answer(call), self.asked(call)) for call in self.calls)
         equal = eps <= self.bound
         causes = [] if equal else self._explanations()
-        count = _counts_wrongly(self.wrong, subject) if equal else None
+        count = miscounted(self.wrong, subject) if equal else None
         return Diagnosis(
             self.weights.spec,
             titles,
@@ -86,15 +134,13 @@ class Examination:
 
     def _divergence(self, right: Adopted, *, explained: bool) -> Divergence | None:
         """Where the two part, in the first call that shows it; None if a single call does not locate it."""
-        probe = next(p for p in self.probes if not apart(self.right_answer(p), self.asked(p)) <= self.bound)
-        found = first_divergence(
-            right, self.wrong, probe.x, probe.state, lengths=probe.lengths, cotangent=probe.cotangent
-        )
+        call = next(call for call in self.calls if not apart(self.right_answer(call), self.asked(call)) <= self.bound)
+        found = located(right, self.wrong, call)
         return None if found.kind == "none" or (explained and found.kind == "rounding") else found
 
     # Calls
 
-    def _probes(self) -> Iterator[Probe]:
+    def _first_calls(self) -> Iterator[Probe]:
         """Calls that tell right from wrong; all of one shape, since frameworks compile for each shape.
 
         As many rows as steps: a layer that swaps batch and time takes no other initial state.
@@ -116,7 +162,7 @@ class Examination:
         no_input = self._draw(1, 1)
         yield replace(no_input, x=np.zeros_like(no_input.x))
 
-    def _further_probes(self) -> Iterator[Probe]:
+    def _further_calls(self) -> Iterator[Probe]:
         """Calls that may tell two explanations apart: other shapes, small and large numbers."""
         for batch, time, scale in ((3, 7, 1.0), (4, 4, 1.0), (1, 1, 1.0), (2, 2, 0.1), (5, 5, 5.0), (6, 2, 1.0)):
             lengths = [time, *(row % time for row in range(batch - 1))] if self.wrong.takes_lengths else None
@@ -126,41 +172,32 @@ class Examination:
                 yield self._draw(batch, time, scale=scale, lengths=lengths, gradients=True)
 
     def _draw(self, batch: int, time: int, *, from_zero: bool = False, **how: Any) -> Probe:
-        return drawn_probe(self.spec, self.rng, batch, time, from_zero=from_zero or not self.wrong.takes_state, **how)
+        return drawn_call(self.spec, self.rng, batch, time, from_zero=from_zero or not self.wrong.takes_state, **how)
 
-    def asked(self, probe: Probe) -> Answer:
+    def asked(self, call: Probe) -> Answer:
         """The suspect's answer, cached; without gradients of weights if its weights are not the right ones."""
-        if probe not in self.answers:
-            answer = self._answer(probe)
+        if call not in self.answers:
+            try:
+                found = answer(self.wrong, call, self.wrong.spec.dtype)
+            except InvalidCall:
+                if not any(self.answers.values()):
+                    raise
+                found = {}  # it refuses this call only
             if self.own is None or self.own != self.wide:
-                answer = {name: array for name, array in answer.items() if not name.startswith("gradient of layers.")}
-            self.answers[probe] = answer
-        return self.answers[probe]
+                found = {name: array for name, array in found.items() if not name.startswith("gradient of layers.")}
+            self.answers[call] = found
+        return self.answers[call]
 
-    def _answer(self, probe: Probe) -> Answer:
-        try:
-            return ask(self.wrong, probe, self.wrong.spec.dtype)
-        except InvalidCall:
-            if not any(self.answers.values()):
-                raise
-            return {}  # it refuses this call only
-
-    def expected(self, layer: Runs, probe: Probe) -> Answer:
+    def expected(self, layer: Runs, call: Probe) -> Answer:
         """The answer of a NumPy layer, with or without mistakes; empty if it cannot take the call."""
         try:
-            return ask(layer, probe, "float64")
+            return answer(layer, call, "float64")
         except (MultirnnError, ValueError, IndexError):
             return {}
 
-    def right_answer(self, probe: Probe) -> Answer:
-        """The right layer's answer, cached."""
-        if probe not in self.right:
-            self.right[probe] = self.expected(self.layer, probe)
-        return self.right[probe]
-
-    def explains(self, layer: Runs, probes: Sequence[Probe], bound: float) -> bool:
+    def explains(self, layer: Runs, calls: Sequence[Probe], bound: float) -> bool:
         """Whether this layer answers as the suspect does; stops at the first difference."""
-        return all(apart(self.expected(layer, probe), self.asked(probe)) <= bound for probe in probes)
+        return all(apart(self.expected(layer, call), self.asked(call)) <= bound for call in calls)
 
     # Explanations
 
@@ -175,36 +212,15 @@ class Examination:
         return []
 
     def _explained_by(self, mistakes: Mistakes) -> bool:
-        return self.explains(self._with(*mistakes), self.probes, self._bound(*mistakes))
+        return self.explains(self._with(*mistakes), self.calls, self._bound(*mistakes))
 
     def _with(self, *mistakes: Mistake) -> Runs:
-        """The right layer with these mistakes; cached for single mistakes, while there is room."""
-        if len(mistakes) != 1:
-            return composed(self.build, *mistakes)(self.wide)
-        (mistake,) = mistakes
-        if mistake.name in self.alone:
-            return self.alone[mistake.name]
-        layer = mistake.realise(self.build, self.wide)
-        if _room_for(len(self.alone) + 1, self.wide):
-            self.alone[mistake.name] = layer
-        return layer
+        """The right layer with these mistakes."""
+        return self._alone(*mistakes) if len(mistakes) == 1 else composed(self.build, *mistakes)(self.wide)
 
     def _bound(self, *mistakes: Mistake) -> float:
-        """The tolerance; that of float32 for mistakes that compute in float32."""
-        for mistake in mistakes:
-            if mistake.name not in self.narrow:
-                self.narrow[mistake.name] = changed(mistake, self.wide).spec.dtype == "float32"
-        narrow = any(self.narrow[mistake.name] for mistake in mistakes)
-        return max(self.bound, tolerance("float32")) if narrow else self.bound
-
-    def _lowest_changed(self, mistake: Mistake) -> Weights:
-        """The weights of the lowest pass after a mistake; cached while there is room."""
-        if mistake.name in self.changed:
-            return self.changed[mistake.name]
-        weights = changed(mistake, self.lowest)
-        if _room_for(len(self.changed) + 1, self.lowest):
-            self.changed[mistake.name] = weights
-        return weights
+        """The tolerance; float32's for mistakes that compute in float32."""
+        return max(self.bound, tolerance("float32")) if any(map(self._narrow, mistakes)) else self.bound
 
     def _as_declared(self) -> Iterator[Mistakes]:
         """The differences between its own spec and the right one."""
@@ -220,14 +236,10 @@ class Examination:
     def _confined(self) -> Iterator[Mistakes]:
         """Mistakes in one layer and direction only, if every pass that this one does not feed is right."""
         passes = list(self.spec.passes)
-        probe = self.probes[0]
-        actual, expected = self.asked(probe), self.expected(self.layer, probe)
+        actual, expected = self.asked(self.calls[0]), self.right_answer(self.calls[0])
+        ends = [name for name in actual if name.startswith("final")]
         right = [
-            all(
-                distance(expected[name][place], actual[name][place]) <= self.bound
-                for name in actual
-                if name.startswith("final")
-            )
+            all(distance(expected[name][place], actual[name][place]) <= self.bound for name in ends)
             for place in range(len(passes))
         ]
         for layer, direction in passes if len(passes) > 1 else ():
@@ -239,12 +251,12 @@ class Examination:
     def _pairs(self) -> Iterator[Mistakes]:
         """Two of different families, in both orders if the order matters.
 
-        The effect of each mistake alone rules most pairs out: where one does not show, the other must explain B, and a part
+        The effect of each mistake alone rules most pairs out. Where one does not show, the other must explain B; and a part
         that a single mistake explains is hardly the work of two others. Mistakes in the weights may reveal or undo one
-        another, so the pairs ruled out this way are tried last.
+        another, so pairs that are ruled out are tried last.
         """
         steps = list(self._single_steps())
-        calls = [*steps, *(probe for probe in self.probes if probe.cotangent is None)]
+        calls = [*steps, *(call for call in self.calls if call.cotangent is None)]
         rest = []
         found = False
         for one, other in combinations(self.mistakes, 2):
@@ -265,39 +277,33 @@ class Examination:
             if worth_trying:
                 yield from self._orders(one, other, steps[0])
 
-    def _fit_together(self, one: Mistake, other: Mistake, probes: Sequence[Probe]) -> bool:
+    def _fit_together(self, one: Mistake, other: Mistake, calls: Sequence[Probe]) -> bool:
         """Whether each mistake explains B wherever the other does not show."""
-        effects = ((self._effect(one, probe), self._effect(other, probe)) for probe in probes)
+        effects = ((self._effect(one, call), self._effect(other, call)) for call in calls)
         return not any(a.silent & b.unfit or b.silent & a.unfit for a, b in effects)
 
-    def _miss(self, one: Mistake, other: Mistake, probes: Sequence[Probe], parts: Callable[[Probe], Parts]) -> bool:
+    def _miss(self, one: Mistake, other: Mistake, calls: Sequence[Probe], parts: Callable[[Probe], Parts]) -> bool:
         """Whether neither mistake explains some of these parts."""
-        return any(self._effect(one, p).unfit & self._effect(other, p).unfit & parts(p) for p in probes)
+        return any(self._effect(one, p).unfit & self._effect(other, p).unfit & parts(p) for p in calls)
 
-    def _right_parts(self, probe: Probe) -> Parts:
+    def _right_parts(self, call: Probe) -> Parts:
         """The right parts of an answer."""
-        right = self.right_answer(probe)
-        return frozenset(n for n, array in self.asked(probe).items() if distance(right.get(n), array) <= self.bound)
+        right = self.right_answer(call)
+        return frozenset(n for n, array in self.asked(call).items() if distance(right.get(n), array) <= self.bound)
 
-    def _explained_parts(self, probe: Probe) -> Parts:
-        """The parts of an answer that are right or explained by a single mistake; cached."""
-        if probe not in self.explained_parts:
-            parts = (self.asked(probe).keys() - self._effect(mistake, probe).unfit for mistake in self.mistakes)
-            self.explained_parts[probe] = self._right_parts(probe).union(*parts)
-        return self.explained_parts[probe]
+    def _all_explained(self, call: Probe) -> Parts:
+        """The parts of an answer that are right or explained by a single mistake."""
+        parts = (self.asked(call).keys() - self._effect(mistake, call).unfit for mistake in self.mistakes)
+        return self._right_parts(call).union(*parts)
 
-    def _effect(self, mistake: Mistake, probe: Probe) -> Effect:
-        """The effect of a single mistake on an answer; cached."""
-        key = mistake.name, probe
-        if key not in self.effects:
-            right, asked = self.right_answer(probe), self.asked(probe)
-            answer = self.expected(self._with(mistake), probe)
-            bound = self._bound(mistake)
-            self.effects[key] = Effect(
-                frozenset(name for name in asked if distance(answer.get(name), right[name]) <= self.bound),
-                frozenset(name for name in asked if not distance(answer.get(name), asked[name]) <= bound),
-            )
-        return self.effects[key]
+    def _effect_of(self, mistake: Mistake, call: Probe) -> _Effect:
+        """The effect of a single mistake on an answer."""
+        right, asked, bound = self.right_answer(call), self.asked(call), self._bound(mistake)
+        found = self.expected(self._with(mistake), call)
+        return _Effect(
+            frozenset(name for name in asked if distance(found.get(name), right[name]) <= self.bound),
+            frozenset(name for name in asked if not distance(found.get(name), asked[name]) <= bound),
+        )
 
     def _orders(self, one: Mistake, other: Mistake, step: Probe) -> Iterator[Mistakes]:
         """Two mistakes together, in the orders that explain the outputs of a single step."""
@@ -327,24 +333,22 @@ class Examination:
         alike = "final h" in self.asked(step) and self._acts_alike(inner) and self._acts_alike(outer)
         return changed(inner, self._lowest_changed(outer) if alike else changed(outer, self.wide))
 
-    def _acts_alike(self, mistake: Mistake) -> bool:
+    def _changes_alike(self, mistake: Mistake) -> bool:
         """Whether a mistake changes the lowest pass alone as it does within the stack."""
-        if mistake.name not in self.alike:
-            self.alike[mistake.name] = (
-                in_weights(mistake)
-                and mistake.applies(self.lowest.spec)
-                and self._lowest_changed(mistake) == changed(mistake, self.wide).part(0, "forward")
-            )
-        return self.alike[mistake.name]
+        return (
+            in_weights(mistake)
+            and mistake.applies(self.lowest.spec)
+            and self._lowest_changed(mistake) == changed(mistake, self.wide).part(0, "forward")
+        )
 
     def _weights_explain(self, weights: Weights, step: Probe, bound: float) -> bool:
         """Whether the lowest pass of these weights ends in B's final states, or the whole stack if there are none."""
         ends = {name: array[:1] for name, array in self.asked(step).items() if name.startswith("final")}
         if not ends:
             return self.explains(self.build(weights), [step], bound)
-        first = replace(step, state=None if step.state is None else each(step.state, lambda part: part[:1]))
-        answer = self.expected(self.build(weights.part(0, "forward")), first)
-        return all(distance(answer.get(name), array) <= bound for name, array in ends.items())
+        first = replace(step, states=None if step.states is None else step.states[:, :1])
+        found = self.expected(self.build(weights.part(0, "forward")), first)
+        return all(distance(found.get(name), array) <= bound for name, array in ends.items())
 
     def _around(self, inner: Mistake, outer: Mistake) -> Runs:
         """The outer mistake around the cached layer of the inner one."""
@@ -356,12 +360,12 @@ class Examination:
 
     def _told_apart(self, found: list[Mistakes]) -> list[Mistakes]:
         """The explanations that survive calls in which they would answer differently."""
-        for probe in self._further_probes():
+        for call in self._further_calls():
             if len(found) < 2:
                 break
-            first, *others = [self.expected(self._with(*mistakes), probe) for mistakes in found]
-            if any(apart(answer, first) > self.bound for answer in others):
-                found = [m for m in found if self.explains(self._with(*m), [probe], self._bound(*m))]
+            first, *others = [self.expected(self._with(*mistakes), call) for mistakes in found]
+            if any(apart(made, first) > self.bound for made in others):
+                found = [m for m in found if self.explains(self._with(*m), [call], self._bound(*m))]
         return found
 
     # Remarks
@@ -394,12 +398,12 @@ class Examination:
 
     def _true_to_its_own(self) -> bool:
         """Whether the suspect is correct for its own weights."""
-        calls = [probe for probe in self.probes if probe.cotangent is None]
+        calls = [call for call in self.calls if call.cotangent is None]
         return self.own is not None and self.explains(self.build(self.own), calls, self.bound)
 
     def _corrected(self, mistakes: Mistakes) -> Weights | None:
         """Weights with which the suspect is right, checked; None if there are none."""
-        calls = [probe for probe in self.probes if probe.cotangent is None]
+        calls = [call for call in self.calls if call.cotangent is None]
         if self._true_to_its_own():
             return _in_form_of(self.wrong.spec, self.wide)
         turned = self.wide
@@ -413,10 +417,6 @@ class Examination:
         return _in_form_of(self.wrong.spec, turned)
 
 
-def _room_for(count: int, weights: Weights) -> bool:
-    return count * weights.spec.parameter_count * np.dtype(weights.spec.dtype).itemsize <= ROOM
-
-
 def _in_form_of(spec: RecurrentSpec, weights: Weights) -> Weights | None:
     """The same function in another dtype and form of the biases; None if there is none."""
     try:
@@ -427,15 +427,3 @@ def _in_form_of(spec: RecurrentSpec, weights: Weights) -> Weights | None:
     except Unrepresentable:
         return None
     return weights.astype(spec.dtype) if weights.spec.shapes == spec.shapes else None
-
-
-def _counts_wrongly(layer: Adopted, subject: str) -> Explanation | None:
-    """The explanation of a layer that is the right function with a wrong number of parameters."""
-    count, expected = layer.parameter_count, layer.spec.parameter_count
-    if not layer.readable or count in (None, expected):
-        return None
-    return Explanation(
-        (),
-        f"{subject} is the right function, and counts {count} trainable parameters where its spec has {expected}.",
-        "Fix: count every trainable array once, and no constant; a zero bias that is only kept is a buffer.",
-    )

@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
-from multirnn.assembly import Plumbing
-from multirnn.diagnosis.record import Mistakes
-from multirnn.mistakes import Build, Change, Mistake, Runs
+from multirnn.diagnosis.verdict import Mistakes
+from multirnn.mistakes.change import Build, Change, Mistake, Runs
+from multirnn.mistakes.plumbing import Plumbing
 from multirnn.spec import RecurrentSpec
 from multirnn.weights import Weights, split_biases
 
@@ -30,30 +30,21 @@ def of_parts(mistake: Mistake) -> bool:
 
 def only_in(mistake: Mistake, layer: int, direction: str) -> Mistake:
     """The mistake in one layer and direction only."""
+    undo, here = mistake.undo, (layer, direction)
 
-    def realise(build: Build, weights: Weights) -> Runs:
-        passes = iter(weights.spec.passes)
+    def make(build: Build, part: Weights, place: tuple[int, str]) -> Runs:
+        return mistake.realise(build, part) if place == here else build(part)
 
-        def one(part: Weights) -> Runs:
-            return mistake.realise(build, part) if next(passes) == (layer, direction) else build(part)
-
-        return Plumbing()(one, weights)
-
-    def undo(weights: Weights) -> Weights:
-        assert mistake.undo is not None
-        part = mistake.undo(weights.part(layer, direction)).at(0, "forward")
+    def undone(weights: Weights) -> Weights:
+        assert undo is not None
+        part = undo(weights.part(layer, direction)).at(0, "forward")
         mended = {f"layers.{layer}.{direction}.{name}": array for name, array in part.items()}
         return Weights(weights.spec, {**weights.arrays, **mended})
 
-    where = f"in layer {layer} {direction} alone"
-    return replace(
-        mistake,
-        name=f"{mistake.name}, {where}",
-        says=f"{mistake.says}, {where}",
-        fix=f"{mistake.fix.rstrip('.')}, {where}",
-        realise=realise,
-        undo=undo if mistake.undo else None,
-    )
+    where = f", in layer {layer} {direction} alone"
+    name, says, fix = (f"{text}{where}" for text in (mistake.name, mistake.says, mistake.fix))
+    realise = Plumbing(make=make, undo=undone if undo else None)
+    return replace(mistake, name=name, says=says, fix=fix, realise=realise)
 
 
 def declared(right: RecurrentSpec, wrong: RecurrentSpec) -> Mistakes:
@@ -68,12 +59,11 @@ def declared(right: RecurrentSpec, wrong: RecurrentSpec) -> Mistakes:
             return Weights(replace(weights.spec, **{name: value}), weights.arrays)
 
         return Mistake(
-            name=f"{name}={value!r}",
+            f"{name}={value!r}",
+            f"has {name}={value!r}, where {name}={wanted!r} would be right",
+            f"build it with {name}={wanted!r}",
+            Change(weights=change),
             family=name,
-            says=f"has {name}={value!r}, where {name}={wanted!r} would be right",
-            fix=f"build it with {name}={wanted!r}",
-            applies=lambda spec: True,
-            realise=Change(weights=change),
         )
 
     names = ("reset_after", "activation", "recurrent_activation")

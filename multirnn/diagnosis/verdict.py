@@ -1,69 +1,147 @@
-"""`diagnose`: examines A against its own weights, then B against A."""
+"""`Diagnosis`: whether two layers are the same function, and which mistakes make them differ."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import ArrayLike
-
-from multirnn.adoption import adopt, known_spec
-from multirnn.diagnosis.examination import Examination
-from multirnn.diagnosis.probes import given_probe
-from multirnn.diagnosis.record import Diagnosis, Explanation
-from multirnn.errors import InvalidCall, an
-from multirnn.layer import State
-from multirnn.numerics import coarser
+from multirnn.adoption import Adopted
+from multirnn.diagnosis.divergence import Divergence
+from multirnn.errors import an
+from multirnn.mistakes.change import Mistake
+from multirnn.numerics import TOLERANCE
 from multirnn.spec import RecurrentSpec
+from multirnn.tables import Content, Shown, Styled, json_value
+from multirnn.weights import Weights
 
-__all__ = ["diagnose"]
+__all__ = ["Diagnosis", "Explanation", "Mistakes", "explained", "miscounted", "of_another_shape"]
+
+Mistakes = tuple[Mistake, ...]
 
 
-@np.errstate(all="ignore")
-def diagnose(
-    a: Any,
-    b: Any,
-    *,
-    spec: RecurrentSpec | None = None,
-    x: ArrayLike | None = None,
-    state: State | None = None,
-    lengths: ArrayLike | None = None,
-    seed: int = 0,
-) -> Diagnosis:
-    """Name the mistake that makes B differ from A.
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """One explanation of the difference, in words.
 
-    Args:
-        a: the right side: a `Layer`, or a framework's own layer whose weights can be read.
-        b: the suspect: a `Layer`, a framework's own layer, or a function `f(x, h0) -> (y, h)` on NumPy arrays.
-        spec: the spec of B, if it cannot be read from B; A's unless given.
-        x: `(batch, time, input_size)`; a call of your own, beside the drawn ones.
-        state: the initial state of that call.
-        lengths: `(batch,)` integers of that call.
-        seed: seeds the drawn calls.
-
-    Raises:
-        InvalidCall: A has no readable weights, or B does not take the calls.
+    Attributes:
+        mistakes: known mistakes, the one nearest to the framework first; empty if the two specs already differ.
+        sentence: what B does, and what would be right.
+        fix: what to do about it; it begins with "Fix:".
     """
-    right = adopt(a)
-    if not right.readable:
-        raise InvalidCall(
-            f"A, {right.title}, has no readable weights; pass the right side as A, a Layer or a framework's own layer"
-        )
-    weights = right.weights()
-    wrong = adopt(b, spec=None if known_spec(b) else spec or weights.spec)
-    titles = right.title, wrong.title
-    dtype = coarser(weights.spec.dtype, wrong.spec.dtype)
-    if unlike := _unlike(weights.spec, wrong.spec):
-        return Diagnosis(weights.spec, titles, False, causes=(unlike,), eps=float("inf"), dtype=dtype)
-    given = [] if x is None else [given_probe(wrong.spec, x, state, lengths)]
-    itself = Examination(right, weights, np.random.default_rng(seed))
-    if not itself.explains(itself.layer, itself.probes[:1], itself.bound):
-        return itself.diagnosis("A", titles)
-    return Examination(wrong, weights, np.random.default_rng(seed), given).diagnosis("B", titles, right)
+
+    mistakes: Mistakes
+    sentence: str
+    fix: str
 
 
-def _unlike(a: RecurrentSpec, b: RecurrentSpec) -> Explanation | None:
-    """Two stacks whose sizes, cell or directions differ."""
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class Diagnosis(Shown):
+    """Whether two layers are the same function, and if not, what is wrong with the second.
+
+    Attributes:
+        spec: the spec of A.
+        titles: the titles of A and B.
+        subject: the side that the causes are about: "B", or "A" if A does not compute its own weights.
+        equal: whether all answers agree; then there are no causes.
+        causes: the mistakes that explain all of B's answers; empty if no known mistake does.
+        ambiguous: whether there are several causes, which are the same function on every call that B takes.
+        remarks: facts beside the cause: how the specs differ, whether B's own weights are A's.
+        calls: the number of calls made of B.
+        eps: the largest normwise difference of B's answers from A's, in eps of `dtype`; infinite if an answer is missing,
+            has another shape, or is not finite where A's is.
+        dtype: the coarser dtype of A and B, whose tolerance decides.
+        divergence: where B parts from A in the first call that shows it; None if they are equal, if it is A that is wrong,
+            or if the specs already differ.
+        corrected: weights with which B is right: A's if B is correct for its own weights, else A's changed so that the
+            mistake undoes the change. None if no weights help.
+    """
+
+    spec: RecurrentSpec
+    titles: tuple[str, str]
+    equal: bool
+    subject: str = "B"
+    causes: tuple[Explanation, ...] = ()
+    remarks: tuple[str, ...] = ()
+    calls: int = 0
+    eps: float = 0.0
+    dtype: str = "float32"
+    divergence: Divergence | None = None
+    corrected: Weights | None = None
+
+    @property
+    def ambiguous(self) -> bool:
+        """Whether no call of B tells several causes apart."""
+        return len(self.causes) > 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON values; of the corrected weights only whether there are any."""
+        plain = ("equal", "subject", "ambiguous", "calls", "dtype")
+        return {
+            **{name: getattr(self, name) for name in plain},
+            "a": self.titles[0],
+            "b": self.titles[1],
+            "spec": self.spec.to_dict(),
+            "causes": [
+                {"mistakes": [m.name for m in cause.mistakes], "sentence": cause.sentence, "fix": cause.fix}
+                for cause in self.causes
+            ],
+            "remarks": list(self.remarks),
+            "eps": json_value(self.eps),
+            "tolerance_eps": TOLERANCE[self.dtype],
+            "divergence": None if self.divergence is None else self.divergence.to_dict(),
+            "corrected": self.corrected is not None,
+        }
+
+    def _contents(self) -> Iterator[Content]:
+        yield Styled(f"A: {self.titles[0]}; B: {self.titles[1]}; {self.spec!r}", "bold")
+        for line in self._verdict():
+            fix = line.lstrip().startswith("Fix:")
+            yield Styled(line, "green" if self.equal else "cyan" if fix else "red")
+        if self.divergence is not None:
+            yield f"{self.divergence.title}." if self.causes else self.divergence
+        yield from self.remarks
+
+    def _verdict(self) -> Iterator[str]:
+        if self.equal:
+            yield (
+                f"A and B are the same function: {self.calls} calls agree within {self.eps:.2g} eps of "
+                f"{self.dtype}, and {TOLERANCE[self.dtype]} count as equal."
+            )
+        elif self.ambiguous:
+            yield f"{self._differ}, and no call of {self.subject} tells these {len(self.causes)} explanations apart:"
+            for place, cause in enumerate(self.causes, 1):
+                yield f"{place}. {cause.sentence}"
+                yield f"   {cause.fix}"
+        elif self.causes:
+            yield self.causes[0].sentence
+            yield self.causes[0].fix
+        elif self.divergence is not None and self.divergence.kind == "rounding":
+            yield (
+                f"A and B are {self.eps:.2g} eps of {self.dtype} apart, more than the {TOLERANCE[self.dtype]} that count as "
+                "equal, but no more than this stack magnifies rounding to."
+            )
+        else:
+            yield f"{self._differ}, and none of the known mistakes explains it, alone or two together."
+
+    @property
+    def _differ(self) -> str:
+        return "A and B differ" if self.subject == "B" else "A is not correct for its own weights"
+
+
+def explained(mistakes: Mistakes, subject: str) -> Explanation:
+    """The explanation by these mistakes of A or B, in the words of `multirnn.mistakes`."""
+    sentences = [f"{'It also' if place else subject} {mistake.says}." for place, mistake in enumerate(mistakes)]
+    return Explanation(mistakes, " ".join(sentences), f"Fix: {'; and '.join(_lower(m.fix) for m in mistakes)}.")
+
+
+def _lower(sentence: str) -> str:
+    """A sentence as part of another one."""
+    return (sentence[:1].lower() + sentence[1:]).rstrip(".")
+
+
+def of_another_shape(a: RecurrentSpec, b: RecurrentSpec, fields: list[str]) -> Explanation:
+    """The explanation of two stacks that do not take the same input and states."""
     words = {
         "cell": "is {}, and A {}",
         "input_size": "takes {} features, and A {}",
@@ -71,12 +149,19 @@ def _unlike(a: RecurrentSpec, b: RecurrentSpec) -> Explanation | None:
         "num_layers": "has {} layers, and A {}",
         "bidirectional": "has bidirectional={}, and A {}",
     }
-    found = [
-        text.format(*(an(getattr(side, name)) if name == "cell" else getattr(side, name) for side in (b, a)))
-        for name, text in words.items()
-        if getattr(a, name) != getattr(b, name)
-    ]
-    if not found:
-        return None
-    wanted = ", ".join(f"{name}={getattr(a, name)!r}" for name in words if getattr(a, name) != getattr(b, name))
+    values = {name: (getattr(b, name), getattr(a, name)) for name in fields}
+    found = [words[name].format(*(an(v) if name == "cell" else v for v in pair)) for name, pair in values.items()]
+    wanted = ", ".join(f"{name}={right!r}" for name, (_, right) in values.items())
     return Explanation((), f"B {'; it '.join(found)}.", f"Fix: build B with {wanted}.")
+
+
+def miscounted(layer: Adopted, subject: str) -> Explanation | None:
+    """The explanation of a layer that is the right function with a wrong number of parameters."""
+    count, expected = layer.parameter_count, layer.spec.parameter_count
+    if not layer.readable or count in (None, expected):
+        return None
+    return Explanation(
+        (),
+        f"{subject} is the right function, and counts {count} trainable parameters where its spec has {expected}.",
+        "Fix: count every trainable array once, and no constant; a zero bias that is only kept is a buffer.",
+    )

@@ -1,30 +1,44 @@
-"""The compiled recurrence: a whole stack there, and its gradients, in one call each.
+"""The compiled recurrence: a stack's forward pass, or its gradients, in one call.
 
-It is an option of the installation. `missing()` says why it is not there, and everything else of multirnn runs without it.
+An optional part of the installation: `refuses()` says why it is absent, and everything else runs without it.
 
-Arrays are given by address, so that NumPy arrays and the tensors of any framework are alike: an operand is the tuple
-`(address, *strides)`, the address as an integer and the strides in elements, an axis each. Of sequences the last axis has
-to be dense and its stride is left out. `operand` and `sequence` write them for NumPy arrays. An address 0 stands for an
-array that is not there. Nothing is checked here: a wrong address is a crash, so backends check before they call, and keep
-the arrays alive.
+It takes addresses, so that the arrays of NumPy and of any framework are alike. It checks nothing: a wrong address is a
+crash. So backends check first, and keep the arrays alive during the call. Strides are in elements; None is an absent array.
 
-    stack = Stack(spec)
-    table = stack.bind({name: operand(array) for name, array in parameters.items()})
-    stack.forward(table, batch, time, sequence(x), sequence(y), (h, c), (last_h, last_c))
+    compiled = CompiledRecurrence(spec)
+    table = compiled.bind({name: operand(array) for name, array in parameters.items()})
+    compiled.forward(table, call_record(batch=2, time=5, x=sequence(x), y=sequence(y), last=(address(h), address(c))))
 """
 
-from multirnn.kernel.library import instruction_sets, missing
-from multirnn.kernel.stack import Choices, Operand, Packed, Sequence, Stack, States, operand, sequence
+from multirnn.kernel.compiled import (
+    CallRecord,
+    Choices,
+    CompiledRecurrence,
+    Operand,
+    Packed,
+    Sequence,
+    States,
+    Table,
+    address,
+    call_record,
+    operand,
+    sequence,
+)
+from multirnn.kernel.library import instruction_sets, refuses
 
 __all__ = [
+    "CallRecord",
     "Choices",
+    "CompiledRecurrence",
     "Operand",
     "Packed",
     "Sequence",
-    "Stack",
     "States",
+    "Table",
+    "address",
+    "call_record",
     "instruction_sets",
-    "missing",
     "operand",
+    "refuses",
     "sequence",
 ]

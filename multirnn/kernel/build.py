@@ -1,7 +1,7 @@
-"""`source/*.c` compiled into one library, once for every instruction set and dtype.
+"""Compiles `source/*.c` into one library, for every instruction set and dtype.
 
-`hatch_build.py` runs it when multirnn is installed; `python -m multirnn.kernel.build` builds in place. It needs nothing of
-multirnn, which is not installed yet.
+`hatch_build.py` runs this file when multirnn is installed, so it imports nothing of multirnn;
+`python -m multirnn.kernel.build` builds in place.
 """
 
 import hashlib
@@ -28,16 +28,16 @@ X86 = {
     "baseline": "",
 }
 INSTRUCTIONS: Mapping[str, str] = X86 if platform.machine() in ("x86_64", "AMD64") else {"baseline": ""}
-"""The instruction sets that the library is compiled for, best first, with the compiler's flags."""
+"""The instruction sets to compile for, best first, with their compiler flags."""
 
 DTYPES = {"float32": "", "float64": "-DDOUBLE"}
 
-# A product and its sum in one rounding is more exact, and what is not finite stays so: no -ffast-math.
+# Fused multiply-adds round once. No -ffast-math: infinities and NaN have to stay.
 FLAGS = "-std=gnu11 -O3 -fPIC -fvisibility=hidden -fno-math-errno -ffp-contract=fast -pthread"
 
 
 def fingerprint() -> str:
-    """What the sources are: a library that does not say the same was built from others."""
+    """A hash of the sources, to recognise a library built from others."""
     digest = hashlib.sha256()
     for path in sorted(SOURCE.iterdir()):
         digest.update(path.name.encode() + path.read_bytes())
@@ -45,7 +45,7 @@ def fingerprint() -> str:
 
 
 def build() -> str | None:
-    """Compile the library in place; None, or a sentence that says why there is none."""
+    """Compile the library in place; returns None, or why it could not, in a sentence."""
     compiler = _compiler()
     if compiler is None:
         return "no C compiler was found: none in $CC, and no cc, gcc or clang"
@@ -64,7 +64,7 @@ def build() -> str | None:
                 compile_to(f"{name}.o", "recurrence.c", f"-DNAME(x)=multirnn_##x##_{name}", *flags)
         compile_to("team.o", "team.c")
         compile_to("entry.o", "entry.c", f'-DFINGERPRINT="{fingerprint()}"')
-        # Beside its target, to be put in its place at once: a process may have the old one loaded, or load it now.
+        # Linked under another name, then renamed: a process may be loading the old library.
         fresh = LIBRARY.with_name(f"{LIBRARY.stem}.{os.getpid()}{LIBRARY.suffix}")
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for reason in pool.map(_run, commands):

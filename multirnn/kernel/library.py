@@ -1,19 +1,19 @@
-"""The compiled library: whether it is there, and its functions."""
+"""Loads the compiled library, or says why it cannot."""
 
 import ctypes
 from functools import cache
 
-__all__ = ["instruction_sets", "library", "missing"]
+__all__ = ["instruction_sets", "library", "refuses"]
 
 
-def missing() -> str | None:
-    """None, or a sentence: why there is no compiled recurrence, and what would be right."""
+def refuses() -> str | None:
+    """Why there is no compiled recurrence and how to get it, in a sentence; None where it is installed."""
     loaded = _load()
     return loaded if isinstance(loaded, str) else None
 
 
 def instruction_sets() -> tuple[str, ...]:
-    """The instruction sets that the library has and this machine runs, best first; none where it is missing."""
+    """The instruction sets that the library has and this machine runs, best first; empty without a library."""
     from multirnn.kernel.build import INSTRUCTIONS
 
     loaded = _load()
@@ -23,7 +23,7 @@ def instruction_sets() -> tuple[str, ...]:
 
 
 def library() -> ctypes.CDLL:
-    """The library, where it is not `missing`."""
+    """The library, unless it `refuses`."""
     loaded = _load()
     assert not isinstance(loaded, str), loaded
     return loaded
@@ -31,20 +31,21 @@ def library() -> ctypes.CDLL:
 
 @cache
 def _load() -> ctypes.CDLL | str:
-    # Not before it is needed: what compiles takes longer to import than all of multirnn.kernel.
+    # Imported late: the modules that compile take longer to import than all of multirnn.kernel.
     from multirnn.kernel.build import LIBRARY, fingerprint
 
     if not LIBRARY.exists():
         return (
-            "multirnn was installed without its compiled recurrence; with a C compiler (gcc or clang) at hand, "
-            "`python -m multirnn.kernel.build` makes it"
+            "multirnn was installed without its compiled recurrence; with a C compiler (gcc or clang), "
+            "`python -m multirnn.kernel.build` builds it"
         )
     try:
         loaded = ctypes.CDLL(str(LIBRARY))
         loaded.multirnn_fingerprint.restype = ctypes.c_char_p
+        loaded.multirnn_free.argtypes = [ctypes.c_void_p]
         built_from = loaded.multirnn_fingerprint().decode()
     except (OSError, AttributeError) as error:
-        return f"{LIBRARY.name} cannot be loaded: {error}; `python -m multirnn.kernel.build` makes it anew"
+        return f"{LIBRARY.name} cannot be loaded: {error}; `python -m multirnn.kernel.build` rebuilds it"
     if built_from != fingerprint():
-        return f"{LIBRARY.name} was built from other sources; `python -m multirnn.kernel.build` makes it anew"
+        return f"{LIBRARY.name} was built from other sources; `python -m multirnn.kernel.build` rebuilds it"
     return loaded

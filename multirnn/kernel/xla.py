@@ -1,12 +1,12 @@
-"""The compiled recurrence as custom calls of XLA, whose compiled programs then call it without the interpreter.
+"""The compiled recurrence as custom calls of XLA: its compiled programs call it without the interpreter.
 
 Operands are C-contiguous, in this order:
 
     forward     x, [h, [c]], [lengths], parameters                       ->  y, h, [c], [stash]
     backward    x, [h, [c]], [lengths], parameters, y, stash, dy, dh, [dc]  ->  [dx], [dh, [dc]], gradients
 
-c is there for an LSTM, the initial state, the lengths (int32, 0 <= length <= time) and dx where the attributes say so;
-parameters and gradients are in the order of `spec.shapes`.
+c exists for the LSTM; the initial state, the lengths (int32, 0 <= length <= time) and dx if the attributes say so. Parameters
+and gradients are in the order of `spec.shapes`.
 """
 
 import re
@@ -16,51 +16,52 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from multirnn.kernel.library import instruction_sets, library, missing
-from multirnn.kernel.stack import pack_spec
+from multirnn.kernel.compiled import pack_spec
+from multirnn.kernel.library import instruction_sets, library
+from multirnn.kernel.library import refuses as library_refuses
 from multirnn.spec import RecurrentSpec
 
 __all__ = ["VERSION", "attributes", "handler", "refuses"]
 
 VERSION = 0, 3
-"""Of XLA's foreign function interface, whose structures `source/xla.h` has."""
+"""The version of XLA's foreign function interface that `source/xla.h` implements."""
 
 
 def refuses(header: Path) -> str | None:
-    """Why an XLA cannot call the compiled recurrence, in a sentence; None where it can.
+    """Why an XLA cannot call the compiled recurrence, in a sentence, or None.
 
     Args:
-        header: `xla/ffi/api/c_api.h` of that XLA, which says the version of its interface.
+        header: the `xla/ffi/api/c_api.h` of that XLA, which has its interface version.
     """
-    if (reason := missing()) is not None:
+    if (reason := library_refuses()) is not None:
         return reason
     try:
         text = header.read_text(encoding="utf-8")
     except OSError:
-        return "this JAX comes without the header that says the version of its foreign function interface"
+        return "this JAX comes without the header that has the version of its foreign function interface"
     found = tuple(int(number) for number in re.findall(r"#define XLA_FFI_API_M(?:AJOR|INOR) (\d+)", text))
     if found != VERSION:
         said = ".".join(map(str, found)) or "unknown"
-        return f"version {'.'.join(map(str, VERSION))} of XLA's foreign function interface is known, not {said}"
+        return f"version {'.'.join(map(str, VERSION))} of XLA's foreign function interface is supported, not {said}"
     return None
 
 
 def handler(direction: str, dtype: str) -> Any:
-    """The function to register for `"forward"` or `"backward"`, of the best instructions that this machine runs."""
+    """The function to register for `"forward"` or `"backward"`, for the best instructions of this machine."""
     return getattr(library(), f"multirnn_xla_{direction}_{instruction_sets()[0]}_{dtype}")
 
 
 def attributes(
     spec: RecurrentSpec, *, state: bool, lengths: bool, stash: bool, dx: bool, threads: int
 ) -> NDArray[np.int64]:
-    """The one attribute of a call, an array of numbers; the `custom_call` of `source/xla.h`.
+    """The attribute of a call, the `custom_call` of `source/xla.h`.
 
     Args:
-        spec: what is computed.
+        spec: of the stack.
         state, lengths: whether they are among the operands.
-        stash: whether it is among the results of `forward`; its size is that of `Stack.stash_size`.
+        stash: whether it is among the results of `forward`, of `CompiledRecurrence.stash_size` bytes.
         dx: whether it is among the results of `backward`.
-        threads: at most so many are used.
+        threads: an upper bound.
     """
     flags = [state, lengths, "layers.0.forward.bias_ih" in spec.shapes, stash, dx, threads]
     return np.concatenate([np.array(flags, np.int64), np.frombuffer(pack_spec(spec), np.int64)])

@@ -1,9 +1,9 @@
-"""What explains a difference: the conventions in which frameworks differ, each as another setting of the reference."""
+"""The conventions in which frameworks differ, each as another setting of the reference."""
 
 from __future__ import annotations  # or naming np.random.Generator loads numpy.random
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -19,8 +19,8 @@ class Setting(NamedTuple):
     Attributes:
         bias: the form of its biases.
         optimiser: with its hyper-parameters.
-        form: whose formula of it, "torch" or "keras".
-        rounded: whether momentum and the betas of the bias correction are held in float32.
+        form: the framework whose formula of the optimiser is used, "torch" or "keras".
+        rounded: whether momentum and the betas of the bias correction are rounded to float32.
     """
 
     bias: str
@@ -29,14 +29,14 @@ class Setting(NamedTuple):
     rounded: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Cause:
+class Cause(NamedTuple):
     """A convention in which frameworks differ.
 
     Attributes:
         name: short.
-        apply: the reference's setting under the convention of another one; the same setting where both share it.
-        sentence: what differs, from the title of the backend, the reference's setting and the other one.
+        apply: from the reference's setting and the other one, the reference's under the other convention; unchanged if
+            both share it.
+        sentence: the difference, from the title of the backend and both settings.
     """
 
     name: str
@@ -45,8 +45,8 @@ class Cause:
 
 
 def _say_biases(title: str, own: Setting, other: Setting) -> str:
-    # Every optimiser here works element by element, so each of two biases that get the same gradient takes the step of a
-    # single one. To double the gradient of a single bias would be the same for SGD; Adam divides by its size.
+    # Every optimiser here works element by element, so two biases with the same gradient each take the step of a single
+    # one. Doubling the gradient of a single bias would be the same for SGD; Adam divides by its size.
     said = f'{title} has bias="{other.bias}" by default, and the reference bias="{own.bias}"'
     moves = (
         "their sum moves twice as far" if other.bias == "double" else "one alone moves half as far as the sum of two"
@@ -85,18 +85,14 @@ CAUSES: tuple[Cause, ...] = (
         lambda own, other: own._replace(optimiser=replace(own.optimiser, epsilon=other.optimiser.epsilon)),
         _say_epsilon,
     ),
-    # The two forms of momentum take the same steps while the learning rate is constant, so there is nothing to explain.
+    # The two forms of momentum take the same steps while the learning rate is constant, so there is no cause.
     Cause(
         "epsilon hat",
         lambda own, other: own._replace(form="keras") if own.optimiser.name == "adam" else own,
         _say_epsilon_hat,
     ),
-    # TensorFlow makes every number of Python a float32 first (tensorflow/tensorflow#57779), and Keras hands them over in
+    # TensorFlow first makes every Python number a float32 (tensorflow/tensorflow#57779), and Keras passes them in
     # `ops.cast(self.beta_2, variable.dtype)`. In a stack of float32 JAX computes 1 - beta^t in float32 too.
-    Cause(
-        "rounded",
-        lambda own, other: own._replace(rounded=own.optimiser.name != "sgd"),
-        _say_rounded,
-    ),
+    Cause("rounded", lambda own, other: own._replace(rounded=own.optimiser.name != "sgd"), _say_rounded),
 )
-"""What is tried, singly and together, the fewest first."""
+"""Tried singly and together, the fewest first."""

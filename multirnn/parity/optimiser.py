@@ -20,13 +20,13 @@ __all__ = ["OPTIMISERS", "STEPS", "Batch", "Optimiser"]
 
 @dataclass(frozen=True, slots=True)
 class Optimiser:
-    """An optimiser by its name and its hyper-parameters; a framework's own is made of them.
+    """The name and hyper-parameters of an optimiser, from which each framework makes its own.
 
     Attributes:
         name: "sgd"; "momentum", SGD with momentum; "adam".
-        learning_rate: of all three.
-        momentum: of "momentum". There is no dampening, and no look-ahead.
-        beta_1, beta_2, epsilon: of "adam".
+        learning_rate: for all three.
+        momentum: for "momentum", without dampening or look-ahead.
+        beta_1, beta_2, epsilon: for "adam".
 
     Raises:
         InvalidCall: there is no such optimiser, or a number is out of its range.
@@ -57,7 +57,7 @@ class Optimiser:
 
     @property
     def hyper_parameters(self) -> dict[str, float]:
-        """Those that it has, by name."""
+        """By name."""
         return {name: getattr(self, name) for name in _HYPER_PARAMETERS[self.name]}
 
     def __str__(self) -> str:
@@ -78,15 +78,15 @@ OPTIMISERS: Mapping[str, Optimiser] = MappingProxyType(
         "adam": Optimiser("adam", learning_rate=1 / 64),
     }
 )
-"""What is taken of each name."""
+"""The defaults, by name."""
 
 STEPS = 20
-"""How many are taken unless told otherwise: enough to bring the loss down to a half or less, of a small stack in well under a second on NumPy."""
+"""The default: enough to halve the loss of a small stack, in well under a second on NumPy."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """What is trained on, all of it in every step.
+    """The training data; every step takes all of it.
 
     Attributes:
         x: `(batch, time, input_size)`, zero at padding.

@@ -1,4 +1,4 @@
-"""What was found: a row for every backend and optimiser, as a table, in a notebook, and as JSON."""
+"""The results of `train_parity`: a row for every backend and optimiser, as a table, in a notebook, and as JSON."""
 
 from __future__ import annotations  # or naming np.random.Generator loads numpy.random
 
@@ -18,24 +18,23 @@ __all__ = ["Parity", "Trained", "worse_eps"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trained:
-    """What was found of one backend with one optimiser.
+    """One backend with one optimiser.
 
     Attributes:
         backend: its name.
-        title: its name with the engine that it runs on, `keras (tensorflow)`.
-        verdict: "equal"; "explained", beyond the bound for the reason in `causes`; "differs"; "refuses", the spec or to
-            train; "missing", its framework is not installed; "broken", what is installed cannot be loaded. The last
-            three are of all optimisers.
+        title: its name with its engine, `keras (tensorflow)`.
+        verdict: "equal"; "explained", beyond the bound for the reasons in `causes`; "differs"; "refuses", the spec or to
+            train; "missing", its framework is not installed; "broken", the framework cannot be loaded. The last three
+            have one row for all optimisers.
         reason: why it refuses, is missing or is broken.
-        versions: of what it runs on.
-        optimiser: with the hyper-parameters that it had.
-        bias: the form of the biases that it trained.
+        versions: of its framework.
+        optimiser: with its hyper-parameters.
+        bias: the form of its biases.
         losses: before each step, `(steps,)`.
         curve: the difference of the losses from the reference's.
-        weights: the difference of the final weights, of the worst array; the biases as one where only their form
-            differs.
+        weights: the difference of the final weights in the worst array; of the sums of the biases if their forms differ.
         causes: sentences that explain the difference together.
-        residual: what is left of the difference, in eps, when the reference is trained under these causes.
+        residual: the difference in eps that remains when the reference trains under these causes.
     """
 
     backend: str
@@ -53,7 +52,7 @@ class Trained:
 
     @property
     def eps(self) -> float | None:
-        """The worse of both differences."""
+        """The larger of both differences."""
         return None if self.curve is None or self.weights is None else worse_eps(self.curve, self.weights)
 
 
@@ -62,14 +61,14 @@ class Parity(Shown):
     """A row for every backend and optimiser; it prints as a table, shows itself in a notebook, and exports JSON.
 
     Attributes:
-        spec: what the reference trained.
+        spec: of the reference.
         shape: of the input, `(batch, time, input_size)`.
-        steps: how many.
-        target: whose the target was, in words.
-        defaults: whether each framework had the biases and the epsilon that it has by default.
+        steps: their number.
+        target: its origin, in words.
+        defaults: whether each framework had its own default biases and epsilon.
         optimisers: of the reference, by name.
         reference: its losses before each step, `(steps,)`, by the name of the optimiser.
-        growth: how many times as large rounding was after the training, by the name of the optimiser.
+        growth: the factor by which training magnified rounding, by the name of the optimiser.
         rows: by backend, then by optimiser.
     """
 
@@ -94,7 +93,7 @@ class Parity(Shown):
         return TOLERANCE[self.spec.dtype] * self.growth[optimiser]
 
     def to_dict(self) -> dict[str, Any]:
-        """All that was found, in values that JSON has; what is infinite or not a number is null."""
+        """Everything, as JSON values; infinities and NaN are null."""
         return {
             "ok": self.ok,
             "spec": self.spec.to_dict(),
@@ -144,10 +143,13 @@ class Parity(Shown):
         return row.title, name, *losses, *errors, verdict, row.weights.where
 
     def _sentences(self) -> list[str]:
-        """Why a row is not equal, one sentence a cause or reason, the same one once."""
+        """The distinct causes and reasons of rows that are not equal."""
         told: dict[str, list[str]] = {}
         for row in self.rows:
-            for sentence in row.causes or tuple(f"{row.title}: {reason}" for reason in [_reason(row)] if reason):
+            reason = row.reason
+            if row.verdict == "differs" and row.weights and not reason:
+                reason = f"worst weight {row.weights.where}"
+            for sentence in row.causes or ([f"{row.title}: {reason}"] if reason else []):
                 told.setdefault(sentence, []).extend([row.optimiser.name] if row.optimiser else [])
         return [f"{', '.join(names)}: {sentence}" if names else sentence for sentence, names in told.items()]
 
@@ -156,19 +158,10 @@ _LOSS = "mean of (sequence - target)² over the valid steps"
 _STYLES = {"equal": "green", "explained": "cyan", "differs": "bold red"}
 
 
-def _reason(row: Trained) -> str:
-    """Why it is not equal, where no cause explains it."""
-    return row.reason or (f"worst weight {row.weights.where}" if row.verdict == "differs" and row.weights else "")
-
-
 def _row_to_dict(row: Trained) -> dict[str, Any]:
     optimiser = None if row.optimiser is None else {"name": row.optimiser.name, **row.optimiser.hyper_parameters}
     values = {
-        "backend": row.backend,
-        "title": row.title,
-        "verdict": row.verdict,
-        "reason": row.reason,
-        "versions": row.versions,
+        **{name: getattr(row, name) for name in ("backend", "title", "verdict", "reason", "versions")},
         "optimiser": optimiser,
         "bias": row.bias,
         "losses": row.losses,
@@ -182,5 +175,5 @@ def _row_to_dict(row: Trained) -> dict[str, Any]:
 
 
 def worse_eps(curve: Difference, weights: Part) -> float:
-    """The worse of the differences of the losses and of the weights, in eps."""
+    """The larger difference, in eps."""
     return max(curve.eps, weights.difference.eps)

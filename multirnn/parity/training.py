@@ -1,4 +1,4 @@
-"""The training: every backend beside the reference, and what explains that they part."""
+"""Trains every backend beside the reference, and explains their differences."""
 
 from __future__ import annotations  # or naming np.random.Generator loads numpy.random
 
@@ -41,32 +41,32 @@ def train_parity(
     seed: int = 0,
     defaults: bool = False,
 ) -> Parity:
-    """Train one stack on every backend and hold losses and final weights against the reference.
+    """Train one stack on every backend, and compare losses and final weights with the reference.
 
     Args:
         spec_or_weights: the start, or a spec whose start is drawn by `initialise(spec, seed)`.
         x: `(batch, time, input_size)` of the spec's dtype. Unless given, it and its lengths are drawn.
-        target: `(batch, time, directions * hidden_size)`; unless given, what a stack with other weights, drawn, says.
+        target: `(batch, time, directions * hidden_size)`; unless given, the output of a stack with other, drawn weights.
         lengths: `(batch,)` integers. Rows of length 0 are left out.
-        optimisers: names out of `OPTIMISERS`, or `Optimiser` objects with hyper-parameters of your own.
-        steps: how many, on the whole batch each.
-        learning_rate: of all optimisers; their own in `OPTIMISERS` unless given.
-        backends: a name, or names and Backend objects; all that are installed unless given.
-        seed: of what is drawn.
-        defaults: give each framework the form of the biases that its layers have by default, which begins as the same
-            function, and the default epsilon of its Adam. Where the spec has no biases there are none.
+        optimisers: names out of `OPTIMISERS`, or `Optimiser` objects.
+        steps: their number, each on the whole batch.
+        learning_rate: for all optimisers; defaults to theirs in `OPTIMISERS`.
+        backends: a name, or names and Backend objects; defaults to all installed ones.
+        seed: seeds all drawing.
+        defaults: give each framework its own default form of the biases, which begins as the same function, and its
+            Adam's default epsilon. A spec without biases has none.
 
     Raises:
-        UnknownBackend: a name that no distribution offers. What is missing, broken or refused is a row.
-        InvalidCall: x, target or lengths do not fit, there is nothing to train on, an optimiser is none, or the training
-            of the reference diverges.
+        UnknownBackend: a name that no distribution offers. A backend that is missing, broken or refuses is a row.
+        InvalidCall: x, target or lengths do not fit, there is nothing to train on, an optimiser is unknown, or the
+            training of the reference diverges.
     """
     weights = weights_of(spec_or_weights, seed, "train_parity")
     if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or steps < 1:
         raise InvalidCall(f"steps must be a positive integer, not {steps!r}")
     chosen = _optimisers(optimisers, learning_rate)
     batch = _batch(weights.spec, x, target, lengths, seed)
-    reference = _Reference(weights, batch, int(steps), seed)
+    reference = _ReferenceTraining(weights, batch, int(steps), seed)
     own = {name: reference.train(Setting(weights.spec.bias, optimiser)) for name, optimiser in chosen.items()}
     for name, run in own.items():
         if not np.isfinite(run.losses).all():
@@ -74,7 +74,7 @@ def train_parity(
         if reference.bound(chosen[name]) * np.finfo(weights.spec.dtype).eps > _LARGEST_BOUND:
             raise InvalidCall(
                 f"{chosen[name]} magnifies rounding {reference.growth(chosen[name]):.0e} times here, so that nothing can be "
-                "told of it: take a smaller learning_rate, fewer steps, or float64"
+                "told about it: take a smaller learning_rate, fewer steps, or float64"
             )
     names = installed_backends() if backends is None else [backends] if isinstance(backends, str) else backends
     return Parity(
@@ -109,14 +109,14 @@ def _optimisers(
 def _batch(
     spec: RecurrentSpec, x: ArrayLike | None, target: ArrayLike | None, lengths: ArrayLike | None, seed: int
 ) -> Batch:
-    """What is trained on: checked, or drawn where it is not given; padding is zero, and no row is empty."""
+    """The training data, checked or drawn; padding is zero, and no row is empty."""
     if x is None:
         if target is not None or lengths is not None:
             raise InvalidCall("a target or lengths belong to an x: pass x too")
         x, _, lengths = draw_call(spec, seed)
-    # Other weights than those of the start, which are drawn by the seed itself.
+    # Not the weights of the start, which `seed` alone draws.
     teacher = load_backend("numpy").build(initialise(spec, np.random.default_rng((seed, 1))))
-    taught = teacher(x, lengths=lengths).sequence  # what does not fit is refused as by any layer
+    taught = teacher(x, lengths=lengths).sequence  # raises if x or lengths do not fit
     array = np.asarray(x, spec.dtype)
     if array.ndim != 3:
         raise InvalidCall(f"x must have the shape (batch, time, {spec.input_size}), not {array.shape}")
@@ -145,8 +145,8 @@ class _Run(NamedTuple):
     weights: Weights
 
 
-class _Reference:
-    """NumPy in float64, trained as any setting says; each setting once."""
+class _ReferenceTraining:
+    """NumPy in float64, trained once under each setting."""
 
     def __init__(self, start: Weights, batch: Batch, steps: int, seed: int) -> None:
         self.start, self.batch, self.steps, self.seed = start, batch, steps, seed
@@ -162,7 +162,7 @@ class _Reference:
         return split_biases(self.start) if bias == "double" else fold_biases(self.start)
 
     def train(self, setting: Setting) -> _Run:
-        """The run under this setting."""
+        """The losses and final weights under this setting."""
         if setting not in self._runs:
             self._runs[setting] = self._train(self.begin(setting.bias).astype("float64"), setting)
         return self._runs[setting]
@@ -180,12 +180,9 @@ class _Reference:
         return TOLERANCE[self.start.spec.dtype] * self.growth(optimiser)
 
     def growth(self, optimiser: Optimiser) -> float:
-        """By how much rounding of the start grows: the largest of a few draws, and not below one."""
-        if optimiser not in self._growth:
-            self._growth[optimiser] = self._grown(optimiser)
-        return self._growth[optimiser]
-
-    def _grown(self, optimiser: Optimiser) -> float:
+        """The factor by which training magnifies rounding of the start: the largest of a few draws, at least one."""
+        if optimiser in self._growth:
+            return self._growth[optimiser]
         setting = Setting(self.start.spec.bias, optimiser)
         eps = float(np.finfo(self.start.spec.dtype).eps)
         wide = self.start.astype("float64")
@@ -195,24 +192,24 @@ class _Reference:
             shifted = {name: w + rng.uniform(-eps, eps, w.shape) * np.abs(w).max() for name, w in wide.arrays.items()}
             curve, part = _differences(self._train(Weights(wide.spec, shifted), setting), self.train(setting))
             found.append(max(curve.normwise, part.difference.normwise) / eps)
-        return max(found)
+        return self._growth.setdefault(optimiser, max(found))
 
 
 _DRAWS = 2
-_LARGEST_BOUND = 0.05  # to halve the learning rate changes losses and weights by 0.054 at the least, of 3 to 64 units
+_LARGEST_BOUND = 0.05  # halving the learning rate changes losses and weights by at least 0.054, with 3 to 64 units
 
 
 def _rows(
-    name: str | Backend, reference: _Reference, optimisers: Mapping[str, Optimiser], defaults: bool
+    name: str | Backend, reference: _ReferenceTraining, optimisers: Mapping[str, Optimiser], defaults: bool
 ) -> Iterator[Trained]:
-    """A row an optimiser, or one row that says why there are none."""
+    """One row for each optimiser, or one that says why there are none."""
     backend: Any = present(name)  # which may lack what `Trains` has: then it refuses
     if isinstance(backend, Absent):
         yield Trained(backend.name, backend.name, backend.verdict, backend.reason)
         return
     title = backend_title(backend)
     start = reference.begin(_default_bias(backend, reference.start.spec) if defaults else reference.start.spec.bias)
-    if reason := _refusal(backend, start.spec, reference.batch):
+    if reason := _training_refuses(backend, start.spec, reference.batch):
         yield Trained(backend.name, title, "refuses", reason, backend.versions())
         return
     for optimiser in optimisers.values():
@@ -231,8 +228,8 @@ def _rows(
             yield _judged(replace(row, losses=losses), run, reference, own, other)
 
 
-def _refusal(backend: Backend, spec: RecurrentSpec, batch: Batch) -> str | None:
-    """Why this backend does not train this stack on this batch; None where it does."""
+def _training_refuses(backend: Backend, spec: RecurrentSpec, batch: Batch) -> str | None:
+    """None if this backend trains this stack on this batch, else the reason why not."""
     if reason := backend.refuses(spec):
         return reason
     if not backend.differentiable:
@@ -245,13 +242,13 @@ def _refusal(backend: Backend, spec: RecurrentSpec, batch: Batch) -> str | None:
 
 
 def _default_bias(backend: Backend, spec: RecurrentSpec) -> str:
-    """The form of the biases that the framework's layers have; the spec's where it has none, or is not in the table."""
+    """The default form of the framework's biases; the spec's if it has none, or the framework is not in the table."""
     convention = CONVENTIONS.get(backend.name)
     return spec.bias if convention is None or spec.bias == "none" else convention.by_default(spec).bias
 
 
-def _judged(row: Trained, run: _Run, reference: _Reference, own: Setting, other: Setting) -> Trained:
-    """The row with its differences, its verdict, and what explains it."""
+def _judged(row: Trained, run: _Run, reference: _ReferenceTraining, own: Setting, other: Setting) -> Trained:
+    """The row with its differences, verdict and causes."""
     curve, weights = _differences(run, reference.train(own))
     row = replace(row, curve=curve, weights=weights)
     bound = reference.bound(own.optimiser)
@@ -271,7 +268,7 @@ def _judged(row: Trained, run: _Run, reference: _Reference, own: Setting, other:
 
 
 def _differences(actual: _Run, expected: _Run) -> tuple[Difference, Part]:
-    """Of the losses, and of the weights; where the biases differ in form, of their sums."""
+    """The differences of the losses and of the weights; of the sums of the biases if their forms differ."""
     a, b = actual.weights, expected.weights
     if a.spec.bias != b.spec.bias:
         a, b = fold_biases(a), fold_biases(b)

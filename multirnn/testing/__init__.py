@@ -1,6 +1,6 @@
 """Tests for every backend and every hand-written layer.
 
-suite       every check that a backend must pass: `cases`, `check_backend`; `VERSION` is that of the suite
+suite       every check that a backend must pass: `cases`, `check_backend`, and their `VERSION`
 grid        the specs of the suite: `covering_specs`
 laws        the laws of the suite, such as "chunks equal the whole"
 large       problems of sizes at which a fast implementation takes other paths: `large_cases`

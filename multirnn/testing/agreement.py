@@ -7,14 +7,14 @@ from dataclasses import dataclass, fields, replace
 from decimal import ROUND_CEILING, Context
 from functools import reduce
 from operator import methodcaller
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from multirnn.adoption import Adopted, adopt, adopt_both
 from multirnn.comparison import batched, place, widened
-from multirnn.divergence import first_divergence
+from multirnn.diagnosis import first_divergence
 from multirnn.errors import InvalidCall, MultirnnError
 from multirnn.layer import Output, State
 from multirnn.numerics import TOLERANCE, Difference, difference, draw_call, draw_state
@@ -107,7 +107,7 @@ def assert_layers_agree(
     Args:
         a: a multirnn Layer; a framework's own layer, module, model or compiled function; or a plain callable
             `f(x, h0) -> (y, h)` on NumPy arrays. See `multirnn.adoption.adopt`.
-        b: likewise.
+        b: the same.
         spec: the spec of a side whose spec cannot be read; defaults to the other side's.
         x: `(batch, time, input_size)`, or `(time, input_size)`. Unless given, x, an initial state and ragged lengths are
             drawn by `draw_call(spec, seed)`, if both sides take them.
@@ -147,8 +147,7 @@ def _together(one: Agreement, other: Agreement) -> Agreement:
     return replace(one, forms=(*one.forms, *other.forms), eps=eps, notes=notes)
 
 
-@dataclass(frozen=True, slots=True)
-class _Call:
+class _Call(NamedTuple):
     """A call of both; `state` is None if it is zero, `lengths` if every row is full."""
 
     x: Array
@@ -211,7 +210,7 @@ class _Pair:
         Raises:
             AssertionError: they do not agree.
         """
-        ours, theirs = (_named_output(_answered(side, call)) for side in (self.a, self.b))
+        ours, theirs = (_outputs(side, call) for side in (self.a, self.b))
         without = [letter for letter, parts in (("A", ours), ("B", theirs)) if "final h" not in parts]
         if without:
             self.notes.append(f"Note: final states are not compared: {' and '.join(without)} returned none.")
@@ -227,7 +226,7 @@ class _Pair:
         failed = {name: one for name, one in found.items() if not one.eps <= self.tolerance}
         miscount = self._miscount() if counts else ""
         if failed:
-            worst = max(failed, key=lambda name: failed[name].eps)
+            worst = _worst(failed)
             lines = [*self._report(call, cotangent, ours, theirs, found, failed), miscount, *self.notes]
             where = f"{worst}{place(self.spec, worst, failed[worst].where)}"
             raise Disagreement("\n".join(filter(None, lines)), _rounded_up(failed[worst].eps), where)
@@ -291,23 +290,20 @@ class _Pair:
         failed: Mapping[str, Difference],
     ) -> Iterator[str]:
         yield f"{self._named} do not agree."
-        for name in _one_a_group(failed):
-            yield f"  {self._worst_element(name, failed[name], ours, theirs)}"
+        weights = {name: one for name, one in failed.items() if name.startswith("gradient of layers.")}
+        for name in [*(name for name in failed if name not in weights), *([_worst(weights)] if weights else [])]:
+            where, eps = failed[name].where, failed[name].eps
+            a, b = _two(float(ours[name][where]), float(theirs[name][where]))
+            yield f"  {name}{place(self.spec, name, where)}: A {a}, B {b}, {eps:.2g} eps apart"
         agreeing = [name for name in found if name not in failed]
         yield f"  {len(failed)} of {len(found)} quantities differ" + (
             f"; equal: {', '.join(agreeing)}." if 0 < len(agreeing) <= 4 else "."
         )
-        yield self._allowed(failed)
-        yield from self._who(call, cotangent, failed)
+        yield self._allowed(failed[_worst(failed)])
+        yield from self._who(call, cotangent, _worst(failed))
         yield from self._where(call)
 
-    def _worst_element(self, name: str, found: Difference, ours: Answers, theirs: Answers) -> str:
-        values = _two(float(ours[name][found.where]), float(theirs[name][found.where]))
-        where = place(self.spec, name, found.where)
-        return f"{name}{where}: A {values[0]}, B {values[1]}, {found.eps:.2g} eps apart"
-
-    def _allowed(self, failed: Mapping[str, Difference]) -> str:
-        worst = max(failed.values(), key=lambda one: one.eps)
+    def _allowed(self, worst: Difference) -> str:
         text = f"Allowed are {self.tolerance:g} eps of {self.spec.dtype}"
         if not np.isfinite(worst.eps):
             return f"{text}; no tolerance would pass: there are values that are not finite, or not zero where all should be."
@@ -316,22 +312,19 @@ class _Pair:
             text += " That is the size of rounding in float32: somewhere float64 is left."
         return text
 
-    def _who(self, call: _Call, cotangent: Output | None, failed: Mapping[str, Difference]) -> Iterator[str]:
-        """Which side misses the reference: NumPy in float64 with the readable weights."""
+    def _who(self, call: _Call, cotangent: Output | None, name: str) -> Iterator[str]:
+        """Which side misses the reference in a quantity: NumPy in float64 with the readable weights."""
         weights = [side.weights() if side.readable else None for side in (self.a, self.b)]
         yield from _apart(*weights)
         known = [one for one in weights if one is not None]
         if not known:
             return
-        name = max(failed, key=lambda key: failed[key].eps)
         off = []
         for letter, side, own in zip("AB", (self.a, self.b), weights, strict=True):
             reference = _reference(own or known[0], call, cotangent)
-            mine = {**_named_output(_answered(side, call)), **(_gradients(side, call, cotangent) if cotangent else {})}
-            mine, right = _common(mine, reference)
+            mine, right = _common(_outputs(side, call) | _gradients(side, call, cotangent), reference)
             if name in mine:
-                eps = difference(mine[name], right[name]).eps
-                off.append((letter, eps))
+                off.append((letter, difference(mine[name], right[name]).eps))
         if off:
             said = " and ".join(f"{letter} {eps:.2g} eps" for letter, eps in off)
             whose = "their own weights" if len(known) == 2 else f"the weights of {'A' if weights[0] else 'B'}"
@@ -357,19 +350,18 @@ class _Pair:
 # --- Answers ---------------------------------------------------------------------------------------------------------
 
 
-def _answered(side: Adopted, call: _Call) -> Output:
+def _outputs(side: Adopted, call: _Call) -> Answers:
     try:
-        return side(call.x, call.state, lengths=call.lengths)
-    except InvalidCall as error:  # the call fits: it is the answer that does not
+        output = side(call.x, call.state, lengths=call.lengths)
+    except InvalidCall as error:  # the call fits, so the answer does not
         raise AssertionError(str(error)) from error
-
-
-def _named_output(output: Output) -> Answers:
     parts = {"output": output.sequence, "final h": output.state.h, "final c": output.state.c}
     return {name: array for name, array in parts.items() if array is not None}
 
 
-def _gradients(side: Adopted, call: _Call, cotangent: Output) -> Answers:
+def _gradients(side: Adopted, call: _Call, cotangent: Output | None) -> Answers:
+    if cotangent is None:
+        return {}
     found = side.vjp(call.x, call.state, lengths=call.lengths, cotangent=cotangent)
     parts = {"gradient of x": found.x}
     if side.takes_state:
@@ -406,12 +398,11 @@ def _common(ours: Answers, theirs: Answers) -> tuple[Answers, Answers]:
 def _reference(weights: Weights, call: _Call, cotangent: Output | None) -> Answers:
     layer = adopt(build(weights.astype("float64"), "numpy"))
     wide = _Call(call.x.astype("float64"), widened(call.state), call.lengths)
-    answers = _named_output(_answered(layer, wide))
     if cotangent is not None:
         state = widened(cotangent.state)
         assert state is not None
-        answers |= _gradients(layer, wide, Output(cotangent.sequence.astype("float64"), state))
-    return answers
+        cotangent = Output(cotangent.sequence.astype("float64"), state)
+    return _outputs(layer, wide) | _gradients(layer, wide, cotangent)
 
 
 def _apart(a: Weights | None, b: Weights | None) -> Iterator[str]:
@@ -421,7 +412,7 @@ def _apart(a: Weights | None, b: Weights | None) -> Iterator[str]:
     if a.spec.bias != b.spec.bias:
         a, b = fold_biases(a), fold_biases(b)
     found = {name: difference(b.arrays[name], array) for name, array in a.arrays.items()}
-    name = max(found, key=lambda key: found[key].eps)
+    name = _worst(found)
     if found[name].eps > 1:
         where = place(a.spec, f"gradient of {name}", found[name].where)
         yield f"Their weights differ, most in {name}{where}, by {found[name].eps:.2g} eps."
@@ -430,11 +421,8 @@ def _apart(a: Weights | None, b: Weights | None) -> Iterator[str]:
 # --- Words -----------------------------------------------------------------------------------------------------------
 
 
-def _one_a_group(failed: Mapping[str, Difference]) -> list[str]:
-    """The worst of all weights, and every other quantity, in order."""
-    weights = [name for name in failed if name.startswith("gradient of layers.")]
-    others = [name for name in failed if name not in weights]
-    return others + ([max(weights, key=lambda name: failed[name].eps)] if weights else [])
+def _worst(found: Mapping[str, Difference]) -> str:
+    return max(found, key=lambda name: found[name].eps)
 
 
 def _two(a: float, b: float) -> tuple[str, str]:

@@ -1,8 +1,8 @@
 """Problems of sizes at which fast implementations take other paths: few steps of large weights, wide units, many rows.
 
-The grid of `cases` has small layers, which find wrong conventions. Fast implementations pack weights, split rows or units
-among threads, or multiply several steps at once only from some size on, and may be wrong only there. These problems lie on
-both sides of such thresholds, for any number of threads:
+The small layers of `cases` find wrong conventions. Fast implementations pack weights, split rows or units among threads,
+or multiply several steps at once only from some size on, and may be wrong only there. These problems lie on both sides
+of such thresholds, for any number of threads:
 
     @pytest.mark.parametrize("check", [pytest.param(check, id=name) for name, check in large_cases()])
     def test_large_sizes(check):
@@ -12,7 +12,7 @@ both sides of such thresholds, for any number of threads:
 from __future__ import annotations  # or naming np.random.Generator loads numpy.random
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,34 +21,27 @@ from multirnn.comparison import compare
 from multirnn.layer import Lengths, State
 from multirnn.numerics import draw_state
 from multirnn.protocol import Backend
-from multirnn.spec import DType, RecurrentSpec
+from multirnn.spec import RecurrentSpec
 from multirnn.testing.suite import Check
 from multirnn.weights import Array, Weights, initialise
 
 __all__ = ["LargeProblem", "large_cases", "large_problems"]
 
 
-class _Size(NamedTuple):
-    batch: int
-    time: int
-    input_size: int
-    hidden_size: int
-    num_layers: int = 1
-    bidirectional: bool = False
-    ragged: bool = False
-    dtype: DType = "float32"
-
-
-SIZES = {
-    "a few steps of many features": _Size(1, 6, 1201, 67),
-    "a few steps of wide units": _Size(1, 8, 509, 521),
-    "one step of wide units": _Size(1, 1, 401, 809),
-    "one step of several rows": _Size(11, 1, 257, 397),
-    "many steps of wide units": _Size(2, 29, 307, 503),
-    "many steps of wide units in float64": _Size(3, 23, 211, 307, dtype="float64"),
-    "many rows": _Size(37, 19, 97, 149, ragged=True),
-    "two layers both ways": _Size(5, 41, 61, 131, num_layers=2, bidirectional=True, ragged=True),
-    "many steps of few units": _Size(3, 307, 5, 19),
+# Batch, time, whether rows differ in length, and fields of the spec.
+SIZES: dict[str, tuple[int, int, bool, dict[str, Any]]] = {
+    "a few steps of many features": (1, 6, False, {"input_size": 1201, "hidden_size": 67}),
+    "a few steps of wide units": (1, 8, False, {"input_size": 509, "hidden_size": 521}),
+    "one step of wide units": (1, 1, False, {"input_size": 401, "hidden_size": 809}),
+    "one step of several rows": (11, 1, False, {"input_size": 257, "hidden_size": 397}),
+    "many steps of wide units": (2, 29, False, {"input_size": 307, "hidden_size": 503}),
+    "many steps of wide units in float64": (3, 23, False, {"input_size": 211, "hidden_size": 307, "dtype": "float64"}),
+    "many rows": (37, 19, True, {"input_size": 97, "hidden_size": 149}),
+    "two layers both ways": (
+        *(5, 41, True),
+        {"input_size": 61, "hidden_size": 131, "num_layers": 2, "bidirectional": True},
+    ),
+    "many steps of few units": (3, 307, False, {"input_size": 5, "hidden_size": 19}),
 }
 
 
@@ -98,20 +91,12 @@ def _check(name: str, form: Cell) -> Check:
 
 
 def _problem(name: str, form: Cell) -> LargeProblem:
-    size = SIZES[name]
-    spec = RecurrentSpec(
-        form.name,
-        size.input_size,
-        size.hidden_size,
-        num_layers=size.num_layers,
-        bidirectional=size.bidirectional,
-        reset_after=form.reset_after,
-        dtype=size.dtype,
-    )
+    batch, time, ragged, fields = SIZES[name]
+    spec = RecurrentSpec(form.name, reset_after=form.reset_after, **fields)
     rng = np.random.default_rng(6)
-    x = rng.standard_normal((size.batch, size.time, size.input_size)).astype(size.dtype)
+    x = rng.standard_normal((batch, time, spec.input_size)).astype(spec.dtype)
     lengths = None
-    if size.ragged:
-        lengths = rng.integers(0, size.time + 1, size.batch)
-        lengths[0], lengths[-1] = size.time, 0
-    return LargeProblem(f"{name}: {form.form}", initialise(spec, seed=6), x, draw_state(spec, size.batch, rng), lengths)
+    if ragged:
+        lengths = rng.integers(0, time + 1, batch)
+        lengths[0], lengths[-1] = time, 0
+    return LargeProblem(f"{name}: {form.form}", initialise(spec, seed=6), x, draw_state(spec, batch, rng), lengths)

@@ -1,4 +1,4 @@
-"""Laws that every layer keeps, whatever its weights: rows are independent, chunks equal the whole, padding reaches nothing.
+"""Laws that every layer obeys, whatever its weights: rows are independent, chunks equal the whole, padding has no effect.
 
 A law is a function of a backend and of a spec that it accepts, and raises `AssertionError` with a sentence.
 """
@@ -6,11 +6,12 @@ A law is a function of a backend and of a spec that it accepts, and raises `Asse
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from multirnn.comparison import compare
+from multirnn.comparison import Pairs, compare, gradient_pairs, state_pairs
 from multirnn.errors import InvalidCall
 from multirnn.layer import Gradients, Layer, Output, State
 from multirnn.numerics import difference, draw_call, tolerance
@@ -29,6 +30,9 @@ def hold(condition: bool, sentence: str) -> None:
         raise AssertionError(sentence)
 
 
+# --- Equality --------------------------------------------------------------------------------------------------------
+
+
 def _equal(what: str, actual: Array | None, expected: Array | None) -> None:
     if actual is None or expected is None:
         hold(actual is expected, f"{what}: one side has it and the other has not")
@@ -40,26 +44,44 @@ def _equal(what: str, actual: Array | None, expected: Array | None) -> None:
     )
 
 
-def _equal_states(what: str, actual: State, expected: State) -> None:
-    _equal(f"{what}.h", actual.h, expected.h)
-    _equal(f"{what}.c", actual.c, expected.c)
+def _equal_parts(what: str, pairs: Pairs) -> None:
+    for name, pair in pairs:
+        _equal(f"{what}: {name}", *pair)
 
 
 def _equal_outputs(what: str, actual: Output, expected: Output) -> None:
     _equal(f"{what}: sequence", actual.sequence, expected.sequence)
-    _equal_states(f"{what}: final state", actual.state, expected.state)
+    _equal_parts(what, state_pairs(actual.state, expected.state))
 
 
-def _equal_gradients(what: str, actual: Gradients, expected: Gradients) -> None:
-    for name, array in expected.weights.items():
-        _equal(f"{what}: gradient of {name}", actual.weights[name], array)
-    _equal(f"{what}: gradient of x", actual.x, expected.x)
-    _equal_states(f"{what}: gradient of the initial state", actual.state, expected.state)
+# --- Layers and calls ------------------------------------------------------------------------------------------------
 
 
-def _with_both_directions(backend: Backend, spec: RecurrentSpec) -> RecurrentSpec:
-    both = replace(spec, bidirectional=True)
-    return both if backend.refuses(both) is None else spec
+def _if_accepted(backend: Backend, spec: RecurrentSpec, other: RecurrentSpec) -> RecurrentSpec:
+    return other if backend.refuses(other) is None else spec
+
+
+def _both_ways(backend: Backend, spec: RecurrentSpec) -> RecurrentSpec:
+    return _if_accepted(backend, spec, replace(spec, bidirectional=True))
+
+
+def _drawn(backend: Backend, spec: RecurrentSpec) -> tuple[Layer, Array, State, NDArray[Any]]:
+    """A layer, bidirectional if the backend accepts that, and a call of it."""
+    spec = _both_ways(backend, spec)
+    x, state, lengths = draw_call(spec, 4)
+    return backend.build(initialise(spec, seed=1)), x, state, lengths
+
+
+def _mapped(function: Callable[[Array], Array], state: State) -> State:
+    return State(function(state.h), None if state.c is None else function(state.c))
+
+
+def _rows(state: State, rows: NDArray[np.intp]) -> State:
+    return _mapped(lambda part: part[:, rows], state)
+
+
+def _with_batch(state: State) -> State:
+    return _mapped(lambda part: part[:, None], state)
 
 
 def _cotangent(layer: Layer, output: Output) -> Output:
@@ -68,23 +90,20 @@ def _cotangent(layer: Layer, output: Output) -> Output:
     def like(array: Array) -> Array:
         return rng.standard_normal(array.shape).astype(layer.spec.dtype)
 
-    state = output.state
-    return Output(like(output.sequence), State(like(state.h), None if state.c is None else like(state.c)))
+    return Output(like(output.sequence), _mapped(like, output.state))
 
 
-def _rows(state: State, rows: NDArray[np.intp]) -> State:
-    return State(state.h[:, rows], None if state.c is None else state.c[:, rows])
+# --- The laws --------------------------------------------------------------------------------------------------------
 
 
 def _full_rows(backend: Backend, spec: RecurrentSpec) -> None:
-    spec = _with_both_directions(backend, spec)
-    x, _, _ = draw_call(spec, 4)
-    row = compare(initialise(spec, seed=1), x, backends=[backend]).rows[0]
+    spec = _both_ways(backend, spec)
+    row = compare(initialise(spec, seed=1), draw_call(spec, 4)[0], backends=[backend]).rows[0]
     hold(row.verdict == "equal", row.reason)
 
 
 def _weights_exact(backend: Backend, spec: RecurrentSpec) -> None:
-    weights = initialise(_with_both_directions(backend, spec), seed=1)
+    weights = initialise(_both_ways(backend, spec), seed=1)
     layer = backend.build(weights)
     hold(layer.spec == weights.spec, f"layer.spec is {layer.spec!r}, built from {weights.spec!r}")
     count = weights.spec.parameter_count
@@ -96,13 +115,10 @@ def _weights_exact(backend: Backend, spec: RecurrentSpec) -> None:
 
 
 def _row_alone(backend: Backend, spec: RecurrentSpec) -> None:
-    spec = _with_both_directions(backend, spec)
-    layer = backend.build(initialise(spec, seed=1))
-    x, state, lengths = draw_call(spec, 4)
+    layer, x, state, lengths = _drawn(backend, spec)
     whole = layer(x, state, lengths=lengths)
-    for row in range(len(x)):
-        one = np.array([row], np.intp)
-        length = int(lengths[row])
+    for row, length in enumerate(map(int, lengths)):
+        one = np.array([row])
         alone = layer(x[one, :length], _rows(state, one))
         expected = Output(whole.sequence[one, :length], _rows(whole.state, one))
         _equal_outputs(f"row {row} of length {length} run alone", alone, expected)
@@ -110,9 +126,7 @@ def _row_alone(backend: Backend, spec: RecurrentSpec) -> None:
 
 
 def _permuted_batch(backend: Backend, spec: RecurrentSpec) -> None:
-    spec = _with_both_directions(backend, spec)
-    layer = backend.build(initialise(spec, seed=1))
-    x, state, lengths = draw_call(spec, 4)
+    layer, x, state, lengths = _drawn(backend, spec)
     order = np.array([3, 0, 4, 2, 1])
     whole = layer(x, state, lengths=lengths)
     permuted = layer(x[order], _rows(state, order), lengths=lengths[order])
@@ -120,34 +134,26 @@ def _permuted_batch(backend: Backend, spec: RecurrentSpec) -> None:
 
 
 def _unbatched(backend: Backend, spec: RecurrentSpec) -> None:
-    spec = _with_both_directions(backend, spec)
-    layer = backend.build(initialise(spec, seed=1))
-    x, state, _ = draw_call(spec, 4)
+    layer, x, state, _ = _drawn(backend, spec)
     one = np.array([2])
     batched = layer(x[one], _rows(state, one))
-    state = State(state.h[:, 2], None if state.c is None else state.c[:, 2])
+    state = _mapped(lambda part: part[:, 2], state)
     output = layer(x[2], state)
     for what, shape, expected in (
         ("sequence", output.sequence.shape, batched.sequence.shape[1:]),
         ("state", output.state.h.shape, batched.state.h[:, 0].shape),
     ):
         hold(shape == expected, f"the unbatched {what} has the shape {shape}, not {expected}")
-    with_batch = Output(output.sequence[None], _with_batch(output.state))
-    _equal_outputs("unbatched", with_batch, batched)
+    _equal_outputs("unbatched", Output(output.sequence[None], _with_batch(output.state)), batched)
     if backend.differentiable:
         gradients = layer.vjp(x[2], state, cotangent=_cotangent(layer, output))
-        expected_gradients = layer.vjp(x[one], _with_batch(state), cotangent=_cotangent(layer, batched))
-        with_batch_too = Gradients(gradients.weights, gradients.x[None], _with_batch(gradients.state))
-        _equal_gradients("unbatched", with_batch_too, expected_gradients)
-
-
-def _with_batch(state: State) -> State:
-    return State(state.h[:, None], None if state.c is None else state.c[:, None])
+        with_batch = Gradients(gradients.weights, gradients.x[None], _with_batch(gradients.state))
+        of_batch = layer.vjp(x[one], _with_batch(state), cotangent=_cotangent(layer, batched))
+        _equal_parts("unbatched", gradient_pairs(with_batch, of_batch))
 
 
 def _chunks(backend: Backend, spec: RecurrentSpec) -> None:
-    stacked = replace(spec, num_layers=2)
-    spec = stacked if backend.refuses(stacked) is None else spec
+    spec = _if_accepted(backend, spec, replace(spec, num_layers=2))
     layer = backend.build(initialise(spec, seed=1))
     x, state, _ = draw_call(spec, 4)
     whole = layer(x, state)
@@ -156,7 +162,7 @@ def _chunks(backend: Backend, spec: RecurrentSpec) -> None:
     parts = [stream(chunk).sequence for chunk in (x[:, :3], x[:, 3:4], x[:, 4:4], x[:, 4:])]
     hold(stream.state is not None, "the stream has no state after four chunks")
     _equal("the chunks' sequence", np.concatenate(parts, axis=1), whole.sequence)
-    _equal_states("the stream's state", stream.state or state, whole.state)
+    _equal_parts("the stream", state_pairs(stream.state or state, whole.state))
     stream.reset()
     _equal("a stream that was reset", stream(x[:, :2]).sequence, layer(x[:, :2]).sequence)
 
@@ -165,26 +171,21 @@ def _reversal(backend: Backend, spec: RecurrentSpec) -> None:
     spec = replace(spec, bidirectional=True)
     if backend.refuses(spec) is not None:
         return
-    weights = initialise(spec, seed=1)
+    layer, x, state, _ = _drawn(backend, spec)
     other = {"forward": "backward", "backward": "forward"}
+    arrays = initialise(spec, seed=1).arrays
     swapped = {}
-    for name in weights.arrays:
+    for name in arrays:
         layers, number, direction, kind = name.split(".")
-        swapped[name] = weights.arrays[f"{layers}.{number}.{other[direction]}.{kind}"]
-    x, state, _ = draw_call(spec, 4)
-    there = backend.build(weights)(x, state)
-    swapped_state = State(state.h[::-1], None if state.c is None else state.c[::-1])
-    back = backend.build(Weights(spec, swapped))(x[:, ::-1], swapped_state)
-    forward, backward = np.split(back.sequence[:, ::-1], 2, axis=2)
-    expected = Output(np.concatenate([backward, forward], axis=2), back.state)
-    state_back = State(back.state.h[::-1], None if back.state.c is None else back.state.c[::-1])
-    _equal_outputs("the reversed layer", there, Output(expected.sequence, state_back))
+        swapped[name] = arrays[f"{layers}.{number}.{other[direction]}.{kind}"]
+    found = backend.build(Weights(spec, swapped))(x[:, ::-1], _mapped(lambda part: part[::-1], state))
+    forward, backward = np.split(found.sequence[:, ::-1], 2, axis=2)
+    expected = Output(np.concatenate([backward, forward], axis=2), _mapped(lambda part: part[::-1], found.state))
+    _equal_outputs("the reversed layer", layer(x, state), expected)
 
 
 def _padding(backend: Backend, spec: RecurrentSpec) -> None:
-    spec = _with_both_directions(backend, spec)
-    layer = backend.build(initialise(spec, seed=1))
-    x, state, lengths = draw_call(spec, 4)
+    layer, x, state, lengths = _drawn(backend, spec)
     padding = np.arange(x.shape[1]) >= lengths[:, None]
     dirty = x.copy()
     dirty[padding] = np.nan
@@ -195,23 +196,21 @@ def _padding(backend: Backend, spec: RecurrentSpec) -> None:
         expected = layer.vjp(x, state, lengths=lengths, cotangent=cotangent)
         cotangent.sequence[padding] = np.nan
         gradients = layer.vjp(dirty, state, lengths=lengths, cotangent=cotangent)
-        _equal_gradients("NaN in padding", gradients, expected)
+        _equal_parts("NaN in padding", gradient_pairs(gradients, expected))
         hold(not gradients.x[padding].any(), "the gradient of x at padding is not zero")
 
 
 def _empty(backend: Backend, spec: RecurrentSpec) -> None:
-    spec = _with_both_directions(backend, spec)
-    layer = backend.build(initialise(spec, seed=1))
-    x, state, _ = draw_call(spec, 4)
-    nobody = np.array([], np.intp)
+    layer, x, state, _ = _drawn(backend, spec)
+    no_rows = np.array([], np.intp)
     for what, empty_x, empty_state, lengths in (
         ("no time steps", x[:, :0], state, None),
-        ("no rows", x[:0], _rows(state, nobody), None),
-        ("no rows, with lengths", x[:0], _rows(state, nobody), nobody),
+        ("no rows", x[:0], _rows(state, no_rows), None),
+        ("no rows, with lengths", x[:0], _rows(state, no_rows), no_rows),
         ("rows of length 0 only", x, state, np.zeros(len(x), int)),
     ):
         output = layer(empty_x, empty_state, lengths=lengths)
-        zeros = np.zeros((*empty_x.shape[:2], spec.output_size), spec.dtype)
+        zeros = np.zeros((*empty_x.shape[:2], layer.spec.output_size), layer.spec.dtype)
         hold(output.sequence.shape == zeros.shape, f"{what}: sequence {output.sequence.shape}, not {zeros.shape}")
         _equal_outputs(what, output, Output(zeros, empty_state))
         if backend.differentiable:
@@ -219,13 +218,11 @@ def _empty(backend: Backend, spec: RecurrentSpec) -> None:
             gradients = layer.vjp(empty_x, empty_state, lengths=lengths, cotangent=cotangent)
             hold(not any(a.any() for a in gradients.weights.values()), f"{what}: a weight has a gradient")
             hold(gradients.x.shape == empty_x.shape and not gradients.x.any(), f"{what}: x has a gradient")
-            _equal_states(f"{what}: gradient of the initial state", gradients.state, cotangent.state)
+            _equal_parts(what, state_pairs(gradients.state, cotangent.state, "gradient of initial "))
 
 
 def _no_trace(backend: Backend, spec: RecurrentSpec) -> None:
-    spec = _with_both_directions(backend, spec)
-    layer = backend.build(initialise(spec, seed=1))
-    x, state, lengths = draw_call(spec, 4)
+    layer, x, state, lengths = _drawn(backend, spec)
     given = (x, state.h, lengths)
     copies = [array.copy() for array in given]
     first = layer(x, state, lengths=lengths)
@@ -253,8 +250,7 @@ def _gradients_as_said(backend: Backend, spec: RecurrentSpec) -> None:
         backend.differentiable or not getattr(layer, "differentiable", False), "its layers say that they have gradients"
     )
     for rows in (len(x), 0):
-        first = np.arange(rows)
-        given, initial = x[first], _rows(state, first)
+        given, initial = x[:rows], _rows(state, np.arange(rows))
         try:
             layer.vjp(given, initial, cotangent=_cotangent(layer, layer(given, initial)))
         except (InvalidCall, AttributeError) as error:

@@ -15,14 +15,14 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, cast
 
 from numpy.typing import ArrayLike
 
-from multirnn.catalogue import MISTAKES
 from multirnn.errors import InvalidCall, Unsupported
 from multirnn.layer import Gradients, Layer, Output, State, Stream
-from multirnn.mistakes import Mistake, Runs
+from multirnn.mistakes import MISTAKES
+from multirnn.mistakes.change import Mistake, Runs
 from multirnn.protocol import Backend, accept
 from multirnn.registry import backend as load_backend
 from multirnn.spec import RecurrentSpec
@@ -32,17 +32,13 @@ __all__ = ["Mutant", "Score", "mutants", "mutation_score"]
 
 
 class _Around:
-    """A backend whose `build` records the specs."""
+    """A backend whose `build` records the specs; everything else is the inner backend's."""
 
     def __init__(self, backend: str | Backend, name: str) -> None:
-        self.inner = load_backend(backend)
-        self.name = name
-        self.differentiable = self.inner.differentiable
+        self.inner = inner = load_backend(backend)
+        self.name, self.differentiable = name, inner.differentiable
+        self.refuses, self.read, self.versions = inner.refuses, inner.read, inner.versions
         self.built: list[RecurrentSpec] = []
-
-    def refuses(self, spec: RecurrentSpec) -> str | None:
-        """See `Backend.refuses`."""
-        return self.inner.refuses(spec)
 
     def build(self, weights: Weights, *, device: str | None = None) -> Layer:
         """The inner backend's layer."""
@@ -50,16 +46,7 @@ class _Around:
         self.built.append(weights.spec)
         return layer
 
-    def read(self, native: Any) -> Weights:
-        """See `Backend.read`."""
-        return self.inner.read(native)
-
-    def versions(self) -> Mapping[str, str]:
-        """See `Backend.versions`."""
-        return self.inner.versions()
-
     def __getattr__(self, name: str) -> Any:
-        """Other attributes of the inner backend, such as `engine` or `devices`."""
         if name == "inner":  # while it is being copied
             raise AttributeError(name)
         return getattr(self.inner, name)
@@ -73,7 +60,7 @@ class Mutant(_Around):
 
     Args:
         backend: the right backend.
-        mistake: one of `multirnn.catalogue.MISTAKES`, or your own.
+        mistake: one of `multirnn.mistakes.MISTAKES`, or your own.
 
     Attributes:
         inner: the right backend.
@@ -102,7 +89,7 @@ class Mutant(_Around):
         except Unsupported:  # as PyTorch, which has no GRU with the reset before the product
             return build(weights)
         self.built.append(weights.spec)
-        return MutantLayer(weights, wrong, build)
+        return cast("Layer", MutantLayer(weights, wrong, build))
 
 
 class MutantLayer:
@@ -110,52 +97,38 @@ class MutantLayer:
 
     def __init__(self, weights: Weights, wrong: Runs, build: Callable[[Weights], Layer]) -> None:
         self.spec = weights.spec
-        self._given = weights
-        self._wrong = wrong
-        self._build = build
+        self._given, self._wrong, self._build = weights, wrong, build
+
+    def __call__(self, x: ArrayLike, state: State | None = None, *, lengths: ArrayLike | None = None) -> Output:
+        return self._wrong(x, state, lengths=lengths)
+
+    def vjp(self, *arguments: Any, **keywords: Any) -> Gradients:
+        return self._wrong.vjp(*arguments, **keywords)
+
+    def stream(self) -> Stream:
+        return Stream(cast("Any", self))
 
     @cached_property
     def _right(self) -> Layer:
         return self._build(self._given)
 
-    @property
-    def differentiable(self) -> bool:
-        return getattr(self._right, "differentiable", True)
-
-    @property
-    def native(self) -> Any:
-        return self._right.native
-
-    @property
-    def parameter_count(self) -> int:
-        return self._right.parameter_count
-
-    def weights(self) -> Weights:
-        return self._right.weights()
-
-    def __call__(self, x: ArrayLike, state: State | None = None, *, lengths: ArrayLike | None = None) -> Output:
-        return self._wrong(x, state, lengths=lengths)
-
-    def vjp(
-        self, x: ArrayLike, state: State | None = None, *, lengths: ArrayLike | None = None, cotangent: Output
-    ) -> Gradients:
-        return self._wrong.vjp(x, state, lengths=lengths, cotangent=cotangent)
-
-    def stream(self) -> Stream:
-        return Stream(self)
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # while it is being copied
+            raise AttributeError(name)
+        return getattr(self._right, name)
 
 
 def mutants(backend: str | Backend = "numpy") -> tuple[Mutant, ...]:
-    """The backend with each mistake of the catalogue, one at a time."""
+    """The backend with each known mistake, one at a time."""
     return tuple(Mutant(backend, mistake) for mistake in MISTAKES.values())
 
 
 _SEEN = {
-    "outputs": "seen in outputs",
-    "no state": "seen only in calls without an initial state",
-    "lengths": "seen only in calls with lengths",
-    "gradients": "seen only in gradients",
-    "float64": "seen only in float64",
+    "outputs": "in outputs",
+    "no state": "only in calls without an initial state",
+    "lengths": "only in calls with lengths",
+    "gradients": "only in gradients",
+    "float64": "only in float64",
 }
 
 
@@ -184,9 +157,11 @@ class Score:
         tried = len(self.killed) + len(self.survivors)
         lines = [f"kills {len(self.killed)} of {tried} mutants of {self.backend} ({self.fraction:.0%})"]
         for shows, title in _SEEN.items():
-            names = [name for name in self.survivors if _shows(name) == shows]
+            names = [
+                name for name in self.survivors if (MISTAKES[name].shows if name in MISTAKES else "outputs") == shows
+            ]
             if names:
-                lines += ["", f"survivors {title} ({len(names)}):"]
+                lines += ["", f"survivors seen {title} ({len(names)}):"]
                 lines += [f"  {name}: {self.survivors[name]}" for name in names]
         if self.not_exercised:
             lines += ["", f"not tried, since {self.backend} cannot make them: {', '.join(self.not_exercised)}"]
@@ -194,21 +169,12 @@ class Score:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values."""
-        return {
-            "backend": self.backend,
-            "fraction": self.fraction,
-            "killed": dict(self.killed),
-            "survivors": dict(self.survivors),
-            "not_exercised": dict(self.not_exercised),
-        }
+        found = {name: dict(getattr(self, name)) for name in ("killed", "survivors", "not_exercised")}
+        return {"backend": self.backend, "fraction": self.fraction, **found}
 
     def to_json(self, indent: int | None = 2) -> str:
         """`to_dict` as JSON text."""
         return json.dumps(self.to_dict(), indent=indent, ensure_ascii=False)
-
-
-def _shows(name: str) -> str:
-    return MISTAKES[name].shows if name in MISTAKES else "outputs"
 
 
 def mutation_score(
@@ -259,15 +225,11 @@ def mutation_score(
 
 def _failure(check: Callable[[Any], object], backend: _Around) -> str | None:
     """How the check fails, in one line; None if it passes."""
+    pytest = sys.modules.get("pytest")  # its `fail` and `raises` do not raise an Exception
+    failures = (Exception,) if pytest is None else (Exception, pytest.fail.Exception)
     try:
         check(backend)
-    except _failures() as error:
+    except failures as error:
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
         return f"{type(error).__name__}: {first}" if first else type(error).__name__
     return None
-
-
-def _failures() -> tuple[type[BaseException], ...]:
-    """The exceptions that fail a test. Those of `pytest.fail` and of `pytest.raises` do not derive from Exception."""
-    pytest = sys.modules.get("pytest")
-    return (Exception,) if pytest is None else (Exception, pytest.fail.Exception)

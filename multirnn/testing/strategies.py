@@ -9,16 +9,16 @@
         weights, (x, state, lengths) = problem
         ...
 
-Structure is Hypothesis' own and shrinks: to one simple RNN of one layer, one direction, one unit and one feature, run
-over one row of one step, from zero and without lengths. Values are drawn by NumPy from a seed, so that no shrunk example
-is one of zeros, in which every mistake is hidden.
+Hypothesis draws and shrinks the structure: to one simple RNN of one layer, one direction, one unit and one feature, run
+over one row of one step, from zero and without lengths. NumPy draws the values from a seed, so that no example shrinks to
+zeros, which hide every mistake.
 
 Gates stay unsaturated. With `random_weights` and `inputs` the pre-activation of a gate is a sum of terms whose variances
 are 1/3 for the input, at most 1/3 for a state within ±1, and 1/6 for two biases. 99 % of them lie within ±2 (the most seen
-in 150000 is 3.5), where a sigmoid has 0.42 of its slope at zero. Nor are they idle: half of them are beyond ±0.2.
+in 150000 is 3.5), where a sigmoid has 0.42 of its slope at zero. Half of them are beyond ±0.2.
 
-A layer of one unit has states of one number: a normwise error is a relative one there, and where terms cancel it is large.
-For bounds that are tight, draw `hidden_size=range(2, 14)`.
+A layer of one unit has states of one number: there a normwise error is a relative one, and large where terms cancel. For
+tight bounds, draw `hidden_size=range(2, 14)`.
 
 Importing `multirnn.testing` does not load this module, which needs Hypothesis.
 """
@@ -36,6 +36,7 @@ from multirnn.activations import Activation
 from multirnn.cells import CELLS
 from multirnn.errors import InvalidSpec, MissingFramework, Unsupported
 from multirnn.layer import Lengths, Output, State
+from multirnn.numerics import draw_state
 from multirnn.protocol import Backend
 from multirnn.registry import backend as load_backend
 from multirnn.spec import BIASES, DTYPES, RecurrentSpec
@@ -46,7 +47,7 @@ try:
     from hypothesis.strategies import SearchStrategy
 except ModuleNotFoundError as error:
     if error.name != "hypothesis":
-        raise  # it is there, and something that it needs itself is not
+        raise  # Hypothesis is there, but not a module that it needs
     raise MissingFramework(
         "the strategies need 'hypothesis', which is not installed: pip install \"multirnn[testing]\""
     ) from error
@@ -64,9 +65,9 @@ __all__ = [
     "weights",
 ]
 
-Tree = dict[Any, "Tree"]  # the values of a field that are possible -> those of the next field
+Tree = dict[Any, "Tree"]  # the possible values of a field -> those of the next field
 
-# What most layers have is drawn most often; the first of each is what an example shrinks to.
+# The usual ones are drawn most often; an example shrinks to the first.
 ACTIVATIONS = (
     *("tanh",) * 6,
     *("relu", "sigmoid", "linear", "softsign", Activation("elu", 0.8), Activation("hard_sigmoid", 1 / 6, 0.5)),
@@ -75,7 +76,7 @@ RECURRENT_ACTIVATIONS = (*("sigmoid",) * 6, "tanh", Activation("hard_sigmoid", 0
 
 
 class Call(NamedTuple):
-    """What a layer is called with: `layer(x, state, lengths=lengths)`.
+    """The arguments of a call, `layer(x, state, lengths=lengths)`.
 
     Attributes:
         x: `(batch, time, input_size)` of the spec's dtype.
@@ -104,30 +105,31 @@ def specs(
 ) -> SearchStrategy[RecurrentSpec]:
     """Specs of recurrent stacks.
 
-    Every field of `RecurrentSpec` is a keyword: one value, or several to draw from, of which one that stands there twice
-    is drawn twice as often, and the first is what an example shrinks to. Combinations that describe no layer are left out:
-    `reset_after=False` gives GRUs, a `recurrent_activation` other than "sigmoid" gives no simple RNN.
+    Every field of `RecurrentSpec` is a keyword: one value, or several to draw from. A value given twice is drawn twice as
+    often, and an example shrinks to the first. Combinations that describe no layer are left out: `reset_after=False`
+    gives GRUs, a `recurrent_activation` other than "sigmoid" gives no simple RNN.
 
     Args:
         cell, input_size, hidden_size, num_layers, bidirectional, bias, reset_after, activation, recurrent_activation,
             dtype: see `RecurrentSpec`.
-        backend: draw only what this backend accepts; a name or a Backend object, loaded at the first draw.
+        backend: draw only specs that this backend accepts; a name or a Backend object, loaded at the first draw.
 
     Raises:
-        InvalidSpec: on drawing, where no combination describes a layer.
-        Unsupported: on drawing, where the backend refuses all of them.
+        InvalidSpec: on drawing, if no combination describes a layer.
+        Unsupported: on drawing, if the backend refuses all of them.
         UnknownBackend, MissingFramework: on drawing; see `multirnn.backend`.
     """
-    fields: dict[str, tuple[Any, ...]] = {  # in the order in which an example gets simpler
-        "cell": _several(cell),
-        "reset_after": _several(reset_after),
-        "num_layers": _several(num_layers),
-        "bidirectional": _several(bidirectional),
-        "bias": _several(bias),
-        "activation": _several(activation),
-        "recurrent_activation": _several(recurrent_activation),
-        "dtype": _several(dtype),
+    choices: dict[str, Any] = {  # in the order in which an example gets simpler
+        "cell": cell,
+        "reset_after": reset_after,
+        "num_layers": num_layers,
+        "bidirectional": bidirectional,
+        "bias": bias,
+        "activation": activation,
+        "recurrent_activation": recurrent_activation,
+        "dtype": dtype,
     }
+    fields = {name: _several(values) for name, values in choices.items()}
     sizes = {"input_size": _several(input_size), "hidden_size": _several(hidden_size)}
     return st.deferred(lambda: _specs(fields, sizes, None if backend is None else load_backend(backend)))
 
@@ -159,7 +161,7 @@ def _specs(
 def _one_of(
     draw: st.DrawFn, fields: Mapping[str, tuple[Any, ...]], sizes: Mapping[str, tuple[int, ...]], possible: Tree
 ) -> RecurrentSpec:
-    """One of the possible combinations, drawn field by field: each shrinks by itself, and none is drawn in vain."""
+    """One possible combination, drawn field by field, so that each field shrinks by itself and no draw is rejected."""
     drawn: dict[str, Any] = {}
     for name, values in fields.items():
         drawn[name] = draw(st.sampled_from([value for value in values if value in possible]))
@@ -185,31 +187,26 @@ def random_weights(spec: RecurrentSpec, seed: int = 0) -> Weights:
 
 
 def weights(spec: RecurrentSpec | SearchStrategy[RecurrentSpec] | None = None) -> SearchStrategy[Weights]:
-    """`random_weights` of any seed, for a spec, or for specs that are drawn."""
-    return st.builds(random_weights, _strategy(spec), seed=_SEEDS)
+    """`random_weights` of any seed, for a spec, drawn specs, or any spec."""
+    drawn = _ANY_SPEC if spec is None else st.just(spec) if isinstance(spec, RecurrentSpec) else spec
+    return st.builds(random_weights, drawn, seed=_SEEDS)
 
 
 def inputs(
     spec: RecurrentSpec, *, batch: int | Iterable[int] = range(1, 5), time: int | Iterable[int] = range(1, 10)
 ) -> SearchStrategy[Array]:
     """Inputs `(batch, time, input_size)` of the spec's dtype, standard normal; sizes as in `specs`, also 0."""
-    shape = st.tuples(_sampled(batch), _sampled(time), st.just(spec.input_size))
+    shape = st.tuples(st.sampled_from(_several(batch)), st.sampled_from(_several(time)), st.just(spec.input_size))
     return st.builds(_normal, shape, st.just(spec.dtype), _SEEDS)
 
 
 def states(spec: RecurrentSpec, batch: int) -> SearchStrategy[State]:
-    """Initial states for a batch, uniform within ±1, as the outputs of tanh layers are; c where the cell has one."""
-    shape = (spec.num_layers * len(spec.directions), batch, spec.hidden_size)
-
-    def state(seed: int) -> State:
-        rng = np.random.default_rng(seed)
-        return State(*(rng.uniform(-1, 1, shape).astype(spec.dtype) for _ in spec.form.states))
-
-    return _SEEDS.map(state)
+    """Initial states for a batch, uniform within ±1, as the outputs of tanh layers are; with c for an LSTM."""
+    return _SEEDS.map(lambda seed: draw_state(spec, batch, np.random.default_rng(seed)))
 
 
 def lengths(batch: int, time: int) -> SearchStrategy[Lengths]:
-    """Lengths `(batch,)` from 0 to `time`; an example shrinks to rows that are full, then to rows of none."""
+    """Lengths `(batch,)` from 0 to `time`; an example shrinks to full rows, then to empty ones."""
     padding = st.sampled_from([0, time, *range(1, time)])
     paddings = st.lists(padding, min_size=batch, max_size=batch)
     return paddings.map(lambda padding: time - np.array(padding, np.int64))
@@ -238,7 +235,7 @@ def problems(
     batch: int | Iterable[int] = range(1, 5),
     time: int | Iterable[int] = range(1, 10),
 ) -> tuple[Weights, Call]:
-    """Weights, for a spec or for specs that are drawn, with a call of a layer that has them."""
+    """Weights, for a spec, drawn specs, or any spec, and a call of their layer."""
     drawn = draw(weights(spec))
     return drawn, draw(calls(drawn.spec, batch=batch, time=time))
 
@@ -257,18 +254,8 @@ def _normal(shape: tuple[int, ...], dtype: str, seed: int) -> Array:
     return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
 
 
-def _strategy(spec: RecurrentSpec | SearchStrategy[RecurrentSpec] | None) -> SearchStrategy[RecurrentSpec]:
-    if spec is None:
-        return _ANY_SPEC
-    return st.just(spec) if isinstance(spec, RecurrentSpec) else spec
-
-
 def _several(values: Any) -> tuple[Any, ...]:
     return tuple(values) if isinstance(values, Iterable) and not isinstance(values, str) else (values,)
 
 
-def _sampled(values: int | Iterable[int]) -> SearchStrategy[int]:
-    return st.sampled_from(_several(values))
-
-
-_ANY_SPEC = specs()  # once: what can be combined is found at the first draw, in 50 ms
+_ANY_SPEC = specs()  # shared: its first draw takes 50 ms to find the combinations

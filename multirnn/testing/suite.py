@@ -1,6 +1,6 @@
 """The conformance suite for backends, ours and third parties'.
 
-A check is a name and a function of a backend that raises `AssertionError` with a sentence. With pytest:
+A check is a function of a backend that raises `AssertionError` with a sentence. With pytest:
 
     import pytest
     from multirnn.testing import cases
@@ -14,6 +14,7 @@ layers of a backend that is not `differentiable` must refuse gradients.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from multirnn.cells import FORMS, Cell
 from multirnn.comparison import compare
@@ -22,22 +23,24 @@ from multirnn.protocol import Backend
 from multirnn.spec import RecurrentSpec
 from multirnn.testing.grid import HIDDEN_SIZE, INPUT_SIZE, covering_specs
 from multirnn.testing.laws import LAWS, Law, hold
-from multirnn.weights import Weights, initialise
+from multirnn.weights import initialise
 
 __all__ = ["VERSION", "Check", "cases", "check_backend"]
 
 VERSION = 3
-"""The version of the suite: it rises when a check is added or demands more, so that a backend that passed may fail."""
+"""Rises when a check is added or demands more, so that a backend that passed may fail."""
 
 Check = Callable[[Backend], None]
 
 
 def cases() -> list[tuple[str, Check]]:
-    """Every check by name, those that find plain mistakes first."""
+    """Every check by name; those that find plain mistakes come first."""
     checks: list[tuple[str, Check]] = [("accepts something", _accepts_something)]
-    checks += [(f"agrees: {_words(spec)}", _agreement(spec)) for spec in covering_specs()]
+    for spec in covering_specs():
+        words = repr(spec).removeprefix("RecurrentSpec(").removesuffix(")").replace("'", "")
+        checks.append((f"agrees: {words}", partial(_agrees, spec)))
     for name, law in LAWS.items():
-        checks += [(f"{name}: {form}", _on_an_accepted(law, cell)) for form, cell in FORMS.items()]
+        checks += [(f"{name}: {form}", partial(_obeys, law, cell)) for form, cell in FORMS.items()]
     return checks
 
 
@@ -68,11 +71,8 @@ def check_backend(backend: Backend, *, expected_failures: Mapping[str, str] | No
         except Exception as error:  # noqa: BLE001  # an error in one check must not hide the others
             failures[name] = f"{type(error).__name__}: {error}"
     lines = [f"{name}: {sentence}" for name, sentence in failures.items() if name not in expected]
-    lines += [
-        f"{name}: expected to fail ({reason}), and it holds"
-        for name, reason in expected.items()
-        if name not in failures
-    ]
+    held = {name: reason for name, reason in expected.items() if name not in failures}
+    lines += [f"{name}: expected to fail ({reason}), and it holds" for name, reason in held.items()]
     if lines:
         raise AssertionError(
             f"backend {backend.name!r} fails {len(lines)} of {len(checks)} checks\n" + "\n".join(lines)
@@ -80,28 +80,17 @@ def check_backend(backend: Backend, *, expected_failures: Mapping[str, str] | No
     return len(checks) - len(failures)
 
 
-def _words(spec: RecurrentSpec) -> str:
-    return repr(spec).removeprefix("RecurrentSpec(").removesuffix(")").replace("'", "")
-
-
 def _accepts_something(backend: Backend) -> None:
     refused = [backend.refuses(spec) for spec in covering_specs()]
     hold(None in refused, f"it refuses every one of {len(refused)} specs; the first because: {refused[0]}")
 
 
-def _agreement(spec: RecurrentSpec) -> Check:
-    def check(backend: Backend) -> None:
-        weights = initialise(spec, seed=1)
-        if (reason := backend.refuses(spec)) is not None:
-            _refuses_properly(backend, weights, reason)
-            return
+def _agrees(spec: RecurrentSpec, backend: Backend) -> None:
+    weights = initialise(spec, seed=1)
+    if (reason := backend.refuses(spec)) is None:
         row = compare(weights, backends=[backend], seed=2).rows[0]
         hold(row.verdict == "equal", row.reason)
-
-    return check
-
-
-def _refuses_properly(backend: Backend, weights: Weights, reason: str) -> None:
+        return
     hold(isinstance(reason, str) and bool(reason.strip()), "it refuses without a reason")
     try:
         backend.build(weights)
@@ -111,17 +100,10 @@ def _refuses_properly(backend: Backend, weights: Weights, reason: str) -> None:
         raise AssertionError(f"it refuses because {reason!r}, and builds all the same")
 
 
-def _on_an_accepted(law: Law, form: Cell) -> Check:
-    """The law on one layer, with the first bias form that the backend accepts.
-
-    Stacks are in the grid; that a refused cell is refused properly was held there too.
-    """
-
-    def check(backend: Backend) -> None:
-        for bias in ("double", "single", "none"):
-            spec = RecurrentSpec(form.name, INPUT_SIZE, HIDDEN_SIZE, bias=bias, reset_after=form.reset_after)
-            if backend.refuses(spec) is None:
-                law(backend, spec)
-                return
-
-    return check
+def _obeys(law: Law, form: Cell, backend: Backend) -> None:
+    """The law on one layer, with the first bias form that the backend accepts; `_agrees` covers stacks and refusals."""
+    for bias in ("double", "single", "none"):
+        spec = RecurrentSpec(form.name, INPUT_SIZE, HIDDEN_SIZE, bias=bias, reset_after=form.reset_after)
+        if backend.refuses(spec) is None:
+            law(backend, spec)
+            return

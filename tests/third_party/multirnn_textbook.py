@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import multirnn as mr
+from multirnn.boundary import BoundaryLayer, Inputs
+from multirnn.protocol import accept
 
 
 class Elman(NamedTuple):
@@ -15,7 +17,7 @@ class Elman(NamedTuple):
     b: np.ndarray
 
 
-class TextbookLayer(mr.BoundaryLayer):
+class TextbookLayer(BoundaryLayer):
     def __init__(self, spec: mr.RecurrentSpec, native: Elman) -> None:
         super().__init__(spec)
         self._native = native
@@ -31,7 +33,7 @@ class TextbookLayer(mr.BoundaryLayer):
     def weights(self) -> mr.Weights:
         return BACKEND.read(self._native)
 
-    def states(self, inputs: mr.Inputs) -> list[np.ndarray]:
+    def states(self, inputs: Inputs) -> list[np.ndarray]:
         """The state before the first step and after each; at padding it stays as it is."""
         W, U, b = self._native
         states = [inputs.state.h[0]]
@@ -39,12 +41,12 @@ class TextbookLayer(mr.BoundaryLayer):
             states.append(np.where(valid, np.tanh(x @ W.T + states[-1] @ U.T + b), states[-1]))
         return states
 
-    def run(self, inputs: mr.Inputs) -> mr.Output:
+    def run(self, inputs: Inputs) -> mr.Output:
         states = self.states(inputs)
         sequence = np.stack(states[1:], axis=1) * inputs.valid[:, :, None]
         return mr.Output(sequence, mr.State(states[-1][None]))
 
-    def pull_back(self, inputs: mr.Inputs, cotangent: mr.Output) -> mr.Gradients:
+    def pull_back(self, inputs: Inputs, cotangent: mr.Output) -> mr.Gradients:
         states = self.states(inputs)
         dx, (dW, dU, db) = np.zeros_like(inputs.x), map(np.zeros_like, self._native)
         dh = cotangent.state.h[0]
@@ -67,7 +69,7 @@ class TextbookBackend:
         return "the textbook has the simple RNN only, one layer in one direction, with tanh and bias='single'"
 
     def build(self, weights: mr.Weights, *, device: str | None = None) -> TextbookLayer:
-        mr.accept(self, weights.spec)
+        accept(self, weights.spec)
         if device not in (None, "cpu"):
             raise mr.InvalidCall(f"the textbook computes on the device 'cpu' alone, not on {device!r}")
         return TextbookLayer(weights.spec, Elman(*(array[0].copy() for array in weights.arrays.values())))

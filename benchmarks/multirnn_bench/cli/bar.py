@@ -8,23 +8,23 @@ import click
 
 from multirnn_bench.run import Progress
 
-__all__ = ["bar"]
+__all__ = ["progress_bar"]
 
 
 @contextmanager
-def bar() -> Iterator[Callable[[Progress], None]]:
+def progress_bar() -> Iterator[Callable[[Progress], None]]:
     """The bar.
 
     Yields:
         A function that shows the progress.
     """
     if not sys.stderr.isatty():
-        said: set[str] = set()
+        told: set[str] = set()
 
         def tell(progress: Progress) -> None:
             doing = progress.doing.partition(":")[0]
-            if doing not in said:
-                said.add(doing)
+            if doing not in told:
+                told.add(doing)
                 click.echo(f"{progress.done}/{progress.total} {doing}", err=True)
 
         yield tell

@@ -3,10 +3,12 @@
 A group of commands; `run` may be left out: `multirnn bench smoke`.
 """
 
+import re
 import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +20,11 @@ from multirnn.cli.console import heading, show, show_json, table
 from multirnn.errors import InvalidData
 from multirnn.protocol import MODES
 from multirnn_bench import results
-from multirnn_bench.alone import allowed_cores
-from multirnn_bench.cli.bar import bar
-from multirnn_bench.cli.rows import report as shown
+from multirnn_bench.cli.bar import progress_bar
+from multirnn_bench.cli.rows import summary
 from multirnn_bench.contenders import PEERS, find
-from multirnn_bench.problems import TABLES, Case, Problem, Table, read_table, title_of
+from multirnn_bench.machine import allowed_cores
+from multirnn_bench.problems import TABLES, Case, Problem, ProblemTable, read_table
 from multirnn_bench.run import Progress, Run, settings
 
 if TYPE_CHECKING:
@@ -75,34 +77,34 @@ def _threads(ctx: click.Context, param: click.Parameter, value: str | None) -> t
     parts = [part.strip() for part in value.split(",")]
     if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
         raise click.BadParameter(f"numbers of threads with commas between them, as in 1,2, not {value!r}")
-    numbers = tuple(dict.fromkeys(int(part) for part in parts))
+    numbers = tuple(dict.fromkeys(map(int, parts)))
     if (most := max(numbers)) > (cores := len(allowed_cores())):
         raise click.BadParameter(f"{most} threads need as many cores, and this process may run on {cores}")
     return numbers
 
 
+def _two_numbers(value: str, separator: str, wanted: str) -> tuple[int, int]:
+    match = re.fullmatch(rf"(\d+){separator}(\d+)", value, re.ASCII)
+    if match is None:
+        raise click.BadParameter(f"{wanted}, not {value!r}")
+    return int(match[1]), int(match[2])
+
+
 def _part(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
     if value is None:
         return None
-    number, _, count = value.partition("/")
-    if not (number.isascii() and number.isdigit() and count.isascii() and count.isdigit()):
-        raise click.BadParameter(f"a part is N/M, as in 3/10, not {value!r}")
-    if not 1 <= int(number) <= int(count):
+    number, count = _two_numbers(value, "/", "a part is N/M, as in 3/10")
+    if not 1 <= number <= count:
         raise click.BadParameter(f"the parts of {count} are 1/{count} to {count}/{count}, not {value}")
-    return int(number), int(count)
+    return number, count
 
 
 def _lengths(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
-    if value is None:
-        return None
-    shortest, _, longest = value.partition("-")
-    if not (shortest.isascii() and shortest.isdigit() and longest.isascii() and longest.isdigit()):
-        raise click.BadParameter(f"the shortest and the longest row, as in 10-100, not {value!r}")
-    return int(shortest), int(longest)
+    return None if value is None else _two_numbers(value, "-", "the shortest and the longest row, as in 10-100")
 
 
-OWN = ("hidden_size", "input_size", "batch", "time", "lengths")
-STACK = ("num_layers", "bidirectional", "bias", "reset_after", "activation", "recurrent_activation", "dtype")
+PATH = click.Path(path_type=Path)
+_repeatable = partial(click.option, multiple=True)
 
 
 @command.command(
@@ -127,67 +129,42 @@ STACK = ("num_layers", "bidirectional", "bias", "reset_after", "activation", "re
 @click.option(
     "--input", "input_size", type=options.POSITIVE, metavar="N", help="Features of the input.  [default: as --hidden]"
 )
-@click.option("--batch", type=options.POSITIVE, metavar="N", help="Rows of the input.  [default: 1]")
-@click.option("--time", type=options.POSITIVE, metavar="N", help="Steps of the input.  [default: 100]")
+@click.option("--batch", type=options.POSITIVE, metavar="N", default=1, show_default=True, help="Rows of the input.")
+@click.option("--time", type=options.POSITIVE, metavar="N", default=100, show_default=True, help="Steps of the input.")
 @click.option("--lengths", metavar="N-M", callback=_lengths, help="Rows of N to M steps.  [default: all full]")
 @options.stack
-@click.option(
-    "--problem", "problems", multiple=True, metavar="NAME", help="Only this problem; * and ? match; repeatable."
-)
+@_repeatable("--problem", "problems", metavar="NAME", help="Only this problem; * and ? match; repeatable.")
 @click.option("--part", metavar="N/M", callback=_part, help="Only the Nth of M parts of the table.")
-@click.option(
+@_repeatable(
     "--mode",
     "modes",
     type=click.Choice(MODES),
-    multiple=True,
-    help="Run each problem in this mode; may be repeated.  [default: the table's]",
+    help="Run each problem in this mode; repeatable.  [default: the table's]",
 )
 @click.option(
-    "--threads",
-    metavar="N,…",
-    callback=_threads,
-    help="Numbers of threads, each a row of its own.  [default: the table's]",
+    "--threads", metavar="N,…", callback=_threads, help="Numbers of threads, each a row.  [default: the table's]"
 )
 @options.backends
-@click.option(
-    "--peers",
-    type=click.Path(path_type=Path),
-    multiple=True,
-    metavar="FOLDER",
-    help="More peers: Python files with CONTENDERS; may be repeated. Without --backend those that ship run too.",
-)
-@click.option(
-    "--contender", "contenders", multiple=True, metavar="NAME", help="Only this one; * and ? match; repeatable."
-)
-@click.option(
-    "--out", type=click.Path(path_type=Path), metavar="FILE", help="Where rows go.  [default: named by the time]"
-)
+@_repeatable(
+    "--peers", type=PATH, metavar="FOLDER", help="More peers: Python files with CONTENDERS; repeatable. "
+    "Without --backend those that ship run too.",
+)  # fmt: skip
+@_repeatable("--contender", "contenders", metavar="NAME", help="Only this one; * and ? match; repeatable.")
+@click.option("--out", type=PATH, metavar="FILE", help="Where rows go.  [default: named by the time]")
 @click.option("--resume", is_flag=True, help="Continue the file of --out: only missing rows are run.")
 @click.option(
-    "--disturbed",
-    type=click.FloatRange(0, 1),
-    metavar="SHARE",
-    help="With --resume: run problems again that lost more than this share of the cores to the hypervisor; "
-    "the calmer time counts.",
-)
+    "--disturbed", type=click.FloatRange(0, 1), metavar="SHARE", help="With --resume: run problems again that lost "
+    "more than this share of the cores to the hypervisor; the calmer time counts.",
+)  # fmt: skip
 @click.option("--minutes", type=click.FloatRange(min=0), help="Cut rounds to fit.  [default: the table's]")
+@click.option("--cap", type=click.FloatRange(0, min_open=True), help="Seconds until a silent contender is given up.")
 @click.option(
-    "--cap",
-    type=click.FloatRange(min=0, min_open=True),
-    help="Seconds until a contender without an answer is given up.",
-)
-@click.option(
-    "--seed",
-    type=click.IntRange(min=0),
-    metavar="N",
-    default=0,
-    show_default=True,
-    help="Of weights, inputs and the order.",
+    "--seed", type=click.IntRange(0), metavar="N", default=0, show_default=True, help="Of weights, inputs, order."
 )
 @options.json_output
 @options.debug
 @click.pass_context
-def run(
+def run_table(
     ctx: click.Context,
     /,
     name: str | None,
@@ -219,7 +196,6 @@ def run(
         raise click.UsageError("--resume goes on with a file: name it with --out.")
     if disturbed is not None and not resume:
         raise click.UsageError("--disturbed runs a part of a file again: give --resume too.")
-    again = float("inf") if disturbed is None else disturbed
     chosen = _table(ctx, name, cell, given).only(names=problems, modes=modes, part=part)
     if minutes is not None:
         chosen = replace(chosen, seconds=60 * minutes)
@@ -227,13 +203,23 @@ def run(
         chosen = replace(chosen, cap=cap)
     cores = len(allowed_cores())
     threads = threads or tuple(n for n in chosen.threads if n <= cores)
-    sources = find(options.chosen(names), _peers(names, peers), contenders)
+    if not names and PEERS is not None and PEERS not in [folder.resolve() for folder in peers]:
+        peers = PEERS, *peers
+    sources = find(options.chosen(names), peers, contenders)
     out = out or Path(f"multirnn-{Path(chosen.name).stem}-{time.strftime('%Y%m%d-%H%M%S')}.jsonl")
-    with results.Writer(out, resume=resume) as writer, bar() as tell:
+    with results.Writer(out, resume=resume) as writer, progress_bar() as tell:
         header, limits = _header(chosen, threads, seed, writer.found, tell)
         writer.begin(header)
         with Run(
-            chosen, sources, threads, writer, limits, seed=seed, measure=measure_again, again=again, tell=tell
+            chosen,
+            sources,
+            threads,
+            writer,
+            limits,
+            seed=seed,
+            measure=measure_again,
+            again=float("inf") if disturbed is None else disturbed,
+            tell=tell,
         ) as running:
             try:
                 # SIGTERM ends the contenders too: one that compiles would go on for minutes.
@@ -248,49 +234,44 @@ def run(
     if as_json:
         show_json({"ok": status == 0, "file": str(out), "missing": running.missing, **vars(found)})
     else:
-        show(*shown(found, out, running.missing))
+        show(*summary(found, out, running.missing))
     ctx.exit(status)
 
 
-def _peers(names: tuple[str, ...], given: tuple[Path, ...]) -> tuple[Path, ...]:
-    """The peers that were given, after those that ship unless backends were named."""
-    if names or PEERS is None or PEERS in [folder.resolve() for folder in given]:
-        return given
-    return PEERS, *given
-
-
-def _table(ctx: click.Context, name: str | None, cell: str | None, given: dict[str, Any]) -> Table:
+def _table(ctx: click.Context, name: str | None, cell: str | None, given: dict[str, Any]) -> ProblemTable:
     """The named table, or the problem that the options describe."""
     default = click.core.ParameterSource.DEFAULT
-    described = [field for field in (*OWN, *STACK) if ctx.get_parameter_source(field) is not default]
+    described = [field for field in given if ctx.get_parameter_source(field) is not default]
     if cell is None:
         if described:
-            raise click.UsageError(f"{_option(described[0])} describes a problem of your own: give its --cell too.")
-        if name is None or name in TABLES:
-            return TABLES[name or "smoke"]()
-        if name.endswith(".csv"):
-            return read_table(name)
-        raise click.UsageError(f"no table {name!r}: there are {', '.join(TABLES)}, or the name of a .csv file.")
+            option = next(one.opts[0] for one in ctx.command.params if one.name == described[0])
+            raise click.UsageError(f"{option} describes a problem of your own: give its --cell too.")
+        return _named_table(name or "smoke")
     if name is not None:
         raise click.UsageError(f"a table ({name}) and a problem of your own (--cell) are two runs: leave one out.")
     if given["hidden_size"] is None:
         raise click.UsageError("--cell describes a problem of your own: give its --hidden too.")
-    hidden, batch, steps = given["hidden_size"], given["batch"] or 1, given["time"] or 100
-    shape = (steps, batch, given["input_size"] or hidden, hidden)
-    stack = {field: given[field] for field in STACK}
-    problem = Problem(title_of(cell, *shape), cell, batch, steps, shape[2], hidden, lengths=given["lengths"], **stack)
-    return Table("own", (Case(problem, ("inference",)),))
+    given["input_size"] = given["input_size"] or given["hidden_size"]
+    problem = Problem.shaped(cell, **given)
+    return ProblemTable("own", (Case(problem, ("inference",)),))
 
 
-def _option(field: str) -> str:
-    parameter = next(one for one in run.params if one.name == field)
-    return parameter.opts[0]
+def _named_table(name: str) -> ProblemTable:
+    if name in TABLES:
+        return TABLES[name]()
+    if name.endswith(".csv"):
+        return read_table(name)
+    raise click.UsageError(f"no table {name!r}: there are {', '.join(TABLES)}, or the name of a .csv file.")
 
 
 def _header(
-    chosen: Table, threads: Sequence[int], seed: int, resumed: results.Results | None, tell: Callable[[Progress], None]
+    chosen: ProblemTable,
+    threads: Sequence[int],
+    seed: int,
+    resumed: results.Results | None,
+    tell: Callable[[Progress], None],
 ) -> tuple[dict[str, Any], "Limits"]:
-    """The header of the file, and the limits: measured now, or those of a resumed file."""
+    """The header of the file, and the limits: of a resumed file, or measured now."""
     from multirnn_bench.limits import Limits, measure
     from multirnn_bench.machine import activity, describe
 
@@ -298,7 +279,7 @@ def _header(
         limits = Limits.from_dict(resumed.header["limits"])
     else:
         tell(Progress(0, 1, "measuring what this machine can do"))
-        limits = measure(*threads, dtypes=sorted({case.problem.dtype for case in chosen.cases}))
+        limits = measure(*threads, dtypes=sorted({case.problem.spec.dtype for case in chosen.cases}))
     header = {
         "table": chosen.name,
         "machine": describe(),
@@ -318,15 +299,11 @@ def _status(rows: Sequence[dict[str, Any]], names: tuple[str, ...], missing: Seq
         return 1
     if statuses & {"failed", "killed"}:
         return 2
-    refusing = [name for name in names if _refuses_all(name, rows)]
+    found = {(row["contender"]["name"].split()[0], row["status"]) for row in rows if row["contender"]["kind"] == "ours"}
+    refusing = [name for name in names if {status for of, status in found if of == name} == {"refused"}]
     for name in refusing:
         click.echo(f"Error: backend {name!r} refuses every problem", err=True)
     return 3 if refusing or (names and missing) else 0
-
-
-def _refuses_all(name: str, rows: Sequence[dict[str, Any]]) -> bool:
-    own = [row for row in rows if row["contender"]["kind"] == "ours" and row["contender"]["name"].split()[0] == name]
-    return bool(own) and all(row["status"] == "refused" for row in own)
 
 
 # --- Results ---------------------------------------------------------------------------------------
@@ -338,29 +315,25 @@ def _refuses_all(name: str, rows: Sequence[dict[str, Any]]) -> bool:
 @options.debug
 def list_problems(name: str | None, as_json: bool) -> None:
     """Show the problems of a table, or of all."""
-    names = [name] if name else list(TABLES)
-    if unknown := [one for one in names if one not in TABLES and not one.endswith(".csv")]:
-        raise click.UsageError(f"no table {unknown[0]!r}: there are {', '.join(TABLES)}, or the name of a .csv file.")
-    found = [TABLES[one]() if one in TABLES else read_table(one) for one in names]
+    found = [_named_table(one) for one in ([name] if name else TABLES)]
     if as_json:
-        cases = {
-            one.name: [{"problem": e.problem.to_dict(), "modes": list(e.modes)} for e in one.cases] for one in found
-        }
-        show_json(cases)
+        show_json(
+            {one.name: [{"problem": e.problem.to_dict(), "modes": list(e.modes)} for e in one.cases] for one in found}
+        )
         return
     for one in found:
         columns = ("batch", "time", "input", "hidden")
         made = table("problem", "cell", *columns, "modes", right=columns)
         for case in one.cases:
             problem = case.problem
-            sizes = (problem.batch, problem.time, problem.input_size, problem.hidden_size)
-            made.add_row(problem.name, problem.cell, *map(str, sizes), " ".join(case.modes))
+            sizes = (problem.batch, problem.time, problem.spec.input_size, problem.spec.hidden_size)
+            made.add_row(problem.name, problem.spec.cell, *map(str, sizes), " ".join(case.modes))
         show(heading(one.name), "", made, "")
 
 
 @command.command("compare")
-@click.argument("a", type=click.Path(path_type=Path))
-@click.argument("b", type=click.Path(path_type=Path))
+@click.argument("a", type=PATH)
+@click.argument("b", type=PATH)
 @click.option(
     "--threshold",
     type=click.FloatRange(min=1),
@@ -371,7 +344,7 @@ def list_problems(name: str | None, as_json: bool) -> None:
 @options.json_output
 @options.debug
 @click.pass_context
-def compare(ctx: click.Context, /, a: Path, b: Path, threshold: float, as_json: bool) -> None:
+def compare_files(ctx: click.Context, /, a: Path, b: Path, threshold: float, as_json: bool) -> None:
     """Compare results A with results B; exit 1 if anything became slower."""
     from multirnn_bench.statistics import compare_results
 
@@ -386,11 +359,11 @@ def compare(ctx: click.Context, /, a: Path, b: Path, threshold: float, as_json: 
 
 
 @command.command("report")
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option("--html", "page", type=click.Path(path_type=Path), metavar="FILE", help="Write one self-contained page.")
-@click.option("--markdown", type=click.Path(path_type=Path), metavar="FILE", help="Write tables in Markdown.")
+@click.argument("file", type=PATH)
+@click.option("--html", "page", type=PATH, metavar="FILE", help="Write one self-contained page.")
+@click.option("--markdown", type=PATH, metavar="FILE", help="Write tables in Markdown.")
 @options.debug
-def report(file: Path, page: Path | None, markdown: Path | None) -> None:
+def write_report(file: Path, page: Path | None, markdown: Path | None) -> None:
     """Make a report of results: a page with charts, or tables in Markdown, on stdout unless a file is named."""
     from multirnn_bench.page import html
     from multirnn_bench.report import markdown as tables
@@ -398,10 +371,10 @@ def report(file: Path, page: Path | None, markdown: Path | None) -> None:
     found = results.read(file)
     if page is None and markdown is None:
         click.echo(tables(found))
-    for path, text in ((page, html), (markdown, tables)):
+    for path, make in ((page, html), (markdown, tables)):
         if path is not None:
             try:
-                path.write_text(text(found), encoding="utf-8")
+                path.write_text(make(found), encoding="utf-8")
             except OSError as error:
                 raise click.UsageError(f"{path} cannot be written: {error.strerror}") from None
             click.echo(f"written: {path}", err=True)

@@ -35,8 +35,8 @@ STYLES = {"slow": "bold red", "note": "yellow", "fine": "green", "unknown": "dim
 def command(ctx: click.Context, /, as_json: bool) -> None:
     """Say what is slowing this machine, and what to do.
 
-    Every claim is measured now, in processes of their own, against what it would be; that takes half a minute, in which
-    nothing else should run. What was looked at and is fine is listed too.
+    Each check measures, in processes of its own, how fast this machine is and how fast it could be. This takes half a
+    minute; nothing else should run meanwhile. Checks that find nothing are listed too.
     """
     with progress() as say:
         findings = examine(say)

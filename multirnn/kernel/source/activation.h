@@ -19,7 +19,7 @@ typedef struct {
 #define MANTISSA 52
 #define EXPONENT_OF_1 (UINT64_C(1023) << MANTISSA)
 #define ROUNDER 0x1.8p52 /* x + ROUNDER has round(x) in its last bits */
-#define LOG2_HIGH 0x1.62e42fee00000p-1 /* 32 bits: n times it is exact */
+#define LOG2_HIGH 0x1.62e42fee00000p-1 /* 32 bits, so that n times it is exact */
 #define LOG2_LOW 0x1.a39ef35793c76p-33
 #define LEAST_EXP -708. /* 2^n and exp are still normal */
 #define LEAST_EXPM1 -44. /* exp(x) - 1 is -1 */
@@ -63,10 +63,10 @@ INLINE vector tanh_of(vector x)
 {
     mask sign = (mask)x & (mask)splat((real)-0.0);
     vector e = expm1_below_0(magnitude(x) * (real)-2);
-    return (vector)((mask)magnitude(quotient(e, (real)-2 - e)) | sign); /* of 0 the quotient is -0 */
+    return (vector)((mask)magnitude(quotient(e, (real)-2 - e)) | sign); /* the quotient of 0 is -0 */
 }
 
-/* 0 below LEAST_EXP, where it is no longer normal. */
+/* 0 below LEAST_EXP, where it would be subnormal. */
 INLINE vector sigmoid_of(vector x)
 {
     vector scale, minus_1;
@@ -92,7 +92,7 @@ static __attribute__((noinline)) vector rarer(const activation *f, vector x)
     }
 }
 
-/* Which function it is, is the same in every call, so the branches cost nothing. */
+/* The function is the same throughout a call, so these branches are predicted. */
 INLINE vector activate(const activation *f, vector x)
 {
     if (f->name == TANH)

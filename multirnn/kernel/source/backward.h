@@ -1,45 +1,44 @@
-/* The way back: layer by layer from the last one, the slices of every direction step by step from the last one.
+/* The backward pass: from the last layer to the first, every slice from the last step to the first.
 
-   Step by step only what has to be: dz, the gradient of what goes into the gates, and dh, which it sends to the step before.
-   What it means for the weights and for x is a product over all steps afterwards. dz of a row and step is a row of planes, a
-   gate each, padded(hidden) long. Of the reset-after GRU they are dn dr dz dm: x has brought n r z, and h has brought r z m. */
+   The steps compute only what depends on each other: dz, the gradient of the gates before their activation, and dh. The
+   gradients of the weights and of x are products over all steps afterwards. dz of a row at a step is a row of planes, one a
+   gate, padded(hidden) long. Those of the reset-after GRU are dn dr dz dm, where x gave n r z and h gave r z m. */
 #ifndef BACKWARD_H
 #define BACKWARD_H
 
 #include "forward.h"
 
-/* One layer in one direction; the memory is used again by every layer. */
+/* Memory of one direction, reused by every layer. */
 typedef struct {
-    matrix to_x;          /* dz of what x has brought -> dx */
-    matrix to_h[2];       /* dz of what h has brought -> dh; of the reset-before GRU first the candidate's, to r * h */
+    matrix to_x;          /* dz of the input product -> dx */
+    matrix to_h[2];       /* dz of the recurrent product -> dh; for the reset-before GRU first the candidate's -> d(r * h) */
     real *dz;             /* rows of dz_size, in the order of slice.place */
     real *rh;             /* r * h of the reset-before GRU, in the same order */
-    const real **x, **h, **rh_rows; /* the row of x, of h before the step, of rh, for each of them */
-    real **dx;            /* and where the gradient of x goes */
+    const real **x, **h, **rh_rows; /* the rows of x, of h before the step, and of rh, in the same order */
+    real **dx;            /* the rows of the gradient of x, in the same order */
 } back_pass;
 
-/* What a slice needs in one direction: rows of state_size. */
+/* Memory of a slice in one direction: rows of state_size. */
 typedef struct {
     real *dh, *dc, *drh, *first_c;
 } back_workspace;
 
-/* What a member needs. */
+/* Memory of a member. */
 typedef struct {
-    const real **from;         /* rows that are multiplied */
+    const real **from;         /* operands of a product */
     const real **y, **h, **dy; /* rows of the outputs of a step, of h before it, of the outputs' gradient */
-    real *sums;                /* for the gradient of some weights before it is transposed */
+    real *sums;                /* gradients of weights before their transposition */
 } back_pointers;
 
 typedef struct {
     stack stack;
     const parameters *gradients;
-    real **z_stash, **c_stash;
     back_pass passes[2]; /* of both directions */
     back_workspace *workspaces; /* of every slice and direction that run at once */
     back_pointers *pointers;    /* of every member */
     sequence *douts;     /* the gradient of the outputs of every layer */
     long dz_size;
-    int input_plane, recurrent_plane; /* the first of those that x, and h, have brought */
+    int input_plane, recurrent_plane; /* the first planes of the input and of the recurrent product */
     real *zeros;
     real one;
 } backward_run;
@@ -54,7 +53,7 @@ static matrix back_matrix(const stack *k, arena *a, long planes, long units)
     return m;
 }
 
-/* How many rows of dz are multiplied with all of the weights before the next. */
+/* Rows of dz that are multiplied with all weights at a time. */
 static long rows_of_dx(const backward_run *run)
 {
     return larger(ROWS_BYTES / (run->dz_size * (long)sizeof(real)), ROWS_OF_A_TILE);
@@ -64,21 +63,17 @@ static void lay_out_backward(backward_run *run, arena *a)
 {
     stack *k = &run->stack;
     const call *c = k->call;
-    long layers = k->spec->layers, count = layers * k->directions, features = k->directions * k->hidden;
+    long layers = k->spec->layers, features = k->directions * k->hidden;
     long most_features = larger(k->spec->input_size, layers > 1 ? features : 0);
     long planes = k->spec->cell == GRU_AFTER ? 4 : k->gates;
     run->dz_size = odd_vectors(planes * k->plane / LANES);
     run->input_plane = 0;
     run->recurrent_plane = k->spec->cell == GRU_AFTER;
-    deal(k, a);
-    k->outputs = TAKE(a, sequence, layers);
+    lay_out_stack(k, a);
     run->douts = TAKE(a, sequence, layers);
-    run->z_stash = TAKE(a, real *, count);
-    run->c_stash = TAKE(a, real *, count);
     arena stash = {c->stash, 0};
     if (a->base) {
-        lay_out_stash(k, &stash, run->z_stash, run->c_stash);
-        k->outputs[layers - 1] = c->y;
+        lay_out_stash(k, &stash);
         run->douts[layers - 1] = c->dy;
     }
     for (int i = 0; i < smaller(layers - 1, 2); i++) {
@@ -130,7 +125,7 @@ static void lay_out_backward(backward_run *run, arena *a)
     run->one = 1;
 }
 
-/* dz of some units, zero beyond the last one: from infinite inputs padding has NaN, which no zero weight would stop. */
+/* Stores dz, zero beyond the last unit: infinite inputs give NaN there, which zero weights would not remove. */
 INLINE void store_padded(real *to, vector dz, long left)
 {
     store(to, dz);
@@ -138,7 +133,7 @@ INLINE void store_padded(real *to, vector dz, long left)
         to[lane] = 0;
 }
 
-/* The rows of one step of the way back. */
+/* The operands of a backward step. */
 typedef struct {
     long rows, first, last; /* units: vectors from first to last */
     const real *z, *c, *prev_c; /* the stash, and rows of state_size */
@@ -242,7 +237,7 @@ typedef struct {
     backward_run *run;
     const slice *slice;
     const back_workspace *workspace;
-    course *course; /* NULL where there is one member */
+    course *course; /* NULL for a single member */
     const back_pass *pass;
     const real *z_stash, *c_stash; /* or NULL */
     long layer, direction, steps;
@@ -260,8 +255,8 @@ static back_track back_track_of(backward_run *run, long layer, long task)
         .workspace = &run->workspaces[k->sharing.split_units ? 0 : task],
         .course = k->sharing.members > 1 ? &k->courses[index * k->sharing.slices + n] : NULL,
         .pass = &run->passes[direction],
-        .z_stash = run->z_stash[index],
-        .c_stash = run->c_stash[index],
+        .z_stash = k->z_stash[index],
+        .c_stash = k->c_stash[index],
         .layer = layer,
         .direction = direction,
         .steps = slice->rows ? slice->length[0] : 0,
@@ -269,7 +264,7 @@ static back_track back_track_of(backward_run *run, long layer, long task)
     };
 }
 
-/* A phase is a part of a step, or after all of them what the first step sends to the state before it, step -1. */
+/* A phase is a part of a step; the last one is step -1, the gradient of the initial state. */
 static stage back_stage_of(const back_track *t, long phase)
 {
     return (stage){t->steps - 1 - (phase - 1) / t->parts, (int)((phase - 1) % t->parts)};
@@ -280,7 +275,7 @@ static long count_of_back_phases(const back_track *t)
     return t->steps * t->parts + (t->steps && t->run->stack.call->dfirst.h);
 }
 
-/* Points to the rows of a step. */
+/* The operands of a step. */
 static back_step back_step_of(const back_track *t, long n, const back_pointers *to)
 {
     const backward_run *run = t->run;
@@ -310,7 +305,7 @@ static back_step back_step_of(const back_track *t, long n, const back_pointers *
     return made;
 }
 
-/* Where the products of all steps find the rows of this one. */
+/* Notes where the products over all steps find the rows of this step. */
 static void note_rows(const back_track *t, long n, const back_pointers *from)
 {
     const stack *k = &t->run->stack;
@@ -327,8 +322,8 @@ static void note_rows(const back_track *t, long n, const back_pointers *from)
     }
 }
 
-/* What the gates of the step after this one, or in its second part its own candidates, send to a piece of the units: dz times
-   the weights is added. Returns which units. */
+/* Adds dz times the recurrent weights to dh of a piece of the units: dz of the next step, or in the second part of a step its
+   own candidate's. Returns these units. */
 static panel receive(const back_track *t, stage now, piece piece, const back_step *s, const real **from)
 {
     const stack *k = &t->run->stack;
@@ -345,72 +340,52 @@ static panel receive(const back_track *t, stage now, piece piece, const back_ste
     return p;
 }
 
-/* Vectors of units of a step, from first to last. */
+typedef void back_cell_step(const backward_run *run, const back_step *s);
+
+static back_cell_step *const BACK_CELLS[][2] = {
+    [SIMPLE_RNN] = {simple_rnn_back},
+    [LSTM] = {lstm_back},
+    [GRU_AFTER] = {gru_after_back},
+    [GRU_BEFORE] = {gru_before_back_candidate, gru_before_back_reset},
+};
+
+/* The cell's backward step of some vectors of units, from first to last. */
 static void go_back(const back_track *t, stage now, back_step *s, long first, long last)
 {
-    const backward_run *run = t->run;
     s->first = first, s->last = last;
-    switch (run->stack.spec->cell) {
-    case SIMPLE_RNN:
-        simple_rnn_back(run, s);
-        break;
-    case LSTM:
-        lstm_back(run, s);
-        break;
-    case GRU_AFTER:
-        gru_after_back(run, s);
-        break;
-    case GRU_BEFORE:
-        now.part ? gru_before_back_reset(run, s) : gru_before_back_candidate(run, s);
-        break;
-    }
+    BACK_CELLS[t->run->stack.spec->cell][now.part](t->run, s);
 }
 
 static void begin_slice_back(const back_track *t)
 {
     const stack *k = &t->run->stack;
-    const slice *s = t->slice;
     const call *c = k->call;
     const back_workspace *w = t->workspace;
-    size_t row_bytes = k->hidden * sizeof(real);
-    memset(w->dh, 0, s->rows * k->state_size * sizeof(real));
-    memset(w->dc, 0, s->rows * k->state_size * sizeof(real));
-    memset(w->first_c, 0, s->rows * k->state_size * sizeof(real));
-    for (long r = 0; r < s->rows; r++) {
-        long b = s->row[r];
-        if (c->last.h)
-            memcpy(w->dh + r * k->state_size, state_row(k, c->last.h, t->layer, t->direction, b), row_bytes);
-        if (c->first.c)
-            memcpy(w->first_c + r * k->state_size, state_row(k, c->first.c, t->layer, t->direction, b), row_bytes);
-        if (c->last.c)
-            memcpy(w->dc + r * k->state_size, state_row(k, c->last.c, t->layer, t->direction, b), row_bytes);
-    }
+    read_states(k, t->slice, t->layer, t->direction, c->last.h, w->dh);
+    read_states(k, t->slice, t->layer, t->direction, c->last.c, w->dc);
+    read_states(k, t->slice, t->layer, t->direction, c->first.c, w->first_c);
 }
 
-/* The gradients of the states before the first step. */
-static void keep_first(const back_track *t)
+/* Writes the gradients of the initial states. */
+static void write_dfirst(const back_track *t)
 {
     const stack *k = &t->run->stack;
-    const call *c = k->call;
-    size_t row_bytes = k->hidden * sizeof(real);
-    for (long r = 0; r < t->slice->rows; r++) {
-        long b = t->slice->row[r];
-        if (c->dfirst.h)
-            memcpy(state_row(k, c->dfirst.h, t->layer, t->direction, b), t->workspace->dh + r * k->state_size, row_bytes);
-        if (c->dfirst.c)
-            memcpy(state_row(k, c->dfirst.c, t->layer, t->direction, b), t->workspace->dc + r * k->state_size, row_bytes);
-    }
+    const states *to = &k->call->dfirst;
+    write_states(k, t->slice, t->layer, t->direction, t->workspace->dh, 0, t->slice->rows, to->h);
+    write_states(k, t->slice, t->layer, t->direction, t->workspace->dc, 0, t->slice->rows, to->c);
 }
 
-/* All steps of one slice, the last one first, by who begins it and by those who join. */
-static void run_slice_back(const back_track *t, const back_pointers *pointers, int home, int begins)
+/* All steps of a slice from the last, for the member that begins it and for those that join. */
+static void run_slice_back(void *run, int rank, long layer, long task, int home, int begins)
 {
+    const back_track made = back_track_of(run, layer, task), *t = &made;
+    const back_pointers *pointers = &t->run->pointers[rank];
     long phases = count_of_back_phases(t), phase;
     member m = multirnn_join(t->course, home, begins);
     if (begins)
         begin_slice_back(t);
     if (begins && !phases)
-        keep_first(t);
+        write_dfirst(t);
     while (1) {
         phase = multirnn_reach(&m);
         multirnn_open(&m, phase > phases ? 0 : panel_count(&t->pass->to_h[0]));
@@ -426,10 +401,10 @@ static void run_slice_back(const back_track *t, const back_pointers *pointers, i
             if (has_units && !m.piece.index && !now.part)
                 note_rows(t, now.step, pointers);
         }
-        if (has_units && m.alone) /* all units of a row at once: training with an LSTM of 256 units takes 0.97 of the time */
+        if (has_units && m.alone) /* all units at once: 0.97 of the time, training an LSTM of 256 units */
             go_back(t, now, &step, 0, unit_vectors(t->run->stack.hidden));
         if (multirnn_close(&m) && phase == phases)
-            keep_first(t);
+            write_dfirst(t);
     }
 }
 
@@ -440,14 +415,14 @@ static matrix to_x(const stack *k, const back_pass *p, long layer)
     return m;
 }
 
-/* How many rows of dx are one item of the agenda: the members have about as many each. */
+/* Rows of dx per item of the queue, so that all members get about as many. */
 static long rows_of_an_item(const backward_run *run)
 {
     long rows = larger(ceiling(run->stack.valid, ITEMS_OF_A_MEMBER * run->stack.sharing.members), ROWS_OF_A_TILE);
     return smaller(chosen(run->stack.choices.dx_rows, rows), rows_of_dx(run));
 }
 
-/* dx of an item's rows, written or added to what the other direction wrote. */
+/* Computes an item's rows of dx; the second direction adds to the first one's. */
 static void find_dx(const backward_run *run, long layer, long direction, int rank, long item)
 {
     const stack *k = &run->stack;
@@ -475,13 +450,13 @@ static void find_dx(const backward_run *run, long layer, long direction, int ran
     }
 }
 
-/* The sum over all rows of dz times rows of another array: the gradient of some gates' weights, and of their biases. */
+/* The sum over all rows of the outer product of dz and another array: the gradient of some gates' weights and biases. */
 typedef struct {
     int first_plane;
     long vectors;        /* of the planes */
     const real **others;
     long features;
-    const weight *dweight; /* NULL where it is not wanted */
+    const weight *dweight; /* NULL: not wanted */
     const bias *dbias;
     long bias_gates;
     long pieces;         /* of the features; an item is a panel of vectors and a piece */
@@ -522,7 +497,7 @@ static void find_dweights(const backward_run *run, const back_pass *p, const out
             move_out(sums + v * LANES, width * LANES, lanes, count,
                      dweight->at + gate * dweight->gate + unit * dweight->unit + feature * dweight->k, dweight->unit,
                      dweight->k);
-        /* Where there is one recurrent bias for all gates, it is that of the last. */
+        /* A single recurrent bias is the last gate's. */
         long bias_gate = gate - (k->gates - o->bias_gates);
         if (item % o->pieces == 0 && dbias->at && bias_gate >= 0)
             move_out(bias_sum + v * LANES, LANES, lanes, 1, dbias->at + bias_gate * dbias->gate + unit * dbias->unit,
@@ -530,7 +505,7 @@ static void find_dweights(const backward_run *run, const back_pass *p, const out
     }
 }
 
-/* The products of a pass that are wanted, at most three; returns how many. */
+/* The wanted products of a pass; returns their number, at most three. */
 static int wanted_products(const backward_run *run, long layer, long direction, outer_product *products)
 {
     const stack *k = &run->stack;
@@ -555,7 +530,7 @@ static int wanted_products(const backward_run *run, long layer, long direction, 
     return count;
 }
 
-/* What a layer's weights are packed into: panel n of each matrix of each direction. */
+/* Packs a layer's weights: panel n of each matrix of each direction. */
 static void pack_back(const backward_run *run, long layer, int has_dx, long n)
 {
     const stack *k = &run->stack;
@@ -576,7 +551,7 @@ static void pack_back(const backward_run *run, long layer, int has_dx, long n)
     }
 }
 
-/* All that is summed or multiplied after the steps of one direction are over. */
+/* The products after all steps of a direction. */
 static long find_gradients(backward_run *run, long layer, long direction, int has_dx, int rank, long start)
 {
     stack *k = &run->stack;
@@ -586,7 +561,7 @@ static long find_gradients(backward_run *run, long layer, long direction, int ha
     for (int i = 0; i < count; i++)
         outer += items_of(&products[i]);
     long end = start + outer + (has_dx ? ceiling(k->valid, rows_of_an_item(run)) : 0);
-    while ((item = multirnn_take(&k->agenda, end)) >= 0) {
+    while ((item = multirnn_take(&k->queue, end)) >= 0) {
         long n = item - start;
         const outer_product *o = products;
         if (n >= outer)
@@ -596,7 +571,7 @@ static long find_gradients(backward_run *run, long layer, long direction, int ha
                 n -= items_of(o);
             find_dweights(run, &run->passes[direction], o, run->pointers[rank].sums, n);
         }
-        multirnn_done(&k->agenda);
+        multirnn_done(&k->queue);
     }
     return end;
 }
@@ -605,36 +580,21 @@ static void backward_work(void *argument, int rank)
 {
     backward_run *run = argument;
     stack *k = &run->stack;
-    const back_pointers *pointers = &run->pointers[rank];
-    long end = 0, item, tasks = k->directions * k->sharing.slices;
+    long end = 0, item;
     for (long layer = k->spec->layers - 1; layer >= 0; layer--) {
         sequence dx = layer ? run->douts[layer - 1] : k->call->dx;
         matrix m = to_x(k, &run->passes[0], layer);
-        multirnn_wait(&k->agenda, end); /* nobody still reads what is packed anew */
+        multirnn_wait(&k->queue, end); /* until nothing reads the panels that are packed next */
         long start = end;
         end += larger(dx.at ? panel_count(&m) : 0, panel_count(&run->passes[0].to_h[0]));
-        while ((item = multirnn_take(&k->agenda, end)) >= 0) {
+        while ((item = multirnn_take(&k->queue, end)) >= 0) {
             pack_back(run, layer, dx.at != NULL, item - start);
-            multirnn_done(&k->agenda);
+            multirnn_done(&k->queue);
         }
-        multirnn_wait(&k->agenda, end);
-        for (long task = 0; task < tasks; task++) {
-            back_track t = back_track_of(run, layer, task);
-            int begins = multirnn_take(&k->agenda, end + task + 1) >= 0;
-            if (begins || k->sharing.split_units) {
-                run_slice_back(&t, pointers, k->sharing.split_units ? rank : 0, begins);
-                if (begins)
-                    multirnn_done(&k->agenda);
-            }
-        }
-        for (long task = 0; task < tasks && !k->sharing.split_units; task++) {
-            back_track t = back_track_of(run, layer, task);
-            if (t.course)
-                run_slice_back(&t, pointers, 1, 0);
-        }
-        end += tasks;
-        for (long d = 0; d < k->directions; d++) { /* dx of one direction is added to that of the other */
-            multirnn_wait(&k->agenda, end);
+        multirnn_wait(&k->queue, end);
+        end = run_slices(k, run, run_slice_back, rank, layer, end);
+        for (long d = 0; d < k->directions; d++) { /* one after the other: the second adds to dx of the first */
+            multirnn_wait(&k->queue, end);
             end = find_gradients(run, layer, d, dx.at != NULL, rank, end);
         }
         if (!layer && dx.at && rank == 0)

@@ -1,10 +1,9 @@
-/* What the library says of itself before anything of it is called. */
+/* Identification of the library, independent of instruction set and dtype. */
 #include <string.h>
 
 #include "export.h"
-#include "team.h"
 
-/* Of the sources that this was built from; see multirnn/kernel/build.py. */
+/* Of the sources; see multirnn/kernel/build.py. */
 EXPORT const char *multirnn_fingerprint(void) { return FINGERPRINT; }
 
 /* Whether this machine runs an instruction set, by its name in build.py. */
@@ -20,9 +19,3 @@ EXPORT int multirnn_runs(const char *instructions)
 #endif
     return !strcmp(instructions, "baseline");
 }
-
-/* What `pack` returned. */
-EXPORT void multirnn_let_go(void *packed) { multirnn_give_back(packed); }
-
-/* Returns to the system what is kept for the next calls. */
-EXPORT void multirnn_free_kept(void) { multirnn_release(); }

@@ -1,25 +1,25 @@
-/* The way there: pack the weights, then layer by layer the slices of every direction, step by step.
+/* The forward pass: packs the weights, then runs the slices of each layer in both directions.
 
-   What x brings is multiplied for a block of steps at once, into rows that stay in the cache (or in the stash); at every
-   step the tile starts from there, adds what h brings, and the cell makes gates and the next state of it. */
+   The input product of a block of steps is computed at once, into rows that stay in the cache (or go to the stash). At every
+   step the tile starts from these, adds the recurrent product, and the cell computes gates and the next state. */
 #ifndef FORWARD_H
 #define FORWARD_H
 
 #include "stack.h"
 
-/* What a slice needs in one direction. */
+/* Memory of a slice in one direction. */
 typedef struct {
-    real *h[2]; /* the states before and after a step, in turn */
-    real *c;    /* of an LSTM */
+    real *h[2]; /* before and after a step, alternating */
+    real *c;    /* LSTM */
     real *rh;   /* r * h of the reset-before GRU */
-    real *z;    /* what x brings */
+    real *z;    /* input products, then gates */
 } workspace;
 
-/* What a member needs. */
+/* Memory of a member. */
 typedef struct {
     const real **from; /* rows of x, or of states */
     real **to;         /* rows of y */
-    real *panel;       /* that is packed in passing */
+    real *panel;       /* for packing in passing */
 } row_pointers;
 
 typedef struct {
@@ -27,11 +27,10 @@ typedef struct {
     pass *passes;
     workspace *workspaces; /* of every slice and direction that run at once */
     row_pointers *pointers; /* of every member */
-    real **z_stash, **c_stash; /* of every pass; NULL where nothing is stashed */
 } forward_run;
 
-/* The stash: which call it is of, the lengths, the outputs of all layers but the last, and of every pass the gates and c.
-   Backward takes the lengths from here: the caller's own array may hold others by then. */
+/* The stash: this head, the lengths, the outputs of all layers but the last, and gates and c of every pass. Backward reads the
+   lengths here, because the caller may have changed its own. */
 typedef struct {
     uint64_t mark;
     spec spec;
@@ -41,14 +40,25 @@ typedef struct {
 
 #define STASH_MARK UINT64_C(0x6d756c7469726e6e)
 
-/* Takes the head and the lengths; returns these. */
+/* Skips the head; returns the lengths. */
 static int64_t *stashed_lengths(arena *a, long batch)
 {
     take(a, sizeof(stash_head));
     return TAKE(a, int64_t, batch);
 }
 
-static void lay_out_stash(stack *k, arena *a, real **z_stash, real **c_stash)
+static void lay_out_stack(stack *k, arena *a)
+{
+    long layers = k->spec->layers, count = layers * k->directions;
+    deal(k, a);
+    k->outputs = TAKE(a, sequence, layers);
+    k->z_stash = TAKE(a, real *, count);
+    k->c_stash = TAKE(a, real *, count);
+    if (k->outputs)
+        k->outputs[layers - 1] = k->call->y;
+}
+
+static void lay_out_stash(stack *k, arena *a)
 {
     stashed_lengths(a, k->call->batch);
     long batch = k->call->batch, features = k->directions * k->hidden;
@@ -60,13 +70,13 @@ static void lay_out_stash(stack *k, arena *a, real **z_stash, real **c_stash)
     for (long p = 0; p < k->spec->layers * k->directions; p++) {
         real *z = k->spec->cell == SIMPLE_RNN ? NULL : TAKE(a, real, k->valid * k->row_size);
         real *c = k->spec->cell == LSTM ? TAKE(a, real, k->valid * k->state_size) : NULL;
-        if (z_stash)
-            z_stash[p] = z, c_stash[p] = c;
+        if (k->z_stash)
+            k->z_stash[p] = z, k->c_stash[p] = c;
     }
 }
 
-/* Where each panel of the input's weights is multiplied once, it need not leave the cache; units that are dense are packed from
-   pages that many panels share. */
+/* A panel of input weights that is used once is best packed right before, and stays in the cache. Not with dense units, whose
+   pages many panels share. */
 INLINE int packed_in_passing(const stack *k, long pass)
 {
     const sharing *s = &k->sharing;
@@ -84,9 +94,9 @@ static void lay_out_pass(const stack *k, arena *a, pass *p, long index)
     } forms[] = {
         [SIMPLE_RNN] = {1, {{1, {0}, 0, 1}}, {{1, {0}, 0, 1}}},
         [LSTM] = {1, {{4, {0, 1, 2, 3}, 0, 4}}, {{4, {0, 1, 2, 3}, 0, 4}}},
-        /* n r z m, where m is what h brings to the candidate: x brings n r z, and h brings r z m */
+        /* n r z m, where m is the recurrent product of the candidate: x gives n r z, h gives r z m */
         [GRU_AFTER] = {1, {{3, {2, 0, 1}, 0, 4}}, {{3, {0, 1, 2}, 1, 4}}},
-        /* r z of all units, then n of all units, which needs r of all units */
+        /* r z of all units, then n, which needs r of all units */
         [GRU_BEFORE] = {2, {{2, {0, 1}, 0, 2}, {1, {2}, 0, 1}}, {{2, {0, 1}, 0, 2}, {1, {2}, 0, 1}}},
     };
     pass made = {.parts = forms[k->spec->cell].parts, .in_passing = packed_in_passing(k, index)};
@@ -117,28 +127,23 @@ static void lay_out_forward(forward_run *run, arena *a)
     stack *k = &run->stack;
     const call *c = k->call;
     long layers = k->spec->layers, count = layers * k->directions, features = k->directions * k->hidden;
-    deal(k, a);
-    k->outputs = TAKE(a, sequence, layers);
+    lay_out_stack(k, a);
     run->passes = TAKE(a, pass, count);
-    run->z_stash = TAKE(a, real *, count);
-    run->c_stash = TAKE(a, real *, count);
     arena packed = {c->packed, 0};
     lay_out_passes(k, c->packed ? &packed : a, run->passes);
     if (c->stash) {
         arena stash = {c->stash, 0};
         if (k->outputs)
-            lay_out_stash(k, &stash, run->z_stash, run->c_stash);
+            lay_out_stash(k, &stash);
     } else {
         real *outputs[2] = {NULL, NULL}; /* of one layer and of the next */
         for (int i = 0; i < smaller(layers - 1, 2); i++)
             outputs[i] = TAKE(a, real, c->batch * c->time * features);
         for (long layer = 0; k->outputs && layer < layers - 1; layer++)
             k->outputs[layer] = (sequence){outputs[layer % 2], features, c->batch * features};
-        for (long p = 0; run->z_stash && p < count; p++)
-            run->z_stash[p] = run->c_stash[p] = NULL;
+        for (long p = 0; k->z_stash && p < count; p++)
+            k->z_stash[p] = k->c_stash[p] = NULL;
     }
-    if (k->outputs)
-        k->outputs[layers - 1] = c->y;
     long rows = larger(ceiling(c->batch, k->sharing.slices), 1);
     long block = k->sharing.block, deepest = 0;
     for (long p = 0; p < count; p++)
@@ -189,14 +194,13 @@ static void pack_parts(const stack *k, const pass *p, const parameters *from, lo
                     : 0;
 }
 
-/* The rows of one step, and what the cells need of them. */
+/* The operands of a step; states are rows of state_size. */
 typedef struct {
     long rows;
     real *z;
-    const real *h, *c;  /* before the step; rows of state_size */
+    const real *h, *c; /* before the step */
     real *next_h, *next_c, *rh;
     real **y;
-    const real *candidate_bias;
 } step;
 
 static void simple_rnn_cell(const stack *k, const step *s, const panel *p)
@@ -279,7 +283,7 @@ static void gru_before_state(const stack *k, const step *s, const panel *p)
         }
 }
 
-/* Of a long sequence, y is far away: what a cell writes there is fetched while the product before it is computed. */
+/* The y of a long sequence is not in the cache: fetched during the product before the cell writes it. */
 INLINE void fetch_outputs(const step *s, const panel *p)
 {
     for (long r = 0; r < s->rows; r++)
@@ -301,7 +305,7 @@ typedef struct {
     forward_run *run;
     const slice *slice;
     workspace *workspace;
-    course *course; /* NULL where there is one member */
+    course *course; /* NULL for a single member */
     const pass *pass;
     const parameters *from;
     real *z_stash, *c_stash; /* or NULL */
@@ -309,7 +313,7 @@ typedef struct {
     long input_grain[2], recurrent_grain[2]; /* panels of a piece */
 } track;
 
-/* Whether a weight is used as it lies, along its units, which are dense. */
+/* Whether a weight is used in place, along its dense units. */
 INLINE int along_units(const stack *k, const weight *w)
 {
     return k->sharing.unpacked && w->unit == 1 && chosen(k->choices.along, 1);
@@ -334,8 +338,8 @@ static track track_of(forward_run *run, long layer, long task)
         .course = k->sharing.members > 1 ? &k->courses[index * k->sharing.slices + slice] : NULL,
         .pass = &run->passes[index],
         .from = &k->table[index],
-        .z_stash = run->z_stash[index],
-        .c_stash = run->c_stash[index],
+        .z_stash = k->z_stash[index],
+        .c_stash = k->c_stash[index],
         .layer = layer,
         .direction = direction,
         .block = k->sharing.block,
@@ -347,7 +351,7 @@ static track track_of(forward_run *run, long layer, long task)
     return made;
 }
 
-/* What is done in a phase: part 0 or 1 of a step, or -1, what x brings to the gates of a block of steps from this one on. */
+/* The work of a phase: part 0 or 1 of a step; or part -1, the input product of the block of steps that begins here. */
 typedef struct {
     long step;
     int part;
@@ -376,7 +380,7 @@ static long pieces_of(const track *t, stage now)
     return pieces;
 }
 
-/* The gates of the rows of a step, and of those that follow. */
+/* The gates of a step, followed by those of the next steps. */
 static real *gates_of(const track *t, long step)
 {
     const stack *k = &t->run->stack;
@@ -385,7 +389,7 @@ static real *gates_of(const track *t, long step)
     return t->workspace->z + (t->slice->place[step] - t->slice->place[step / t->block * t->block]) * k->row_size;
 }
 
-/* Points `from` to the rows of x of a block of steps; returns how many. */
+/* Points `from` to the rows of x of a block of steps; returns their number. */
 static long point_to_block(const track *t, long first, const real **from)
 {
     const stack *k = &t->run->stack;
@@ -398,7 +402,7 @@ static long point_to_block(const track *t, long first, const real **from)
     return count;
 }
 
-/* What x brings to some of the gates of some rows. */
+/* A piece of the input product. */
 static void project(const track *t, long piece, const row_pointers *rows, long count, real *z)
 {
     const real *const *from = rows->from;
@@ -430,7 +434,7 @@ static void project(const track *t, long piece, const row_pointers *rows, long c
         multiply_along_units(m, first, end, &t->from->input, from, count, z, k->row_size);
 }
 
-/* The rows of a part of a step. */
+/* The operands of a part of a step. */
 static step step_of(const track *t, stage now, const row_pointers *p)
 {
     const stack *k = &t->run->stack;
@@ -451,7 +455,7 @@ static step step_of(const track *t, stage now, const row_pointers *p)
     return made;
 }
 
-/* What h brings to some gates of a step, and what the cell makes of them. */
+/* A piece of a step: the recurrent product, then the cell. */
 static void advance(const track *t, stage now, piece piece, const step *s, const real *const *from)
 {
     const stack *k = &t->run->stack;
@@ -462,7 +466,7 @@ static void advance(const track *t, stage now, piece piece, const step *s, const
     if (along)
         multiply_along_units(m, first, end, w, from, s->rows, s->z, k->row_size);
     for (long n = first; n < end; n++) {
-        /* The cell takes the panels that were multiplied, and along the units these are `first` to `end` in every step. */
+        /* Along the units the product covered `first` to `end` in every step. */
         panel panel = along ? panel_of(m, n) : panel_of_step(m, n, piece.first, piece.end, now.step);
         real *z = s->z + panel.slot * LANES;
         fetch_outputs(s, &panel);
@@ -476,54 +480,39 @@ static void advance(const track *t, stage now, piece piece, const step *s, const
 
 static void clear_padding(const stack *k, const sequence *y, const slice *s, long from, long features)
 {
-    if (y->starts) /* packed: there is none */
+    if (y->starts) /* packed: no padding */
         return;
     for (long r = 0; r < s->rows; r++)
         for (long t = s->length[r]; t < k->call->time; t++)
             memset(at(y, s->row[r], t) + from, 0, features * sizeof(real));
 }
 
-/* The states of those rows that run no further than to where a step begins. */
-static void keep_final(const track *t, long step)
+/* Writes the final states of the rows that end before this step. */
+static void write_last(const track *t, long step)
 {
     const stack *k = &t->run->stack;
     const slice *s = t->slice;
-    const call *c = k->call;
     const workspace *w = t->workspace;
-    const real *now_c = t->c_stash && step ? t->c_stash + s->place[step - 1] * k->state_size : w->c;
-    size_t row_bytes = k->hidden * sizeof(real);
-    for (long r = s->active[step], end = step ? s->active[step - 1] : s->rows; r < end; r++) {
-        long b = s->row[r];
-        if (c->last.h)
-            memcpy(state_row(k, c->last.h, t->layer, t->direction, b), w->h[step % 2] + r * k->state_size, row_bytes);
-        if (c->last.c)
-            memcpy(state_row(k, c->last.c, t->layer, t->direction, b), now_c + r * k->state_size, row_bytes);
-    }
+    const real *c = t->c_stash && step ? t->c_stash + s->place[step - 1] * k->state_size : w->c;
+    long first = s->active[step], end = step ? s->active[step - 1] : s->rows;
+    write_states(k, s, t->layer, t->direction, w->h[step % 2], first, end, k->call->last.h);
+    write_states(k, s, t->layer, t->direction, c, first, end, k->call->last.c);
 }
 
 static void begin_slice(const track *t)
 {
     const stack *k = &t->run->stack;
-    const slice *s = t->slice;
-    const call *c = k->call;
-    const workspace *w = t->workspace;
-    size_t row_bytes = k->hidden * sizeof(real);
-    memset(w->h[0], 0, s->rows * k->state_size * sizeof(real));
-    memset(w->c, 0, s->rows * k->state_size * sizeof(real));
-    for (long r = 0; r < s->rows; r++) {
-        long b = s->row[r];
-        if (c->first.h)
-            memcpy(w->h[0] + r * k->state_size, state_row(k, c->first.h, t->layer, t->direction, b), row_bytes);
-        if (c->first.c)
-            memcpy(w->c + r * k->state_size, state_row(k, c->first.c, t->layer, t->direction, b), row_bytes);
-    }
-    clear_padding(k, &k->outputs[t->layer], s, t->direction * k->hidden, k->hidden);
-    keep_final(t, 0);
+    read_states(k, t->slice, t->layer, t->direction, k->call->first.h, t->workspace->h[0]);
+    read_states(k, t->slice, t->layer, t->direction, k->call->first.c, t->workspace->c);
+    clear_padding(k, &k->outputs[t->layer], t->slice, t->direction * k->hidden, k->hidden);
+    write_last(t, 0);
 }
 
-/* All steps of one slice, by who begins it and by those who join. */
-static void run_slice(const track *t, const row_pointers *pointers, int home, int begins)
+/* All steps of a slice, for the member that begins it and for those that join. */
+static void run_slice(void *run, int rank, long layer, long task, int home, int begins)
 {
+    const track made = track_of(run, layer, task), *t = &made;
+    const row_pointers *pointers = &t->run->pointers[rank];
     long phases = count_of_phases(t), phase;
     member m = multirnn_join(t->course, home, begins);
     if (begins)
@@ -542,7 +531,7 @@ static void run_slice(const track *t, const row_pointers *pointers, int home, in
             while (multirnn_take_piece(&m)) advance(t, now, m.piece, &step, pointers->from);
         }
         if (multirnn_close(&m) && now.part == t->pass->parts - 1)
-            keep_final(t, now.step + 1);
+            write_last(t, now.step + 1);
     }
 }
 
@@ -550,33 +539,17 @@ static void forward_work(void *argument, int rank)
 {
     forward_run *run = argument;
     stack *k = &run->stack;
-    const row_pointers *pointers = &run->pointers[rank];
-    /* Of a pass: its matrices have as many, or fewer. */
+    /* No matrix of a pass has more panels. */
     long panels = panel_count(&run->passes->input[0]), item;
     long end = k->call->packed ? 0 : k->spec->layers * k->directions * panels;
-    while ((item = multirnn_take(&k->agenda, end)) >= 0) {
+    while ((item = multirnn_take(&k->queue, end)) >= 0) {
         long p = item / panels;
         pack_parts(k, &run->passes[p], &k->table[p], item % panels);
-        multirnn_done(&k->agenda);
+        multirnn_done(&k->queue);
     }
-    long tasks = k->directions * k->sharing.slices;
-    for (long layer = 0; layer < k->spec->layers; layer++, end += tasks) {
-        multirnn_wait(&k->agenda, end);
-        /* Units that are split: all through one after another. Rows: each its own, and then the others'. */
-        for (long task = 0; task < tasks; task++) {
-            track t = track_of(run, layer, task);
-            int begins = multirnn_take(&k->agenda, end + task + 1) >= 0;
-            if (begins || k->sharing.split_units) {
-                run_slice(&t, pointers, k->sharing.split_units ? rank : 0, begins);
-                if (begins)
-                    multirnn_done(&k->agenda);
-            }
-        }
-        for (long task = 0; task < tasks && !k->sharing.split_units; task++) {
-            track t = track_of(run, layer, task);
-            if (t.course)
-                run_slice(&t, pointers, 1, 0);
-        }
+    for (long layer = 0; layer < k->spec->layers; layer++) {
+        multirnn_wait(&k->queue, end);
+        end = run_slices(k, run, run_slice, rank, layer, end);
     }
 }
 

@@ -1,8 +1,8 @@
 /* Packed matrices, and products of rows with them.
 
-   The columns of a packed matrix are units, a vector of them for every gate of a group side by side: i f g o of units 0-15,
-   i f g o of units 16-31, and so on, so that a tile has all gates of its units. WIDTH vectors (or all gates of one vector of
-   units) make a panel, and a panel holds its vectors for k = 0, for k = 1, and so on. */
+   The columns of a packed matrix are vectors of units, grouped by gate: i f g o of units 0-15, i f g o of units 16-31, and so
+   on, so that a tile has all gates of its units. WIDTH vectors (or all gates of one vector of units) are a panel; a panel holds
+   its vectors for k = 0, for k = 1, and so on. */
 #ifndef MATRIX_H
 #define MATRIX_H
 
@@ -10,22 +10,22 @@
 #include "thresholds.h"
 #include "tile.h"
 
-/* The gates that are multiplied together, and where their vectors lie in a row of results. */
+/* Gates that are multiplied together, and the places of their vectors in a row of results. */
 typedef struct {
     int count;   /* of gates */
-    int gate[4]; /* their canonical numbers */
-    int slot;    /* of the first vector in a row */
-    int pitch;   /* from the vectors of one vector of units to those of the next */
+    int gate[4]; /* canonical indices */
+    int slot;    /* the first vector in a row */
+    int pitch;   /* vectors from one vector of units to the next */
 } group;
 
 typedef struct {
     group group;
     long depth, units;
     real *panels;
-    real *bias; /* packed as one k */
+    real *bias; /* packed like one k */
 } matrix;
 
-#define MOST_VECTORS 4 /* of a panel: all gates of one vector of units, or WIDTH */
+#define MOST_VECTORS 4 /* of a panel */
 
 INLINE long unit_vectors(long units) { return ceiling(units, LANES); }
 INLINE long padded(long units) { return unit_vectors(units) * LANES; }
@@ -34,12 +34,12 @@ INLINE long panel_count(const matrix *m) { return ceiling(unit_vectors(m->units)
 INLINE long packed_size(const matrix *m) { return m->depth * unit_vectors(m->units) * m->group.count * LANES; }
 
 typedef struct {
-    long unit, units; /* vectors of units: the first, how many */
+    long unit, units; /* vectors of units: the first, and their number */
     int vectors;
-    long slot; /* of the first vector in a row of results */
+    long slot; /* the first vector in a row of results */
     real *packed;
     real *bias;
-    const real *next; /* what is multiplied after it */
+    const real *next; /* the panel to prefetch */
 } panel;
 
 INLINE panel panel_of(const matrix *m, long index)
@@ -51,8 +51,8 @@ INLINE panel panel_of(const matrix *m, long index)
                    m->panels + (vector + units * m->group.count) * m->depth * LANES};
 }
 
-/* Of the panels from `first` to `end` the n-th, in every other step from the end: then a step begins with the weights that the
-   last one ended with, which are still in the cache. */
+/* The n-th of the panels from `first` to `end`, counted from the end in every other step: a step then begins with the weights
+   that the previous one used last, which are still in the cache. */
 INLINE panel panel_of_step(const matrix *m, long n, long first, long end, long step)
 {
     long back = step % 2;
@@ -61,7 +61,7 @@ INLINE panel panel_of_step(const matrix *m, long n, long first, long end, long s
     return p;
 }
 
-/* rows of results: out[r] = start[r] + rows[r] times the panel */
+/* out[r] = start[r] + rows[r] times the panel */
 INLINE void multiply(const panel *p, long depth, const real *const *rows, long count, const real *start, long start_stride,
                      real *out, long out_stride)
 {
@@ -79,10 +79,10 @@ INLINE void multiply(const panel *p, long depth, const real *const *rows, long c
     }
 }
 
-#define STEPS_AHEAD 32 /* of what is packed, that are fetched for writing: packing 4 MB without it takes 2 to 3 times as long */
+#define STEPS_AHEAD 32 /* prefetched for writing while packing; without it 4 MB take 2 to 3 times as long */
 
-/* to[step][lane] = from[lane][step], given the strides of both; the lanes of a vector that are missing become zero.
-   Blocks of them are transposed in registers, four times as fast as one by one. */
+/* to[step][lane] = from[lane][step]; missing lanes become zero. Blocks are transposed in registers, four times as fast as
+   single elements. */
 static void move_in(const real *from, long lane_stride, long step_stride, long lanes, long steps, real *to, long to_stride)
 {
     long step = 0;
@@ -99,7 +99,7 @@ static void move_in(const real *from, long lane_stride, long step_stride, long l
             UNROLL for (long lane = 0; lane < LANES; lane++)
             {
                 block[lane] = load(row);
-                row += lane + 1 < lanes ? lane_stride : 0; /* the missing ones are the last one again */
+                row += lane + 1 < lanes ? lane_stride : 0; /* missing lanes repeat the last one */
             }
             transpose(block);
             if (lanes < LANES)
@@ -116,7 +116,7 @@ static void move_in(const real *from, long lane_stride, long step_stride, long l
             to[step * to_stride + lane] = lane < lanes ? from[lane * lane_stride + step * step_stride] : 0;
 }
 
-/* The other way: to[lane][step] = from[step][lane]. */
+/* to[lane][step] = from[step][lane] */
 static void move_out(const real *from, long from_stride, long lanes, long steps, real *to, long lane_stride, long step_stride)
 {
     long step = 0;
@@ -140,8 +140,8 @@ static void move_out(const real *from, long from_stride, long lanes, long steps,
 
 #define K_AT_ONCE 8
 
-/* The k from `first` to `end` of all panels, of a weight whose units are dense: its pages are read one after another. A panel
-   after the other, each reads all of them; an LSTM of 512 units over one row of 25 steps then takes 1.25 times as long. */
+/* Packs k from `first` to `end` of all panels of a weight with dense units, so that its pages are read in order. Panel by
+   panel, each would read every page: an LSTM of 512 units over one row of 25 steps then takes 1.25 times as long. */
 static void pack_k(const matrix *m, const weight *w, long first, long end)
 {
     for (long k = first; k < end; k += K_AT_ONCE)
@@ -157,7 +157,7 @@ static void pack_k(const matrix *m, const weight *w, long first, long end)
         }
 }
 
-/* Element (gate, unit, k) of a weight to the lane of its unit. */
+/* Packs element (gate, unit, k) into the lane of its unit. */
 static void pack_panel(const matrix *m, const weight *w, const panel *p)
 {
     for (long v = 0; v < p->vectors; v++) {
@@ -167,7 +167,7 @@ static void pack_panel(const matrix *m, const weight *w, const panel *p)
     }
 }
 
-/* The index-th of as many parts as there are panels. */
+/* One of as many parts as there are panels. */
 static void pack_part(const matrix *m, const weight *w, long index)
 {
     long parts = panel_count(m);
@@ -178,7 +178,7 @@ static void pack_part(const matrix *m, const weight *w, long index)
         pack_panel(m, w, &p);
 }
 
-/* The input's bias of each gate, and the recurrent one of the first `folded` gates, to which it is only added. */
+/* The input bias, plus the recurrent one for the first `folded` gates, where they are just added. */
 static void pack_bias(const matrix *m, const bias *input, const bias *recurrent, int folded, long index)
 {
     panel p = panel_of(m, index);
@@ -196,8 +196,8 @@ static void pack_bias(const matrix *m, const bias *input, const bias *recurrent,
     }
 }
 
-/* The transposed matrix, for products with the gates of all units one after another, `gates` planes of padded(hidden) each:
-   element (gate, unit, k) to row (gate, unit) and column k. What stands at padding units is multiplied by zero. */
+/* Packs the transpose, for products with rows of gate planes of padded(hidden): element (gate, unit, k) goes to row (gate,
+   unit) and column k. Rows of padding units are zero. */
 static void pack_panel_transposed(const matrix *m, const weight *w, const int *gates, long hidden, long index)
 {
     panel p = panel_of(m, index);
@@ -213,7 +213,7 @@ static void pack_panel_transposed(const matrix *m, const weight *w, const int *g
     }
 }
 
-/* The sum of the products of one row with the weights of a vector of units, whose k are dense. */
+/* Dot products of a row with the weights of a vector of units, dense in k. */
 INLINE vector dots(long depth, const real *row, const real *from, long unit_stride, long lanes)
 {
     vector sum[LANES];
@@ -232,7 +232,7 @@ INLINE vector dots(long depth, const real *row, const real *from, long unit_stri
     return sums_of(sum);
 }
 
-/* out[r] += rows[r] times a panel of a weight whose units are not dense. */
+/* out[r] += rows[r] times a panel of an unpacked weight, unit by unit. */
 static void multiply_across(const matrix *m, const panel *p, const weight *w, const real *const *rows, long count, real *out,
                             long out_stride)
 {
@@ -253,9 +253,9 @@ static void multiply_across(const matrix *m, const panel *p, const weight *w, co
     }
 }
 
-#define ALONG 8 /* k at once: so many times fewer loads and stores of the results, and so many streams of weights */
+#define ALONG 8 /* k at once: 8 times fewer loads and stores of the results, 8 streams of weights */
 
-/* out[r] += rows[r][k] to rows[r][k + count_of_k - 1] times these k of a weight whose units are dense: some vectors of units. */
+/* out += row times the weights of count_of_k k from `k` on, for the vectors of units from `first` to `end`; units are dense. */
 INLINE void multiply_along(const matrix *m, const weight *w, long first, long end, long k, long count_of_k, const real *row,
                            real *out)
 {
@@ -273,8 +273,7 @@ INLINE void multiply_along(const matrix *m, const weight *w, long first, long en
     }
 }
 
-/* out[r] += rows[r] times the panels from `first` to `end` of a weight whose units are dense. The weights are read in the order
-   in which they lie. */
+/* out[r] += rows[r] times the panels from `first` to `end` of an unpacked weight with dense units, read in memory order. */
 static void multiply_along_units(const matrix *m, long first, long end, const weight *w, const real *const *rows, long count,
                                  real *out, long out_stride)
 {

@@ -1,4 +1,4 @@
-/* The entries of one instruction set and one dtype. This file is compiled for each of them, with NAME(x) naming its own. */
+/* The entries of one instruction set and dtype: compiled once for each, with NAME(x) adding its suffix. */
 #include <stdlib.h>
 
 #include "export.h"
@@ -6,7 +6,7 @@
 #include "backward.h"
 #include "sharing.h"
 
-/* The lengths of a call, copied before they are looked at: the caller's own may change at any time. NULL where it has none. */
+/* Copies the lengths before checking them, because another thread may write to the caller's; NULL if there are none. */
 static enum outcome copy_lengths(const call *call, int64_t **copied)
 {
     *copied = NULL;
@@ -33,7 +33,7 @@ static void write_head(const stack *k)
         memcpy(stashed_lengths(&stash, c->batch), c->lengths, (size_t)c->batch * sizeof *c->lengths);
 }
 
-/* Whether the stash is one that forward filled for such a call. */
+/* Whether forward filled the stash for this call. */
 static int stash_fits(const spec *spec, const call *call)
 {
     const stash_head *head = (const stash_head *)call->stash;
@@ -48,14 +48,14 @@ static enum outcome run_forward(const spec *spec, const parameters *table, const
     run.stack.sharing = shared_out(&run.stack);
     arena size = {NULL, 0};
     lay_out_forward(&run, &size);
-    arena memory = {multirnn_borrow(size.used), 0};
+    arena memory = {multirnn_allocate(size.used), 0};
     if (!memory.base)
         return NO_MEMORY;
     lay_out_forward(&run, &memory);
     if (call->stash)
         write_head(&run.stack);
     multirnn_team(forward_work, &run, run.stack.sharing.members, call->lent);
-    multirnn_give_back(memory.base);
+    multirnn_free(memory.base);
     return DONE;
 }
 
@@ -67,12 +67,12 @@ static enum outcome run_backward(const spec *spec, const parameters *table, cons
     run.stack.sharing.members = (int)larger(smaller(run.stack.sharing.members, call->threads), 1);
     arena size = {NULL, 0};
     lay_out_backward(&run, &size);
-    arena memory = {multirnn_borrow(size.used), 0};
+    arena memory = {multirnn_allocate(size.used), 0};
     if (!memory.base)
         return NO_MEMORY;
     lay_out_backward(&run, &memory);
     multirnn_team(backward_work, &run, run.stack.sharing.members, call->lent);
-    multirnn_give_back(memory.base);
+    multirnn_free(memory.base);
     return DONE;
 }
 
@@ -99,7 +99,7 @@ EXPORT int NAME(backward)(const spec *spec, const parameters *table, const call 
     return run_backward(spec, table, &call, gradients);
 }
 
-/* The weights, packed once for all calls that are given what this returns; NULL where memory ran out. It is to be given back. */
+/* Packs the weights for later calls, until multirnn_free; NULL if out of memory. */
 EXPORT char *NAME(pack)(const spec *spec, const parameters *table)
 {
     stack k;
@@ -108,39 +108,29 @@ EXPORT char *NAME(pack)(const spec *spec, const parameters *table)
     long count = k.spec->layers * k.directions;
     arena size = {NULL, 0};
     lay_out_passes(&k, &size, NULL);
-    arena memory = {multirnn_borrow(size.used), 0};
-    pass *passes = multirnn_borrow(count * sizeof *passes);
+    arena memory = {multirnn_allocate(size.used), 0};
+    pass *passes = multirnn_allocate(count * sizeof *passes);
     if (memory.base && passes) {
         lay_out_passes(&k, &memory, passes);
         for (long p = 0; p < count; p++)
             for (long n = 0; n < panel_count(&passes[p].input[0]); n++)
                 pack_parts(&k, &passes[p], &table[p], n);
     } else if (memory.base) {
-        multirnn_give_back(memory.base);
+        multirnn_free(memory.base);
         memory.base = NULL;
     }
     if (passes)
-        multirnn_give_back(passes);
+        multirnn_free(passes);
     return memory.base;
-}
-
-EXPORT int64_t NAME(size_of_packed)(const spec *spec)
-{
-    stack k;
-    call none = {0};
-    describe(&k, spec, NULL, &none);
-    arena size = {NULL, 0};
-    lay_out_passes(&k, &size, NULL);
-    return (int64_t)size.used;
 }
 
 EXPORT int64_t NAME(stash_size)(const spec *spec, const call *call)
 {
     stack stack;
     describe(&stack, spec, NULL, call);
-    stack.valid = call->batch * call->time; /* with lengths it is less */
+    stack.valid = call->batch * call->time; /* an upper bound: with lengths it is less */
     arena size = {NULL, 0};
-    lay_out_stash(&stack, &size, NULL, NULL);
+    lay_out_stash(&stack, &size);
     return (int64_t)size.used;
 }
 

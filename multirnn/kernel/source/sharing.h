@@ -1,11 +1,12 @@
-/* How a call is shared out among threads. */
+/* Chooses how threads share a call. */
 #ifndef SHARING_H
 #define SHARING_H
 
 #include "stack.h"
 #include "thresholds.h"
 
-/* Blocks of about the same size, up to 1.5 times as large; one where the weights are twice as large as all that waits in it. */
+/* The steps of a block: blocks of about equal size, at most 1.5 times the target; a single one if the weights are at least
+   twice as large as its rows. */
 static long block_of(const stack *k, long slices)
 {
     long time = k->call->time, rows = larger(ceiling(k->call->batch, slices), 1);

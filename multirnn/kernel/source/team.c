@@ -15,30 +15,30 @@
 #define PAUSE() ((void)0)
 #endif
 
-#define PATIENCE 100000   /* nanoseconds that somebody who is waited for may take longer; who wakes up takes 50000 */
-#define IDLE 50000        /* nanoseconds that a worker looks out for the next call before it goes to sleep */
+#define PATIENCE 100000   /* nanoseconds of spinning before a wait sleeps; a wake-up takes 50000 */
+#define IDLE 50000        /* nanoseconds of spinning before an idle worker sleeps */
 #define SHORT_NAP 500000  /* nanoseconds, the first nap */
-#define LONG_NAP 8000000  /* nanoseconds: two turns of a busy core */
-#define AWAKE 8           /* times a nap, after which the next is a first one again */
+#define LONG_NAP 8000000  /* nanoseconds: two time slices of a busy core */
+#define AWAKE 8           /* awake for this many naps, the next one is short again */
 #define WORKERS 63
 
 static struct {
-    pthread_mutex_t in_use; /* held by the caller whose work is being done */
-    pthread_mutex_t lock;   /* of what follows, for the workers that sleep */
+    pthread_mutex_t in_use; /* held by the caller whose team works */
+    pthread_mutex_t lock;   /* of the following, for sleeping workers */
     pthread_cond_t woken;
     int workers, asleep;
     pthread_t caller;
     team_work *work;
     void *argument;
     int members;
-    _Atomic long seats; /* how many workers may still come in */
-    counter gone;       /* how many have come and gone */
+    _Atomic long vacant; /* how many more workers may join */
+    counter left;        /* how many have joined and left */
 } team = {.in_use = PTHREAD_MUTEX_INITIALIZER, .lock = PTHREAD_MUTEX_INITIALIZER, .woken = PTHREAD_COND_INITIALIZER};
 
 static struct {
     pthread_mutex_t lock;
     pthread_cond_t counted;
-} rest = {.lock = PTHREAD_MUTEX_INITIALIZER, .counted = PTHREAD_COND_INITIALIZER}; /* of those who sleep, for any counter */
+} rest = {.lock = PTHREAD_MUTEX_INITIALIZER, .counted = PTHREAD_COND_INITIALIZER}; /* of threads that sleep on any counter */
 
 static int64_t now(void)
 {
@@ -47,8 +47,8 @@ static int64_t now(void)
     return time.tv_sec * INT64_C(1000000000) + time.tv_nsec;
 }
 
-/* Returns whether the value has come so far. */
-static int watch(_Atomic long *value, long least, int64_t nanoseconds)
+/* Spins until the value reaches `least`; returns whether it did in time. */
+static int spin(_Atomic long *value, long least, int64_t nanoseconds)
 {
     int64_t start = 0;
     do {
@@ -58,16 +58,16 @@ static int watch(_Atomic long *value, long least, int64_t nanoseconds)
             PAUSE();
         }
         if (!start)
-            start = now(); /* who waits for a moment only need not know the time */
+            start = now(); /* not needed for the shortest waits */
     } while (now() - start < nanoseconds);
     return 0;
 }
 
-/* Who is waited for may not be running at all: another process, or another pool of this one, has its core. To yield would
-   give this core away too, for some milliseconds; who slept gets it back at once. */
+/* The awaited thread may have lost its core to another process or thread pool. sched_yield would lose this core as well, for
+   milliseconds; a thread that slept gets a core at once. */
 static void wait_until(counter *counter, long least)
 {
-    if (watch(&counter->count, least, PATIENCE))
+    if (spin(&counter->count, least, PATIENCE))
         return;
     pthread_mutex_lock(&rest.lock);
     atomic_fetch_add(&counter->sleepers, 1);
@@ -77,7 +77,7 @@ static void wait_until(counter *counter, long least)
     pthread_mutex_unlock(&rest.lock);
 }
 
-/* Sequentially consistent, as above: either who goes to sleep sees the new count, or who counts sees the sleeper. */
+/* Sequentially consistent, as in wait_until: either the sleeper sees the new count, or this thread sees the sleeper. */
 static void add(counter *counter, long more)
 {
     atomic_fetch_add(&counter->count, more);
@@ -88,18 +88,18 @@ static void add(counter *counter, long more)
     }
 }
 
-long multirnn_take(agenda *agenda, long end)
+long multirnn_take(queue *queue, long end)
 {
-    long item = atomic_load_explicit(&agenda->taken, memory_order_relaxed);
+    long item = atomic_load_explicit(&queue->taken, memory_order_relaxed);
     while (item < end)
-        if (atomic_compare_exchange_weak_explicit(&agenda->taken, &item, item + 1, memory_order_relaxed, memory_order_relaxed))
+        if (atomic_compare_exchange_weak_explicit(&queue->taken, &item, item + 1, memory_order_relaxed, memory_order_relaxed))
             return item;
     return -1;
 }
 
-void multirnn_done(agenda *agenda) { add(&agenda->done, 1); }
+void multirnn_done(queue *queue) { add(&queue->done, 1); }
 
-void multirnn_wait(agenda *agenda, long end) { wait_until(&agenda->done, end); }
+void multirnn_wait(queue *queue, long end) { wait_until(&queue->done, end); }
 
 member multirnn_join(course *course, int home, int begins)
 {
@@ -112,15 +112,15 @@ member multirnn_join(course *course, int home, int begins)
 #define FIRST(LEFT) ((LEFT) >> 16 & MOST_PIECES)
 #define END(LEFT) ((LEFT) & MOST_PIECES)
 
-/* Somebody is kept from a core with a piece in its hands, and it may be this core. Who naps is not woken by every phase, in
-   which it would come too late or, worse, in the way of the one that opened it. Naps grow while they follow one another. */
+/* Another member has lost its core in the middle of a piece, perhaps to this thread's spinning. A napping member is not woken
+   for each phase: it would be too late, or in the way of the member that opened it. Consecutive naps grow. */
 static void nap(member *m)
 {
     counter *over = &m->course->over;
     int64_t start = now();
     m->nap = start - m->woke > AWAKE * m->nap ? SHORT_NAP : m->nap < LONG_NAP ? 2 * m->nap : LONG_NAP;
     struct timespec until;
-    clock_gettime(CLOCK_REALTIME, &until); /* the only clock that every system waits by */
+    clock_gettime(CLOCK_REALTIME, &until); /* the only clock that pthread_cond_timedwait takes on every system */
     int64_t nanoseconds = until.tv_nsec + m->nap;
     until = (struct timespec){until.tv_sec + nanoseconds / 1000000000, nanoseconds % 1000000000};
     pthread_mutex_lock(&rest.lock);
@@ -139,7 +139,7 @@ long multirnn_reach(member *m)
     if (m->opens)
         return ++m->phase;
     _Atomic long *left = &c->homes[m->home < c->count ? m->home : 0].left;
-    while (!watch(left, (m->phase + 1) << 32, PATIENCE + m->worked)) nap(m);
+    while (!spin(left, (m->phase + 1) << 32, PATIENCE + m->worked)) nap(m);
     return m->phase = PHASE(atomic_load_explicit(left, memory_order_acquire));
 }
 
@@ -175,7 +175,7 @@ int multirnn_take_piece(member *m)
         while (PHASE(seen) == m->phase && FIRST(seen) < END(seen)) {
             piece taken = {own ? FIRST(seen) : END(seen) - 1, 0, 0};
             share(m->pieces, owner, c->count, &taken.first, &taken.end);
-            /* The last one is near its owner's core, which begins the next phase with it, and soon done by who is there. */
+            /* Leave the last piece to its owner, which begins the next phase with it in its cache. */
             if (!own && FIRST(seen) > taken.first && FIRST(seen) + 1 == END(seen))
                 break;
             if (atomic_compare_exchange_weak_explicit(left, &seen, own ? seen + (1 << 16) : seen - 1, memory_order_relaxed,
@@ -211,8 +211,8 @@ static void lock_memory(void) { pthread_mutex_lock(&memory.lock); }
 
 static void unlock_memory(void) { pthread_mutex_unlock(&memory.lock); }
 
-/* The child of a fork has the forking thread alone, and the other locks as they happened to be. */
-static void begin_again(void)
+/* A forked child has the forking thread only, and other locks in any state. */
+static void reset_in_child(void)
 {
     pthread_mutex_init(&team.in_use, NULL);
     pthread_mutex_init(&team.lock, NULL);
@@ -221,33 +221,33 @@ static void begin_again(void)
     pthread_cond_init(&rest.counted, NULL);
     unlock_memory();
     team.workers = team.asleep = 0;
-    atomic_store(&team.seats, 0);
-    atomic_store(&team.gone.sleepers, 0);
+    atomic_store(&team.vacant, 0);
+    atomic_store(&team.left.sleepers, 0);
 }
 
-__attribute__((constructor)) static void prepare(void) { pthread_atfork(lock_memory, unlock_memory, begin_again); }
+__attribute__((constructor)) static void prepare(void) { pthread_atfork(lock_memory, unlock_memory, reset_in_child); }
 
 static void wait_for_call(void)
 {
-    if (watch(&team.seats, 1, IDLE))
+    if (spin(&team.vacant, 1, IDLE))
         return;
     pthread_mutex_lock(&team.lock);
     team.asleep++;
-    while (atomic_load_explicit(&team.seats, memory_order_relaxed) <= 0)
+    while (atomic_load_explicit(&team.vacant, memory_order_relaxed) <= 0)
         pthread_cond_wait(&team.woken, &team.lock);
     team.asleep--;
     pthread_mutex_unlock(&team.lock);
 }
 
-static void work_if_seated(void)
+static void work_if_vacant(void)
 {
-    long seats = atomic_load_explicit(&team.seats, memory_order_relaxed);
-    while (seats > 0 && !atomic_compare_exchange_weak_explicit(&team.seats, &seats, seats - 1, memory_order_acquire,
+    long vacant = atomic_load_explicit(&team.vacant, memory_order_relaxed);
+    while (vacant > 0 && !atomic_compare_exchange_weak_explicit(&team.vacant, &vacant, vacant - 1, memory_order_acquire,
                                                                memory_order_relaxed))
         ;
-    if (seats > 0) {
-        team.work(team.argument, team.members - (int)seats);
-        add(&team.gone, 1);
+    if (vacant > 0) {
+        team.work(team.argument, team.members - (int)vacant);
+        add(&team.left, 1);
     }
 }
 
@@ -256,7 +256,7 @@ static void *worker(void *unused)
     (void)unused;
     for (;;) {
         wait_for_call();
-        work_if_seated();
+        work_if_vacant();
     }
     return NULL;
 }
@@ -264,21 +264,21 @@ static void *worker(void *unused)
 static void lead(void)
 {
     team.work(team.argument, 0);
-    long empty = atomic_exchange_explicit(&team.seats, 0, memory_order_relaxed);
-    wait_until(&team.gone, team.members - 1 - empty);
+    long empty = atomic_exchange_explicit(&team.vacant, 0, memory_order_relaxed);
+    wait_until(&team.left, team.members - 1 - empty);
 }
 
-/* By every thread of a pool that was lent; the caller is one of them. */
+/* Run by every thread of a lent pool, the caller's included. */
 static void work_as_lent(void *unused)
 {
     (void)unused;
     if (pthread_equal(pthread_self(), team.caller))
         lead();
     else
-        work_if_seated();
+        work_if_vacant();
 }
 
-static void hire(int workers)
+static void start_workers(int workers)
 {
     pthread_attr_t attributes;
     pthread_t thread;
@@ -297,7 +297,7 @@ void multirnn_team(team_work *work, void *argument, int members, lent_pool *lent
     }
     pthread_mutex_lock(&team.in_use);
     if (!lent) {
-        hire(members - 1 < WORKERS ? members - 1 : WORKERS);
+        start_workers(members - 1 < WORKERS ? members - 1 : WORKERS);
         if (team.workers < members - 1)
             members = team.workers + 1;
     }
@@ -305,14 +305,14 @@ void multirnn_team(team_work *work, void *argument, int members, lent_pool *lent
     team.work = work;
     team.argument = argument;
     team.members = members;
-    atomic_store_explicit(&team.gone.count, 0, memory_order_relaxed);
+    atomic_store_explicit(&team.left.count, 0, memory_order_relaxed);
     pthread_mutex_lock(&team.lock);
-    atomic_store_explicit(&team.seats, members - 1, memory_order_release);
+    atomic_store_explicit(&team.vacant, members - 1, memory_order_release);
     if (team.asleep && !lent)
         pthread_cond_broadcast(&team.woken);
     pthread_mutex_unlock(&team.lock);
     if (lent)
-        lent(work_as_lent, NULL, 0, 0); /* on all of them: GOMP ends those that it is not asked for, and makes new ones later */
+        lent(work_as_lent, NULL, 0, 0); /* on all: GOMP ends threads that it does not need, and later starts new ones */
     else
         lead();
     pthread_mutex_unlock(&team.in_use);
@@ -325,7 +325,7 @@ struct head {
 
 enum { KEPT = sizeof memory.kept / sizeof *memory.kept };
 
-void *multirnn_borrow(size_t bytes)
+void *multirnn_allocate(size_t bytes)
 {
     struct head *found = NULL;
     lock_memory();
@@ -351,7 +351,7 @@ void *multirnn_borrow(size_t bytes)
     return found + 1;
 }
 
-/* Whether there was room for it, or for it in the place of smaller ones. */
+/* Whether it fits among the kept pieces, perhaps in place of smaller ones. */
 static int keep(struct head *head)
 {
     while (head->bytes <= KEPT_BYTES) {
@@ -377,7 +377,7 @@ static int keep(struct head *head)
     return 0;
 }
 
-void multirnn_give_back(void *given)
+void multirnn_free(void *given)
 {
     struct head *head = (struct head *)given - 1;
     lock_memory();
@@ -387,7 +387,7 @@ void multirnn_give_back(void *given)
         free(head);
 }
 
-void multirnn_release(void)
+void multirnn_free_kept(void)
 {
     lock_memory();
     for (int i = 0; i < KEPT; i++) {

@@ -1,8 +1,8 @@
-/* The team: the caller's thread and workers that wait between calls; and memory that is kept from call to call.
+/* A team of threads, the caller and workers that wait between calls; and memory kept between calls.
 
-   A worker may come late, or not at all: where other work has its core, the caller would wait for milliseconds. So nobody
-   counts on it. What is to be done lies on an agenda, whoever is there takes the next item, and only an item that somebody
-   has begun is waited for. */
+   Other processes may keep a worker from its core for milliseconds, and the caller must not wait for that. So work is not
+   assigned to threads: every thread that is running takes the next item of a queue, and waits only for items that others have
+   started. */
 #ifndef TEAM_H
 #define TEAM_H
 
@@ -10,85 +10,87 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "export.h"
+
 _Static_assert(sizeof(long) == 8 && sizeof(void *) == 8, "the compiled recurrence needs 64-bit addresses and a 64-bit long");
 
-/* work(argument, rank) by the caller, whose rank is 0, and by those of `members` - 1 workers that come before the caller is
-   through. Each runs through the same agenda. One team works at a time; a second caller waits. */
+/* Runs work(argument, rank) on the caller's thread, rank 0, and on up to `members` - 1 workers: those that arrive before the
+   caller has finished. All take items of the same queue. One team works at a time; a second caller waits. */
 typedef void team_work(void *argument, int rank);
 
-/* A pool of threads of somebody else: runs something on so many of them, 0: on all, the caller's among them, and returns when
-   all have. As `GOMP_parallel` of the OpenMP libraries. */
+/* Another library's thread pool, as `GOMP_parallel` of OpenMP: calls `run` on `threads` of its threads (0: on all), the
+   caller's included, and returns when all have returned. */
 typedef void lent_pool(void (*run)(void *), void *argument, unsigned threads, unsigned flags);
 
-void multirnn_team(team_work *work, void *argument, int members, lent_pool *lent); /* or NULL: of workers of our own */
+void multirnn_team(team_work *work, void *argument, int members, lent_pool *lent); /* NULL: the team's workers */
 
-/* What others wait for to grow, and how many of them sleep. */
+/* A count that threads wait for, and how many of them sleep. */
 typedef struct {
     _Atomic long count;
     _Atomic int sleepers;
 } counter;
 
-/* The items of a call, counted from 0 in the order in which they are taken; begins as zeros. */
+/* The items of a call, numbered in the order in which they are taken; starts as zeros. */
 typedef struct {
     _Atomic long taken;
     counter done;
-} agenda;
+} queue;
 
-long multirnn_take(agenda *agenda, long end); /* the next item before `end`, or -1 */
-void multirnn_done(agenda *agenda);           /* with an item that was taken */
-void multirnn_wait(agenda *agenda, long end); /* until all items before `end` are done */
+long multirnn_take(queue *queue, long end); /* the next item before `end`, or -1 */
+void multirnn_done(queue *queue);           /* finishes an item */
+void multirnn_wait(queue *queue, long end); /* until all items before `end` are finished */
 
-/* Of `count` things the first and one past the last that are a member's. */
+/* A member's share of `count` things: the first, and one past the last. */
 static inline void share(long count, int rank, int members, long *from, long *to)
 {
     *from = count * rank / members;
     *to = count * (rank + 1) / members;
 }
 
-/* The pieces of one member: those of the phase that is open, and of them what is left, phase << 32 | first << 16 | end. */
+/* One member's pieces of the open phase that are not yet taken: phase << 32 | first << 16 | end. */
 typedef struct home {
     _Atomic long left;
-    char padding[128 - sizeof(long)]; /* processors fetch two lines of a cache at once */
+    char padding[128 - sizeof(long)]; /* processors fetch cache lines in pairs */
 } home;
 
-#define MOST_PIECES 0xffff /* panels: of more units than any weights have room for */
+#define MOST_PIECES 0xffff /* panels, more than any weights have */
 
-/* Work in phases: all pieces of one have to be done before the next. Every member takes pieces of its own home from the front,
-   so that its core keeps near what they need from phase to phase; who has none left takes from the back of another's. So
-   nobody is waited for but who has begun a piece, however slow or late somebody is. */
+/* Work in phases: all pieces of one are done before the next begins. A member takes pieces from the front of its own home,
+   whose weights stay in its core's cache from phase to phase; when that is empty it steals from the back of another home. So a
+   slow or late member delays the others by at most one piece. */
 typedef struct {
-    home *homes; /* begin as zeros */
+    home *homes; /* start as zeros */
     int count;
-    _Atomic int present; /* how many have come: who is alone goes on by itself, without a word to anybody */
-    _Atomic long done;   /* pieces of the phase */
+    _Atomic int present; /* members; a single one goes on without synchronisation */
+    _Atomic long done;   /* pieces of the open phase */
     counter over;        /* 1 at the end */
 } course;
 
 typedef struct {
-    long index, first, end; /* the bounds of the home */
+    long index, first, end; /* and the bounds of its home */
 } piece;
 
-/* One on its way through a course; where `course` is NULL, there is nobody else. */
+/* A member's progress through a course; course is NULL if it is the only one. */
 typedef struct {
     course *course;
-    int home;  /* or beyond them all */
-    int opens; /* the next phase: it began the course, or did the last piece */
+    int home;  /* its own, or past the last */
+    int opens; /* it opens the next phase: it began the course, or finished the last piece */
     int alone;
-    long phase, pieces, done; /* pieces it did itself */
+    long phase, pieces, done; /* done: pieces of this phase by this member */
     piece piece;
-    int64_t start, worked;    /* nanoseconds: when the phase began, and of one piece */
-    int64_t nap, woke;        /* nanoseconds: the last nap, and when it was over */
+    int64_t start, worked;    /* nanoseconds: the start of the phase, the duration of a piece */
+    int64_t nap, woke;        /* nanoseconds: the duration of the last nap, and its end */
 } member;
 
 member multirnn_join(course *course, int home, int begins);
-long multirnn_reach(member *member);             /* the next phase that somebody is in, from 1 on */
-void multirnn_open(member *member, long pieces); /* before the first of them is taken; 0: nothing follows */
-int multirnn_take_piece(member *member);         /* the next one into `piece`; 0 where there is none */
-int multirnn_close(member *member);              /* no piece left: whether it did the last one, and nobody has gone on */
+long multirnn_reach(member *member);             /* waits for the next phase, and returns it; the first is 1 */
+void multirnn_open(member *member, long pieces); /* before taking the first piece; 0: the course is over */
+int multirnn_take_piece(member *member);         /* the next into `piece`; 0: none is left */
+int multirnn_close(member *member);              /* when no piece is left: whether it finished the phase */
 
-/* Memory aligned to 64 bytes, of no particular content; NULL where there is none. */
-void *multirnn_borrow(size_t bytes);
-void multirnn_give_back(void *memory);
-void multirnn_release(void); /* of the memory that is kept for the next calls */
+/* Uninitialised memory, aligned to 64 bytes; NULL if out of memory. Freed memory is kept for the next calls, up to a limit. */
+void *multirnn_allocate(size_t bytes);
+EXPORT void multirnn_free(void *memory);
+EXPORT void multirnn_free_kept(void); /* returns kept memory to the system */
 
 #endif

@@ -1,12 +1,12 @@
 /* The product tile: R rows times NV vectors of a packed matrix, all in registers.
 
-   A row is read element by element through its own pointer, so rows may lie anywhere; the matrix is packed, for every k its
-   NV vectors. A row alone, or few rows, leave too few sums to hide the latency of a multiply-add (4 cycles, two a cycle), so
-   then there are S sums, each of its part of all k: from far away, several streams come faster than one (1 row of a GRU of 1536
-   units 1.0 to 1.2, where the sums were of every S-th k).
+   Each row is read element by element through its own pointer, so rows may be anywhere; the packed matrix has NV vectors for
+   every k. Few rows leave too few sums to hide the latency of a multiply-add (4 cycles, two a cycle): then there are S sums,
+   each over its own range of k, because several streams from distant memory are faster than one (1 row of a GRU of 1536 units:
+   1.0 to 1.2 times the speed of sums over every S-th k).
 
-   `ahead` is what of the matrix will be wanted soon: a line of it is fetched for every k. Fewer rows are through with a panel
-   before that would help (one row of an LSTM of 256 units: 0.93). */
+   `ahead` is the part of the matrix needed next, prefetched one cache line per k; not for few rows, which finish a panel too
+   soon (one row of an LSTM of 256 units: 0.93 of the speed). */
 #ifndef TILE_H
 #define TILE_H
 
@@ -16,15 +16,15 @@
 typedef void tile(long first, long depth, const real *const *rows, const real *packed, const real *ahead, const real *start,
                   long start_stride, real *out, long out_stride);
 
-/* out[r] += sum over k of columns[k][r] * matrix[k]; the sum over time and batch of a gradient of weights */
+/* out[r] += sum over k of columns[k][first + r] * matrix[k]: a gradient of weights, summed over time and batch */
 typedef void outer_tile(long depth, const real *const *columns, long first, const real *matrix, long matrix_stride,
                         real *out, long out_stride);
 
 #if defined(__AVX512F__) || defined(__aarch64__)
-#define WIDTH 4                                   /* vectors of a panel, at most; 32 registers */
+#define WIDTH 4                                   /* the most vectors of a panel; 32 registers */
 static const long MOST_ROWS[5] = {0, 12, 12, 8, 6}; /* R * NV + NV + 1 registers */
 #else
-#define WIDTH 2                                   /* an LSTM still has 4; 16 registers */
+#define WIDTH 2                                   /* except 4 for the LSTM; 16 registers */
 static const long MOST_ROWS[5] = {0, 6, 6, 4, 3};
 #endif
 #define ROWS_OF_A_TILE 12
@@ -124,7 +124,7 @@ BOTH(1, 4, 2) BOTH(2, 4, 1)
 static tile *const TILES[5][ROWS_OF_A_TILE + 1] = TABLE(tile);
 static outer_tile *const OUTER_TILES[5][ROWS_OF_A_TILE + 1] = TABLE(outer_tile);
 
-/* `rows` rows go in tiles of about the same size: 8 as 4 + 4, not as 6 + 2. The first tile's rows, of those that are left. */
+/* Rows of the next tile, of those left: tiles of about equal size, 4 + 4 rather than 6 + 2. */
 INLINE long rows_of_next_tile(long rows, int vectors)
 {
     return ceiling(rows, ceiling(rows, MOST_ROWS[vectors]));

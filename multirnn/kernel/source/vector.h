@@ -1,4 +1,4 @@
-/* Vectors of the instruction set that this file is compiled for, by the vector extensions of GCC and Clang. */
+/* Vectors of the instruction set this file is compiled for, in the vector extensions of GCC and Clang. */
 #ifndef VECTOR_H
 #define VECTOR_H
 
@@ -29,7 +29,7 @@ typedef uint32_t natural;
 
 typedef real vector __attribute__((vector_size(VECTOR_BYTES)));
 typedef integer mask __attribute__((vector_size(VECTOR_BYTES)));
-typedef natural bits __attribute__((vector_size(VECTOR_BYTES))); /* to compute with: they wrap around */
+typedef natural bits __attribute__((vector_size(VECTOR_BYTES))); /* unsigned arithmetic wraps around */
 typedef real loose __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias)); /* at any address */
 
 #ifdef DOUBLE
@@ -52,7 +52,7 @@ INLINE vector splat(real value) { return value - (vector){0}; } /* x - 0 is x, o
 #define MASKED_STORE(TO, VALUE, COUNT) _mm512_mask_storeu_ps(TO, (__mmask16)((1u << (COUNT)) - 1), (__m512)(VALUE))
 #endif
 
-/* The first `count` lanes, the others zero; `count` may be more than there are. */
+/* The first `count` lanes, the others zero; all if `count` is larger. */
 INLINE vector load_part(const real *from, long count)
 {
     if (count >= LANES)
@@ -83,7 +83,7 @@ INLINE void store_part(real *to, vector value, long count)
 
 INLINE vector choose(mask where, vector yes, vector no) { return (vector)(((mask)yes & where) | ((mask)no & ~where)); }
 
-/* Of a NaN both make the NaN again: the x86 instructions return their second operand, which is x. */
+/* Both pass a NaN on: the x86 instructions return their second operand, x. */
 #if defined(__AVX512F__) && defined(DOUBLE)
 INLINE vector at_most(vector x, real limit) { return (vector)_mm512_min_pd((__m512d)splat(limit), (__m512d)x); }
 INLINE vector at_least(vector x, real limit) { return (vector)_mm512_max_pd((__m512d)splat(limit), (__m512d)x); }
@@ -101,7 +101,7 @@ INLINE vector at_most(vector x, real limit) { return choose(x > splat(limit), sp
 INLINE vector at_least(vector x, real limit) { return choose(x < splat(limit), splat(limit), x); }
 #endif
 
-/* a0 b0 a1 b1 ..., of the first halves of a and b, or of the second ones. */
+/* a0 b0 a1 b1 ..., from the first or the second halves of a and b. */
 #ifdef __clang__
 #define SHUFFLE(A, B, ...) __builtin_shufflevector(A, B, __VA_ARGS__)
 #else
@@ -121,7 +121,7 @@ INLINE vector zip_low(vector a, vector b) { return SHUFFLE(a, b, 0, 2); }
 INLINE vector zip_high(vector a, vector b) { return SHUFFLE(a, b, 1, 3); }
 #endif
 
-/* As many vectors as they have lanes, transposed: row i is zipped with row i + LANES / 2, log2(LANES) times. */
+/* Transposes LANES vectors: row i is zipped with row i + LANES / 2, log2(LANES) times. */
 INLINE void zip_rows(vector *block)
 {
     vector zipped[LANES];
@@ -144,7 +144,7 @@ INLINE void transpose(vector *block)
         zip_rows(block);
 }
 
-/* The sums of as many vectors as they have lanes, each in its own lane; the rounds of a transposition, with sums. */
+/* The sums of LANES vectors, each in its own lane: the rounds of a transposition, with additions. */
 INLINE vector sums_of(vector *block)
 {
     for (long half = LANES / 2; half; half /= 2)
@@ -153,11 +153,11 @@ INLINE vector sums_of(vector *block)
     return block[0];
 }
 
-/* An approximate quotient, 2 ulp; the denominator is finite, and not zero. */
+/* An approximate quotient, within 2 ulp, of a finite denominator other than zero. */
 #if defined(__AVX512F__) && !defined(DOUBLE)
 INLINE vector quotient(vector numerator, vector denominator)
 {
-    vector guess = (vector)_mm512_rcp14_ps((__m512)denominator); /* and a step of Newton's; a division takes 16 cycles */
+    vector guess = (vector)_mm512_rcp14_ps((__m512)denominator); /* then a Newton step; a division takes 16 cycles */
     return numerator * (guess + guess * ((real)1 - denominator * guess));
 }
 #else

@@ -1,8 +1,7 @@
-/* The custom calls of XLA: forward and backward on the buffers of a compiled program, without the interpreter.
+/* Custom calls for XLA: forward and backward on the buffers of a compiled program, without the interpreter.
 
-   The structures are those of XLA's foreign function interface, version 0.3, as far as they are read here; that version is
-   what the handler answers, and XLA refuses a handler of another one. tests/test_kernel_xla.py compares them with the header
-   that comes with JAX. */
+   The structures are the parts used here of XLA's foreign function interface, version 0.3. XLA asks for that version and
+   refuses a handler of another. tests/test_kernel_xla.py compares them with the header that comes with JAX. */
 #ifndef XLA_H
 #define XLA_H
 
@@ -91,13 +90,13 @@ typedef struct {
     xla_attributes attributes;
 } xla_frame;
 
-/* The one attribute, word for word as multirnn/kernel/xla.py packs it. */
+/* The attribute of the call, field by field as multirnn/kernel/xla.py packs it. */
 typedef struct {
     int64_t has_state, has_lengths, has_bias, has_stash, has_dx, threads;
     spec spec;
 } custom_call;
 
-/* Buffers in the order in which they are handed over. */
+/* Reads buffers in order. */
 typedef struct {
     xla_buffer **next;
 } reader;
@@ -136,13 +135,13 @@ static void next_parameters(reader *from, const custom_call *custom, parameters 
     }
 }
 
-/* A JAX that is not in its 64-bit mode has no wider integers than these. */
+/* Without its 64-bit mode, JAX has 32-bit integers only. */
 static void widen(const int32_t *lengths, int64_t batch, int64_t *wide)
 {
     for (int64_t row = 0; row < batch; row++) wide[row] = lengths[row];
 }
 
-/* NULL, or the error of an outcome. */
+/* The XLA error of an outcome; NULL for DONE. */
 static void *reported(const xla_frame *frame, int outcome)
 {
     static const struct {
@@ -161,8 +160,8 @@ static void *reported(const xla_frame *frame, int outcome)
     return frame->api->create_error(&description);
 }
 
-/* True for the question of which version of the interface this is, which is answered. */
-static int asked_for_version(const xla_frame *frame)
+/* Answers a query for the interface version; returns whether it was one. */
+static int answered_version(const xla_frame *frame)
 {
     if (!frame->extensions || frame->extensions->type != XLA_METADATA)
         return 0;
@@ -172,10 +171,10 @@ static int asked_for_version(const xla_frame *frame)
     return 1;
 }
 
-/* Arguments and results as multirnn_jax/kernel.py has them. */
+/* Arguments and results in the order of multirnn/kernel/xla.py. */
 static void *custom_call_of(const xla_frame *frame, int back)
 {
-    if (asked_for_version(frame))
+    if (answered_version(frame))
         return NULL;
     const custom_call *custom = frame->attributes.arrays[0]->data;
     const spec *spec = &custom->spec;
@@ -194,7 +193,7 @@ static void *custom_call_of(const xla_frame *frame, int back)
         call.first = next_states(&arguments, custom);
     if (custom->has_lengths) {
         widen(next_array(&arguments), call.batch, lengths);
-        call.lengths = lengths; /* backward goes by those in the stash */
+        call.lengths = lengths; /* backward reads those in the stash */
     }
     next_parameters(&arguments, custom, tables);
     int outcome;

@@ -1,0 +1,311 @@
+"""`CompiledRecurrence`: the compiled recurrence of a spec, called with addresses."""
+
+import ctypes
+import struct
+from collections.abc import Mapping
+from functools import cache
+from math import prod
+from typing import Any, NamedTuple, NewType
+from weakref import WeakValueDictionary, finalize
+
+from numpy.typing import NDArray
+
+from multirnn.activations import ACTIVATIONS, Activation
+from multirnn.cells import FORMS
+from multirnn.errors import InvalidCall, MissingFramework
+from multirnn.kernel.library import instruction_sets, library, refuses
+from multirnn.spec import RecurrentSpec
+from multirnn.weights import Array
+
+__all__ = [
+    "CallRecord",
+    "Choices",
+    "CompiledRecurrence",
+    "Operand",
+    "Packed",
+    "Sequence",
+    "States",
+    "Table",
+    "address",
+    "call_record",
+    "operand",
+    "pack_spec",
+    "sequence",
+]
+
+Operand = int | tuple[int, ...] | None
+"""A parameter or its gradient: the address of a C-contiguous array, `(address, *strides)` of any other, or None."""
+
+Sequence = tuple[int, int, int]
+"""`(batch, time, features)` with dense features: its address, and the strides of batch and time."""
+
+States = tuple[int | None, int | None]
+"""The addresses of h and c, each `(num_layers * directions, batch, hidden_size)` and C-contiguous."""
+
+Table = NewType("Table", bytes)
+"""The addresses and strides of all parameters, or of their gradients, from `CompiledRecurrence.bind`."""
+
+CallRecord = NewType("CallRecord", bytes)
+"""The `call` of `source/problem.h`, from `call_record`."""
+
+KINDS = {"weight_ih": 3, "weight_hh": 3, "bias_ih": 2, "bias_hh": 2}
+"""The parameters of a pass and their number of axes: the `parameters` of `source/problem.h`."""
+
+CALL, SPEC = struct.Struct("30q"), struct.Struct("6qqddqdd")
+
+
+class Choices(NamedTuple):
+    """Overrides the thresholds, for tests: the `choices` of `source/problem.h`."""
+
+    members: int = -1
+    slices: int = -1
+    split_units: int = -1
+    block: int = -1
+    unpacked: int = -1
+    along: int = -1
+    grain: int = -1
+    in_passing: int = -1
+    crowded: int = -1
+    dx_rows: int = -1
+    pieces: int = -1
+
+
+NOWHERE = (0, 0, 0)
+
+
+def call_record(
+    *,
+    batch: int,
+    time: int,
+    x: Sequence | None = None,
+    y: Sequence | None = None,
+    first: States = (None, None),
+    last: States = (None, None),
+    lengths: int | None = None,
+    stash: int | None = None,
+    threads: int = 1,
+    packed: int | None = None,
+    lent: int | None = None,
+    choices: Choices | None = None,
+    dy: Sequence | None = None,
+    dx: Sequence | None = None,
+    dfirst: States = (None, None),
+    starts: int | None = None,
+) -> CallRecord:
+    """Describe a call of `forward` or `backward`.
+
+    Args:
+        batch, time: the sizes of those axes; 0 is a size.
+        x: `(batch, time, input_size)`; never read at padding.
+        y: `(batch, time, directions * hidden_size)`, not overlapping x; written by `forward`, zero at padding.
+        first: the initial states; None is zero.
+        last: the final states, written by `forward`. For `backward` their gradients, where None is zero.
+        lengths: int64 `(batch,)`, 0 <= length <= time; None: all rows are full. `backward` reads them from the stash.
+        stash: `stash_size(batch, time)` bytes, filled by `forward` if given, read by `backward`. `backward` leaves them
+            as they are and can be repeated.
+        threads: an upper bound, the caller's thread included; small problems stay on it. The same number of threads gives
+            the same bits.
+        packed: `Packed.address`: `forward` then ignores its table.
+        lent: `GOMP_parallel` of an OpenMP library whose threads are to do the work; None: the kernel's own.
+        choices: forces a path, for tests.
+        dy: the gradient of y, never read at padding; None is zero.
+        dx, dfirst: the gradients of x (zero at padding) and of the initial states, written by `backward`.
+        starts: int64 `(time,)`, for packed sequences (x, y, dy and dx): step t begins `starts[t]` strides of time after
+            the first element, rows in order of falling length, no padding.
+    """
+    # Numbers one by one: 0.2 µs faster than unpacking tuples into the call of `pack`.
+    steps = starts or 0
+    x_at, x_batch, x_time = x or NOWHERE
+    y_at, y_batch, y_time = y or NOWHERE
+    h, c = first
+    last_h, last_c = last
+    dy_at, dy_batch, dy_time = dy or NOWHERE
+    dx_at, dx_batch, dx_time = dx or NOWHERE
+    dh, dc = dfirst
+    forced = 0 if choices is None else ctypes.addressof(_in_memory(choices))
+    # fmt: off
+    return CallRecord(CALL.pack(
+        batch, time,
+        x_at, x_batch, x_time, steps,
+        y_at, y_batch, y_time, steps,
+        h or 0, c or 0, last_h or 0, last_c or 0,
+        lengths or 0, stash or 0, threads, packed or 0, lent or 0, forced,
+        dy_at, dy_batch, dy_time, steps,
+        dx_at, dx_batch, dx_time, steps,
+        dh or 0, dc or 0,
+    ))
+    # fmt: on
+
+
+@cache
+def _in_memory(choices: Choices) -> Any:
+    """As C reads them. Kept for good: there are few."""
+    return (ctypes.c_int64 * len(choices))(*choices)
+
+
+def address(array: NDArray[Any]) -> int:
+    """Where a NumPy array begins. `__array_interface__` takes 0.9 µs, a writable buffer 0.3."""
+    try:
+        return ctypes.addressof(ctypes.c_char.from_buffer(array))  # type: ignore[arg-type]
+    except (TypeError, ValueError, BufferError):  # read-only, empty, or not contiguous
+        found: int = array.__array_interface__["data"][0]
+        return found
+
+
+def operand(array: Array) -> Operand:
+    """A NumPy array as an operand; its strides have to be whole elements."""
+    return (address(array), *(stride // array.itemsize for stride in array.strides))
+
+
+def sequence(array: Array) -> Sequence:
+    """A NumPy array `(batch, time, features)` with dense features."""
+    batch, time, _ = array.strides
+    size = array.itemsize
+    return address(array), batch // size, time // size
+
+
+class Packed:
+    """Weights in the layout of the matrix products, from `CompiledRecurrence.pack`.
+
+    Attributes:
+        address: where they begin, while this object lives.
+    """
+
+    def __init__(self, address: int) -> None:
+        self.address = address
+        finalize(self, library().multirnn_free, address).atexit = False  # the library may be unloaded by then
+
+
+class _KeptMemory:
+    """Shared by all recurrences: when the last one goes, the memory kept for the next calls is released."""
+
+
+_keepers: WeakValueDictionary[str, _KeptMemory] = WeakValueDictionary()
+
+
+def _keeper() -> _KeptMemory:
+    found = _keepers.get("memory")
+    if found is None:
+        found = _keepers["memory"] = _KeptMemory()
+        finalize(found, library().multirnn_free_kept).atexit = False  # the library may be unloaded by then
+    return found
+
+
+class CompiledRecurrence:
+    """The compiled recurrence of one spec. Every spec is supported.
+
+    It holds no weights: each call packs those of its table, so that later changes to them count, unless it is given what
+    `pack` returned. Threads may call it concurrently; it releases the GIL, and works in a forked child.
+
+    Args:
+        spec: of the stack.
+        instructions: one of `instruction_sets()`; by default the best one.
+
+    Raises:
+        MissingFramework: the library is missing; `refuses()` says why.
+        InvalidCall: this machine or this library lacks those instructions.
+    """
+
+    def __init__(self, spec: RecurrentSpec, instructions: str | None = None) -> None:
+        if (reason := refuses()) is not None:
+            raise MissingFramework(reason)
+        available = instruction_sets()
+        if instructions is not None and instructions not in available:
+            raise InvalidCall(f"instructions must be one of {', '.join(available)}, not {instructions!r}")
+        self.spec = spec
+        self.instructions = instructions or available[0]
+        self._keeper = _keeper()
+        self._spec = pack_spec(spec)
+        # Every parameter in the order of the table, with its strides if it is C-contiguous.
+        self._operands: list[tuple[str, tuple[int, ...]]] = []
+        for layer, direction in spec.passes:
+            for kind, axes in KINDS.items():
+                name = f"layers.{layer}.{direction}.{kind}"
+                shape = spec.shapes.get(name, (0,) * axes)
+                self._operands.append((name, tuple(prod(shape[axis + 1 :]) for axis in range(axes))))
+        self._forward = self._function("forward", 3, ctypes.c_int)
+        self._backward = self._function("backward", 4, ctypes.c_int)
+        self._stash_size = self._function("stash_size", 2, ctypes.c_int64)
+        self._pack = self._function("pack", 2, ctypes.c_void_p)
+
+    def _function(self, name: str, pointers: int, returns: Any) -> Any:
+        function = getattr(library(), f"multirnn_{name}_{self.instructions}_{self.spec.dtype}")
+        function.argtypes = [ctypes.c_char_p] * pointers
+        function.restype = returns
+        return function
+
+    def bind(self, parameters: Mapping[str, Operand]) -> Table:
+        """The table of parameters, or of their gradients, for `forward`, `backward` and `pack`.
+
+        Bind arrays that stay in place once: the table holds their addresses. It keeps nothing alive.
+
+        Args:
+            parameters: an operand for every name of `spec.shapes`, whose strides are those of the canonical axes. A
+                framework's C-contiguous `(gates * hidden_size, n)` is C-contiguous in the canonical shape too. A gradient
+                that is absent or None is not computed.
+        """
+        numbers: list[int] = []
+        for name, dense in self._operands:
+            found = parameters.get(name)
+            numbers.extend(found if isinstance(found, tuple) else (found or 0, *dense))
+        return Table(struct.pack(f"{len(numbers)}q", *numbers))
+
+    def pack(self, table: Table) -> Packed:
+        """Pack the parameters as they are now, for calls of `forward` with this spec and these instructions.
+
+        Raises:
+            MemoryError: out of memory.
+        """
+        address = self._pack(self._spec, table)
+        if address is None:
+            raise MemoryError("the compiled recurrence found no memory for the packed weights")
+        return Packed(address)
+
+    def stash_size(self, batch: int, time: int) -> int:
+        """The bytes that `forward` stashes for `backward`; the memory has to be aligned to 64 bytes."""
+        return int(self._stash_size(self._spec, call_record(batch=batch, time=time)))
+
+    def forward(self, table: Table, call: CallRecord) -> None:
+        """Run over x; writes y, the final states and the stash.
+
+        Raises:
+            InvalidCall: a length is not from 0 to time.
+            MemoryError: out of memory.
+        """
+        if outcome := self._forward(self._spec, table, call):
+            raise _error(outcome)
+
+    def backward(self, table: Table, gradients: Table, call: CallRecord) -> None:
+        """The gradients of a call of `forward`; writes dx, dfirst and the arrays of `gradients`, overwriting them.
+
+        Args:
+            table: as in `forward`; the parameters are unchanged since.
+            gradients: of the parameters.
+            call: x, y and first are those of `forward`, unchanged since.
+
+        Raises:
+            InvalidCall: `forward` filled the stash for another call.
+            MemoryError: out of memory.
+        """
+        if outcome := self._backward(self._spec, table, call, gradients):
+            raise _error(outcome)
+
+
+def pack_spec(spec: RecurrentSpec) -> bytes:
+    """The `spec` of `source/problem.h`."""
+    recurrent_bias = spec.shapes.get("layers.0.forward.bias_hh", (0,))
+    sizes = spec.input_size, spec.hidden_size, spec.num_layers, len(spec.directions), recurrent_bias[0]
+    activations: list[float] = []
+    for value in (spec.activation, spec.recurrent_activation):
+        activation = Activation.of(value)
+        activations += [list(ACTIVATIONS).index(activation.name), activation.alpha or 0.0, activation.beta or 0.0]
+    return SPEC.pack(list(FORMS.values()).index(spec.form), *sizes, *activations)
+
+
+def _error(outcome: int) -> Exception:
+    """The error of an `outcome` of `source/problem.h`."""
+    if outcome == 2:
+        return InvalidCall("lengths must be from 0 to the time steps of x")
+    if outcome == 3:
+        return InvalidCall("the stash is not the one that forward filled for this call")
+    return MemoryError("the compiled recurrence found no memory to work in")
