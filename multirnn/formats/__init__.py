@@ -47,6 +47,7 @@ FORMATS: Mapping[str, Format] = {
         Format("msgpack", (".msgpack",), "flax-linen"),
         Format("rtneural", (".json",), "keras"),
         Format("nam", (".nam",), ""),
+        Format("onnx", (".onnx",), "onnx"),
     )
 }
 

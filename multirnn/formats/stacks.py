@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from multirnn.conventions import CONVENTIONS, TEXTBOOK, TEXTBOOK_ROWS, Conventio
 from multirnn.errors import FormatError, InvalidSpec, InvalidWeights, Unrepresentable
 from multirnn.formats.contents import Contents, Tensor, Unread
 from multirnn.formats.keras import RecurrentLayer
+from multirnn.formats.onnx import Operator
 from multirnn.names import by_prefix, fused_gates, numbered_cells, one_stack
 from multirnn.recognition import from_arrays
 from multirnn.spec import RecurrentSpec
@@ -244,7 +246,7 @@ def _before(version: str | None, limit: tuple[int, ...]) -> bool:
 
 # --- ONNX's operators ------------------------------------------------------------------------------------------------
 
-ONNX_ACTIVATIONS = {
+ONNX_ACTIVATIONS: dict[str, tuple[str, dict[str, float]]] = {
     "Tanh": ("tanh", {}),
     "Sigmoid": ("sigmoid", {}),
     "Relu": ("relu", {}),
@@ -256,11 +258,52 @@ ONNX_ACTIVATIONS = {
 
 def _of_onnx(contents: Contents, known: Mapping[str, Any]) -> Iterator[Stack]:
     """A stack for each operator; those that share their weights are one."""
-    seen: dict[Weights, str] = {}
+    seen: list[Weights] = []
     for operator in contents.facts["operators"]:
         if operator.reason:
             raise FormatError(f"the operator {operator.name[:80]!r} cannot be read: {operator.reason}")
         stack = _operator(operator, known)
-        if not any(stack.weights == weights for weights in seen):
-            seen[stack.weights] = operator.name
+        if stack.weights not in seen:
+            seen.append(stack.weights)
             yield stack
+
+
+def _operator(operator: Operator, known: Mapping[str, Any]) -> Stack:
+    read = {name: _numbers(name, array) for name, array in operator.arrays.items()}
+    activation, gate = _of_operator(operator)
+    settings: dict[str, Any] = {
+        "cell": operator.cell,
+        "reset_after": operator.cell != "gru" or bool(operator.attributes.get("linear_before_reset", 0)),
+        "activation": activation,
+    }
+    if operator.cell != "simple_rnn":
+        settings["recurrent_activation"] = gate
+    try:
+        weights = from_arrays({name: array for name, (array, _) in read.items()}, convention="onnx", **{**settings, **known})
+    except (Unrepresentable, InvalidWeights, InvalidSpec) as error:
+        raise FormatError(f"the operator {operator.name[:80]!r} cannot be read: {error}") from error
+    return Stack(Found(operator.name, weights.spec, "onnx", next(iter(read.values()))[1]), weights)
+
+
+def _of_operator(operator: Operator) -> tuple[str | Activation, str | Activation]:
+    """The activation and the recurrent activation of an operator; the sigmoid where a cell has no gates."""
+    default = {"simple_rnn": ["Tanh"], "gru": ["Sigmoid", "Tanh"], "lstm": ["Sigmoid", "Tanh", "Tanh"]}[operator.cell]
+    names = [name.decode() for name in operator.attributes.get("activations", [])] or default
+    numbers = {key: iter(operator.attributes.get(f"activation_{key}", [])) for key in ("alpha", "beta")}
+    used: list[Activation] = []
+    for name in names:
+        if name not in ONNX_ACTIVATIONS:
+            raise FormatError(f"the operator {operator.name[:80]!r} cannot be read: no spec has the activation {name[:40]!r}")
+        ours, defaults = ONNX_ACTIVATIONS[name]
+        used.append(Activation(ours, **{key: _shortest(next(numbers[key], value)) for key, value in defaults.items()}))
+    directions = [used[start : start + len(default)] for start in range(0, len(used), len(default))]
+    *gates, activation = directions[0]
+    if any(direction != directions[0] for direction in directions) or (len(gates) == 2 and gates[1] != activation):
+        raise FormatError(f"the operator {operator.name[:80]!r} cannot be read: its activations differ, and a spec has one pair")
+    return activation.short, gates[0].short if gates else "sigmoid"
+
+
+def _shortest(value: float) -> float:
+    """The number meant by a float32: 0.2 and 1/6 are none."""
+    fraction = float(Fraction(value).limit_denominator(64))
+    return fraction if np.float32(fraction) == np.float32(value) else float(str(np.float32(value)))
