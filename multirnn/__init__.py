@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # type checkers and editors read this, the interpreter _HOME:
     from multirnn.comparison import compare as compare
     from multirnn.diagnosis import diagnose as diagnose
     from multirnn.diagnosis import first_divergence as first_divergence
+    from multirnn.errors import FormatError as FormatError
     from multirnn.errors import InvalidCall as InvalidCall
     from multirnn.errors import InvalidSpec as InvalidSpec
     from multirnn.errors import InvalidWeights as InvalidWeights
@@ -28,6 +29,11 @@ if TYPE_CHECKING:  # type checkers and editors read this, the interpreter _HOME:
     from multirnn.errors import UnknownBackend as UnknownBackend
     from multirnn.errors import Unrepresentable as Unrepresentable
     from multirnn.errors import Unsupported as Unsupported
+    from multirnn.formats import convert as convert
+    from multirnn.formats import inspect as inspect
+    from multirnn.formats import load as load
+    from multirnn.formats import save as save
+    from multirnn.formats import verify as verify
     from multirnn.layer import Gradients as Gradients
     from multirnn.layer import Layer as Layer
     from multirnn.layer import Output as Output
@@ -55,7 +61,8 @@ else:
             "adoption": "adopt",
             "comparison": "compare",
             "diagnosis": "diagnose first_divergence",
-            "errors": "InvalidCall InvalidSpec InvalidWeights MissingFramework MultirnnError UnknownBackend Unrepresentable Unsupported",
+            "errors": "FormatError InvalidCall InvalidSpec InvalidWeights MissingFramework MultirnnError UnknownBackend Unrepresentable Unsupported",
+            "formats": "convert inspect load save verify",
             "layer": "Gradients Layer Output State Stream",
             "numerics": "difference tolerance",
             "packing": "to_arrays",

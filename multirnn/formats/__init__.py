@@ -15,11 +15,12 @@ from multirnn.errors import FormatError, Unrepresentable
 from multirnn.formats.atomic import replacing
 from multirnn.formats.contents import Contents, Unread
 from multirnn.formats.stacks import Found, Stack, stacks
+from multirnn.formats.verification import Verification, verified
 from multirnn.packing import to_arrays
 from multirnn.recognition import from_arrays
 from multirnn.weights import Weights
 
-__all__ = ["FORMATS", "Format", "Found", "inspect", "load", "save"]
+__all__ = ["FORMATS", "Format", "Found", "Verification", "convert", "inspect", "load", "read", "save", "verify"]
 
 
 @dataclass(frozen=True)
@@ -99,21 +100,22 @@ def load(path: str | Path, name: str | None = None, *, names: Mapping[str, str] 
         MissingFramework: the package that reads the format is not installed.
     """
     path = Path(path)
-    if names is not None:
-        contents = read(path)
-        try:
-            return from_arrays(
-                {own: array for own, array in contents.arrays.items() if not isinstance(array, Unread)},
-                names=names,
-                **known,
-            )
-        except Unrepresentable as error:
-            raise FormatError(f"{path}: {error}") from error
+    if names is None:
+        return _one(path, name, known).weights
+    contents = read(path)
+    try:
+        return from_arrays(
+            {own: array for own, array in contents.arrays.items() if not isinstance(array, Unread)},
+            names=names,
+            **known,
+        )
+    except Unrepresentable as error:
+        raise FormatError(f"{path}: {error}") from error
+
+
+def _one(path: Path, name: str | None, known: Mapping[str, Any]) -> Stack:
     found = _stacks(path, known)
-    if name is not None:
-        chosen = [stack for stack in found if stack.found.name == name]
-    else:
-        chosen = found
+    chosen = [stack for stack in found if name in (None, stack.found.name)]
     there = ", ".join(repr(stack.found.name) for stack in found)
     if not found:
         raise FormatError(
@@ -121,7 +123,7 @@ def load(path: str | Path, name: str | None = None, *, names: Mapping[str, str] 
         )
     if len(chosen) != 1:
         raise FormatError(f"{path} holds the stacks {there}; pass name=")
-    return chosen[0].weights
+    return chosen[0]
 
 
 def _stacks(path: Path, known: Mapping[str, Any]) -> list[Stack]:
@@ -159,3 +161,28 @@ def save(weights: Weights, path: str | Path, *, convention: str | None = None) -
     arrays = to_arrays(weights, convention=laid)
     with replacing(path) as file:
         module.write(arrays, file)
+
+
+def convert(source: str | Path, target: str | Path, *, name: str | None = None, convention: str | None = None) -> Found:
+    """Write a stack of one file to another; the suffixes tell the formats.
+
+    Raises:
+        FormatError, Unrepresentable, MissingFramework: as for `load` and `save`.
+    """
+    found = _one(Path(source), name, {})
+    save(found.weights, target, convention=convention)
+    return found.found
+
+
+def verify(a: str | Path, b: str | Path, *, name_a: str | None = None, name_b: str | None = None) -> Verification:
+    """Whether two files hold the same function, and where they differ.
+
+    Args:
+        a, b: the files.
+        name_a, name_b: of the stacks in them; needed if a file holds several.
+
+    Raises:
+        FormatError, MissingFramework: as for `load`.
+    """
+    left, right = _one(Path(a), name_a, {}), _one(Path(b), name_b, {})
+    return verified(left.weights, right.weights, left.found, right.found)

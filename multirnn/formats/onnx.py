@@ -19,7 +19,21 @@ __all__ = ["Operator", "read"]
 
 OPERATORS = {"RNN": "simple_rnn", "LSTM": "lstm", "GRU": "gru"}
 MOVING = frozenset(
-    "Cast Concat Constant ConstantOfShape Expand Gather Identity Reshape Slice Split Squeeze Transpose Unsqueeze".split()
+    [
+        "Cast",
+        "Concat",
+        "Constant",
+        "ConstantOfShape",
+        "Expand",
+        "Gather",
+        "Identity",
+        "Reshape",
+        "Slice",
+        "Split",
+        "Squeeze",
+        "Transpose",
+        "Unsqueeze",
+    ]
 )
 """Nodes that change no number, through which weights are reached."""
 X, W, R, B, LENGTHS, H_0, C_0, PEEPHOLES = range(8)
@@ -143,7 +157,10 @@ class _Reader:
                 continue
             value = self._value(given, scope)
             if value is None:
-                reason = reason or f"its {own} is computed by the model, or given in a call: pass inputs={{{given!r}: array}}"
+                reason = (
+                    reason
+                    or f"its {own} is computed by the model, or given in a call: pass inputs={{{given!r}: array}}"
+                )
             else:
                 arrays[own] = value
         if not reason and not {"W", "R"} <= arrays.keys():
@@ -180,7 +197,9 @@ class _Reader:
         size = sum(array.size for array in given.values())
         shape = next((array for array in given.values() if array.dtype.kind == "i" and array.ndim == 1), None)
         if size > LARGEST or (
-            node.op_type in ("Expand", "ConstantOfShape") and shape is not None and np.prod(shape, dtype=float) > LARGEST
+            node.op_type in ("Expand", "ConstantOfShape")
+            and shape is not None
+            and np.prod(shape, dtype=float) > LARGEST
         ):
             raise FormatError(f"the node {node.name[:80]!r} would make an array of more than {LARGEST} numbers")
         helper = self._onnx.helper

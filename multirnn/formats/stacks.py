@@ -279,7 +279,9 @@ def _operator(operator: Operator, known: Mapping[str, Any]) -> Stack:
     if operator.cell != "simple_rnn":
         settings["recurrent_activation"] = gate
     try:
-        weights = from_arrays({name: array for name, (array, _) in read.items()}, convention="onnx", **{**settings, **known})
+        weights = from_arrays(
+            {name: array for name, (array, _) in read.items()}, convention="onnx", **{**settings, **known}
+        )
     except (Unrepresentable, InvalidWeights, InvalidSpec) as error:
         raise FormatError(f"the operator {operator.name[:80]!r} cannot be read: {error}") from error
     return Stack(Found(operator.name, weights.spec, "onnx", next(iter(read.values()))[1]), weights)
@@ -293,13 +295,17 @@ def _of_operator(operator: Operator) -> tuple[str | Activation, str | Activation
     used: list[Activation] = []
     for name in names:
         if name not in ONNX_ACTIVATIONS:
-            raise FormatError(f"the operator {operator.name[:80]!r} cannot be read: no spec has the activation {name[:40]!r}")
+            raise FormatError(
+                f"the operator {operator.name[:80]!r} cannot be read: no spec has the activation {name[:40]!r}"
+            )
         ours, defaults = ONNX_ACTIVATIONS[name]
         used.append(Activation(ours, **{key: _shortest(next(numbers[key], value)) for key, value in defaults.items()}))
     directions = [used[start : start + len(default)] for start in range(0, len(used), len(default))]
     *gates, activation = directions[0]
     if any(direction != directions[0] for direction in directions) or (len(gates) == 2 and gates[1] != activation):
-        raise FormatError(f"the operator {operator.name[:80]!r} cannot be read: its activations differ, and a spec has one pair")
+        raise FormatError(
+            f"the operator {operator.name[:80]!r} cannot be read: its activations differ, and a spec has one pair"
+        )
     return activation.short, gates[0].short if gates else "sigmoid"
 
 
