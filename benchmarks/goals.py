@@ -92,11 +92,14 @@ GOALS = (
     *(
         Goal(
             f"{cell}: the best of ours, share of the limit (up to 512 units, 8 rows or more)",
-            ("ours",), (), cells=(cell,), least=share,
+            ("ours",),
+            (),
+            cells=(cell,),
+            least=share,
         )
         for cell, share in {"simple_rnn": 0.4, "lstm": 0.6, "gru": 0.6}.items()
     ),
-)  # fmt: skip
+)
 
 
 def judged(rows: Sequence[Row]) -> list[dict[str, Any]]:
