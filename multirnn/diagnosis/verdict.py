@@ -22,17 +22,11 @@ Mistakes = tuple[Mistake, ...]
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """One explanation of the difference, in words.
+    """One explanation of the difference, in words."""
 
-    Attributes:
-        mistakes: known mistakes, the one nearest to the framework first; empty if the two specs already differ.
-        sentence: what B does, and what would be right.
-        fix: what to do about it; it begins with "Fix:".
-    """
-
-    mistakes: Mistakes
-    sentence: str
-    fix: str
+    mistakes: Mistakes  # the one nearest to the framework first; empty if the two specs already differ
+    sentence: str  # what B does, and what would be right
+    fix: str  # begins with "Fix:"
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
@@ -132,12 +126,8 @@ class Diagnosis(Shown):
 def explained(mistakes: Mistakes, subject: str) -> Explanation:
     """The explanation by these mistakes of A or B, in the words of `multirnn.mistakes`."""
     sentences = [f"{'It also' if place else subject} {mistake.says}." for place, mistake in enumerate(mistakes)]
-    return Explanation(mistakes, " ".join(sentences), f"Fix: {'; and '.join(_lower(m.fix) for m in mistakes)}.")
-
-
-def _lower(sentence: str) -> str:
-    """A sentence as part of another one."""
-    return (sentence[:1].lower() + sentence[1:]).rstrip(".")
+    fixes = [(mistake.fix[:1].lower() + mistake.fix[1:]).rstrip(".") for mistake in mistakes]
+    return Explanation(mistakes, " ".join(sentences), f"Fix: {'; and '.join(fixes)}.")
 
 
 def of_another_shape(a: RecurrentSpec, b: RecurrentSpec, fields: list[str]) -> Explanation:

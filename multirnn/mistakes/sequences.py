@@ -15,8 +15,7 @@ from multirnn.weights import Array
 
 __all__ = ["SEQUENCES"]
 
-Map = Callable[[RecurrentSpec, Inputs, Array], Array]
-"""Of a sequence `(batch, time, n)` of a call."""
+Map = Callable[[RecurrentSpec, Inputs, Array], Array]  # of a sequence (batch, time, n) of a call
 
 
 def _at_output(forth: Map, back: Map | None = None) -> Change:
@@ -43,9 +42,6 @@ def _both(one: Change, other: Change) -> Change:
 def _only_at(valid: np.ndarray, sequence: Array) -> Array:
     """Zero where not valid, `(batch, time)`."""
     return np.where(valid[:, :, None], sequence, sequence.dtype.type(0))
-
-
-# --- Directions ------------------------------------------------------------------------------------------------------
 
 
 def _sequence(change: Callable[[RecurrentSpec, Array], Array]) -> Edit:
@@ -90,9 +86,6 @@ def _in_time(spec: RecurrentSpec, inputs: Inputs, sequence: Array) -> Array:
     return reversed_rows(sequence, inputs.lengths)
 
 
-# --- Axes and steps --------------------------------------------------------------------------------------------------
-
-
 def _swapped(spec: RecurrentSpec, inputs: Inputs, sequence: Array) -> Array:
     return sequence.swapaxes(0, 1)
 
@@ -108,9 +101,6 @@ def _pull_delayed(direction: str, layer: Runs, inputs: Inputs, cotangent: Output
     sequence = np.concatenate([before[:, 1:], np.zeros_like(before[:, :1])], axis=1)
     found = pull_back(layer, inputs, Output(sequence, cotangent.state))
     return found._replace(state=found.state._replace(h=found.state.h + before[:, 0][None]))
-
-
-# --- Padding ---------------------------------------------------------------------------------------------------------
 
 
 def _with_lengths(change: Callable[[Lengths, int], Lengths | None]) -> Change:
