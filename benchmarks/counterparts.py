@@ -1,7 +1,7 @@
 """Contenders that time a layer beside its counterpart in one process; `overhead.py` judges the ratios.
 
 The timed call is the counterpart; the call from NumPy to NumPy, timed in turns with it, is the layer's. The counterpart
-of a layer called with NumPy arrays is its native object, called by hand; that of one call of many steps, calls of 100 each.
+of a layer called with NumPy arrays is its native object called by hand; that of one long call, calls of 100 steps each.
 """
 
 from collections.abc import Callable, Mapping

@@ -78,10 +78,6 @@ def beside(row: Row, what: str, goal: Goal) -> TimedPair:
     return TimedPair.of(what, shape(row), *zip(*row["boundaries"], strict=True), goal)
 
 
-def against(ours: Row, theirs: Row, what: str, goal: Goal) -> TimedPair:
-    return TimedPair.of(what, shape(ours), *shared_rounds(ours, theirs), goal)
-
-
 def foundation(results: Results) -> Iterator[TimedPair]:
     """NumPy against the textbook loop and PyTorch; the wrappers of the native layers."""
     rows = {
@@ -90,13 +86,14 @@ def foundation(results: Results) -> Iterator[TimedPair]:
         if row["status"] == "timed" and row["problem"]["name"].startswith("loop-")
     }
     problems = list(dict.fromkeys(name for name, _, _ in rows))
-    for theirs, mode, what, first, others in (
+    for rival, mode, what, first, others in (
         ("NumPy loop", "inference", "NumPy inference against the textbook loop", 1.8, 1.0),
         ("torch.nn", "gradients", "NumPy training step against torch.nn.RNN", 1.2, 1.2),
     ):
         for name in problems:
             goal = at_least(first if name == problems[0] else others)
-            yield against(rows[name, mode, "numpy"], rows[name, mode, theirs], what, goal)
+            ours, theirs = rows[name, mode, "numpy"], rows[name, mode, rival]
+            yield TimedPair.of(what, shape(ours), *shared_rounds(ours, theirs), goal)
     calls = {
         "torch": "torch layer against the raw module",
         "keras": "Keras layer against the raw model in a tf.function",

@@ -1,9 +1,9 @@
 """Where two layers part (`first_divergence`), and why (`diagnose`).
 
-`first_divergence` is in `locating`, on top of `parting`, `pair` and `stepping`; `diagnose` in `examination`: B answers a few calls: small batches, with and without initial states and lengths, and gradients if it has
-them. A is run by NumPy in float64. If the answers differ, each known mistake is made in A: alone, in one layer and
-direction only, and in pairs. A mistake is named only if it reproduces all of B's answers within the tolerance of the
-dtype.
+`locating` has the first, on top of `parting`, `pair` and `stepping`; `examination` the second: B answers a few calls:
+small batches, with and without initial states and lengths, and gradients if it has them. A is run by NumPy in float64.
+If the answers differ, each known mistake is made in A: alone, in one layer and direction only, and in pairs. A mistake
+is named only if it reproduces all of B's answers within the tolerance of the dtype.
 """
 
 from multirnn.diagnosis.divergence import Divergence, Parting

@@ -73,8 +73,7 @@ def diagnose(
     return _Examination(wrong, weights, seed, given).diagnosis("B", titles, right)
 
 
-ROOM = 2**28
-"""Bytes of wrong layers that are cached, and of weights. Larger stacks are built again."""
+ROOM = 2**28  # bytes of wrong layers that are cached, and of weights; larger stacks are built again
 
 Parts = frozenset[str]
 
@@ -85,6 +84,8 @@ class _Effect(NamedTuple):
 
 
 class _Examination:
+    """A suspect layer, the right weights in NumPy's float64, and the right layer with mistakes."""
+
     def __init__(self, wrong: Adopted, weights: Weights, seed: int, given: Sequence[Probe] = ()) -> None:
         self.wrong, self.weights, self.rng = wrong, weights, np.random.default_rng(seed)
         self.spec = replace(weights.spec, dtype=wrong.spec.dtype)
@@ -134,10 +135,8 @@ class _Examination:
         found = located(right, self.wrong, call)
         return None if found.kind == "none" or (explained and found.kind == "rounding") else found
 
-    # Calls
-
     def _first_calls(self) -> Iterator[Probe]:
-        # Of one shape: frameworks compile for each. Square: a layer that swaps batch and time takes no other initial state.
+        # One shape: frameworks compile for each. Square: a layer that swaps batch and time takes no other state.
         lengths = (0, 5, 5, 1, 3)
         yield self._draw(5, 5)
         yield self._draw(5, 5, from_zero=True)
@@ -192,8 +191,6 @@ class _Examination:
         """Whether this layer answers as the suspect does; stops at the first difference."""
         return all(apart(self.expected(layer, call), self.asked(call)) <= bound for call in calls)
 
-    # Explanations
-
     def _explanations(self) -> list[Mistakes]:
         """The simplest explanations of the answers that no further call tells apart."""
         for hypotheses in (self._as_declared, self._singles, self._confined, self._pairs):
@@ -242,9 +239,8 @@ class _Examination:
     def _pairs(self) -> Iterator[Mistakes]:
         """Two of different families, in both orders if the order matters.
 
-        The effect of each mistake alone rules most pairs out. Where one does not show, the other must explain B; and a part
-        that a single mistake explains is hardly the work of two others. Mistakes in the weights may reveal or undo one
-        another, so pairs that are ruled out are tried last.
+        Where one does not show, the other must explain B; and a part that a single mistake explains is hardly the work
+        of two others. Mistakes in the weights may reveal or undo one another, so pairs ruled out are tried last.
         """
         steps = list(self._single_steps())
         calls = [*steps, *self._forward_calls]
@@ -356,8 +352,6 @@ class _Examination:
             if any(apart(made, first) > self.bound for made in others):
                 found = [m for m in found if self.explains(self._with(*m), [call], self._bound(*m))]
         return found
-
-    # Remarks
 
     def _remarks(self, subject: str, equal: bool, causes: list[Mistakes]) -> Iterator[str]:
         spec, wanted = self.wrong.spec, self.weights.spec

@@ -324,7 +324,7 @@ class Pair:
     ) -> Divergence:
         """The record of this pair; of `elements` of A and of B, `(rows, units)`, it names those furthest apart.
 
-        `growth` is `measured` by single steps ("stepped"), as the call shows ("seen"), or not (""), and then `own` is not.
+        `growth` is `measured` by single steps ("stepped"), as the call shows ("seen"), or not: then `own` is not either.
         """
         titles, turn = (self.a.layer.title, self.b.layer.title), -1 if self.A == "B" else 1
         if elements is not None:

@@ -145,8 +145,9 @@ def _at(pair: Pair, parting: Parting) -> str:
 
 
 def _from_below(parting: Parting) -> str:
-    below = (parting.layer or 0) - 1
-    return f" Its input, the output of layer {below}, may differ already: no call shows it." if below >= 0 else ""
+    if not parting.layer:
+        return ""
+    return f" Its input, the output of layer {parting.layer - 1}, may differ already: no call shows it."
 
 
 class _Shortest(NamedTuple):

@@ -75,7 +75,7 @@ class Side:
         return seen.final
 
     def run(self, x: Array, first: Array) -> Trajectory:
-        """By single steps of the whole stack; of a bidirectional one, layer by layer: a step needs the whole layer below."""
+        """By single steps of the stack; layer by layer if bidirectional: a step needs the whole layer below."""
         batch, time, _ = x.shape
         before = np.empty((*first.shape[:2], time, *first.shape[2:]))
         after = np.empty_like(before)

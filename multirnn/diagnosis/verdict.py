@@ -34,12 +34,10 @@ class Diagnosis(Shown):
     """Whether two layers are the same function, and if not, what is wrong with the second.
 
     Attributes:
-        spec: the spec of A.
-        titles: the titles of A and B.
+        spec, titles: the spec of A; the titles of A and B.
         subject: the side that the causes are about: "B", or "A" if A does not compute its own weights.
         equal: whether all answers agree; then there are no causes.
         causes: the mistakes that explain all of B's answers; empty if no known mistake does.
-        ambiguous: whether there are several causes, which are the same function on every call that B takes.
         remarks: facts beside the cause: how the specs differ, whether B's own weights are A's.
         calls: the number of calls made of B.
         eps: the largest normwise difference of B's answers from A's, in eps of `dtype`; infinite if an answer is missing,
@@ -65,7 +63,7 @@ class Diagnosis(Shown):
 
     @property
     def ambiguous(self) -> bool:
-        """Whether no call of B tells several causes apart."""
+        """Whether there are several causes, which are the same function on every call that B takes."""
         return len(self.causes) > 1
 
     def to_dict(self) -> dict[str, Any]:

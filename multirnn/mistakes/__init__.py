@@ -1,7 +1,7 @@
 """Known mistakes in writing, porting or wrapping a recurrent layer, as data; and a layer made wrong on purpose.
 
-Each topic is two files: TOPIC.toml has the words, TOPIC.py how each mistake is made and where it applies: by a `Change` of
-weights, inputs, outputs or gradients, often made of `edits` of named arrays, or by wrong `Plumbing` between the passes.
+Each topic is two files: TOPIC.toml has the words, TOPIC.py how each mistake is made and where it applies: by a `Change`
+of weights, inputs, outputs or gradients, often made of `edits` of named arrays, or by wrong `Plumbing` between passes.
 
 Sources: the frameworks' own conventions (`multirnn.conventions`), their release notes and their issue trackers.
 """

@@ -107,10 +107,10 @@ def composed(build: Build, *mistakes: Mistake) -> Build:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """The changes that make a layer wrong; None changes nothing. Calls arrive checked and batched by `multirnn.boundary`.
+    """The changes that make a layer wrong; None changes nothing. Calls arrive checked and batched by `Boundary`.
 
-    `weights` may change the spec too, which a backend may refuse. `cotangent` is the adjoint of `output`, and `gradients` of
-    `weights` and `inputs`. `undo` makes weights that `weights` changes to the given ones.
+    `weights` may change the spec too, which a backend may refuse. `cotangent` is the adjoint of `output`, `gradients`
+    of `weights` and `inputs`. `undo` makes weights that `weights` changes to the given ones.
     """
 
     weights: Callable[[Weights], Weights] | None = None

@@ -18,7 +18,7 @@ __all__ = ["BIASES", "MATRICES", "Edit", "adjoint", "applied", "drop", "each", "
 __all__ += ["of_cotangent", "of_gradients", "of_initial_state", "of_output", "of_weights"]
 
 Edit = Callable[[RecurrentSpec, Mapping[str, Array]], Mapping[str, Array]]
-"""From arrays by name (parameters, h, c, x of gradients, sequence of an output) to those that change, of the same shapes."""
+"""From arrays by name (parameters, h, c, x of gradients, sequence of outputs) to those that change, of equal shapes."""
 Take = Callable[[RecurrentSpec, Array], Array]
 Record = TypeVar("Record", State, Output, Gradients)
 MATRICES, BIASES = ("weight_ih", "weight_hh"), ("bias_ih", "bias_hh")

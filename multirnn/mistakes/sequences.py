@@ -49,6 +49,7 @@ def _sequence(change: Callable[[RecurrentSpec, Array], Array]) -> Edit:
 
 
 _BACKWARD_FIRST = _sequence(lambda spec, sequence: np.roll(sequence, spec.hidden_size, axis=2))
+_FORWARD_TWICE = _sequence(lambda spec, sequence: np.tile(sequence[:, :, : spec.hidden_size], 2))
 
 
 def _unit_by_unit(spec: RecurrentSpec, sequence: Array) -> Array:
@@ -131,10 +132,7 @@ SEQUENCES = known(
         "runs backward in time": _at_input(_in_time),
         "runs backward in time, outputs flipped back": _both(_at_input(_in_time), _at_output(_in_time)),
         "output backward‖forward": (of_output(_BACKWARD_FIRST), bidirectional),
-        "forward output in both halves": (
-            of_output(_sequence(lambda spec, sequence: np.tile(sequence[:, :, : spec.hidden_size], 2))),
-            bidirectional,
-        ),
+        "forward output in both halves": (of_output(_FORWARD_TWICE), bidirectional),
         "backward‖forward between layers": (
             Plumbing(joined=_BACKWARD_FIRST),
             lambda spec: spec.bidirectional and spec.num_layers > 1,
