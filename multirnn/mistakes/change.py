@@ -33,14 +33,17 @@ class Runs(Protocol):
     @property
     def spec(self) -> RecurrentSpec:
         """Its spec."""
+        ...
 
     def __call__(self, x: ArrayLike, state: State | None = None, *, lengths: ArrayLike | None = None) -> Output:
         """See `Layer.__call__`."""
+        ...
 
     def vjp(
         self, x: ArrayLike, state: State | None = None, *, lengths: ArrayLike | None = None, cotangent: Output
     ) -> Gradients:
         """See `Layer.vjp`."""
+        ...
 
 
 Build = Callable[[Weights], Runs]

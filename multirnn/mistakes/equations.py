@@ -25,6 +25,7 @@ def _reset(weights: Weights, *, after: bool) -> Weights:
 def _from_before(spec: RecurrentSpec, inputs: Inputs, found: Gradients) -> Gradients:
     """All biases were added up to one, whose gradient they share; one recurrent bias alone is the last gate's."""
     shared = {name: found.weights[name.replace("bias_hh", "bias_ih")] for name in spec.shapes}
+    # One recurrent bias is the candidate's, and the candidate is the last gate.
     return found._replace(weights={name: shared[name][-shape[0] :] for name, shape in spec.shapes.items()})
 
 
