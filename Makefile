@@ -62,4 +62,4 @@ readme: install
 	$(BIN)/python -m pytest tests/test_readme.py --write-readme --quiet
 
 clean:
-	rm -rf .venv $(CORE_ENV) demo dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .cache demo dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,7 +1,7 @@
 """Contenders that time a layer beside its counterpart in one process; `overhead.py` judges the ratios.
 
 The timed call is the counterpart; the call from NumPy to NumPy, timed in turns with it, is the layer's. The counterpart
-of a layer called with NumPy arrays is code written by hand; that of one call of many steps, calls of 100 steps each.
+of a layer called with NumPy arrays is its native object called by hand; that of one long call, calls of 100 steps each.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,9 +20,7 @@ STEPS = 100
 
 
 def numpy_by_hand(native: Any) -> Run:
-    """`Stack.forward`, which has time first."""
-
-    def run(x: Any) -> tuple[Any, Any]:
+    def run(x: Any) -> tuple[Any, Any]:  # time first
         y, (h, *_), _ = native.forward(x.swapaxes(0, 1), [np.zeros((1, len(x), native.spec.hidden_size), x.dtype)])
         return y.swapaxes(0, 1), h
 
@@ -30,7 +28,6 @@ def numpy_by_hand(native: Any) -> Run:
 
 
 def torch_by_hand(native: Any) -> Run:
-    """The module in inference mode."""
     import torch
 
     def run(x: Any) -> tuple[Any, Any]:
@@ -42,7 +39,6 @@ def torch_by_hand(native: Any) -> Run:
 
 
 def jax_by_hand(native: Any) -> Run:
-    """The jitted `apply`."""
     import jax
 
     apply = jax.jit(native.apply)
@@ -55,9 +51,7 @@ def jax_by_hand(native: Any) -> Run:
 
 
 def onnxruntime_by_hand(native: Any) -> Run:
-    """The session, which has time first."""
-
-    def run(x: Any) -> tuple[Any, Any]:
+    def run(x: Any) -> tuple[Any, Any]:  # time first
         batch, time, hidden = x.shape  # as many features as units
         lengths, zero = np.full(batch, time, np.int32), np.zeros((1, batch, hidden), x.dtype)
         y, h = native.session.run(None, {"x": x.swapaxes(0, 1), "lengths": lengths, "h_0": zero})
@@ -82,8 +76,6 @@ class Counterpart:
 
 
 def by_hand(backend: str, implementation: Implementation, write: Callable[[Any], Run]) -> Counterpart:
-    """The layer's native object, called from NumPy to NumPy without a wrapper."""
-
     def refuses(work: Work) -> str | None:
         spec = work.weights.spec
         if spec.cell != "simple_rnn" or spec.input_size != spec.hidden_size or work.x.shape[1] > STEPS:
@@ -105,7 +97,6 @@ def by_hand(backend: str, implementation: Implementation, write: Callable[[Any],
 
 
 def in_parts(backend: str) -> Counterpart:
-    """Calls of 100 steps of the fast layer, as many as the input is long."""
     name = f"{backend} fast in calls of {STEPS} steps"
 
     def refuses(work: Work) -> str | None:

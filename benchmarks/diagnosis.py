@@ -39,8 +39,6 @@ PAIRS = {0: 200, 1: 500, 2: 200}  # by the number of planted mistakes
 GOALS = {0: 1.0, 1: 0.99, 2: 0.95}
 BUILD = mr.backend("numpy").build
 
-# --- Pairs -----------------------------------------------------------------------------------------------------------
-
 
 class Planted(MutantLayer):
     """A layer that says it is right."""
@@ -50,8 +48,6 @@ class Planted(MutantLayer):
 
 
 def function(layer: Runs) -> Callable[..., Any]:
-    """The calls of a layer alone, as a plain function."""
-
     def port(x: Any, h0: Any) -> Any:
         state = mr.State(*h0) if isinstance(h0, tuple) else mr.State(h0)
         output = layer(x, state)
@@ -112,9 +108,8 @@ def draw_pairs(seed: int, count: int, mistakes: int) -> Iterator[PortPair]:
         chosen = [known[place] for place in rng.choice(len(known), mistakes, replace=False)]
         # Mistakes in the plumbing are innermost, nearest to the framework; there can be one.
         chosen.sort(key=lambda mistake: not isinstance(mistake.realise, Plumbing))
-        if len({mistake.family for mistake in chosen}) < mistakes:
-            continue
-        if sum(isinstance(mistake.realise, Plumbing) for mistake in chosen) > 1:
+        plumbing = sum(isinstance(mistake.realise, Plumbing) for mistake in chosen)
+        if len({mistake.family for mistake in chosen}) < mistakes or plumbing > 1:
             continue
         pair = PortPair(weights, tuple(chosen), bool(rng.random() < 0.25))
         if not any(pair.is_explained_by(*chosen[:k], *chosen[k + 1 :]) for k in range(mistakes)):
@@ -131,14 +126,11 @@ def same(one: Runs, other: Runs, *, dtype: str, only_calls: bool) -> bool:
     return all(apart(*pair) <= tolerance(dtype) for pair in answers)
 
 
-# --- The experiment --------------------------------------------------------------------------------------------------
-
-
 @dataclass
 class Rates:
     """How many pairs were named rightly, and which were not."""
 
-    mistakes: int
+    mistakes: int  # planted in each
     pairs: int = 0
     right: int = 0
     ambiguous: int = 0
@@ -171,7 +163,6 @@ class Rates:
 
 
 def measure(mistakes: int, pairs: int, seed: int = 0) -> Rates:
-    """Diagnose drawn pairs."""
     rates = Rates(mistakes)
     for pair in draw_pairs(seed, pairs, mistakes):
         found, seconds = timed(pair.right, pair.wrong)
@@ -190,7 +181,6 @@ def measure(mistakes: int, pairs: int, seed: int = 0) -> Rates:
 
 
 def timed(right: Any, wrong: Any) -> tuple[Diagnosis, float]:
-    """A diagnosis and its CPU seconds."""
     start = time.process_time()
     return diagnose(right, wrong), time.process_time() - start
 
@@ -199,10 +189,8 @@ def times_at(hidden_size: int) -> dict[str, float]:
     """Seconds of a run, the most that it costs: an LSTM has the most mistakes."""
     seconds = {}
     one_layer = mr.RecurrentSpec("lstm", 8, hidden_size)
-    for title, spec in (
-        ("one layer", one_layer),
-        ("two layers, bidirectional", replace(one_layer, num_layers=2, bidirectional=True)),
-    ):
+    two_layers = replace(one_layer, num_layers=2, bidirectional=True)
+    for title, spec in (("one layer", one_layer), ("two layers, bidirectional", two_layers)):
         weights = mr.initialise(spec, 0)
         right, other = BUILD(weights), mr.build(spec, "numpy", seed=1)
         planted = {

@@ -24,34 +24,26 @@ from multirnn_bench.results import read
 from multirnn_bench.standing import Row, View, label, views
 from multirnn_bench.statistics import geometric_mean, shared_rounds
 
-RESULTS = Path(__file__).parent / "results" / "goals"
-"""A file for every kind of processor."""
-
+RESULTS = Path(__file__).parent / "results" / "goals"  # a file for every kind of processor
 TORCH = ("torch", "torch.nn*")
 KERAS = ("keras", "Keras*")
+SHARE = "share of the limit (up to 512 units, 8 rows or more)"
 
 
 @dataclass(frozen=True)
 class Goal:
     """A bound on ratios of two sides, each the best of its contenders on each problem; or on shares of the limit.
 
-    Attributes:
-        what: in words.
-        ours, theirs: names of contenders, with `*` for other letters; "ours" and "peer" are all of a kind. Without
-            `theirs`, the shares of ours in problems of up to 512 units and from 8 rows on.
-        mode: of the rows.
-        cells: of the problems.
-        mean: lower bound of the geometric mean.
-        least: lower bound of every problem.
+    Without `theirs`: on the shares of ours in problems of up to 512 units and from 8 rows on.
     """
 
     what: str
-    ours: tuple[str, ...]
+    ours: tuple[str, ...]  # names of contenders, with `*` for other letters; "ours" and "peer" are all of a kind
     theirs: tuple[str, ...]
     mode: str = "inference"
     cells: tuple[str, ...] = ("simple_rnn", "lstm", "gru")
-    mean: float | None = None
-    least: float | None = None
+    mean: float | None = None  # lower bound of the geometric mean
+    least: float | None = None  # lower bound of every problem
 
     @property
     def words(self) -> str:
@@ -90,13 +82,10 @@ GOALS = (
     ),
     Goal("NumPy fast against torch.nn.RNN", ("numpy fast",), TORCH, "training", ("simple_rnn",), mean=1.3),
     *(
-        Goal(
-            f"{cell}: the best of ours, share of the limit (up to 512 units, 8 rows or more)",
-            ("ours",), (), cells=(cell,), least=share,
-        )
+        Goal(f"{cell}: the best of ours, {SHARE}", ("ours",), (), cells=(cell,), least=share)
         for cell, share in {"simple_rnn": 0.4, "lstm": 0.6, "gru": 0.6}.items()
     ),
-)  # fmt: skip
+)
 
 
 def judged(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -128,7 +117,6 @@ def _is_one_of(row: Row, names: tuple[str, ...]) -> bool:
 
 
 def main(arguments: list[str]) -> int:
-    """Print how a file of results meets each goal."""
     from rich.console import Console
     from rich.table import Table
 

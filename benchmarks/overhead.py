@@ -29,20 +29,18 @@ MEMORY = 1.3  # times the minimum
 STARTS = 21
 
 Row = Mapping[str, Any]
+# In words, and whether it is held by ours and theirs, in microseconds, and theirs / ours.
 Goal = tuple[str, Callable[[float, float, float], bool]]
-"""In words, and whether it is held by ours and theirs, in microseconds, and theirs / ours."""
 
 THIN: Goal = "within 10 % plus 50 µs", lambda ours, theirs, ratio: 1 / ratio <= 1.1 + 50 / theirs
 FLAT: Goal = "a step costs the same within 15 %", lambda ours, theirs, ratio: 1 / ratio <= 1.15
-THINNEST: tuple[Goal, Goal] = (
+THINNEST: tuple[Goal, Goal] = (  # of one step, and of more
     ("at most 10 µs more", lambda ours, theirs, ratio: ours - theirs <= 10),
     ("at most 1 % more", lambda ours, theirs, ratio: 1 / ratio <= 1.01),
 )
-"""Of one step, and of more."""
 
 
 def at_least(factor: float) -> Goal:
-    """Ours is so many times as fast."""
     return f"at least {factor:g} times as fast", lambda ours, theirs, ratio: ratio >= factor
 
 
@@ -64,7 +62,7 @@ class TimedPair:
     def of(
         cls, what: str, shape: Sequence[int], ours: Sequence[float], theirs: Sequence[float], goal: Goal
     ) -> "TimedPair":
-        """The pair of the seconds of the same rounds."""
+        """From the seconds of the same rounds."""
         low, ratio, high = quantiles([b / a for a, b in zip(ours, theirs, strict=True)], n=4)
         more = median(a - b for a, b in zip(ours, theirs, strict=True))
         times = 1e6 * (median(theirs) + more), 1e6 * median(theirs)
@@ -72,18 +70,12 @@ class TimedPair:
 
 
 def shape(row: Row) -> list[int]:
-    """Batch, time, input_size and hidden_size."""
     return [row["problem"][name] for name in ("batch", "time", "input_size", "hidden_size")]
 
 
 def beside(row: Row, what: str, goal: Goal) -> TimedPair:
     """The call from NumPy to NumPy of a row against the timed call beside it."""
     return TimedPair.of(what, shape(row), *zip(*row["boundaries"], strict=True), goal)
-
-
-def against(ours: Row, theirs: Row, what: str, goal: Goal) -> TimedPair:
-    """A row against another in the rounds of both."""
-    return TimedPair.of(what, shape(ours), *shared_rounds(ours, theirs), goal)
 
 
 def foundation(results: Results) -> Iterator[TimedPair]:
@@ -94,14 +86,14 @@ def foundation(results: Results) -> Iterator[TimedPair]:
         if row["status"] == "timed" and row["problem"]["name"].startswith("loop-")
     }
     problems = list(dict.fromkeys(name for name, _, _ in rows))
-    rivals = {
-        "NumPy loop": ("inference", "NumPy inference against the textbook loop", 1.0),
-        "torch.nn": ("gradients", "NumPy training step against torch.nn.RNN", 1.2),
-    }
-    for theirs, (mode, what, factor) in rivals.items():
-        for place, name in enumerate(problems):
-            goal = at_least(1.8 if mode == "inference" and place == 0 else factor)
-            yield against(rows[name, mode, "numpy"], rows[name, mode, theirs], what, goal)
+    for rival, mode, what, first, others in (
+        ("NumPy loop", "inference", "NumPy inference against the textbook loop", 1.8, 1.0),
+        ("torch.nn", "gradients", "NumPy training step against torch.nn.RNN", 1.2, 1.2),
+    ):
+        for name in problems:
+            goal = at_least(first if name == problems[0] else others)
+            ours, theirs = rows[name, mode, "numpy"], rows[name, mode, rival]
+            yield TimedPair.of(what, shape(ours), *shared_rounds(ours, theirs), goal)
     calls = {
         "torch": "torch layer against the raw module",
         "keras": "Keras layer against the raw model in a tf.function",
@@ -153,14 +145,12 @@ def start_up() -> Iterator[TimedPair]:
 
 
 def seconds(command: Sequence[str]) -> float:
-    """The time of a process."""
     start = time.perf_counter()
     subprocess.run(command, check=True, capture_output=True)
     return time.perf_counter() - start
 
 
 def main(arguments: list[str]) -> int:
-    """Print a file of results; 0 if all goals are met, else 1."""
     from rich.console import Console
     from rich.table import Table
 

@@ -55,14 +55,12 @@ def rounds(count: int) -> tuple[list[tuple[float, float]], list[tuple[float, flo
 
 
 def summary(without: list[float], with_it: list[float]) -> dict[str, float]:
-    """Medians, and the quartiles of the difference."""
     low, middle, high = quantiles((b - a for a, b in zip(without, with_it, strict=True)), n=4)
     found = {"without": median(without), "with": median(with_it), "added": middle, "low": low, "high": high}
     return {name: round(value, 2) for name, value in found.items()}
 
 
 def main(arguments: list[str]) -> int:
-    """Measure; 0 if the goal is met, else 1."""
     quick = arguments == ["--quick"]
     without, with_it = rounds(ROUNDS // 10 if quick else ROUNDS)
     found = {

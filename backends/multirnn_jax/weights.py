@@ -38,11 +38,7 @@ def disturbed() -> bool:
 
 
 def place(weights: Weights, device: str | None) -> Params:
-    """Copies of the weights on the first device of a platform; on JAX's default unless given.
-
-    Raises:
-        InvalidCall: JAX has no such device here.
-    """
+    """Copies of the weights on the first device of a platform; on JAX's default unless given."""
     try:
         target = None if device is None else jax.local_devices(backend=device)[0]
     except RuntimeError as error:

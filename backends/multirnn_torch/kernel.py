@@ -19,11 +19,7 @@ LOADED_IN = os.getpid()
 
 
 class KernelLoop:
-    """By `multirnn.kernel`.
-
-    Args:
-        spec: the stack.
-    """
+    """By `multirnn.kernel`."""
 
     ragged = True
 
@@ -124,9 +120,6 @@ def lent_pool(process: int) -> int | None:
 
     After each parallel operation PyTorch's threads spin for some 17 ms, on cores that other threads would need: so they
     do the kernel's work too. A forked child has none of them.
-
-    Args:
-        process: the calling one.
     """
     if process != LOADED_IN:
         return None

@@ -133,11 +133,7 @@ class TorchLayer(BoundaryLayer):
 
 
 def device_of(name: str | None, dtype: torch.dtype) -> torch.device:
-    """The device of this name, tried with this dtype; by default PyTorch's, or "cpu" if that is "meta".
-
-    Raises:
-        InvalidCall: PyTorch has no such device here, or not for the dtype.
-    """
+    """The device of this name, tried with this dtype; by default PyTorch's, or "cpu" if that is "meta"."""
     if name is None and torch.empty(0).is_meta:
         name = "cpu"
     try:

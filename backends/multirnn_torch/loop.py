@@ -17,24 +17,17 @@ Maybe = Tensor | None
 class LoopCall(NamedTuple):
     """The arguments of a loop.
 
-    Attributes:
-        x: `(batch, time, input_size)`; no axis is 0.
-        state: h, and c of an LSTM, contiguous; None is zero.
-        weights: contiguous, in the order of `RecurrentSpec.shapes`, in PyTorch's shapes.
-        y: `(batch, time, directions * hidden_size)`; the loop writes the sequence here.
-        lengths: `(batch,)`, int64, contiguous; None if every row is full.
-        starts: `(time,)`, int64, contiguous: the first row of each step, if x, y and their gradients are packed as in a
-            `PackedSequence`, `(rows of all steps, features)`, with falling lengths. None if not packed.
-        prepared: from `Loop.prepare`, for `forward` without `keep`; or None.
+    With `starts`, the first row of each step, x, y and their gradients are packed as in a `PackedSequence`,
+    `(rows of all steps, features)`, with falling lengths.
     """
 
-    x: Tensor
-    state: Sequence[Maybe]
-    weights: Sequence[Tensor]
-    y: Tensor
-    lengths: Maybe = None
-    starts: Maybe = None
-    prepared: Any = None
+    x: Tensor  # (batch, time, input_size); no axis is 0
+    state: Sequence[Maybe]  # h, and c of an LSTM, contiguous; None is zero
+    weights: Sequence[Tensor]  # contiguous, in the order of `RecurrentSpec.shapes`, in PyTorch's shapes
+    y: Tensor  # (batch, time, directions * hidden_size); written by the loop
+    lengths: Maybe = None  # (batch,), int64, contiguous; None if every row is full
+    starts: Maybe = None  # (time,), int64, contiguous; None if not packed
+    prepared: Any = None  # from `Loop.prepare`, for `forward` without `keep`
 
     @property
     def size(self) -> tuple[int, int]:
@@ -46,13 +39,9 @@ class LoopCall(NamedTuple):
 
 
 class Loop(Protocol):
-    """The recurrence of one spec.
+    """The recurrence of one spec."""
 
-    Attributes:
-        ragged: whether it takes lengths and packed rows.
-    """
-
-    ragged: bool
+    ragged: bool  # whether it takes lengths and packed rows
 
     def prepare(self, weights: Sequence[Tensor]) -> Any:
         """Constant weights in the form that `forward` would make of them in every call; None if it makes none."""

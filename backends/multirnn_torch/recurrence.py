@@ -132,9 +132,15 @@ class ModuleRecurrence:
             self.constants = Constants(prepared, known, [weight._version for weight in known])
 
     def forward(
-        self, x: Tensor, state: Sequence[Maybe], weights: Sequence[Tensor], rows: Rows,
-        *, keep: bool = False, constants: Constants | None = None,
-    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:  # fmt: skip
+        self,
+        x: Tensor,
+        state: Sequence[Maybe],
+        weights: Sequence[Tensor],
+        rows: Rows,
+        *,
+        keep: bool = False,
+        constants: Constants | None = None,
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """The sequence in the layout of x, and the results of `Loop.forward`."""
         y = torch.empty((*x.shape[:-1], self.spec.output_size), dtype=x.dtype, device="cpu")
         call = rows.call(x, state, weights, y)

@@ -47,13 +47,7 @@ _CONVENTION = replace(
 def module(
     weights: Weights, device: torch.device, layers: Mapping[str, Callable[..., nn.RNNBase]] = LAYERS
 ) -> nn.RNNBase:
-    """A `torch.nn.RNN`, `LSTM` or `GRU` with a copy of these weights, `batch_first=True`; draws no random numbers.
-
-    Args:
-        weights: canonical.
-        device: of the parameters.
-        layers: the class for each key of `LAYERS`.
-    """
+    """A `torch.nn.RNN`, `LSTM` or `GRU` with a copy of these weights, `batch_first=True`; draws no random numbers."""
     spec = weights.spec
     native = skeleton(spec, layers)
     native.to_empty(device=device)
@@ -81,11 +75,7 @@ def skeleton(spec: RecurrentSpec, layers: Mapping[str, Callable[..., nn.RNNBase]
 
 
 def described(native: Any) -> Weights:
-    """The spec and the weights of a layer or a cell from its structure alone: evaluates weights and runs nothing.
-
-    Raises:
-        Unrepresentable: no spec describes it; the sentence says why.
-    """
+    """The spec and the weights of a layer or a cell from its structure alone: evaluates weights and runs nothing."""
     kinds: Mapping[str, type[nn.Module]] = LAYERS if isinstance(native, nn.RNNBase) else _CELLS
     cell: Any = next(cell for cell, kind in kinds.items() if isinstance(native, kind))
     weights = named_weights(native)  # once: a parametrization may compute other weights the next time

@@ -10,12 +10,25 @@ from multirnn.cells import CELLS
 from multirnn.layer import FAST, FROZEN, NATIVE
 from multirnn_bench.standing import Duel, Row, View, label
 
-# fmt: off
 __all__ = [
-    "BOTTOM", "FAMILIES", "HEIGHT", "LEFT", "LETTERS", "RIGHT", "TOP", "WIDTH", "Look", "Panel", "Scale",
-    "duel_scale", "error_scale", "having", "looks", "panels", "waits",
+    "BOTTOM",
+    "FAMILIES",
+    "HEIGHT",
+    "LEFT",
+    "LETTERS",
+    "RIGHT",
+    "TOP",
+    "WIDTH",
+    "Look",
+    "Panel",
+    "Scale",
+    "duel_scale",
+    "error_scale",
+    "having",
+    "looks",
+    "panels",
+    "waits",
 ]
-# fmt: on
 
 FAMILIES = ("numpy", "torch", "keras", "jax", "onnx", "flax")
 """Words in a contender's name that give it a colour, `--f0` and on; all other names share one more colour."""

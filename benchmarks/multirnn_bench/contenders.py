@@ -23,10 +23,9 @@ from multirnn_bench.ours import Ours
 __all__ = ["IMPLEMENTATIONS", "PEERS", "Contender", "Source", "find", "load"]
 
 IMPLEMENTATIONS = (NATIVE, FAST, FROZEN)
-
 HERE = Path(__file__).resolve().parent
+# The peers that ship: inside the package in a wheel, beside it in a checkout.
 PEERS = next((folder for folder in (HERE / "peers", HERE.with_name("peers")) if folder.is_dir()), None)
-"""The peers that ship: inside the package in a wheel, beside it in a checkout."""
 
 
 class Contender(Protocol):
@@ -60,21 +59,13 @@ class Contender(Protocol):
 
 @dataclass(frozen=True)
 class Source:
-    """Where a contender comes from.
-
-    Attributes:
-        name: of the contender.
-        kind: "ours" or "peer".
-        where: the name of the backend, or the path of the file.
-        implementation: of a backend; empty for a peer.
-        environment: variables set before its process starts.
-    """
+    """Where a contender comes from."""
 
     name: str
-    kind: str
-    where: str
-    implementation: str = ""
-    environment: Mapping[str, str] = field(default_factory=dict)
+    kind: str  # "ours" or "peer"
+    where: str  # the name of the backend, or the path of the file
+    implementation: str = ""  # of a backend; empty for a peer
+    environment: Mapping[str, str] = field(default_factory=dict)  # set before its process starts
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, in values that JSON has."""
@@ -84,16 +75,9 @@ class Source:
 def find(
     backends: Sequence[str] | None = None, peers: Sequence[Path] = (), contenders: Sequence[str] = ()
 ) -> list[Source]:
-    """Every contender: our backends in each implementation, then peers.
+    """Our backends in each implementation, then peers from files or folders; of these, those that a pattern names.
 
-    Args:
-        backends: names; all that are installed if None.
-        peers: files, or folders of them.
-        contenders: name patterns with `*` and `?`; all contenders unless given.
-
-    Raises:
-        InvalidCall: two contenders share a name, or a pattern matches none.
-        InvalidData: a file of peers cannot be loaded, or has no `CONTENDERS`.
+    Raises `InvalidCall` where two share a name or a pattern matches none, and `InvalidData` for a bad file of peers.
     """
     sources = [
         Source(
@@ -116,15 +100,7 @@ def find(
 
 
 def load(source: Mapping[str, Any]) -> Contender:
-    """The contender, with the framework of a backend loaded.
-
-    Args:
-        source: the fields of a `Source`.
-
-    Raises:
-        NoImplementation: the backend has no such implementation.
-        MissingFramework: the backend's framework is not installed.
-    """
+    """The contender of a `Source` as a dict, with the framework of a backend loaded; see `Ours` for what it raises."""
     if source["implementation"]:
         return Ours(source["where"], source["implementation"], source["name"])
     return next(one for one in _contenders(Path(source["where"])) if one.name == source["name"])
@@ -144,13 +120,11 @@ def _contenders(file: Path) -> tuple[Contender, ...]:
     found: Any = getattr(_module(file), "CONTENDERS", None)
     if not isinstance(found, tuple):
         raise InvalidData(f"{file} is no file of peers: it needs CONTENDERS, a tuple of contenders")
+    asked = ("name", "kind", "versions", "refuses", "prepare")
     for one in found:
-        if absent := [name for name in ASKED if not hasattr(one, name)]:
+        if absent := [name for name in asked if not hasattr(one, name)]:
             raise InvalidData(f"{file}: {one!r} in CONTENDERS is no contender: it has no {', '.join(absent)}")
     return found
-
-
-ASKED = ("name", "kind", "versions", "refuses", "prepare")
 
 
 def _module(file: Path) -> ModuleType:

@@ -1,8 +1,4 @@
-"""The fields that a line of results must have.
-
-A file may have been edited, cut, or written by another program: the first missing or invalid field is named in a
-sentence. Other fields are kept.
-"""
+"""The fields that a line of results must have; a file may have been edited, cut, or written by another program."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -14,11 +10,9 @@ from multirnn_bench.limits import Limits
 
 __all__ = ["STATUSES", "fault_of_header", "fault_of_row"]
 
-STATUSES = ("timed", "wrong", "refused", "failed", "killed", "slow")
-"""The outcome of a contender on a problem; only "timed" has times."""
+STATUSES = ("timed", "wrong", "refused", "failed", "killed", "slow")  # only "timed" has times
 
-Kind = tuple[str, Callable[[Any], bool]]
-"""What a value must be, in words and as a test."""
+Kind = tuple[str, Callable[[Any], bool]]  # what a value must be, in words and as a test
 
 
 def _number(value: Any) -> bool:
@@ -57,13 +51,11 @@ REQUIRED: Mapping[str, Kind] = {
     **dict.fromkeys(("problem.batch", "problem.time", "problem.input_size", "problem.hidden_size"), COUNT),
     "contender.kind": _one_of("ours", "peer"),
 }
-TIMED: Mapping[str, Kind] = {
+TIMED: Mapping[str, Kind] = {  # also required in a timed row
     **dict.fromkeys(("median", "low", "high"), ("a positive number", _positive)),
     "rounds": ("positive numbers, at least one", lambda value: bool(value) and _list_of(_positive)(value)),
     "stable": ("true or false", lambda value: isinstance(value, bool)),
 }
-"""Required in a timed row."""
-
 OPTIONAL: Mapping[str, Kind] = {
     "reason": _or_null("a text", lambda value: isinstance(value, str)),
     "problem.lengths": _or_null(

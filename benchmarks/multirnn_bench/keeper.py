@@ -3,7 +3,6 @@
 Contenders are stopped while others are timed. If the benchmark itself is killed, they and their children would stay
 stopped for ever, holding memory. So a benchmark has one more process, this file run as a script. It waits until its
 standard input is closed, which happens however the benchmark dies, and then kills every contender it was told of.
-
 It imports the standard library alone, to stay small. Linux only.
 """
 
@@ -15,9 +14,8 @@ from collections.abc import Iterable
 
 __all__ = ["MARK", "end", "family"]
 
+# The environment variable that marks a contender's children, even those that left its process group and session.
 MARK = "MULTIRNN_BENCH_CONTENDER"
-"""The environment variable that marks a contender's children, even those that left its process group and session."""
-
 GRACE = 0.05  # seconds before looking for processes that started meanwhile
 LOOKS = 100  # at most: some processes cannot be killed
 

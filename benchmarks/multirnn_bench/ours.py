@@ -21,14 +21,7 @@ class NoImplementation(Exception):
 class Ours:
     """A backend in one implementation, as a `Contender`.
 
-    Args:
-        backend: its name, or a Backend object.
-        implementation: "native", or another that the backend has.
-        name: of the contender.
-
-    Raises:
-        NoImplementation: the backend has none of this name.
-        UnknownBackend, MissingFramework: see `multirnn.backend`.
+    Raises `NoImplementation` if the backend has none of this name, and what `multirnn.backend` raises.
     """
 
     kind = "ours"

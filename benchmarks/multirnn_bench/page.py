@@ -36,10 +36,19 @@ def html(results: Results) -> str:
     for view in seen:
         for row in view.timed:
             row["behind"] = view.behind(row)
-    return _environment().get_template("page.html").render(
-        processor=results.processor, header=header, rows=rows, views=seen, looks=charts.looks(rows),
-        machine=header.get("machine", {}), settings=header.get("settings", {}),
-    )  # fmt: skip
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            processor=results.processor,
+            header=header,
+            rows=rows,
+            views=seen,
+            looks=charts.looks(rows),
+            machine=header.get("machine", {}),
+            settings=header.get("settings", {}),
+        )
+    )
 
 
 def _environment() -> "Environment":
@@ -52,9 +61,12 @@ def _environment() -> "Environment":
             'a page needs Jinja2, which is not installed: pip install "multirnn[bench]"; --markdown needs nothing'
         ) from error
     made = Environment(
-        loader=PackageLoader("multirnn_bench"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        loader=PackageLoader("multirnn_bench"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     for module in (charts, quantities):
         made.globals |= {name: getattr(module, name) for name in module.__all__}
     made.globals |= {"warmth": _warmth, "flags": _flags}

@@ -30,25 +30,17 @@ STACK = tuple(field.name for field in fields(RecurrentSpec))
 
 @dataclass(frozen=True)
 class Problem:
-    """A recurrent stack and the shape of its input.
+    """A recurrent stack and the shape of its input; `InvalidSpec` if the input is impossible.
 
-    Attributes:
-        name: unique in its table.
-        spec: the stack.
-        batch, time: of the input.
-        lengths: the range of the rows' lengths, drawn uniformly; None where every row is full.
-        recurrent_only: the problem asks for the recurrence alone. Every layer has an input projection, so the input has
-            one feature, whose projection costs 1/hidden_size of the recurrence.
-
-    Raises:
-        InvalidSpec: the input is impossible.
+    `recurrent_only` asks for the recurrence alone. Every layer has an input projection, so the input has one feature,
+    whose projection costs 1/hidden_size of the recurrence.
     """
 
-    name: str
+    name: str  # unique in its table
     spec: RecurrentSpec
     batch: int
     time: int
-    lengths: tuple[int, int] | None = None
+    lengths: tuple[int, int] | None = None  # the range of the rows' lengths, drawn uniformly; None: every row is full
     recurrent_only: bool = False
 
     def __post_init__(self) -> None:
@@ -70,12 +62,7 @@ class Problem:
 
     @classmethod
     def shaped(cls, cell: str, time: int, batch: int, input_size: int, hidden_size: int, **more: Any) -> Self:
-        """A problem named by its shape, `lstm-t150-b16-i256-h256`.
-
-        Args:
-            cell, time, batch, input_size, hidden_size: its shape.
-            more: other fields of the problem and its spec; a `name` replaces the shape.
-        """
+        """A problem named by its shape, `lstm-t150-b16-i256-h256`, unless `more` fields have a `name`."""
         name = f"{'rnn' if cell == 'simple_rnn' else cell}-t{time}-b{batch}-i{input_size}-h{hidden_size}"
         sizes = {"cell": cell, "time": time, "batch": batch, "input_size": input_size, "hidden_size": hidden_size}
         return cls.from_dict({"name": name, **sizes, **more})
@@ -90,11 +77,7 @@ class Problem:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The problem that `to_dict` wrote.
-
-        Raises:
-            InvalidSpec: a field is unknown or missing, or a value is impossible.
-        """
+        """The problem that `to_dict` wrote; `InvalidSpec` if a field is unknown or a value is impossible."""
         if unknown := set(values) - {*STACK, *OWN}:
             raise InvalidSpec(f"a problem has no field {min(unknown)!r}")
         spec = RecurrentSpec(**{name: value for name, value in values.items() if name in STACK})
@@ -114,39 +97,26 @@ class Case:
 
 @dataclass(frozen=True)
 class ProblemTable:
-    """Problems to be timed together.
+    """Problems to be timed together, and how.
 
-    Attributes:
-        name: of the table, or of its file.
-        cases: in the order in which they run.
-        threads: the default settings.
-        seconds: the time of a run, to which rounds and blocks are cut; None: as long as it takes.
-        cap: seconds after which a contender without an answer is given up.
-        boundary: the modes in which the call from NumPy to NumPy is timed too, with the first number of threads; some
-            contenders trace it once more.
-        boundaries: the rounds in which it is; all by default. If few, short calls alone.
+    In the modes of `boundary` the call from NumPy to NumPy is timed too, with the first number of threads: some
+    contenders trace it once more.
     """
 
     name: str
     cases: tuple[Case, ...]
     threads: tuple[int, ...] = (1, 2)
-    seconds: float | None = None
-    cap: float = 120.0
+    seconds: float | None = None  # of a run, to which rounds and blocks are cut; None: as long as it takes
+    cap: float = 120.0  # seconds after which a contender without an answer is given up
     boundary: tuple[str, ...] = MODES
-    boundaries: int | None = None
+    boundaries: int | None = None  # rounds in which it is timed, None: all; if few, short calls alone
 
     def only(
         self, *, names: Sequence[str] = (), modes: Sequence[str] = (), part: tuple[int, int] | None = None
     ) -> Self:
-        """The table cut down.
+        """The table cut down to patterns of names, to modes instead of its own, and to part (n, m), n from 1.
 
-        Args:
-            names: patterns of problems with `*` and `?`; all by default.
-            modes: run these on each problem; as in the table by default.
-            part: (n, m): the nth of m parts of about the same size, n from 1.
-
-        Raises:
-            InvalidCall: nothing is left.
+        Raises `InvalidCall` where a pattern matches nothing, or nothing is left.
         """
         cases = self.cases
         for name in names:
@@ -173,23 +143,19 @@ def _has(problem: Problem, mode: str) -> bool:
 
 # --- Tables in CSV files ---------------------------------------------------------------------------------------------
 
-FEW = 3
-"""Rounds of the call from NumPy to NumPy in the named tables, where it is shown beside the others and not judged."""
+FEW = 3  # rounds of the call from NumPy to NumPy in the named tables, where it is shown and not judged
 
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
+    # Six shapes that between them reach every kind of bound.
     "smoke": {"threads": (1,), "seconds": 35, "cap": 10, "boundary": ("streaming",)},
+    # The shapes of small devices, of DeepBench, of glample/rnn-benchmarks (30 steps), of PyTorch's fastrnns (100 steps,
+    # 64 x 512) and of translation and speech. A training step costs three inferences, so few are trained.
     "standard": {"seconds": 16 * 60, "cap": 45, "boundary": ("inference", "streaming")},
+    # All recurrent problems of Baidu DeepBench; those of its training set with their gradients. It times the recurrence
+    # alone, its simple RNN has the activation ReLU, and its backward pass is the gradient of weights and input, without
+    # an update: baidu-research/DeepBench, code/nvidia/rnn_bench.cu.
     "deepbench": {},
 }
-"""The named tables, whose problems are in `tables/`.
-
-smoke: six shapes that between them reach every kind of bound.
-standard: the shapes of small devices, of DeepBench, of glample/rnn-benchmarks (30 steps), of PyTorch's fastrnns (100
-    steps, 64 x 512) and of translation and speech. A training step costs three inferences, so few are trained.
-deepbench: all recurrent problems of Baidu DeepBench; those of its training set with their gradients. It times the
-    recurrence alone, its simple RNN has the activation ReLU, and its backward pass is the gradient of weights and
-    input, without an update: baidu-research/DeepBench, code/nvidia/rnn_bench.cu.
-"""
 
 
 def _named(name: str) -> ProblemTable:
@@ -204,12 +170,7 @@ SHOWN = 5  # sentences about bad rows; more would hide the first
 
 
 def read_table(path: Path | str) -> ProblemTable:
-    """The table in a CSV file.
-
-    Raises:
-        InvalidData: it cannot be read, a column is missing or unknown, or rows are bad; a sentence for each with its
-            line.
-    """
+    """The table in a CSV file; `InvalidData` has a sentence for each bad row with its line."""
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8-sig")

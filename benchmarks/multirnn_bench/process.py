@@ -22,10 +22,9 @@ from multirnn_bench.said import Said
 
 __all__ = ["RESTS", "START_CAP", "Lost", "Process", "Seat", "at_once"]
 
+# Whether an idle contender is stopped, so that its threads do not spin on another's cores. Outside Linux a stopped
+# process would outlive its parent.
 RESTS = sys.platform == "linux"
-"""Whether an idle contender is stopped, so that its threads do not spin on another's cores. Outside Linux a stopped
-process would outlive its parent.
-"""
 
 BOOT = """
 import os, sys
@@ -34,19 +33,19 @@ if hasattr(os, "sched_setaffinity"):
 if os.read({messages}, 1):  # the keeper knows this process; else the parent died
     from multirnn_bench.worker import main
     main()
-"""
-"""Cores are bound before anything is imported: thread pools count them when they are created."""
+"""  # cores are bound before anything is imported: thread pools count them when they are created
 
+# Seconds between waking a process and asking it: threads that wake together may be queued on one core, beside an idle
+# one, for a whole block. That happened to 6 of 100 blocks on two threads, and to 1 or 2 of 100 after 1 or 3 ms.
 WAKING = 0.001 if RESTS else 0.0
-"""Seconds between waking a process and asking it: threads that wake together may be queued on one core, beside an idle
-one, for a whole block. That happened to 6 of 100 blocks on two threads, and to 1 or 2 of 100 after 1 or 3 ms.
-"""
-
 START_CAP = 120.0  # seconds for imports; TensorFlow's take 5, from a cold disk 30
 ENDING = 2.0  # seconds to end after closing the pipe, and to disappear after being killed
 LOOK = 0.5  # seconds between checks that a silent process is alive
 LONGEST_ANSWER = 2**20  # bytes; usual are a few thousand
+LONGEST = 300  # characters of a reason
+SHOWN = 60  # characters of an invalid answer
 
+# By message, the statuses of its answers and the fields each must have.
 ANSWERS: Mapping[str, Mapping[str, Sequence[str]]] = {
     "start": {
         "started": ("import_s", "versions", "flags", "features", "implementations"),
@@ -61,19 +60,10 @@ ANSWERS: Mapping[str, Mapping[str, Sequence[str]]] = {
     "time": {"timed": ("seconds", "beside"), "failed": ("reason",)},
     "finish": {"finished": ("peak_memory_bytes", "added_memory_bytes"), "failed": ("reason",)},
 }
-"""By message, the statuses of its answers and the fields each must have."""
-
-LONGEST = 300  # characters of a reason
-SHOWN = 60  # characters of an invalid answer
 
 
 class Lost(Exception):
-    """The process has ended or was given up.
-
-    Attributes:
-        status: "killed", "failed" or "slow".
-        reason: in a sentence.
-    """
+    """The process has ended or was given up: its status is "killed", "failed" or "slow"."""
 
     def __init__(self, status: str, reason: str) -> None:
         super().__init__(reason)
@@ -81,19 +71,9 @@ class Lost(Exception):
 
 
 class Process:
-    """The process of a contender; a context manager that ends it.
+    """The process of a contender, bound to as many cores as it has threads; a context manager that ends it.
 
-    Args:
-        source: the contender.
-        threads: of the process, which is bound to as many cores.
-        place: index of its first core; see `bind`.
-
-    Attributes:
-        asked: when it was started or last sent a message, by `time.monotonic`.
-
-    Raises:
-        InvalidCall: there are fewer cores than threads.
-        Lost: the system starts no more processes.
+    Raises `InvalidCall` where there are fewer cores than threads, and `Lost` if the system starts no more processes.
     """
 
     def __init__(self, source: Source, threads: int, place: int = 0) -> None:
@@ -130,7 +110,7 @@ class Process:
         self._family = self._process.pid, mark
         KEEPER.keep(*self._family)
         os.write(self._writing, b"\n")
-        self.asked = time.monotonic()
+        self.asked = time.monotonic()  # when it was started or last sent a message
 
     @property
     def alive(self) -> bool:
@@ -167,11 +147,7 @@ class Process:
         return self.answer(cap)
 
     def send(self, message: Mapping[str, Any]) -> None:
-        """Send a message of `multirnn_bench.worker.serve`; `answer` returns the answer.
-
-        Raises:
-            Lost: there will be none; the process has ended.
-        """
+        """Send a message of `multirnn_bench.worker.serve`; `Lost` if the process has ended."""
         if self._ended:
             raise Lost("failed", "it was ended before")
         if self._buffer or select.select([self._reading], [], [], 0)[0]:
@@ -188,11 +164,7 @@ class Process:
         self.asked = time.monotonic()
 
     def answer(self, cap: float) -> dict[str, Any]:
-        """The answer to the last message, within `cap` seconds of it; the first answer reports the start.
-
-        Raises:
-            Lost: there will be none; the process has ended.
-        """
+        """The answer to the last message (the first: to the start) within `cap` seconds of it; or `Lost`."""
         until = self.asked + cap
         while b"\n" not in self._buffer:
             over, left = self.over, until - time.monotonic()
@@ -249,7 +221,6 @@ class Process:
         self.end()
 
     def _wait(self) -> int | None:
-        """Its exit status; None if it does not end."""
         try:
             return self._process.wait(ENDING)
         except subprocess.TimeoutExpired:
@@ -294,11 +265,7 @@ class Seat:
                 self.lost = lost
 
     def start(self) -> Process:
-        """The process, started unless it runs.
-
-        Raises:
-            Lost: it does not start, now or earlier.
-        """
+        """The process, started unless it runs; `Lost` if it does not start, now or earlier."""
         self.launch()
         if self.lost is not None:
             raise self.lost
@@ -350,12 +317,10 @@ class _Keeper:
         self._kept: dict[int, str] = {}
 
     def keep(self, leader: int, mark: str) -> None:
-        """Have a contender and its children killed when this process ends."""
         self._kept[leader] = mark
         self._tell(f"{leader} {mark}\n")
 
     def end(self, leader: int, mark: str) -> None:
-        """Kill a contender and its children."""
         if RESTS:
             keeper.end([(leader, mark)])
         self._kept.pop(leader, None)

@@ -1,8 +1,7 @@
 """The file of results: JSON lines, a header and then a row a measurement, each on the disk before the next begins.
 
-Limits that were measured again may stand between rows; on reading, the highest count for every row.
-
-A run may end at any moment: every finished line is read back, and `resume` continues where the file ends.
+Limits that were measured again may stand between rows; on reading, the highest count for every row. A run may end at
+any moment: every finished line is read back, and `resume` continues where the file ends.
 """
 
 import json
@@ -30,34 +29,20 @@ if sys.platform != "win32":
 __all__ = ["DONE", "VERSION", "NotSaved", "Results", "Writer", "key", "read", "taken"]
 
 VERSION = 2
-READ = (1, 2)
-"""Readable versions: the first has no limits besides those of the header."""
-
-DONE = ("timed", "wrong", "refused", "slow")
-"""Statuses that `--resume` does not try again, except with `--disturbed`."""
-
-SHARED = {"table": "is", "machine": "is", "settings": "are"}
-"""Fields of the header that a resumed run must share, and their verb."""
-
-Key = tuple[str, str, int, str]
-"""Problem, mode, threads and contender."""
-
+READ = (1, 2)  # the first has no limits besides those of the header
+DONE = ("timed", "wrong", "refused", "slow")  # `--resume` does not try these again, except with `--disturbed`
+SHARED = {"table": "is", "machine": "is", "settings": "are"}  # what a resumed run must share, and the verb
+Key = tuple[str, str, int, str]  # problem, mode, threads and contender
 IN_USE = "{} exists; --resume goes on with it, or name another file with --out"
 
 
 @dataclass(frozen=True)
 class Results:
-    """The content of a file of results.
+    """The content of a file of results."""
 
-    Attributes:
-        header: the table, the machine, its limits, the settings; of limits measured several times, the highest.
-        rows: in the order of the file; of two with one `key`, the later.
-        again: the number of such later ones.
-    """
-
-    header: dict[str, Any]
-    rows: list[dict[str, Any]]
-    again: int = 0
+    header: dict[str, Any]  # table, machine, limits, settings; of limits measured several times, the highest
+    rows: list[dict[str, Any]]  # in the order of the file; of two with one `key`, the later
+    again: int = 0  # the number of such later ones
 
     @property
     def processor(self) -> str:
@@ -71,11 +56,7 @@ def key(row: Mapping[str, Any]) -> Key:
 
 
 def read(path: Path | str) -> Results:
-    """Read a file of results, without an unfinished last line.
-
-    Raises:
-        InvalidData: there is no such file, or it is not a file of results; names the line.
-    """
+    """Read a file of results, without an unfinished last line; `InvalidData` names the line at fault."""
     lines = list(_lines(Path(path)))
     header = lines[0] if lines else {}
     if header.get("kind") != "header":
@@ -113,7 +94,6 @@ def read(path: Path | str) -> Results:
 
 @contextmanager
 def _told(path: Path | str, number: int) -> Iterator[None]:
-    """Adds the line to an error."""
     try:
         yield
     except (InvalidData, InvalidCall, InvalidSpec) as error:
@@ -130,7 +110,6 @@ def taken(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], float]:
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The finished lines."""
     try:
         lines = path.read_bytes().split(b"\n")[:-1]
     except OSError as error:
@@ -156,19 +135,8 @@ class NotSaved(InvalidData):
 class Writer:
     """Appends rows to a file of results; a context manager that locks the file and closes it.
 
-    A new file that never got a header is removed.
-
-    Args:
-        path: of the file.
-        resume: whether to continue an existing file; without it there must be none.
-
-    Attributes:
-        found: the content of an existing file; None for a new one.
-        rows: all rows, those written since included.
-
-    Raises:
-        InvalidCall: the file exists and `resume` is False, another run is writing to it, or it cannot be written to.
-        InvalidData: it is not a file of results.
+    A new file that never got a header is removed. An existing one (`found`) raises `InvalidCall` unless `resume`, or
+    while another run is writing to it.
     """
 
     def __init__(self, path: Path, *, resume: bool = False) -> None:
@@ -188,12 +156,7 @@ class Writer:
         self.rows = [] if self.found is None else self.found.rows
 
     def begin(self, header: Mapping[str, Any]) -> None:
-        """Write the header, or check that a resumed file belongs to this run.
-
-        Raises:
-            InvalidCall: the file is of another machine, other versions, or another table.
-            NotSaved: it cannot be written.
-        """
+        """Write the header, or raise `InvalidCall` if a resumed file is of another machine, versions, or table."""
         if self.found is None:
             self._append({"kind": "header", "version": VERSION, **header})
             return

@@ -25,10 +25,9 @@ FAR = 2.0  # times the fastest, beyond which a percent does not matter
 FEWER = {ROUNDS[0]: 3, LONGER: 2}  # rounds of contenders that far behind, unless there is time for more
 BLOCK = (0.02, 0.05)  # seconds; 20 ms hold several calls, and medians of 50 ms differ by 1 %
 TOO_SHORT = 0.005  # seconds of a block
+# Seconds of calls before a block, for caches and the core's clock to settle, and for the spinning threads of the
+# previous contender to sleep, unless they are stopped: ONNX Runtime's spin for 2^20 pauses, up to 58 ms.
 SETTLING = 0.005 if RESTS else 0.06
-"""Seconds of calls before a block, for caches and the core's clock to settle, and for the spinning threads of the
-previous contender to sleep, unless they are stopped: ONNX Runtime's spin for 2^20 pauses, up to 58 ms.
-"""
 WATCHING = 0.004  # seconds around a block, to wake the process and measure interference
 ALLOWANCE = 5.0  # seconds of one contender on one problem, in a run without a time limit
 AGAIN = 0.5  # blocks that may be repeated, as a share of a contender's rounds
@@ -45,16 +44,10 @@ class RoundPlan:
 
 
 class Estimate(NamedTuple):
-    """The input of a plan.
+    """The input of a plan."""
 
-    Attributes:
-        seconds: estimate of one call.
-        boundaries: rounds in which the call from NumPy to NumPy is timed too.
-        threads: of the process.
-    """
-
-    seconds: float
-    boundaries: int = 0
+    seconds: float  # of one call
+    boundaries: int = 0  # rounds in which the call from NumPy to NumPy is timed too
     threads: int = 1
 
 
@@ -70,12 +63,9 @@ def plan(call: Estimate, allowance: float = ALLOWANCE, fewest: int = ROUNDS[0]) 
 def plans(calls: Sequence[Estimate], budget: float) -> list[RoundPlan]:
     """Plans for contenders timed together: the time that a short call leaves of its share goes to the longer ones.
 
-    A contender more than `FAR` times as slow as the fastest with as many threads gets what all others leave.
-
-    Args:
-        calls: one a contender.
-        budget: seconds for all rounds of all contenders, repeated blocks included. The fewest rounds run in any case:
-            five, three of long calls, and one or two fewer of contenders far behind.
+    A contender more than `FAR` times as slow as the fastest with as many threads gets what all others leave. The budget
+    (seconds) includes repeated blocks. The fewest rounds run in any case: five, three of long calls, and one or two
+    fewer of contenders far behind.
     """
     budget = min(PLANNED * budget, ALLOWANCE * len(calls))
     fastest = {call.threads: call.seconds for call in sorted(calls, reverse=True)}
@@ -94,7 +84,6 @@ def plans(calls: Sequence[Estimate], budget: float) -> list[RoundPlan]:
 
 
 def _cost(planned: RoundPlan, call: Estimate) -> float:
-    """The seconds that a plan takes."""
     return (planned.rounds + call.boundaries) * (WATCHING + SETTLING + planned.repetitions * call.seconds)
 
 
@@ -103,34 +92,19 @@ UNPLANNED = RoundPlan(0, 1)
 
 @dataclass
 class Entrant:
-    """A verified contender and its times on one problem.
-
-    Attributes:
-        process: the contender's.
-        plan: how it is timed; by default, planned by `seconds`, or by its first round.
-        threads: of the process.
-        boundaries: rounds in which the call from NumPy to NumPy is timed too, the first ones.
-        cap: seconds that one answer may take.
-        seconds: estimate of one call; None for long calls.
-        rounds: seconds of a call, one for each round that it took part in.
-        numbers: of those rounds.
-        taken: interference during each of those blocks.
-        again: repeated blocks.
-        through: seconds of a call from NumPy to NumPy, and of the call beside it.
-        lost: why it has no more rounds.
-    """
+    """A verified contender and its times on one problem."""
 
     process: Process
-    plan: RoundPlan = UNPLANNED
+    plan: RoundPlan = UNPLANNED  # then planned by `seconds`, or by the first round
     threads: int = 1
-    boundaries: int = 0
-    cap: float = 60.0
-    seconds: float | None = None
-    rounds: list[float] = field(default_factory=list)
-    numbers: list[int] = field(default_factory=list)
-    taken: list[Taken] = field(default_factory=list)
-    again: int = 0
-    through: list[tuple[float, float]] = field(default_factory=list)
+    boundaries: int = 0  # the first rounds, in which the call from NumPy to NumPy is timed too
+    cap: float = 60.0  # seconds that one answer may take
+    seconds: float | None = None  # estimate of one call; None for long calls
+    rounds: list[float] = field(default_factory=list)  # seconds of a call, one for each round that it took part in
+    numbers: list[int] = field(default_factory=list)  # of those rounds
+    taken: list[Taken] = field(default_factory=list)  # interference during each of those blocks
+    again: int = 0  # repeated blocks
+    through: list[tuple[float, float]] = field(default_factory=list)  # from NumPy to NumPy, and the call beside it
     lost: Lost | None = None
 
     def takes_part(self, number: int, of: int, after: int = 0) -> bool:
@@ -172,14 +146,10 @@ class Entrant:
 def interleave(
     entrants: Sequence[Entrant], seed: int = 0, host: Interference | None = None, until: float = math.inf
 ) -> None:
-    """Run all rounds; fills the entrants.
+    """Run all rounds; fills the entrants, of which all are planned, or all estimated, or none.
 
-    Args:
-        entrants: all planned, or all estimated, or none; a lost one takes no further part.
-        seed: of the order in each round.
-        host: measures interference; by default, by reported steal time alone.
-        until: deadline by `time.monotonic` for entrants without a plan; after it, blocks are repeated only within the
-            share of time that plans leave free.
+    `until` is by `time.monotonic`: after it, blocks are repeated only within the share of time that plans leave free.
+    Without a `host`, interference is the reported steal time alone.
     """
     host = host or Interference()
     rng = random.Random(seed)  # noqa: S311  # an order, no secret

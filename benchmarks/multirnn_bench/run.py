@@ -1,8 +1,8 @@
 """A run: every problem of a table, in every mode, by every contender with each number of threads.
 
-The processes of all contenders stay alive from problem to problem; one that dies is restarted for the next. While
-nothing is timed, contenders prepare in parallel, one a core; then they are timed in turns. Rows of one problem are
-written together when its rounds are over; refusals and failures are written at once.
+Processes stay alive from problem to problem; one that dies is restarted for the next. Contenders prepare in parallel,
+one a core, and are then timed in turns. Rows are written when a problem's rounds are over; refusals and failures, at
+once.
 """
 
 import math
@@ -44,9 +44,9 @@ OVERHEAD = 3  # arrays that a contender holds for each of the problem: NumPy's, 
 
 @dataclass(frozen=True)
 class Progress:
-    """Progress: rows done, total, current task."""
+    """Progress of a run."""
 
-    done: int
+    done: int  # rows
     total: int
     doing: str
 
@@ -71,41 +71,27 @@ class _Task:
 
 
 class Run:
-    """A run over a table; a context manager that ends all processes.
+    """A run over a table, without the rows that `writer` has already; a context manager that ends all processes.
 
-    Args:
-        table: what is timed.
-        sources: the contenders.
-        threads: numbers of threads, each a row of its own.
-        writer: where rows go; rows that it has already are not run again.
-        limits: of this machine.
-        seed: of weights, inputs, cotangents and the order in the rounds.
-        measure: measures the limits again, every `MEASURED_AGAIN` seconds and at the end; the higher ones count. None:
-            the given limits stand.
-        again: the share of the cores above which a problem with so much interference is timed again, by all contenders;
-            the calmer time counts.
-        tell: called with the progress.
-
-    Attributes:
-        missing: contenders whose framework is not installed: name to reason.
+    Of a problem that is timed `again`, the calmer time counts.
     """
 
     def __init__(
         self,
         table: ProblemTable,
         sources: Sequence[Source],
-        threads: Sequence[int],
+        threads: Sequence[int],  # each a row of its own
         writer: Writer,
         limits: Limits,
         *,
-        seed: int = 0,
-        measure: Callable[[Limits], Limits] | None = None,
-        again: float = math.inf,
+        seed: int = 0,  # of weights, inputs, cotangents and the order in the rounds
+        measure: Callable[[Limits], Limits] | None = None,  # every MEASURED_AGAIN and at the end; the higher ones count
+        again: float = math.inf,  # a problem with interference above this share of the cores is timed again by all
         tell: Callable[[Progress], None] = lambda progress: None,
     ) -> None:
         self.table, self.writer, self.limits, self.seed, self._tell = table, writer, limits, seed, tell
         self._measure, self._measured = measure, time.monotonic()
-        self.missing: dict[str, str] = {}
+        self.missing: dict[str, str] = {}  # contenders whose framework is not installed: name to reason
         self._pace = Pace()
         self._host = Interference(self._pace)
         self._fewest = min(threads)
@@ -133,11 +119,7 @@ class Run:
         self._pace.end()
 
     def __call__(self) -> None:
-        """Start the contenders and run every problem that is not done yet.
-
-        Raises:
-            NotSaved: a row, or the inputs, cannot be written.
-        """
+        """Start the contenders and run every problem that is not done yet; `NotSaved` if it cannot be written."""
         begun = time.monotonic()
         self._start()
         weights = [1 + WEIGHT * self._limit(problem, mode) for problem, mode in self._tasks]
@@ -173,7 +155,6 @@ class Run:
         self._measured = time.monotonic()
 
     def _todo(self, problem: Problem, mode: str) -> list[Seat]:
-        """The seats without a row of this problem."""
         return [seat for seat in self._seats if (problem.name, mode, seat.threads, seat.source.name) not in self._done]
 
     # --- Starting ----------------------------------------------------------------------------------------------------
@@ -278,7 +259,6 @@ class Run:
         return {}
 
     def _no_room(self, error: OSError) -> NotSaved:
-        """The error for inputs that cannot be written."""
         why = f"inputs cannot be written to {tempfile.gettempdir()}: {error.strerror or error}"
         return NotSaved(self.writer.what_is_saved(why))
 
@@ -380,7 +360,6 @@ class Run:
         }
 
     def _gone(self, task: _Task, seat: Seat, lost: Lost) -> dict[str, Any]:
-        """Status and reason of a contender that was lost."""
         if seat.process is not None and not seat.process.alive:
             seat.end()
         if lost.status == "slow":
@@ -409,9 +388,8 @@ class Run:
         self._tell(Progress(len(self._done), len(self._tasks) * len(self._seats), doing))
 
 
+# By the process of a contender when it starts, and their values if it does not.
 TOLD: Mapping[str, Any] = {"versions": {}, "flags": {}, "features": []}
-"""By the process of a contender when it starts, and their values if it does not."""
-
 MEASURED = (
     *("status", "reason", "error_eps", "allowed_eps", "prepare_s", "first_call_s", "rounds", "round_numbers"),
     *("repetitions", "median", "low", "high", "stable", "boundary_median", "boundaries", "peak_memory_bytes"),

@@ -11,14 +11,10 @@ LATE = 1.0  # seconds to wait while a child of the process still holds the pipe
 
 
 class Said:
-    """A pipe for a process' output; a file would hold all of it, and endless output would fill the disk.
-
-    Attributes:
-        writing: the descriptor for the process; close it here once the process has it.
-    """
+    """A pipe for a process' output; a file would hold all of it, and endless output would fill the disk."""
 
     def __init__(self) -> None:
-        self._reading, self.writing = os.pipe()
+        self._reading, self.writing = os.pipe()  # close `writing` here once the process has it
         self._tail = b""
         self._thread = threading.Thread(target=self._listen, daemon=True)
         self._thread.start()

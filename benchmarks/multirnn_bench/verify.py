@@ -58,11 +58,7 @@ def memory_of_reference(problem: Problem, mode: str) -> int:
 
 
 def answer(work: Work, result: Any) -> dict[str, Any]:
-    """The arrays of a result by name: sequence and states, gradients, or weights.
-
-    Raises:
-        InvalidCall: the result is not of the type that the mode asks for.
-    """
+    """The arrays of a result by name; `InvalidCall` if the result is not of the type that the mode asks for."""
     if isinstance(result, Output) and work.mode in ("inference", "streaming"):
         states = zip(("final h", "final c"), result.state, strict=False)
         return {"sequence": result.sequence} | {name: part for name, part in states if part is not None}
@@ -75,10 +71,7 @@ def answer(work: Work, result: Any) -> dict[str, Any]:
 
 
 def error(work: Work, found: Mapping[str, Any], reference: Mapping[str, Array]) -> tuple[float, str]:
-    """The error of an answer, by name, in eps of the worst array; and which array, or why they cannot be compared.
-
-    Infinite if they cannot.
-    """
+    """The error in eps of the worst array, and which; infinite, and why, if they cannot be compared."""
     dtype = np.dtype(work.weights.spec.dtype)
     worst, where = 0.0, ""
     for name in {**reference, **found}:

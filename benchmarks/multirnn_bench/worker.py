@@ -1,8 +1,7 @@
 """The process of one contender with a number of threads: prepares, verifies and times on request.
 
-`multirnn_bench.process` starts it, bound to its cores and with its variables set before anything is imported. It reads
-and writes JSON lines on two descriptors of its own, so that output of a framework does no harm. An exception of the
-contender is answered as "failed", and the process goes on.
+It reads and writes JSON lines on two descriptors of its own, so that output of a framework does no harm. An exception
+of the contender is answered as "failed", and the process goes on.
 """
 
 import ctypes
@@ -46,7 +45,8 @@ NEXT_TO_NOTHING = 0.01  # of a call
 
 def main() -> None:
     """Serve the contender that the arguments name, until the parent process ends."""
-    _end_with_parent()
+    if sys.platform == "linux":  # a stopped process would not notice that its pipe was closed
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     reading, writing = int(sys.argv[1]), int(sys.argv[2])
     for descriptor in (reading, writing):
         os.set_inheritable(descriptor, False)  # a process that a framework starts must not keep the pipe open
@@ -83,12 +83,6 @@ def main() -> None:
         say({"status": "started", "import_s": seconds, **told})
         for answer in serve(contender, threads, (json.loads(line) for line in messages)):
             say(answer)
-
-
-def _end_with_parent() -> None:
-    """End with the parent, on Linux: a stopped process would not notice that its pipe was closed."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def serve(contender: Contender, threads: int, messages: Iterator[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
@@ -282,7 +276,6 @@ def _memory(name: str) -> int | None:
 
 
 def _faults() -> int:
-    """Page faults of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 

@@ -13,23 +13,14 @@ FLOAT32 = "JAX computes in float32 unless the whole process is set to float64"
 
 def jitted(
     work: Work,
-    forward: Callable[[Any, Any, Any], Any],
+    forward: Callable[[Any, Any, Any], Any],  # from parameters, x and a state to the sequence, batch first, and a state
     parameters: Any,
-    zero: Any,
-    canonical: Callable[[Any], Mapping[str, Any]],
+    zero: Any,  # the initial state, a tree of the states of every pass
+    canonical: Callable[[Any], Mapping[str, Any]],  # parameters, or their gradients, by canonical names
     *,
-    c_first: bool = False,
+    c_first: bool = False,  # a pass has (c, h), not (h, c)
 ) -> Prepared:
-    """One jitted function of each mode.
-
-    Args:
-        work: what is computed.
-        forward: from parameters, x and a state to the sequence, batch first, and the final state.
-        parameters: of `forward`.
-        zero: the initial state, a tree of the states of every pass.
-        canonical: parameters, or their gradients, by canonical names.
-        c_first: whether a pass has (c, h), not (h, c).
-    """
+    """One jitted function of each mode."""
     import jax
     import jax.numpy as jnp
 

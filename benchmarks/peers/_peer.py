@@ -15,23 +15,14 @@ Feature = Literal["gradients", "float64", "lengths", "empty rows"]
 
 @dataclass(frozen=True)
 class Peer:
-    """A contender.
-
-    Attributes:
-        name: of the contender.
-        prepare: builds the layer and places the inputs of a work, for a number of threads.
-        packages: those whose versions count.
-        lacks: reasons to refuse a feature; "empty rows" are lengths of 0.
-        activations: all that it has.
-        also_refuses: None for a work, or another reason.
-    """
+    """A contender."""
 
     name: str
-    prepare: Callable[[Work, int], Prepared]
-    packages: Sequence[str]
-    lacks: Mapping[Feature, str] = field(default_factory=dict)
-    activations: Collection[str] = ("tanh", "relu", "sigmoid")
-    also_refuses: Callable[[Work], str | None] = lambda work: None
+    prepare: Callable[[Work, int], Prepared]  # builds the layer and places the inputs, for a number of threads
+    packages: Sequence[str]  # those whose versions count
+    lacks: Mapping[Feature, str] = field(default_factory=dict)  # reasons to refuse; "empty rows" are lengths of 0
+    activations: Collection[str] = ("tanh", "relu", "sigmoid")  # all that it has
+    also_refuses: Callable[[Work], str | None] = lambda work: None  # for another reason
     kind: Literal["peer"] = "peer"
 
     def versions(self) -> Mapping[str, str]:
@@ -69,24 +60,14 @@ def gathered(spec: mr.RecurrentSpec, sequence: Any, states: Sequence[Any], *, c_
 
 def modes(
     work: Work,
-    run: Callable[[Any], Any],
-    state: Any,
-    output: Callable[[Any], mr.Output],
-    canonical: Callable[[Any], Mapping[str, Any]] = dict,
-    gradients: Callable[[Any], Callable[[], Any]] | None = None,
-    training: Callable[[Any], Callable[[], Any]] | None = None,
+    run: Callable[[Any], Any],  # from a state to the sequence and the final state
+    state: Any,  # the initial one
+    output: Callable[[Any], mr.Output],  # the result of `run` in NumPy
+    canonical: Callable[[Any], Mapping[str, Any]] = dict,  # weights, or their gradients, by canonical names in NumPy
+    gradients: Callable[[Any], Callable[[], Any]] | None = None,  # of a cotangent: those of the weights and of x
+    training: Callable[[Any], Callable[[], Any]] | None = None,  # for a target: updates the weights and returns them
 ) -> Prepared:
-    """The call of a work in its mode; streaming carries the state from call to call.
-
-    Args:
-        work: what is computed.
-        run: from a state to the sequence and the final state.
-        state: the initial one.
-        output: the result of `run` in NumPy.
-        canonical: weights, or their gradients, by canonical names in NumPy.
-        gradients: from a cotangent to a call that returns the gradients of the weights and of x.
-        training: from a target to a call that updates the weights and returns them.
-    """
+    """The call of a work in its mode; streaming carries the state from call to call."""
     if work.mode == "gradients" and gradients is not None:
         differentiate = gradients(work.cotangent)
 

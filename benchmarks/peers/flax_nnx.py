@@ -1,7 +1,4 @@
-"""Flax: `nnx.RNN` over its cells, `nnx.Bidirectional` over two, split into a graph and parameters and jitted by JAX.
-
-`nnx.GRUCell` has no recurrent bias in its candidate, so a GRU that has one is refused.
-"""
+"""Flax: `nnx.RNN` over its cells, `nnx.Bidirectional` over two, split into a graph and parameters and jitted by JAX."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -49,11 +46,8 @@ def prepare(work: Work, threads: int) -> Prepared:
         return x, ends
 
     def canonical(parameters: Any) -> dict[str, Any]:
-        merged, found = nnx.merge(graph, parameters, rest), {}
-        for prefix, cell in _cells(spec, merged):
-            for name, variable in _variables(spec, cell).items():
-                found[prefix + name] = np.asarray(variable[...].T).reshape(spec.shapes[prefix + name])
-        return found
+        named = _variables(spec, nnx.merge(graph, parameters, rest))
+        return {name: np.asarray(variable[...].T).reshape(spec.shapes[name]) for name, variable in named}
 
     return jitted(work, forward, parameters, zero, canonical, c_first=True)
 
@@ -77,26 +71,21 @@ def _layers(weights: mr.Weights) -> Any:
         nnx.Bidirectional(layer(size), layer(size), rngs=False) if spec.bidirectional else layer(size) for size in sizes
     ]
     layers = nnx.List(both)
-    for prefix, cell in _cells(spec, layers):
-        for name, variable in _variables(spec, cell).items():
-            array = folded.arrays[prefix + name]
-            variable[...] = jnp.asarray(array.reshape(-1, *array.shape[2:]).T)
+    for name, variable in _variables(spec, layers):
+        array = folded.arrays[name]
+        variable[...] = jnp.asarray(array.reshape(-1, *array.shape[2:]).T)
     return layers
 
 
-def _cells(spec: mr.RecurrentSpec, layers: Any) -> Iterator[tuple[str, Any]]:
-    """The cells, after the prefix of their canonical names."""
+def _variables(spec: mr.RecurrentSpec, layers: Any) -> Iterator[tuple[str, Any]]:
+    """The variables by canonical name, each the transpose of that array."""
     for k, direction in spec.passes:
-        layer = getattr(layers[k], f"{direction}_rnn") if spec.bidirectional else layers[k]
-        yield f"layers.{k}.{direction}.", layer.cell
-
-
-def _variables(spec: mr.RecurrentSpec, cell: Any) -> dict[str, Any]:
-    """The variables of a cell, each the transpose of a canonical array."""
-    found = {"weight_ih": cell.dense_i.kernel, "weight_hh": cell.dense_h.kernel}
-    if spec.bias != "none":
-        found["bias_ih"] = (cell.dense_h if spec.cell == "lstm" else cell.dense_i).bias
-    return found
+        cell = (getattr(layers[k], f"{direction}_rnn") if spec.bidirectional else layers[k]).cell
+        prefix = f"layers.{k}.{direction}."
+        yield prefix + "weight_ih", cell.dense_i.kernel
+        yield prefix + "weight_hh", cell.dense_h.kernel
+        if spec.bias != "none":
+            yield prefix + "bias_ih", (cell.dense_h if spec.cell == "lstm" else cell.dense_i).bias
 
 
 CONTENDERS = (

@@ -1,6 +1,5 @@
 """JAX as its users write it by hand: the input projected in one product, a jitted `lax.scan`, and JAX's own autodiff."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -24,10 +23,7 @@ def prepare(work: Work, threads: int) -> Prepared:
     def forward(weights: Any, x: Any, state: Any) -> Any:
         return _stack(spec, weights, x, state, lengths)
 
-    def canonical(weights: Any) -> Mapping[str, Any]:
-        return {name: np.asarray(array) for name, array in weights.items()}
-
-    return jitted(work, forward, weights, zero, canonical)
+    return jitted(work, forward, weights, zero, lambda weights: {name: np.asarray(weights[name]) for name in weights})
 
 
 def _stack(spec: mr.RecurrentSpec, weights: Any, x: Any, state: Any, lengths: Any) -> Any:
@@ -39,11 +35,8 @@ def _stack(spec: mr.RecurrentSpec, weights: Any, x: Any, state: Any, lengths: An
     for layer in range(spec.num_layers):
         outputs = []
         for direction in spec.directions:
-            parameters = {
-                name.rpartition(".")[2]: array
-                for name, array in weights.items()
-                if name.startswith(f"layers.{layer}.{direction}.")
-            }
+            prefix = f"layers.{layer}.{direction}."
+            parameters = {name.removeprefix(prefix): weights[name] for name in weights if name.startswith(prefix)}
             end, y = _pass(spec, parameters, x, state[len(ends)], valid, direction == "backward")
             outputs.append(y)
             ends.append(end)

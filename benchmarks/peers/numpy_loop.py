@@ -1,7 +1,4 @@
-"""The loop of the textbooks in NumPy: at every step the products, the sum, the activation, and a list of outputs.
-
-It is written as in tutorials: nothing is hoisted out of the loop, nothing allocated ahead.
-"""
+"""The loop of the textbooks in NumPy, as in tutorials: nothing is hoisted out of the loop, nothing allocated ahead."""
 
 from typing import Any
 
@@ -12,13 +9,7 @@ from multirnn.protocol import Prepared, Work
 
 from ._peer import Peer, gathered, modes
 
-
-def sigmoid(x: Any) -> Any:
-    """The logistic function."""
-    return 1 / (1 + np.exp(-x))
-
-
-ACTIVATIONS = {"tanh": np.tanh, "relu": lambda x: np.maximum(x, 0), "sigmoid": sigmoid}
+ACTIVATIONS = {"tanh": np.tanh, "relu": lambda x: np.maximum(x, 0), "sigmoid": lambda x: 1 / (1 + np.exp(-x))}
 
 
 def prepare(work: Work, threads: int) -> Prepared:
@@ -44,10 +35,7 @@ def prepare(work: Work, threads: int) -> Prepared:
             x = np.concatenate(outputs, axis=-1).swapaxes(0, 1)
         return x, ends
 
-    def output(found: Any) -> mr.Output:
-        return gathered(spec, found[0], [part for end in found[1] for part in end])
-
-    return modes(work, run, start, output)
+    return modes(work, run, start, lambda found: gathered(spec, found[0], [part for end in found[1] for part in end]))
 
 
 def _loop(spec: mr.RecurrentSpec, x: Any, state: Any, W: Any, U: Any, b: Any, d: Any) -> Any:

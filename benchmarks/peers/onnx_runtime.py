@@ -24,8 +24,7 @@ def prepare(work: Work, threads: int) -> Prepared:
     session = onnxruntime.InferenceSession(_model(work), options, providers=["CPUExecutionProvider"])
     x = np.ascontiguousarray(work.x.swapaxes(0, 1))
     lengths = np.full(batch, time, np.int32) if work.lengths is None else work.lengths.astype(np.int32)
-    directions = len(spec.directions)
-    shape = (directions, batch, spec.hidden_size)
+    shape = (len(spec.directions), batch, spec.hidden_size)
     passes = [f"{state}_{layer}" for layer in range(spec.num_layers) for state in spec.form.states]
     one, other = ({name: np.zeros(shape, np.float32) for name in passes} for _ in range(2))
     y = np.empty((time, batch, spec.output_size), np.float32)

@@ -25,26 +25,19 @@ Answer = dict[str, Array]
 
 
 class Seen(NamedTuple):
-    """An output or its cotangent: `(batch, time, directions * hidden_size)`, and the final states."""
+    """An output or its cotangent."""
 
-    sequence: Array
+    sequence: Array  # (batch, time, directions * hidden_size)
     final: Array
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Probe:
-    """A call; with a cotangent it asks for gradients instead of outputs.
+    """A call; with a cotangent it asks for gradients instead of outputs."""
 
-    Attributes:
-        x: `(batch, time, input_size)`, zero at padding.
-        states: the initial states; None if the call has none.
-        lengths: `(batch,)`; None if every row is full.
-        cotangent: pulled back.
-    """
-
-    x: Array
+    x: Array  # (batch, time, input_size), zero at padding
     states: Array | None = None
-    lengths: Lengths | None = None
+    lengths: Lengths | None = None  # None if every row is full
     cotangent: Seen | None = None
 
 
@@ -52,8 +45,7 @@ def given_call(
     x: ArrayLike, state: State | None, lengths: ArrayLike | None, dtype: str, cotangent: Output | None = None
 ) -> Probe:
     """The caller's own call, batched, rounded to a dtype."""
-    array = np.asarray(x, dtype).astype("float64")
-    batched = array.ndim != 2
+    batched = np.ndim(x) != 2
 
     def wide(part: ArrayLike, axis: int) -> Array:
         rounded = np.asarray(part, dtype).astype("float64")
@@ -62,7 +54,7 @@ def given_call(
     def states(state: State) -> Array:
         return np.stack([wide(part, 1) for part in state.parts])
 
-    array = array if batched else array[None]
+    array = wide(x, 0)
     steps = None if lengths is None else np.atleast_1d(np.asarray(lengths))
     seen = None if cotangent is None else Seen(wide(cotangent.sequence, 0), states(cotangent.state))
     return Probe(_zero_at_padding(array, steps), None if state is None else states(state), steps, seen)

@@ -36,7 +36,6 @@ class Divergence(Shown):
             "rows" (a row alone), "step" (single steps from the states of A), "final state", "output", "call in part" (the
             shortest beginning of the call that parts), "gradient"; "" if there is no mistake. The headline and the table
             both show its `parting`.
-        says: one or two sentences.
         parting: every pass that parts, the first one first. Passes above a layer that parts in a single step are left out:
             their inputs differ already.
         gate: the gate with the largest error there; None if not known.
@@ -44,8 +43,7 @@ class Divergence(Shown):
         row, unit: the worst element there.
         values: its value in A and in B.
         eps: the normwise difference there, in units of eps.
-        spec: the spec of A.
-        titles: the titles of A and B.
+        spec, titles: the spec of A; the titles of A and B.
         shape: the shape of the input, `(batch, time, input_size)`.
         dtype: the narrower of the two dtypes; eps is always its eps.
         own: `(passes, time)`: the normwise error of one step from the states of A, in eps. NaN above a layer that parts in

@@ -73,17 +73,14 @@ def diagnose(
     return _Examination(wrong, weights, seed, given).diagnosis("B", titles, right)
 
 
-ROOM = 2**28
-"""Bytes of wrong layers that are cached, and of weights. Larger stacks are built again."""
+ROOM = 2**28  # bytes of wrong layers that are cached, and of weights; larger stacks are built again
 
 Parts = frozenset[str]
 
 
 class _Effect(NamedTuple):
-    """The parts of an answer that a mistake leaves right, and the parts that it does not explain."""
-
-    silent: Parts
-    unfit: Parts
+    silent: Parts  # the parts of an answer that a mistake leaves right
+    unfit: Parts  # those that it does not explain
 
 
 class _Examination:
@@ -111,9 +108,9 @@ class _Examination:
         self._explained_parts = cache(self._all_explained)
         self.right_answer = cache(lambda call: self.expected(self.layer, call))
         self.calls = [*given, *self._first_calls()]
+        self._forward_calls = [call for call in self.calls if call.cotangent is None]
 
     def diagnosis(self, subject: str, titles: tuple[str, str], right: Adopted | None = None) -> Diagnosis:
-        """The diagnosis; with the first divergence from `right`, if given."""
         eps = max(apart(self.right_answer(call), self.asked(call)) for call in self.calls)
         equal = eps <= self.bound
         causes = [] if equal else self._explanations()
@@ -138,13 +135,8 @@ class _Examination:
         found = located(right, self.wrong, call)
         return None if found.kind == "none" or (explained and found.kind == "rounding") else found
 
-    # Calls
-
     def _first_calls(self) -> Iterator[Probe]:
-        """Calls that tell right from wrong; all of one shape, since frameworks compile for each shape.
-
-        As many rows as steps: a layer that swaps batch and time takes no other initial state.
-        """
+        # One shape: frameworks compile for each. Square: a layer that swaps batch and time takes no other state.
         lengths = (0, 5, 5, 1, 3)
         yield self._draw(5, 5)
         yield self._draw(5, 5, from_zero=True)
@@ -199,8 +191,6 @@ class _Examination:
         """Whether this layer answers as the suspect does; stops at the first difference."""
         return all(apart(self.expected(layer, call), self.asked(call)) <= bound for call in calls)
 
-    # Explanations
-
     def _explanations(self) -> list[Mistakes]:
         """The simplest explanations of the answers that no further call tells apart."""
         for hypotheses in (self._as_declared, self._singles, self._confined, self._pairs):
@@ -215,7 +205,6 @@ class _Examination:
         return self.explains(self._with(*mistakes), self.calls, self._bound(*mistakes))
 
     def _with(self, *mistakes: Mistake) -> Runs:
-        """The right layer with these mistakes."""
         return self._alone(*mistakes) if len(mistakes) == 1 else composed(self.build, *mistakes)(self.wide)
 
     def _bound(self, *mistakes: Mistake) -> float:
@@ -223,7 +212,6 @@ class _Examination:
         return max(self.bound, tolerance("float32")) if any(map(self._narrow, mistakes)) else self.bound
 
     def _as_declared(self) -> Iterator[Mistakes]:
-        """The differences between its own spec and the right one."""
         if self.declared:
             yield self.declared
 
@@ -251,12 +239,11 @@ class _Examination:
     def _pairs(self) -> Iterator[Mistakes]:
         """Two of different families, in both orders if the order matters.
 
-        The effect of each mistake alone rules most pairs out. Where one does not show, the other must explain B; and a part
-        that a single mistake explains is hardly the work of two others. Mistakes in the weights may reveal or undo one
-        another, so pairs that are ruled out are tried last.
+        Where one does not show, the other must explain B; and a part that a single mistake explains is hardly the work
+        of two others. Mistakes in the weights may reveal or undo one another, so pairs ruled out are tried last.
         """
         steps = list(self._single_steps())
-        calls = [*steps, *(call for call in self.calls if call.cotangent is None)]
+        calls = [*steps, *self._forward_calls]
         rest = []
         found = False
         for one, other in combinations(self.mistakes, 2):
@@ -287,7 +274,6 @@ class _Examination:
         return any(self._effect(one, p).unfit & self._effect(other, p).unfit & parts(p) for p in calls)
 
     def _right_parts(self, call: Probe) -> Parts:
-        """The right parts of an answer."""
         right = self.right_answer(call)
         return frozenset(n for n, array in self.asked(call).items() if distance(right.get(n), array) <= self.bound)
 
@@ -297,7 +283,6 @@ class _Examination:
         return self._right_parts(call).union(*parts)
 
     def _effect_of(self, mistake: Mistake, call: Probe) -> _Effect:
-        """The effect of a single mistake on an answer."""
         right, asked, bound = self.right_answer(call), self.asked(call), self._bound(mistake)
         found = self.expected(self._with(mistake), call)
         return _Effect(
@@ -368,8 +353,6 @@ class _Examination:
                 found = [m for m in found if self.explains(self._with(*m), [call], self._bound(*m))]
         return found
 
-    # Remarks
-
     def _remarks(self, subject: str, equal: bool, causes: list[Mistakes]) -> Iterator[str]:
         spec, wanted = self.wrong.spec, self.weights.spec
         said = {mistake.name for cause in causes for mistake in cause}
@@ -397,13 +380,10 @@ class _Examination:
         return f"they differ from the right ones in {' and '.join(few)}, of {len(own.arrays)} arrays"
 
     def _true_to_its_own(self) -> bool:
-        """Whether the suspect is correct for its own weights."""
-        calls = [call for call in self.calls if call.cotangent is None]
-        return self.own is not None and self.explains(self.build(self.own), calls, self.bound)
+        return self.own is not None and self.explains(self.build(self.own), self._forward_calls, self.bound)
 
     def _corrected(self, mistakes: Mistakes) -> Weights | None:
         """Weights with which the suspect is right, checked; None if there are none."""
-        calls = [call for call in self.calls if call.cotangent is None]
         if self._true_to_its_own():
             return _in_form_of(self.wrong.spec, self.wide)
         turned = self.wide
@@ -412,7 +392,7 @@ class _Examination:
                 return None
             turned = mistake.undo(turned)
         mended = composed(self.build, *mistakes)(turned)
-        if any(apart(self.expected(mended, p), self.expected(self.layer, p)) > self.bound for p in calls):
+        if any(apart(self.expected(mended, p), self.right_answer(p)) > self.bound for p in self._forward_calls):
             return None
         return _in_form_of(self.wrong.spec, turned)
 

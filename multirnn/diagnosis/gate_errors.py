@@ -29,10 +29,7 @@ def differing_gate(pair: Pair, place: int, step: int, row: int, unit: int) -> tu
 
 
 def _gate_errors(pair: Pair) -> dict[str, Array]:
-    """The normwise error of every gate known on both sides in `pair.steps`: `(passes, time)`, in eps.
-
-    Calls alone tell f, o and the product i*g of an LSTM.
-    """
+    """The normwise error of every gate known on both sides: `(passes, time)`, in eps."""
     if pair.steps is None or not pair.steppable(pair.b):
         return {}
     if len(pair.spec.form.gates) == 1:
@@ -61,10 +58,7 @@ def _gates(pair: Pair, side: Side) -> dict[str, Array]:
 
 
 def _measured_lstm(pair: Pair, side: Side) -> dict[str, Array]:
-    """The gates of an LSTM from its steps alone.
-
-    With h fixed, c' = f * c + i * g is linear in c, with slope f and intercept i * g; and o = h' / a(c').
-    """
+    """All that calls tell: with h fixed, c' = f * c + i * g is linear in c, of slope f; and o = h' / a(c')."""
     assert pair.steps is not None
     x, states = pair.steps.x, pair.steps.states
     base = side.step(x, states)

@@ -30,10 +30,10 @@ large, and one moved run measures that only to a factor of two."""
 
 
 class Parted(NamedTuple):
-    """Where two outputs differ by more than rounding: `(directions, time)` of the sequence, `(parts, passes)` at the end."""
+    """Where two outputs differ by more than rounding."""
 
-    sequence: Marks
-    final: Marks
+    sequence: Marks  # (directions, time)
+    final: Marks  # (parts, passes)
 
     @property
     def any(self) -> bool:
@@ -52,15 +52,7 @@ class Steps(NamedTuple):
 
 
 class Pair:
-    """Two sides and a call; every measure is lazy.
-
-    Args:
-        a: the side taken as right.
-        b: the suspect.
-        call: the call that both run.
-        seed: of perturbations, and of the cotangent if the call has none.
-        letters: the names of the two sides.
-    """
+    """The side taken as right, the suspect and a call; every measure is lazy."""
 
     def __init__(self, a: Side, b: Side, call: Probe, seed: int, letters: tuple[str, str] = ("A", "B")) -> None:
         self.a, self.b, self.seed = a, b, seed
@@ -76,7 +68,6 @@ class Pair:
         self.eps = float(np.finfo(self.dtype).eps)
         self.rng = np.random.default_rng(seed)
         self.unknown: Array = np.full((len(self.passes), self.time), np.nan)
-        """NaN for every pass and step."""
 
     def swapped(self) -> Pair:
         """B taken as right, and A as the suspect."""
@@ -331,16 +322,9 @@ class Pair:
         measured: str = "stepped",
         **found: Any,
     ) -> Divergence:
-        """The record of this pair.
+        """The record of this pair; of `elements` of A and of B, `(rows, units)`, it names those furthest apart.
 
-        Args:
-            kind: see `Divergence`.
-            parting: the passes that part, the first one first.
-            elements: of A and of B, `(rows, units)`; the record names those furthest apart.
-            size: relative to which `eps` is measured, if `elements` are.
-            measured: how `growth` is measured: by single steps ("stepped"), as the call shows ("seen"), or not (""),
-                and then `own` is not either.
-            found: other fields of the record.
+        `growth` is `measured` by single steps ("stepped"), as the call shows ("seen"), or not: then `own` is not either.
         """
         titles, turn = (self.a.layer.title, self.b.layer.title), -1 if self.A == "B" else 1
         if elements is not None:

@@ -17,8 +17,7 @@ from multirnn.registry import backend
 
 __all__ = ["gradients_part", "outputs_part"]
 
-Answers = tuple[Seen, Seen]
-"""The outputs of A and of B."""
+Answers = tuple[Seen, Seen]  # of A and of B
 
 
 def outputs_part(pair: Pair) -> Divergence | None:
@@ -42,9 +41,6 @@ def outputs_part(pair: Pair) -> Divergence | None:
         return _outputs(pair, answers, parted)
     found = _shortest_call(pair, answers, parted)
     return _earlier(pair, found, parted) if full else found
-
-
-# --- Whole calls -----------------------------------------------------------------------------------------------------
 
 
 def _rows(pair: Pair, answers: Answers, parted: Parted) -> Divergence | None:
@@ -118,9 +114,6 @@ def _final_report(pair: Pair, probe: str, parting: tuple[Parting, ...], answers:
     )
 
 
-# --- Single steps ----------------------------------------------------------------------------------------------------
-
-
 def _single_steps(pair: Pair) -> Divergence | None:
     """Where single steps part, given the same input and states."""
     if pair.steps is None or not pair.own_parted.any():
@@ -152,20 +145,14 @@ def _at(pair: Pair, parting: Parting) -> str:
 
 
 def _from_below(parting: Parting) -> str:
-    """The other possible place, for layers above the lowest."""
     if not parting.layer:
         return ""
     return f" Its input, the output of layer {parting.layer - 1}, may differ already: no call shows it."
 
 
-# --- The shortest call -----------------------------------------------------------------------------------------------
-
-
 class _Shortest(NamedTuple):
-    """The fewest steps of a direction after which B parts, the passes that then do, and the answers of A and B."""
-
-    steps: int
-    wrong: Marks
+    steps: int  # the fewest of a direction after which B parts
+    wrong: Marks  # (passes,): those that then do
     answers: Answers
 
 
@@ -255,9 +242,6 @@ def _first_steps(pair: Pair, call: Probe, direction: str, steps: int) -> _Shorte
     return _Shortest(steps, np.asarray(wrong & same), answers)
 
 
-# --- Gradients -------------------------------------------------------------------------------------------------------
-
-
 def gradients_part(pair: Pair) -> Divergence | None:
     """The first gradient of B to differ, in the order of backpropagation; None if all agree or a side has none."""
     if not (pair.a.layer.differentiable and pair.b.layer.differentiable):
@@ -314,8 +298,7 @@ def _pulled_back(pair: Pair) -> tuple[Answer, dict[str, float], Answer]:
     found = answer(pair.b.layer, call, pair.b.spec.dtype)
     build, known = backend("numpy").build, pair.reference
     if not isinstance(known, Known):
-        expected = answer(pair.a.layer, call, pair.a.spec.dtype)
-        moved = expected
+        expected = moved = answer(pair.a.layer, call, pair.a.spec.dtype)
     else:
         expected = answer(build(known.weights), call, "float64")
         moved = answer(build(known.moved(pair.limit, pair.rng).weights), call, "float64")

@@ -34,17 +34,12 @@ def unknown(array: Array) -> NDArray[np.bool_]:
 
 
 class Trajectory(NamedTuple):
-    """Every state before and after every step, in original time: `(parts, passes, time, batch, hidden_size)`.
-
-    Attributes:
-        gates: after their activations, `(passes, batch, time, gates, hidden_size)`; None if not known.
-        sequence: the output of the last layer, `(batch, time, directions * hidden_size)`.
-    """
+    """Every state before and after every step, in original time: `(parts, passes, time, batch, hidden_size)`."""
 
     before: Array
     after: Array
-    gates: Array | None
-    sequence: Array
+    gates: Array | None  # after their activations, (passes, batch, time, gates, hidden_size); None if not known
+    sequence: Array  # of the last layer, (batch, time, directions * hidden_size)
 
 
 class Side:
@@ -54,11 +49,7 @@ class Side:
         self.layer, self.spec = layer, layer.spec
 
     def __call__(self, call: Probe) -> Seen:
-        """The output of a call.
-
-        Raises:
-            InvalidCall: an output has the wrong shape.
-        """
+        """The output of a call, its shapes checked."""
         spec, batch = self.spec, len(call.x)
         found = answer(self.layer, call, spec.dtype)
         state = spec.num_layers * len(spec.directions), batch, spec.hidden_size
@@ -75,10 +66,7 @@ class Side:
         return Seen(found["sequence"], np.stack(final))
 
     def step(self, x: Array, states: Array) -> Array:
-        """One step of all passes: `(rows, input_size)` and states to new states.
-
-        If no state is handed back, the output gives the h of the last layer.
-        """
+        """One step of all passes; if no state is handed back, the output gives the h of the last layer."""
         seen = self(Probe(x[:, None], states))
         directions = len(self.spec.directions)
         last = seen.sequence[:, 0].reshape(len(x), directions, -1).swapaxes(0, 1)
@@ -87,10 +75,7 @@ class Side:
         return seen.final
 
     def run(self, x: Array, first: Array) -> Trajectory:
-        """Over a whole sequence, by single steps of the whole stack; see `Known.run`.
-
-        A bidirectional stack is run layer by layer: every step of a layer needs the whole layer below.
-        """
+        """By single steps of the stack; layer by layer if bidirectional: a step needs the whole layer below."""
         batch, time, _ = x.shape
         before = np.empty((*first.shape[:2], time, *first.shape[2:]))
         after = np.empty_like(before)
@@ -127,13 +112,7 @@ class Known:
         self._passes = [build(self.weights.part(*place)).native for place in self.spec.passes]
 
     def run(self, x: Array, first: Array, lengths: Lengths | None = None) -> Trajectory:
-        """Over a whole sequence.
-
-        Args:
-            x: `(batch, time, input_size)`, zero at padding.
-            first: `(parts, passes, batch, hidden_size)`.
-            lengths: `(batch,)`.
-        """
+        """Over a whole sequence, which is zero at padding, from the states `first`."""
         spec = self.spec
         valid = None if lengths is None else (np.arange(x.shape[1]) < lengths[:, None])[:, :, None]
         padded = None if valid is None else ~valid.swapaxes(0, 1)

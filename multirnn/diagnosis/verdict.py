@@ -22,17 +22,11 @@ Mistakes = tuple[Mistake, ...]
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """One explanation of the difference, in words.
+    """One explanation of the difference, in words."""
 
-    Attributes:
-        mistakes: known mistakes, the one nearest to the framework first; empty if the two specs already differ.
-        sentence: what B does, and what would be right.
-        fix: what to do about it; it begins with "Fix:".
-    """
-
-    mistakes: Mistakes
-    sentence: str
-    fix: str
+    mistakes: Mistakes  # the one nearest to the framework first; empty if the two specs already differ
+    sentence: str  # what B does, and what would be right
+    fix: str  # begins with "Fix:"
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
@@ -40,12 +34,10 @@ class Diagnosis(Shown):
     """Whether two layers are the same function, and if not, what is wrong with the second.
 
     Attributes:
-        spec: the spec of A.
-        titles: the titles of A and B.
+        spec, titles: the spec of A; the titles of A and B.
         subject: the side that the causes are about: "B", or "A" if A does not compute its own weights.
         equal: whether all answers agree; then there are no causes.
         causes: the mistakes that explain all of B's answers; empty if no known mistake does.
-        ambiguous: whether there are several causes, which are the same function on every call that B takes.
         remarks: facts beside the cause: how the specs differ, whether B's own weights are A's.
         calls: the number of calls made of B.
         eps: the largest normwise difference of B's answers from A's, in eps of `dtype`; infinite if an answer is missing,
@@ -71,7 +63,7 @@ class Diagnosis(Shown):
 
     @property
     def ambiguous(self) -> bool:
-        """Whether no call of B tells several causes apart."""
+        """Whether there are several causes, which are the same function on every call that B takes."""
         return len(self.causes) > 1
 
     def to_dict(self) -> dict[str, Any]:
@@ -132,12 +124,8 @@ class Diagnosis(Shown):
 def explained(mistakes: Mistakes, subject: str) -> Explanation:
     """The explanation by these mistakes of A or B, in the words of `multirnn.mistakes`."""
     sentences = [f"{'It also' if place else subject} {mistake.says}." for place, mistake in enumerate(mistakes)]
-    return Explanation(mistakes, " ".join(sentences), f"Fix: {'; and '.join(_lower(m.fix) for m in mistakes)}.")
-
-
-def _lower(sentence: str) -> str:
-    """A sentence as part of another one."""
-    return (sentence[:1].lower() + sentence[1:]).rstrip(".")
+    fixes = [(mistake.fix[:1].lower() + mistake.fix[1:]).rstrip(".") for mistake in mistakes]
+    return Explanation(mistakes, " ".join(sentences), f"Fix: {'; and '.join(fixes)}.")
 
 
 def of_another_shape(a: RecurrentSpec, b: RecurrentSpec, fields: list[str]) -> Explanation:

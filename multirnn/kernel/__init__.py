@@ -1,9 +1,8 @@
 """The compiled recurrence: a stack's forward pass, or its gradients, in one call.
 
-An optional part of the installation: `refuses()` says why it is absent, and everything else runs without it.
-
-It takes addresses, so that the arrays of NumPy and of any framework are alike. It checks nothing: a wrong address is a
-crash. So backends check first, and keep the arrays alive during the call. Strides are in elements; None is an absent array.
+It is optional: `refuses()` says why it is absent. It takes addresses, so that the arrays of all frameworks are alike.
+It checks nothing: a wrong address is a crash. So backends check first, and keep the arrays alive during the call.
+Strides are in elements; None is an absent array.
 
     compiled = CompiledRecurrence(spec)
     table = compiled.bind({name: operand(array) for name, array in parameters.items()})

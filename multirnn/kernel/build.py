@@ -27,11 +27,9 @@ X86 = {
     "avx2": "-mavx2 -mfma",
     "baseline": "",
 }
+# Best first, with their compiler flags.
 INSTRUCTIONS: Mapping[str, str] = X86 if platform.machine() in ("x86_64", "AMD64") else {"baseline": ""}
-"""The instruction sets to compile for, best first, with their compiler flags."""
-
 DTYPES = {"float32": "", "float64": "-DDOUBLE"}
-
 # Fused multiply-adds round once. No -ffast-math: infinities and NaN have to stay.
 FLAGS = "-std=gnu11 -O3 -fPIC -fvisibility=hidden -fno-math-errno -ffp-contract=fast -pthread"
 

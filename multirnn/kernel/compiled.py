@@ -33,24 +33,14 @@ __all__ = [
     "sequence",
 ]
 
-Operand = int | tuple[int, ...] | None
-"""A parameter or its gradient: the address of a C-contiguous array, `(address, *strides)` of any other, or None."""
+Operand = int | tuple[int, ...] | None  # the address of a C-contiguous array, (address, *strides) of any other, or None
+Sequence = tuple[int, int, int]  # (batch, time, features) with dense features: address, strides of batch and time
+States = tuple[int | None, int | None]  # addresses of h, c: dense (num_layers * directions, batch, hidden_size)
+Table = NewType("Table", bytes)  # of all parameters, or of their gradients: addresses and strides
+CallRecord = NewType("CallRecord", bytes)  # the `call` of `source/problem.h`
 
-Sequence = tuple[int, int, int]
-"""`(batch, time, features)` with dense features: its address, and the strides of batch and time."""
-
-States = tuple[int | None, int | None]
-"""The addresses of h and c, each `(num_layers * directions, batch, hidden_size)` and C-contiguous."""
-
-Table = NewType("Table", bytes)
-"""The addresses and strides of all parameters, or of their gradients, from `CompiledRecurrence.bind`."""
-
-CallRecord = NewType("CallRecord", bytes)
-"""The `call` of `source/problem.h`, from `call_record`."""
-
+# The parameters of a pass and their number of axes: the `parameters` of `source/problem.h`.
 KINDS = {"weight_ih": 3, "weight_hh": 3, "bias_ih": 2, "bias_hh": 2}
-"""The parameters of a pass and their number of axes: the `parameters` of `source/problem.h`."""
-
 CALL, SPEC = struct.Struct("30q"), struct.Struct("6qqddqdd")
 
 
@@ -75,43 +65,27 @@ NOWHERE = (0, 0, 0)
 
 def call_record(
     *,
-    batch: int,
-    time: int,
-    x: Sequence | None = None,
-    y: Sequence | None = None,
-    first: States = (None, None),
-    last: States = (None, None),
-    lengths: int | None = None,
-    stash: int | None = None,
-    threads: int = 1,
-    packed: int | None = None,
-    lent: int | None = None,
-    choices: Choices | None = None,
-    dy: Sequence | None = None,
-    dx: Sequence | None = None,
-    dfirst: States = (None, None),
-    starts: int | None = None,
+    batch: int,  # 0 is a size
+    time: int,  # 0 is a size
+    x: Sequence | None = None,  # (batch, time, input_size); never read at padding
+    y: Sequence | None = None,  # (batch, time, directions * hidden_size), not overlapping x; zero at padding
+    first: States = (None, None),  # None is zero
+    last: States = (None, None),  # written by `forward`; for `backward` their gradients, where None is zero
+    lengths: int | None = None,  # int64 (batch,), from 0 to time; None: all full. `backward` has them from the stash
+    stash: int | None = None,  # `stash_size(batch, time)` bytes, filled by `forward`; `backward` can be repeated
+    threads: int = 1,  # at most, the caller's included; small problems stay on it; the same number gives the same bits
+    packed: int | None = None,  # `Packed.address`: `forward` then ignores its table
+    lent: int | None = None,  # `GOMP_parallel` of an OpenMP library whose threads do the work; None: the kernel's own
+    choices: Choices | None = None,  # forces a path, for tests
+    dy: Sequence | None = None,  # never read at padding; None is zero
+    dx: Sequence | None = None,  # written by `backward`, zero at padding
+    dfirst: States = (None, None),  # written by `backward`
+    starts: int | None = None,  # int64 (time,), if x, y, dy and dx are packed
 ) -> CallRecord:
     """Describe a call of `forward` or `backward`.
 
-    Args:
-        batch, time: the sizes of those axes; 0 is a size.
-        x: `(batch, time, input_size)`; never read at padding.
-        y: `(batch, time, directions * hidden_size)`, not overlapping x; written by `forward`, zero at padding.
-        first: the initial states; None is zero.
-        last: the final states, written by `forward`. For `backward` their gradients, where None is zero.
-        lengths: int64 `(batch,)`, 0 <= length <= time; None: all rows are full. `backward` reads them from the stash.
-        stash: `stash_size(batch, time)` bytes, filled by `forward` if given, read by `backward`. `backward` leaves them
-            as they are and can be repeated.
-        threads: an upper bound, the caller's thread included; small problems stay on it. The same number of threads gives
-            the same bits.
-        packed: `Packed.address`: `forward` then ignores its table.
-        lent: `GOMP_parallel` of an OpenMP library whose threads are to do the work; None: the kernel's own.
-        choices: forces a path, for tests.
-        dy: the gradient of y, never read at padding; None is zero.
-        dx, dfirst: the gradients of x (zero at padding) and of the initial states, written by `backward`.
-        starts: int64 `(time,)`, for packed sequences (x, y, dy and dx): step t begins `starts[t]` strides of time after
-            the first element, rows in order of falling length, no padding.
+    In packed sequences step t begins `starts[t]` strides of time after the first element: rows in order of falling
+    length, no padding.
     """
     # Numbers one by one: 0.2 µs faster than unpacking tuples into the call of `pack`.
     steps = starts or 0
@@ -139,7 +113,7 @@ def call_record(
 
 @cache
 def _in_memory(choices: Choices) -> Any:
-    """As C reads them. Kept for good: there are few."""
+    # Kept for good: there are few.
     return (ctypes.c_int64 * len(choices))(*choices)
 
 
@@ -165,11 +139,7 @@ def sequence(array: Array) -> Sequence:
 
 
 class Packed:
-    """Weights in the layout of the matrix products, from `CompiledRecurrence.pack`.
-
-    Attributes:
-        address: where they begin, while this object lives.
-    """
+    """Weights in the layout of the matrix products, from `CompiledRecurrence.pack`; freed with this object."""
 
     def __init__(self, address: int) -> None:
         self.address = address
@@ -192,18 +162,10 @@ def _keeper() -> _KeptMemory:
 
 
 class CompiledRecurrence:
-    """The compiled recurrence of one spec. Every spec is supported.
+    """The compiled recurrence of one spec, any spec, with the best of `instruction_sets()` unless one is named.
 
     It holds no weights: each call packs those of its table, so that later changes to them count, unless it is given what
     `pack` returned. Threads may call it concurrently; it releases the GIL, and works in a forked child.
-
-    Args:
-        spec: of the stack.
-        instructions: one of `instruction_sets()`; by default the best one.
-
-    Raises:
-        MissingFramework: the library is missing; `refuses()` says why.
-        InvalidCall: this machine or this library lacks those instructions.
     """
 
     def __init__(self, spec: RecurrentSpec, instructions: str | None = None) -> None:
@@ -235,14 +197,10 @@ class CompiledRecurrence:
         return function
 
     def bind(self, parameters: Mapping[str, Operand]) -> Table:
-        """The table of parameters, or of their gradients, for `forward`, `backward` and `pack`.
+        """The table of parameters by canonical name, or of their gradients; an absent gradient is not computed.
 
-        Bind arrays that stay in place once: the table holds their addresses. It keeps nothing alive.
-
-        Args:
-            parameters: an operand for every name of `spec.shapes`, whose strides are those of the canonical axes. A
-                framework's C-contiguous `(gates * hidden_size, n)` is C-contiguous in the canonical shape too. A gradient
-                that is absent or None is not computed.
+        Bind arrays that stay in place once. The table keeps nothing alive. Strides are those of the canonical axes: a framework's C-contiguous
+        `(gates * hidden_size, n)` is C-contiguous in the canonical shape too.
         """
         numbers: list[int] = []
         for name, dense in self._operands:
@@ -251,11 +209,7 @@ class CompiledRecurrence:
         return Table(struct.pack(f"{len(numbers)}q", *numbers))
 
     def pack(self, table: Table) -> Packed:
-        """Pack the parameters as they are now, for calls of `forward` with this spec and these instructions.
-
-        Raises:
-            MemoryError: out of memory.
-        """
+        """Pack the parameters as they are now, for calls of `forward` with this spec and these instructions."""
         address = self._pack(self._spec, table)
         if address is None:
             raise MemoryError("the compiled recurrence found no memory for the packed weights")
@@ -266,26 +220,14 @@ class CompiledRecurrence:
         return int(self._stash_size(self._spec, call_record(batch=batch, time=time)))
 
     def forward(self, table: Table, call: CallRecord) -> None:
-        """Run over x; writes y, the final states and the stash.
-
-        Raises:
-            InvalidCall: a length is not from 0 to time.
-            MemoryError: out of memory.
-        """
+        """Run over x; writes y, the final states and the stash. A length not from 0 to time is an InvalidCall."""
         if outcome := self._forward(self._spec, table, call):
             raise _error(outcome)
 
     def backward(self, table: Table, gradients: Table, call: CallRecord) -> None:
         """The gradients of a call of `forward`; writes dx, dfirst and the arrays of `gradients`, overwriting them.
 
-        Args:
-            table: as in `forward`; the parameters are unchanged since.
-            gradients: of the parameters.
-            call: x, y and first are those of `forward`, unchanged since.
-
-        Raises:
-            InvalidCall: `forward` filled the stash for another call.
-            MemoryError: out of memory.
+        The parameters, x, y and first are unchanged since. A stash of another call is an InvalidCall.
         """
         if outcome := self._backward(self._spec, table, call, gradients):
             raise _error(outcome)

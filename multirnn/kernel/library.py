@@ -16,10 +16,7 @@ def instruction_sets() -> tuple[str, ...]:
     """The instruction sets that the library has and this machine runs, best first; empty without a library."""
     from multirnn.kernel.build import INSTRUCTIONS
 
-    loaded = _load()
-    if isinstance(loaded, str):
-        return ()
-    return tuple(name for name in INSTRUCTIONS if loaded.multirnn_runs(name.encode()))
+    return () if refuses() else tuple(name for name in INSTRUCTIONS if library().multirnn_runs(name.encode()))
 
 
 def library() -> ctypes.CDLL:

@@ -23,16 +23,11 @@ from multirnn.spec import RecurrentSpec
 
 __all__ = ["VERSION", "attributes", "handler", "refuses"]
 
-VERSION = 0, 3
-"""The version of XLA's foreign function interface that `source/xla.h` implements."""
+VERSION = 0, 3  # of XLA's foreign function interface, as `source/xla.h` implements it
 
 
 def refuses(header: Path) -> str | None:
-    """Why an XLA cannot call the compiled recurrence, in a sentence, or None.
-
-    Args:
-        header: the `xla/ffi/api/c_api.h` of that XLA, which has its interface version.
-    """
+    """Why the XLA with this `xla/ffi/api/c_api.h` cannot call the compiled recurrence, in a sentence, or None."""
     if (reason := library_refuses()) is not None:
         return reason
     try:
@@ -54,14 +49,9 @@ def handler(direction: str, dtype: str) -> Any:
 def attributes(
     spec: RecurrentSpec, *, state: bool, lengths: bool, stash: bool, dx: bool, threads: int
 ) -> NDArray[np.int64]:
-    """The attribute of a call, the `custom_call` of `source/xla.h`.
+    """The `custom_call` of `source/xla.h`: which operands and results there are, and at most how many threads.
 
-    Args:
-        spec: of the stack.
-        state, lengths: whether they are among the operands.
-        stash: whether it is among the results of `forward`, of `CompiledRecurrence.stash_size` bytes.
-        dx: whether it is among the results of `backward`.
-        threads: an upper bound.
+    The stash has `CompiledRecurrence.stash_size` bytes.
     """
     flags = [state, lengths, "layers.0.forward.bias_ih" in spec.shapes, stash, dx, threads]
     return np.concatenate([np.array(flags, np.int64), np.frombuffer(pack_spec(spec), np.int64)])

@@ -1,17 +1,7 @@
 """Known mistakes in writing, porting or wrapping a recurrent layer, as data; and a layer made wrong on purpose.
 
-Each topic is two files: TOPIC.toml has the words, TOPIC.py how each mistake is made and where it applies.
-
-    gate_orders  the order of the gates
-    parameters   whole matrices and layers: transposed, reshaped, given to another pass, rounded
-    biases       biases and single gates: dropped, merged, doubled, inverted, one too many
-    equations    the form of the GRU, activations, precision
-    states       ignored, in another order, h taken for c, taken at the wrong end
-    sequences    directions, axes, padding
-    gradients    cut, truncated, forgotten, scaled
-    change       `Mistake`: a layer made wrong on purpose, mostly by a `Change`
-    edits        edits of named arrays, and the changes that they make
-    plumbing     a stack assembled from passes, rightly or wrongly
+Each topic is two files: TOPIC.toml has the words, TOPIC.py how each mistake is made and where it applies: by a `Change`
+of weights, inputs, outputs or gradients, often made of `edits` of named arrays, or by wrong `Plumbing` between passes.
 
 Sources: the frameworks' own conventions (`multirnn.conventions`), their release notes and their issue trackers.
 """

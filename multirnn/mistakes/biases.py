@@ -15,10 +15,7 @@ from multirnn.weights import Array, Weights
 
 __all__ = ["BIAS_MISTAKES"]
 
-# --- Biases ----------------------------------------------------------------------------------------------------------
-
-Both = Callable[[Array, Array], tuple[Array, Array]]
-"""From an input bias and a recurrent bias to others."""
+Both = Callable[[Array, Array], tuple[Array, Array]]  # from an input bias and a recurrent bias to others
 
 
 def _pairwise(change: Both) -> Edit:
@@ -79,9 +76,6 @@ class _BareFirstStep(Boundary):
             return applied(_DROPPED, self.spec, found) if bare else found
 
         return self._chunks(inputs).pull_back(cotangent, change)
-
-
-# --- Single gates ----------------------------------------------------------------------------------------------------
 
 
 def _gate(spec: RecurrentSpec, name: str) -> int:

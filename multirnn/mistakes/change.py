@@ -71,26 +71,17 @@ def biased(spec: RecurrentSpec) -> bool:
 class Mistake:
     """One known mistake.
 
-    Attributes:
-        name: short and unique, as "gates z r n" or "initial state ignored".
-        says: what is wrong, as a sentence without its subject, the wrong side: "reads the GRU blocks as z r n; they are
-            stored r z n".
-        fix: what to do about it, as an imperative sentence.
-        realise: builds the wrong layer, from a function that builds right layers and the right weights; see `Change` and
-            `Plumbing`.
-        applies: whether it changes the function or the gradients of a stack of this spec. Also False if it would equal
-            another known mistake, or if `says` would not be true.
-        family: mistakes of one family exclude one another, as two orders of the gates do.
-        shows: what shows it: calls with an initial state ("outputs"), calls without one ("no state"), calls with
-            lengths, gradients, or a stack of float64.
+    `applies` tells whether it changes the function or the gradients of a stack of a spec; also False if it would equal
+    another known mistake, or if `says` would not be true. `shows` tells what shows it: calls with an initial state
+    ("outputs"), calls without one ("no state"), calls with lengths, gradients, or a stack of float64.
     """
 
     name: str
-    says: str
-    fix: str
-    realise: Realise
+    says: str  # a sentence without its subject, the wrong side
+    fix: str  # an imperative sentence
+    realise: Realise  # builds the wrong layer: a `Change`, a `Plumbing`, or a function
     applies: Applies = always
-    family: str = ""
+    family: str = ""  # mistakes of one family exclude one another
     shows: Shows = "outputs"
 
     @property
@@ -117,22 +108,12 @@ def composed(build: Build, *mistakes: Mistake) -> Build:
     return build
 
 
-# --- Changes ---------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class Change:
-    """The changes that make a layer wrong; None changes nothing. Usable as `Mistake.realise`.
+    """The changes that make a layer wrong; None changes nothing. Calls arrive checked and batched by `Boundary`.
 
-    Calls arrive checked and batched by `multirnn.boundary`.
-
-    Attributes:
-        weights: changes the weights, possibly to another spec, which a backend may refuse.
-        inputs: changes the call.
-        output: changes the output.
-        cotangent: the adjoint of `output`: maps a cotangent of the changed output to one of the layer's output.
-        gradients: the adjoint of `weights` and `inputs`: maps the layer's gradients to gradients of the call.
-        undo: makes weights that `weights` changes to the given ones.
+    `weights` may change the spec too, which a backend may refuse. `cotangent` is the adjoint of `output`, `gradients`
+    of `weights` and `inputs`. `undo` makes weights that `weights` changes to the given ones.
     """
 
     weights: Callable[[Weights], Weights] | None = None

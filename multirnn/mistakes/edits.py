@@ -18,10 +18,7 @@ __all__ = ["BIASES", "MATRICES", "Edit", "adjoint", "applied", "drop", "each", "
 __all__ += ["of_cotangent", "of_gradients", "of_initial_state", "of_output", "of_weights"]
 
 Edit = Callable[[RecurrentSpec, Mapping[str, Array]], Mapping[str, Array]]
-"""From arrays by name to those that change, of the same shapes.
-
-Names are those of the parameters; h and c; x of gradients, and sequence of an output.
-"""
+"""From arrays by name (parameters, h, c, x of gradients, sequence of outputs) to those that change, of equal shapes."""
 Take = Callable[[RecurrentSpec, Array], Array]
 Record = TypeVar("Record", State, Output, Gradients)
 MATRICES, BIASES = ("weight_ih", "weight_hh"), ("bias_ih", "bias_hh")
@@ -41,9 +38,8 @@ def in_blocks(take: Take, kinds: tuple[str, ...] = MATRICES + BIASES) -> Edit:
     """Every parameter of these kinds changed that has all gates, which a single recurrent candidate bias has not."""
 
     def edit(spec: RecurrentSpec, arrays: Mapping[str, Array]) -> Mapping[str, Array]:
-        return each(kinds, lambda array: take(spec, array) if len(array) == len(spec.form.gates) else array)(
-            spec, arrays
-        )
+        gates = len(spec.form.gates)
+        return each(kinds, lambda array: take(spec, array) if len(array) == gates else array)(spec, arrays)
 
     return edit
 
@@ -79,10 +75,10 @@ def applied(edit: Edit, spec: RecurrentSpec, record: Record) -> Record:
 def _flat(record: Any) -> dict[str, Array]:
     named: dict[str, Array] = {}
     for field, value in record._asdict().items():
-        if value is not None:
-            named |= (
-                value if isinstance(value, Mapping) else _flat(value) if isinstance(value, State) else {field: value}
-            )
+        if isinstance(value, State):
+            named |= _flat(value)
+        elif value is not None:
+            named |= value if isinstance(value, Mapping) else {field: value}
     return named
 
 
@@ -102,13 +98,7 @@ def edited(edit: Edit) -> Callable[[Weights], Weights]:
 
 
 def of_weights(edit: Edit, back: Edit | None = None, *, undo: Edit | bool = False) -> Change:
-    """An edit of the weights; `back` is its adjoint, and derived unless given.
-
-    Args:
-        edit: the edit.
-        back: its adjoint.
-        undo: the edit that undoes it in advance; True if it is the adjoint.
-    """
+    """`back` is the adjoint, derived unless given; `undo` undoes the edit in advance, True if it is the adjoint."""
     back = back or adjoint(edit)
     undoing = back if undo is True else undo
     return Change(

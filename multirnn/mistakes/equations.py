@@ -9,11 +9,9 @@ from multirnn.layer import Gradients
 from multirnn.mistakes.change import Applies, Change, known
 from multirnn.mistakes.edits import Edit, applied
 from multirnn.spec import RecurrentSpec
-from multirnn.weights import Array, Weights, fold_biases, split_biases
+from multirnn.weights import Weights, fold_biases, split_biases
 
 __all__ = ["EQUATIONS"]
-
-# --- The reset gate --------------------------------------------------------------------------------------------------
 
 
 def _reset(weights: Weights, *, after: bool) -> Weights:
@@ -25,19 +23,14 @@ def _reset(weights: Weights, *, after: bool) -> Weights:
 
 
 def _from_before(spec: RecurrentSpec, inputs: Inputs, found: Gradients) -> Gradients:
-    """All biases were added up to one, whose gradient they share."""
-    weights: dict[str, Array] = {}
-    for name, shape in spec.shapes.items():
-        array = found.weights[name.replace("bias_hh", "bias_ih")]
-        weights[name] = array[-shape[0] :]  # one recurrent bias is the candidate's, and the candidate is the last gate
-    return found._replace(weights=weights)
+    """All biases were added up to one, whose gradient they share; one recurrent bias alone is the last gate's."""
+    shared = {name: found.weights[name.replace("bias_hh", "bias_ih")] for name in spec.shapes}
+    # One recurrent bias is the candidate's, and the candidate is the last gate.
+    return found._replace(weights={name: shared[name][-shape[0] :] for name, shape in spec.shapes.items()})
 
 
 def _from_after(spec: RecurrentSpec, inputs: Inputs, found: Gradients) -> Gradients:
     return found._replace(weights={name: found.weights[name] for name in spec.shapes})
-
-
-# --- Activations and precision ---------------------------------------------------------------------------------------
 
 
 def _with(**fields: Any) -> Change:

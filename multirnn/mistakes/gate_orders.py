@@ -1,5 +1,6 @@
 """Mistakes in the order of the gates: every permutation of the blocks, in all arrays or in some of them."""
 
+from collections.abc import Iterator
 from itertools import permutations
 
 import numpy as np
@@ -24,11 +25,12 @@ KNOWN = {  # beside the canonical order, which PyTorch and cuDNN have, and Keras
 PARTS = {"weight_ih": ("weight_ih",), "weight_hh": ("weight_hh",), "the biases": BIASES}
 
 
-def _orders(cell: str) -> list[tuple[tuple[int, ...], str]]:
-    """Every wrong order of the gates, and its name."""
-    gates = CELLS[cell].gates
-    orders = list(permutations(range(len(gates))))[1:]
-    return [(order, " ".join(gates[gate] for gate in order)) for order in orders]
+def _orders() -> Iterator[tuple[str, tuple[int, ...], str]]:
+    """Every wrong order of the gates of a cell, and its name."""
+    for cell in ("lstm", "gru"):
+        gates = CELLS[cell].gates
+        for order in list(permutations(range(len(gates))))[1:]:
+            yield cell, order, " ".join(gates[gate] for gate in order)
 
 
 def _order(cell: str, order: tuple[int, ...], read: str, part: str = "") -> Mistake:
@@ -68,14 +70,8 @@ def _unit_by_unit(spec: RecurrentSpec, array: Array) -> Array:
 
 
 GATE_ORDERS = (
-    *(_order(cell, *order) for cell in ("lstm", "gru") for order in _orders(cell)),
-    *(
-        _order(cell, *order, part)
-        for cell in ("lstm", "gru")
-        for order in _orders(cell)
-        if order[1] in KNOWN
-        for part in PARTS
-    ),
+    *(_order(*wrong) for wrong in _orders()),
+    *(_order(*wrong, part) for wrong in _orders() if wrong[2] in KNOWN for part in PARTS),
     Mistake(
         "gates interleaved",
         "reads the gates unit by unit, as the interleaved layouts of fused kernels have them; they are stored gate by "

@@ -9,8 +9,6 @@ from multirnn.weights import Array, Weights
 
 __all__ = ["PARAMETERS"]
 
-# --- Matrices --------------------------------------------------------------------------------------------------------
-
 
 def _transposed(array: Array) -> Array:
     return array.swapaxes(1, 2) if array.shape[1] == array.shape[2] else array
@@ -41,8 +39,6 @@ def _has_matrices(spec: RecurrentSpec) -> bool:
 
 OTHER = {"forward": "backward", "backward": "forward"}
 
-# --- Given to another pass -------------------------------------------------------------------------------------------
-
 
 def _taken(source: Callable[[RecurrentSpec, int, str], tuple[int, str]]) -> Edit:
     """Every pass with the weights of another one."""
@@ -70,9 +66,6 @@ def _mirrored(spec: RecurrentSpec, layer: int, direction: str) -> tuple[int, str
 
 def _layers_alike(spec: RecurrentSpec) -> bool:
     return spec.num_layers - _first_alike(spec) > 1
-
-
-# --- Rounded ---------------------------------------------------------------------------------------------------------
 
 
 def _rounded(dtype: str) -> Callable[[Weights], Weights]:

@@ -1,8 +1,7 @@
 """A stack assembled from one-layer, one-direction passes, and the plumbing between them.
 
 With the right plumbing it equals the stack, whatever builds the passes. People write this plumbing by hand around a
-framework's single layers, and make mistakes in it: a reverse output that is not flipped back, directions concatenated in
-the wrong order, a gradient detached between two layers.
+framework's single layers, and make mistakes in it.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -37,13 +36,7 @@ def unchanged(sequence: Array, lengths: Lengths | None) -> Array:
 
 
 class Chunks:
-    """A pass run chunk by chunk, each from the final state of the one before.
-
-    Args:
-        layers: of each chunk.
-        inputs: of the whole call.
-        edges: the steps at which chunks begin and end.
-    """
+    """A pass run chunk by chunk, each from the final state of the one before; `edges` are where they begin and end."""
 
     def __init__(self, layers: Iterable[Runs], inputs: Inputs, edges: Sequence[int]) -> None:
         self._calls: list[tuple[Runs, slice, Inputs]] = []
@@ -77,26 +70,15 @@ class Chunks:
 
 @dataclass(frozen=True, slots=True)
 class Plumbing:
-    """The plumbing of a stack; right by default. Usable as `Mistake.realise`.
+    """The plumbing of a stack; right by default. Usable as `Mistake.realise`."""
 
-    Attributes:
-        flip_in: reverses the input of a backward pass in time; its own adjoint.
-        flip_out: reverses the output of a backward pass again; its own adjoint.
-        joined: edits the concatenated outputs of every layer, `sequence`.
-        make: builds a pass from its weights, at a place of `RecurrentSpec.passes`.
-        run: runs a pass of a direction, in the order of its processing.
-        pull_back: pulls a cotangent back through a pass.
-        detached: whether the gradient stops between two layers.
-        undo: makes weights with which the wrong stack is the right function.
-    """
-
-    flip_in: Flip = reversed_rows
-    flip_out: Flip = reversed_rows
-    joined: Edit | None = None
+    flip_in: Flip = reversed_rows  # of the input of a backward pass, in time; its own adjoint
+    flip_out: Flip = reversed_rows  # of its output again; its own adjoint
+    joined: Edit | None = None  # of the concatenated outputs of every layer, `sequence`
     make: Callable[[Build, Weights, tuple[int, str]], Runs] = lambda build, weights, place: build(weights)
     run: Callable[[str, Runs, Inputs], Output] = lambda direction, layer, inputs: run(layer, inputs)
     pull_back: Callable[[str, Runs, Inputs, Output], Gradients] = lambda direction, *call: pull_back(*call)
-    detached: bool = False
+    detached: bool = False  # whether the gradient stops between two layers
     undo: Callable[[Weights], Weights] | None = None
 
     def __call__(self, build: Build, weights: Weights) -> "Assembly":
@@ -105,13 +87,7 @@ class Plumbing:
 
 
 class Assembly(Boundary):
-    """A stack made of one-layer, one-direction layers.
-
-    Args:
-        build: builds them.
-        weights: of the whole stack.
-        plumbing: how they are put together.
-    """
+    """A stack made of one-layer, one-direction layers."""
 
     def __init__(self, build: Build, weights: Weights, plumbing: Plumbing) -> None:
         super().__init__(weights.spec)

@@ -15,8 +15,7 @@ from multirnn.weights import Array
 
 __all__ = ["SEQUENCES"]
 
-Map = Callable[[RecurrentSpec, Inputs, Array], Array]
-"""Of a sequence `(batch, time, n)` of a call."""
+Map = Callable[[RecurrentSpec, Inputs, Array], Array]  # of a sequence (batch, time, n) of a call
 
 
 def _at_output(forth: Map, back: Map | None = None) -> Change:
@@ -45,14 +44,12 @@ def _only_at(valid: np.ndarray, sequence: Array) -> Array:
     return np.where(valid[:, :, None], sequence, sequence.dtype.type(0))
 
 
-# --- Directions ------------------------------------------------------------------------------------------------------
-
-
 def _sequence(change: Callable[[RecurrentSpec, Array], Array]) -> Edit:
     return lambda spec, arrays: {"sequence": change(spec, arrays["sequence"])}
 
 
 _BACKWARD_FIRST = _sequence(lambda spec, sequence: np.roll(sequence, spec.hidden_size, axis=2))
+_FORWARD_TWICE = _sequence(lambda spec, sequence: np.tile(sequence[:, :, : spec.hidden_size], 2))
 
 
 def _unit_by_unit(spec: RecurrentSpec, sequence: Array) -> Array:
@@ -90,9 +87,6 @@ def _in_time(spec: RecurrentSpec, inputs: Inputs, sequence: Array) -> Array:
     return reversed_rows(sequence, inputs.lengths)
 
 
-# --- Axes and steps --------------------------------------------------------------------------------------------------
-
-
 def _swapped(spec: RecurrentSpec, inputs: Inputs, sequence: Array) -> Array:
     return sequence.swapaxes(0, 1)
 
@@ -108,9 +102,6 @@ def _pull_delayed(direction: str, layer: Runs, inputs: Inputs, cotangent: Output
     sequence = np.concatenate([before[:, 1:], np.zeros_like(before[:, :1])], axis=1)
     found = pull_back(layer, inputs, Output(sequence, cotangent.state))
     return found._replace(state=found.state._replace(h=found.state.h + before[:, 0][None]))
-
-
-# --- Padding ---------------------------------------------------------------------------------------------------------
 
 
 def _with_lengths(change: Callable[[Lengths, int], Lengths | None]) -> Change:
@@ -141,10 +132,7 @@ SEQUENCES = known(
         "runs backward in time": _at_input(_in_time),
         "runs backward in time, outputs flipped back": _both(_at_input(_in_time), _at_output(_in_time)),
         "output backward‖forward": (of_output(_BACKWARD_FIRST), bidirectional),
-        "forward output in both halves": (
-            of_output(_sequence(lambda spec, sequence: np.tile(sequence[:, :, : spec.hidden_size], 2))),
-            bidirectional,
-        ),
+        "forward output in both halves": (of_output(_FORWARD_TWICE), bidirectional),
         "backward‖forward between layers": (
             Plumbing(joined=_BACKWARD_FIRST),
             lambda spec: spec.bidirectional and spec.num_layers > 1,

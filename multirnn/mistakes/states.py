@@ -21,9 +21,6 @@ def _each_state(change: Callable[[RecurrentSpec, Array], Array]) -> Edit:
     return lambda spec, arrays: {name: change(spec, arrays[name]) for name in spec.form.states}
 
 
-# --- Ignored ---------------------------------------------------------------------------------------------------------
-
-
 def _zero_at(places: Callable[[int], slice]) -> Edit:
     """The states of some passes zero, of a stack of so many directions."""
 
@@ -48,10 +45,7 @@ def _of_layers(edit: Edit, layers: int = 2) -> tuple[Change, Applies]:
     return of_initial_state(edit), lambda spec: spec.num_layers >= layers
 
 
-# --- In another order ------------------------------------------------------------------------------------------------
-
-Order = Callable[[np.ndarray], np.ndarray]
-"""From places `(num_layers, directions)` to their wrong order, of as many numbers."""
+Order = Callable[[np.ndarray], np.ndarray]  # from places (num_layers, directions) to as many in a wrong order
 
 
 def _ordered(name: str, order: Order, applies: Applies) -> dict[str, tuple[Change, Applies]]:
@@ -72,9 +66,6 @@ def _both_in_stacks(spec: RecurrentSpec) -> bool:
 
 def _swapped_parts(spec: RecurrentSpec, arrays: Mapping[str, Array]) -> dict[str, Array]:
     return {"h": arrays["c"], "c": arrays["h"]}
-
-
-# --- Taken at the wrong end ------------------------------------------------------------------------------------------
 
 
 def _state_after(steps: Callable[[Lengths], Lengths], directions: tuple[str, ...]) -> Plumbing:
@@ -118,14 +109,8 @@ STATES = known(
         "initial state ignored in the lowest layer": _of_layers(_zero_at(slice)),
         "initial state ignored in the top layer": _of_layers(_zero_at(lambda directions: slice(-directions, None)), 3),
         "initial state of the lowest layer in all": _of_layers(_each_state(_lowest_everywhere)),
-        "initial state forward alone": (
-            of_initial_state(_zero_at(lambda directions: slice(1, None, 2))),
-            bidirectional,
-        ),
-        "initial state backward alone": (
-            of_initial_state(_zero_at(lambda directions: slice(0, None, 2))),
-            bidirectional,
-        ),
+        "initial state forward alone": (of_initial_state(_zero_at(lambda _: slice(1, None, 2))), bidirectional),
+        "initial state backward alone": (of_initial_state(_zero_at(lambda _: slice(0, None, 2))), bidirectional),
         **_ordered("by direction", lambda places: places.T, _both_in_stacks),
         **_ordered(
             "meant by direction",

@@ -146,16 +146,21 @@ _repeatable = partial(click.option, multiple=True)
 )
 @options.backends
 @_repeatable(
-    "--peers", type=PATH, metavar="FOLDER", help="More peers: Python files with CONTENDERS; repeatable. "
-    "Without --backend those that ship run too.",
-)  # fmt: skip
+    "--peers",
+    type=PATH,
+    metavar="FOLDER",
+    help="More peers: Python files with CONTENDERS; repeatable. Without --backend those that ship run too.",
+)
 @_repeatable("--contender", "contenders", metavar="NAME", help="Only this one; * and ? match; repeatable.")
 @click.option("--out", type=PATH, metavar="FILE", help="Where rows go.  [default: named by the time]")
 @click.option("--resume", is_flag=True, help="Continue the file of --out: only missing rows are run.")
 @click.option(
-    "--disturbed", type=click.FloatRange(0, 1), metavar="SHARE", help="With --resume: run problems again that lost "
+    "--disturbed",
+    type=click.FloatRange(0, 1),
+    metavar="SHARE",
+    help="With --resume: run problems again that lost "
     "more than this share of the cores to the hypervisor; the calmer time counts.",
-)  # fmt: skip
+)
 @click.option("--minutes", type=click.FloatRange(min=0), help="Cut rounds to fit.  [default: the table's]")
 @click.option("--cap", type=click.FloatRange(0, min_open=True), help="Seconds until a silent contender is given up.")
 @click.option(

@@ -90,9 +90,15 @@ def _each(rows: Sequence[Row]) -> Table:
 def _fastest(rows: Sequence[Row]) -> Table:
     """A line for each problem, mode and number of threads: the fastest of ours, the fastest peer, their ratio."""
     made = table(
-        "problem", "fastest of ours", "time", "of limit", "fastest peer", "its time", "ratio",
+        "problem",
+        "fastest of ours",
+        "time",
+        "of limit",
+        "fastest peer",
+        "its time",
+        "ratio",
         right=("time", "of limit", "its time", "ratio"),
-    )  # fmt: skip
+    )
     for where, group in _groups(rows).items():
         timed = [row for row in group if row["status"] == "timed"]
         ours, peer = (
