@@ -9,18 +9,30 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from multirnn.conventions import convention_named
 from multirnn.errors import FormatError, Unrepresentable
 from multirnn.formats.atomic import replacing
 from multirnn.formats.contents import Contents, Unread
+from multirnn.formats.fitting import fitted
 from multirnn.formats.stacks import Found, Stack, stacks
 from multirnn.formats.verification import Verification, verified
-from multirnn.packing import to_arrays
 from multirnn.recognition import from_arrays
+from multirnn.spec import RecurrentSpec
 from multirnn.weights import Weights
 
-__all__ = ["FORMATS", "Format", "Found", "Verification", "convert", "inspect", "load", "read", "save", "verify"]
+__all__ = [
+    "FORMATS",
+    "Format",
+    "Found",
+    "Verification",
+    "Written",
+    "convert",
+    "inspect",
+    "load",
+    "read",
+    "save",
+    "verify",
+]
 
 
 @dataclass(frozen=True)
@@ -31,11 +43,13 @@ class Format:
         name: its name, and that of its file here.
         suffixes: of its files.
         convention: how `save` lays arrays in it unless told otherwise; empty if it is only read.
+        fixed: whether it has no other convention.
     """
 
     name: str
     suffixes: tuple[str, ...]
     convention: str
+    fixed: bool = False
 
 
 FORMATS: Mapping[str, Format] = {
@@ -44,11 +58,11 @@ FORMATS: Mapping[str, Format] = {
         Format("safetensors", (".safetensors",), "canonical"),
         Format("npz", (".npz",), "canonical"),
         Format("torch", (".pt", ".pth", ".bin", ".jit", ".ckpt"), "torch"),
-        Format("keras", (".keras", ".weights.h5", ".h5", ".hdf5"), "keras"),
+        Format("keras", (".keras", ".weights.h5", ".h5", ".hdf5"), "keras", fixed=True),
         Format("msgpack", (".msgpack",), "flax-linen"),
-        Format("rtneural", (".json",), "keras"),
-        Format("nam", (".nam",), ""),
-        Format("onnx", (".onnx",), "onnx"),
+        Format("rtneural", (".json",), "keras", fixed=True),
+        Format("nam", (".nam",), "", fixed=True),
+        Format("onnx", (".onnx",), "onnx", fixed=True),
     )
 }
 
@@ -134,44 +148,73 @@ def _stacks(path: Path, known: Mapping[str, Any]) -> list[Stack]:
         raise FormatError(text if text.startswith(str(path)) else f"{path}: {text}") from error
 
 
-def save(weights: Weights, path: str | Path, *, convention: str | None = None) -> None:
+@dataclass(frozen=True)
+class Written:
+    """What `save` and `convert` wrote.
+
+    Attributes:
+        path: of the file.
+        format: a name out of `FORMATS`.
+        convention: how the arrays lie: a name out of `CONVENTIONS`, or "canonical".
+        spec: of the written stack.
+        changes: what had to change for the convention to hold it, a sentence each; the function is the same.
+    """
+
+    path: Path
+    format: str
+    convention: str
+    spec: RecurrentSpec
+    changes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "path": str(self.path),
+            "format": self.format,
+            "convention": self.convention,
+            "spec": self.spec.to_dict(),
+            "changes": list(self.changes),
+        }
+
+
+def save(weights: Weights, path: str | Path, *, convention: str | None = None) -> Written:
     """Write weights to a file, whole or not at all.
 
     Args:
         weights: canonical.
         path: the suffix tells the format.
-        convention: how the arrays lie; that of the format unless given.
+        convention: how the arrays lie, "canonical" or a name out of `CONVENTIONS`; that of the format unless given.
 
     Raises:
-        FormatError: the format is not written, or the file cannot be.
+        FormatError: the format is not written, has no such convention, or the file cannot be written.
         Unrepresentable: the convention cannot hold these weights; the sentence says what helps.
         MissingFramework: the package that writes the format is not installed.
     """
     path = Path(path)
     chosen = _format(path)
-    module = import_module(f"multirnn.formats.{chosen.name}")
-    if not hasattr(module, "write"):
-        raise FormatError(f"{path} cannot be written: files of this format are only read")
     laid = convention or chosen.convention
-    if laid == "canonical":
-        arrays = {name: np.asarray(array) for name, array in weights.arrays.items()}
-        with replacing(path) as file:
-            module.write(arrays, file, spec=weights.spec.to_dict())
-        return
-    arrays = to_arrays(weights, convention=laid)
+    if not chosen.convention:
+        raise FormatError(f"{path} cannot be written: files of this format are only read")
+    if chosen.fixed and laid != chosen.convention:
+        raise FormatError(f"{path} cannot be in the convention {laid!r}: its format has {chosen.convention!r} alone")
+    changes: tuple[str, ...] = ()
+    if laid != "canonical":
+        weights, changes = fitted(weights, convention_named(laid))
+    module = import_module(f"multirnn.formats.{chosen.name}")
     with replacing(path) as file:
-        module.write(arrays, file)
+        module.write(weights, file, laid)
+    return Written(path, chosen.name, laid, weights.spec, changes)
 
 
-def convert(source: str | Path, target: str | Path, *, name: str | None = None, convention: str | None = None) -> Found:
+def convert(
+    source: str | Path, target: str | Path, *, name: str | None = None, convention: str | None = None
+) -> Written:
     """Write a stack of one file to another; the suffixes tell the formats.
 
     Raises:
         FormatError, Unrepresentable, MissingFramework: as for `load` and `save`.
     """
-    found = _one(Path(source), name, {})
-    save(found.weights, target, convention=convention)
-    return found.found
+    return save(load(source, name), target, convention=convention)
 
 
 def verify(a: str | Path, b: str | Path, *, name_a: str | None = None, name_b: str | None = None) -> Verification:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from numpy.typing import NDArray
 
 from multirnn.errors import FormatError
 from multirnn.formats.contents import BFLOAT16, Contents, Tensor, Unread, needed
+from multirnn.formats.fitting import entries
+from multirnn.weights import Weights
 
 __all__ = ["read", "write"]
 
@@ -82,8 +83,9 @@ def _joined(path: Path, value: Mapping[str, Any]) -> Tensor:
     return np.concatenate([piece.ravel() for piece in pieces.values()]).reshape(tuple(shape.values()))
 
 
-def write(arrays: Mapping[str, NDArray[Any]], file: BinaryIO) -> None:
+def write(weights: Weights, file: BinaryIO, convention: str) -> None:
     """Write arrays by name; "/" in a name nests dictionaries."""
+    arrays = entries(weights, convention)
     msgpack = needed("msgpack", file.name)
     tree: dict[str, Any] = {}
     for name, array in arrays.items():

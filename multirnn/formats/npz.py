@@ -2,7 +2,6 @@
 
 import io
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,6 +12,8 @@ from numpy.typing import NDArray
 from multirnn.errors import FormatError
 from multirnn.formats import archive
 from multirnn.formats.contents import Contents, Tensor
+from multirnn.formats.fitting import entries
+from multirnn.weights import Weights
 
 __all__ = ["read", "write"]
 
@@ -70,7 +71,7 @@ def _array(data: memoryview) -> NDArray[Any]:
     return flat.reshape(shape[::-1]).T if fortran else flat.reshape(shape)
 
 
-def write(arrays: Mapping[str, NDArray[Any]], file: BinaryIO, *, spec: Mapping[str, Any] | None = None) -> None:
-    """Write arrays by name, and the spec in an entry of its own."""
-    about = {SPEC: np.array(json.dumps(spec))} if spec is not None else {}
-    np.savez(file, allow_pickle=False, **arrays, **about)
+def write(weights: Weights, file: BinaryIO, convention: str) -> None:
+    """Write arrays by name; canonical ones with the spec in an entry of its own."""
+    about = {SPEC: np.array(json.dumps(weights.spec.to_dict()))} if convention == "canonical" else {}
+    np.savez(file, allow_pickle=False, **entries(weights, convention), **about)

@@ -1,15 +1,14 @@
 """safetensors, the home format: canonical names, and the spec as JSON in the metadata. Needs the package of that name."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
-
-from numpy.typing import NDArray
+from typing import BinaryIO
 
 from multirnn.errors import FormatError
 from multirnn.formats.contents import BFLOAT16, Contents, Tensor, Unread, needed
+from multirnn.formats.fitting import entries
 from multirnn.formats.npz import SPEC
+from multirnn.weights import Weights
 
 __all__ = ["read", "write"]
 
@@ -40,9 +39,10 @@ def read(path: Path) -> Contents:
     return Contents("safetensors", arrays, {"spec": metadata[SPEC]} if SPEC in metadata else {})
 
 
-def write(arrays: Mapping[str, NDArray[Any]], file: BinaryIO, *, spec: Mapping[str, Any] | None = None) -> None:
-    """Write arrays by name, and the spec in the metadata."""
+def write(weights: Weights, file: BinaryIO, convention: str) -> None:
+    """Write arrays by name; canonical ones with the spec in the metadata."""
     needed("safetensors", file.name)
     from safetensors.numpy import save
 
-    file.write(save(dict(arrays), {SPEC: json.dumps(spec)} if spec is not None else None))
+    about = {SPEC: json.dumps(weights.spec.to_dict())} if convention == "canonical" else None
+    file.write(save(entries(weights, convention), about))

@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from multirnn.errors import FormatError
 from multirnn.formats import archive
 from multirnn.formats.contents import BFLOAT16, Contents, Tensor, Unread
+from multirnn.formats.fitting import entries
+from multirnn.weights import Weights
 
 __all__ = ["read", "write"]
 
@@ -290,8 +292,9 @@ def _resolved(name: str, view: _View) -> Tensor:
 # --- Writing ---------------------------------------------------------------------------------------------------------
 
 
-def write(arrays: Mapping[str, NDArray[Any]], file: BinaryIO) -> None:
-    """Write a state_dict that `torch.load(path, weights_only=True)` reads: float32 or float64 arrays by name."""
+def write(weights: Weights, file: BinaryIO, convention: str) -> None:
+    """Write a state_dict that `torch.load(path, weights_only=True)` reads."""
+    arrays = entries(weights, convention)
     names = {np.dtype(dtype): name for name, dtype in STORAGES.items() if dtype != BFLOAT16}
     program = [b"\x80\x02ccollections\nOrderedDict\n)R("]
     for number, (name, array) in enumerate(arrays.items()):
