@@ -33,7 +33,7 @@ class Trial:
     Attributes:
         weights: those that it computes with.
         signature: how it is called.
-        returned: the meaning of each of its outputs, by name: "sequence", "h" and "c" are those of `multirnn_onnxruntime.graph`.
+        returned: the meaning of each of its outputs, by name: "sequence", "h" and "c" are those of `multirnn.formats.onnx_graph`.
 
     Raises:
         Unrepresentable: it computes something else than these weights describe, or ONNX Runtime does not run it.

@@ -10,8 +10,8 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from multirnn import Unrepresentable
+from multirnn.formats.onnx_graph import OPERATORS
 from multirnn.weights import Array
-from multirnn_onnxruntime.graph import OPERATORS
 from multirnn_onnxruntime.session import OnnxStack, running
 from multirnn_onnxruntime.sizes import refuse_large
 from multirnn_onnxruntime.untrusted import array_of, attribute, refuse_attributes, short

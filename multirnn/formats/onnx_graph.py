@@ -7,28 +7,48 @@ The signature of the graph, time first as the operators have it (`layout=0`, the
     h_0      (num_layers * directions, batch, hidden_size)        c_n  of an LSTM, as h_n
     c_0      of an LSTM, as h_0
 
-Its initialisers are exactly the parameters; shapes, and zeros for the biases that the spec lacks, are constants.
+With `optional=True`, x alone is needed: the other inputs have values that hold unless a call gives others, all steps and
+zeros. They are initialisers of one row, which the graph repeats for every row; ONNX Runtime calls them overridable.
+
+The other initialisers are exactly the parameters; shapes, and zeros for the biases that the spec lacks, are constants.
 Sources: the ONNX operators RNN, LSTM, GRU; `onnxruntime/core/providers/cpu/rnn`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from multirnn import RecurrentSpec
-from multirnn.cells import CellName
+from multirnn.cells import FORMS, CellName
+from multirnn.conventions import CONVENTIONS, Convention, Entry
+from multirnn.formats import onnx_activations
+from multirnn.spec import RecurrentSpec
 from multirnn.weights import Array
-from multirnn_onnxruntime import activations
 
-__all__ = ["OPERATORS", "inputs_of", "model", "outputs_of"]
+__all__ = ["CONVENTION", "OPERATORS", "inputs_of", "model", "outputs_of"]
 
 OPERATORS: Mapping[CellName, str] = MappingProxyType({"simple_rnn": "RNN", "lstm": "LSTM", "gru": "GRU"})
 
 # The oldest with the operators' present form: the models load in ONNX Runtime 1.10 or later.
 OPSET, IR_VERSION = 14, 8
+ALL_STEPS = 2**31 - 1
+
+
+def _with_single_biases(onnx: Convention) -> Convention:
+    """ONNX's convention, and in it `bias="single"`: in parts, which the graph joins with zeros."""
+    input_bias = Entry("Wb", ("bias_ih",), "direction (gate unit)")
+    candidate_bias = Entry("Rb", ("bias_hh",), "direction (gate unit)", gates=("n",))
+    arrays = {}
+    for form, held in onnx.arrays.items():
+        single = (*held["none"], input_bias, *((candidate_bias,) if FORMS[form].recurrent_candidate_bias else ()))
+        arrays[form] = {**held, "single": single}
+    return replace(onnx, arrays=arrays, pattern=onnx.pattern.replace("W|R|B", "W|R|B|Wb|Rb"))
+
+
+CONVENTION = _with_single_biases(CONVENTIONS["onnx"])
 
 
 def inputs_of(spec: RecurrentSpec) -> tuple[str, ...]:
@@ -41,39 +61,71 @@ def outputs_of(spec: RecurrentSpec) -> tuple[str, ...]:
     return ("y", *(f"{state}_n" for state in spec.form.states))
 
 
-def model(spec: RecurrentSpec, arrays: Mapping[str, Array]) -> ModelProto:
-    """The model of a stack; `arrays` are its initialisers, `layers.{k}.{W|R|B|Wb|Rb}`."""
-    state: Sequence[str | int] = (spec.num_layers * len(spec.directions), "batch", spec.hidden_size)
+def model(spec: RecurrentSpec, arrays: Mapping[str, Array], *, optional: bool = False) -> ModelProto:
+    """The model of a stack.
+
+    Args:
+        spec: of the stack.
+        arrays: its initialisers, `layers.{k}.{W|R|B|Wb|Rb}`.
+        optional: whether lengths and initial states may be left out of a call.
+    """
+    rows = spec.num_layers * len(spec.directions)
+    state: Sequence[str | int] = (rows, "batch", spec.hidden_size)
     sizes: dict[str, Sequence[str | int]] = {
         "x": ("time", "batch", spec.input_size),
         "lengths": ("batch",),
         "y": ("time", "batch", spec.output_size),
     }
+    kinds = {"lengths": TensorProto.INT32}
+    real = helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype))
 
     def described(name: str) -> Any:
-        kind = TensorProto.INT32 if name == "lengths" else TensorProto.FLOAT
-        return helper.make_tensor_value_info(name, kind, sizes.get(name, state))
+        return helper.make_tensor_value_info(name, kinds.get(name, real), sizes.get(name, state))
 
+    given = {name: name for name in inputs_of(spec)}
+    defaults: dict[str, Any] = {}
+    nodes: list[NodeProto] = []
+    if optional:
+        given |= {name: f"{name}.rows" for name in inputs_of(spec)[1:]}
+        defaults = {name: np.zeros((rows, 1, spec.hidden_size), spec.dtype) for name in inputs_of(spec)[2:]}
+        nodes += _repeated(spec, given)
+        defaults["lengths"] = np.array([ALL_STEPS], np.int32)
     graph = helper.make_graph(
-        list(_nodes(spec, arrays)),
+        [*nodes, *_nodes(spec, arrays, given)],
         spec.cell,
         [described(name) for name in inputs_of(spec)],
         [described(name) for name in outputs_of(spec)],
-        [numpy_helper.from_array(array, name) for name, array in arrays.items()],
+        [numpy_helper.from_array(array, name) for name, array in (defaults | dict(arrays)).items()],
     )
     return helper.make_model(
         graph, producer_name="multirnn", opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
     )
 
 
-def _nodes(spec: RecurrentSpec, arrays: Mapping[str, Array]) -> Iterator[NodeProto]:
+def _repeated(spec: RecurrentSpec, given: Mapping[str, str]) -> Iterator[NodeProto]:
+    """Lengths and initial states for every row, where those of a call or of the initialisers have one row or all."""
+    yield helper.make_node("Shape", ["x"], ["x.shape"])
+    for axis, size in enumerate(("time", "batch")):
+        yield _constant(f"{size}.axis", np.array([axis]))
+        yield helper.make_node("Gather", ["x.shape", f"{size}.axis"], [size])
+    yield helper.make_node("Cast", ["time"], ["time.int32"], to=TensorProto.INT32)
+    yield helper.make_node("Min", ["lengths", "time.int32"], ["lengths.steps"])
+    yield helper.make_node("Expand", ["lengths.steps", "batch"], [given["lengths"]])
+    yield _constant("state.rows", np.array([spec.num_layers * len(spec.directions)]))
+    yield _constant("state.units", np.array([spec.hidden_size]))
+    yield helper.make_node("Concat", ["state.rows", "batch", "state.units"], ["state.shape"], axis=0)
+    for name in inputs_of(spec)[2:]:
+        yield helper.make_node("Expand", [name, "state.shape"], [given[name]])
+
+
+def _nodes(spec: RecurrentSpec, arrays: Mapping[str, Array], given: Mapping[str, str]) -> Iterator[NodeProto]:
     last = spec.num_layers - 1
     states = spec.form.states
-    parts = {s: [f"layers.{k}.{s}_0" if last else f"{s}_0" for k in range(spec.num_layers)] for s in states}
+    parts = {s: [f"layers.{k}.{s}_0" if last else given[f"{s}_0"] for k in range(spec.num_layers)] for s in states}
     ends = {s: [f"layers.{k}.{s}_n" if last else f"{s}_n" for k in range(spec.num_layers)] for s in states}
     if last:
-        yield from (helper.make_node("Split", [f"{s}_0"], parts[s], axis=0) for s in states)
-    attributes = activations.attributes(spec)
+        yield from (helper.make_node("Split", [given[f"{s}_0"]], parts[s], axis=0) for s in states)
+    attributes = onnx_activations.attributes(spec)
     if spec.cell == "gru":
         attributes["linear_before_reset"] = int(spec.reset_after)
     x = "x"
@@ -83,7 +135,7 @@ def _nodes(spec: RecurrentSpec, arrays: Mapping[str, Array]) -> Iterator[NodePro
         bias = "" if spec.bias == "none" else f"{layer}.B"
         yield helper.make_node(
             OPERATORS[spec.cell],
-            [x, f"{layer}.W", f"{layer}.R", bias, "lengths", *(parts[s][k] for s in states)],
+            [x, f"{layer}.W", f"{layer}.R", bias, given["lengths"], *(parts[s][k] for s in states)],
             [f"{layer}.Y", *(ends[s][k] for s in states)],
             name=layer,
             hidden_size=spec.hidden_size,
