@@ -13,7 +13,8 @@ from onnxruntime.capi import (
 )
 
 from multirnn import MultirnnError, RecurrentSpec, Unrepresentable
-from multirnn.formats.onnx_graph import OPERATORS, inputs_of, outputs_of
+from multirnn.formats.onnx_facts import OPERATORS
+from multirnn.formats.onnx_graph import inputs_of, outputs_of
 from multirnn.layer import Lengths
 from multirnn.weights import Array
 

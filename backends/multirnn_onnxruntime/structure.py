@@ -10,7 +10,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from multirnn import Unrepresentable
-from multirnn.formats.onnx_graph import OPERATORS
+from multirnn.formats.onnx_facts import OPERATORS
 from multirnn.weights import Array
 from multirnn_onnxruntime.session import OnnxStack, running
 from multirnn_onnxruntime.sizes import refuse_large

@@ -6,7 +6,7 @@ import numpy as np
 from onnx import AttributeProto, NodeProto, TensorProto, defs, helper, numpy_helper
 
 from multirnn import Unrepresentable
-from multirnn.formats.onnx_activations import short
+from multirnn.formats.onnx_facts import short
 from multirnn.weights import Array
 
 __all__ = ["array_of", "attribute", "refuse_attributes", "short"]

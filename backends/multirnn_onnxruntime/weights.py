@@ -10,8 +10,8 @@ from onnx import ModelProto, NodeProto, numpy_helper
 
 from multirnn import Activation, RecurrentSpec, Unrepresentable, Weights, from_arrays, to_arrays
 from multirnn.cells import CellName
-from multirnn.formats import onnx_activations, onnx_graph
-from multirnn.formats.onnx_graph import CONVENTION, OPERATORS
+from multirnn.formats import onnx_facts, onnx_graph
+from multirnn.formats.onnx_facts import CONVENTION, OPERATORS
 from multirnn_onnxruntime.confirmation import Trial
 from multirnn_onnxruntime.session import OnnxStack
 from multirnn_onnxruntime.structure import Chain
@@ -81,4 +81,4 @@ def tried(native: Any) -> Trial:
 
 
 def _activations(node: NodeProto) -> tuple[Activation, Activation]:
-    return onnx_activations.read(node.op_type, {one.name: attribute(node, one.name) for one in node.attribute})
+    return onnx_facts.read(node.op_type, {one.name: attribute(node, one.name) for one in node.attribute})

@@ -7,7 +7,7 @@ The signature of the graph, time first as the operators have it (`layout=0`, the
     h_0      (num_layers * directions, batch, hidden_size)        c_n  of an LSTM, as h_n
     c_0      of an LSTM, as h_0
 
-With `optional=True`, x alone is needed: the other inputs have values that hold unless a call gives others, all steps and
+In a file (`optional`), x alone is needed: the other inputs have values that hold unless a call gives others, all steps and
 zeros. They are initialisers of one row, which the graph repeats for every row; ONNX Runtime calls them overridable.
 
 The other initialisers are exactly the parameters; shapes, and zeros for the biases that the spec lacks, are constants.
@@ -15,40 +15,21 @@ Sources: the ONNX operators RNN, LSTM, GRU; `onnxruntime/core/providers/cpu/rnn`
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from multirnn.cells import FORMS, CellName
-from multirnn.conventions import CONVENTIONS, Convention, Entry
-from multirnn.formats import onnx_activations
+from multirnn.formats import onnx_facts
+from multirnn.formats.onnx_facts import OPERATORS
 from multirnn.spec import RecurrentSpec
 from multirnn.weights import Array
 
-__all__ = ["CONVENTION", "OPERATORS", "inputs_of", "model", "outputs_of"]
-
-OPERATORS: Mapping[CellName, str] = MappingProxyType({"simple_rnn": "RNN", "lstm": "LSTM", "gru": "GRU"})
+__all__ = ["inputs_of", "model", "outputs_of", "skeleton"]
 
 # The oldest with the operators' present form: the models load in ONNX Runtime 1.10 or later.
 OPSET, IR_VERSION = 14, 8
 ALL_STEPS = 2**31 - 1
-
-
-def _with_single_biases(onnx: Convention) -> Convention:
-    """ONNX's convention, and in it `bias="single"`: in parts, which the graph joins with zeros."""
-    input_bias = Entry("Wb", ("bias_ih",), "direction (gate unit)")
-    candidate_bias = Entry("Rb", ("bias_hh",), "direction (gate unit)", gates=("n",))
-    arrays = {}
-    for form, held in onnx.arrays.items():
-        single = (*held["none"], input_bias, *((candidate_bias,) if FORMS[form].recurrent_candidate_bias else ()))
-        arrays[form] = {**held, "single": single}
-    return replace(onnx, arrays=arrays, pattern=onnx.pattern.replace("W|R|B", "W|R|B|Wb|Rb"))
-
-
-CONVENTION = _with_single_biases(CONVENTIONS["onnx"])
 
 
 def inputs_of(spec: RecurrentSpec) -> tuple[str, ...]:
@@ -61,12 +42,24 @@ def outputs_of(spec: RecurrentSpec) -> tuple[str, ...]:
     return ("y", *(f"{state}_n" for state in spec.form.states))
 
 
-def model(spec: RecurrentSpec, arrays: Mapping[str, Array], *, optional: bool = False) -> ModelProto:
-    """The model of a stack.
+def model(spec: RecurrentSpec, arrays: Mapping[str, Array]) -> ModelProto:
+    """The model of a stack in which all inputs have to be given.
 
     Args:
         spec: of the stack.
         arrays: its initialisers, `layers.{k}.{W|R|B|Wb|Rb}`.
+    """
+    model = skeleton(spec, {name: array.shape for name, array in arrays.items()})
+    model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in arrays.items())
+    return model
+
+
+def skeleton(spec: RecurrentSpec, shapes: Mapping[str, tuple[int, ...]], *, optional: bool = False) -> ModelProto:
+    """The model of a stack without its parameters, which are its initialisers `layers.{k}.{W|R|B|Wb|Rb}`.
+
+    Args:
+        spec: of the stack.
+        shapes: of the parameters.
         optional: whether lengths and initial states may be left out of a call.
     """
     rows = spec.num_layers * len(spec.directions)
@@ -91,11 +84,11 @@ def model(spec: RecurrentSpec, arrays: Mapping[str, Array], *, optional: bool = 
         nodes += _repeated(spec, given)
         defaults["lengths"] = np.array([ALL_STEPS], np.int32)
     graph = helper.make_graph(
-        [*nodes, *_nodes(spec, arrays, given)],
+        [*nodes, *_nodes(spec, shapes, given)],
         spec.cell,
         [described(name) for name in inputs_of(spec)],
         [described(name) for name in outputs_of(spec)],
-        [numpy_helper.from_array(array, name) for name, array in (defaults | dict(arrays)).items()],
+        [numpy_helper.from_array(array, name) for name, array in defaults.items()],
     )
     return helper.make_model(
         graph, producer_name="multirnn", opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
@@ -118,20 +111,20 @@ def _repeated(spec: RecurrentSpec, given: Mapping[str, str]) -> Iterator[NodePro
         yield helper.make_node("Expand", [name, "state.shape"], [given[name]])
 
 
-def _nodes(spec: RecurrentSpec, arrays: Mapping[str, Array], given: Mapping[str, str]) -> Iterator[NodeProto]:
+def _nodes(spec: RecurrentSpec, shapes: Mapping[str, tuple[int, ...]], given: Mapping[str, str]) -> Iterator[NodeProto]:
     last = spec.num_layers - 1
     states = spec.form.states
     parts = {s: [f"layers.{k}.{s}_0" if last else given[f"{s}_0"] for k in range(spec.num_layers)] for s in states}
     ends = {s: [f"layers.{k}.{s}_n" if last else f"{s}_n" for k in range(spec.num_layers)] for s in states}
     if last:
         yield from (helper.make_node("Split", [given[f"{s}_0"]], parts[s], axis=0) for s in states)
-    attributes = onnx_activations.attributes(spec)
+    attributes = onnx_facts.attributes(spec)
     if spec.cell == "gru":
         attributes["linear_before_reset"] = int(spec.reset_after)
     x = "x"
     for k in range(spec.num_layers):
         layer = f"layers.{k}"
-        yield from _bias(spec, layer, arrays)
+        yield from _bias(spec, layer, shapes)
         bias = "" if spec.bias == "none" else f"{layer}.B"
         yield helper.make_node(
             OPERATORS[spec.cell],
@@ -148,15 +141,15 @@ def _nodes(spec: RecurrentSpec, arrays: Mapping[str, Array], given: Mapping[str,
         yield from (helper.make_node("Concat", ends[s], [f"{s}_n"], axis=0) for s in states)
 
 
-def _bias(spec: RecurrentSpec, layer: str, arrays: Mapping[str, Array]) -> Iterator[NodeProto]:
+def _bias(spec: RecurrentSpec, layer: str, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[NodeProto]:
     """For a single bias: B `(directions, 2 * gates * hidden_size)`, zero where there is no parameter.
 
     ONNX Runtime joins the parts once, when it loads the model.
     """
     if spec.bias != "single":
         return
-    parts = [name for name in (f"{layer}.Wb", f"{layer}.Rb") if name in arrays]
-    given = sum(arrays[name].shape[1] for name in parts)
+    parts = [name for name in (f"{layer}.Wb", f"{layer}.Rb") if name in shapes]
+    given = sum(shapes[name][1] for name in parts)
     zeros = np.zeros((len(spec.directions), 2 * len(spec.form.gates) * spec.hidden_size - given), spec.dtype)
     yield _constant(f"{layer}.zeros", zeros)
     yield helper.make_node("Concat", [parts[0], f"{layer}.zeros", *parts[1:]], [f"{layer}.B"], axis=1)

@@ -2,67 +2,21 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
-
-import numpy as np
 
 from multirnn.activations import ACTIVATIONS, Activation
 from multirnn.conventions import CONVENTIONS, TEXTBOOK, TEXTBOOK_ROWS, Convention
 from multirnn.errors import FormatError, InvalidSpec, InvalidWeights, Unrepresentable
 from multirnn.formats.contents import Contents, Tensor, Unread
+from multirnn.formats.found import Found, Stack, numbers
 from multirnn.formats.keras import RecurrentLayer
-from multirnn.formats.onnx import Operator
+from multirnn.formats.onnx_stacks import of_model
 from multirnn.names import by_prefix, fused_gates, numbered_cells, one_stack
 from multirnn.recognition import from_arrays
 from multirnn.spec import RecurrentSpec
 from multirnn.weights import Array, Weights
 
 __all__ = ["Found", "Stack", "stacks"]
-
-
-@dataclass(frozen=True)
-class Found:
-    """A recurrent stack in a file.
-
-    Attributes:
-        name: its name in the file; empty if the file holds nothing else.
-        spec: its spec, in the dtype that `load` returns.
-        convention: how its arrays lie: a name out of `CONVENTIONS`, or "canonical".
-        stored: the dtype in the file; float16 and bfloat16 are widened to float32, exactly.
-        about: what the file says of it besides, and what it does not say; a sentence each.
-    """
-
-    name: str
-    spec: RecurrentSpec
-    convention: str
-    stored: str
-    about: tuple[str, ...] = ()
-
-    @property
-    def parameter_count(self) -> int:
-        """The number of its parameters."""
-        return self.spec.parameter_count
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        return {
-            "name": self.name,
-            "spec": self.spec.to_dict(),
-            "parameters": self.parameter_count,
-            "convention": self.convention,
-            "stored": self.stored,
-            "about": list(self.about),
-        }
-
-
-@dataclass(frozen=True)
-class Stack:
-    """A stack and its weights."""
-
-    found: Found
-    weights: Weights
 
 
 def stacks(contents: Contents, **known: Any) -> Iterator[Stack]:
@@ -76,8 +30,8 @@ def stacks(contents: Contents, **known: Any) -> Iterator[Stack]:
         yield _canonical(contents)
     elif "layers" in contents.facts:
         yield from _of_keras(contents, known)
-    elif "operators" in contents.facts:
-        yield from _of_onnx(contents, known)
+    elif "model" in contents.facts:
+        yield from of_model(contents.facts["model"], known)
     else:
         yield from _by_names(contents.arrays, known)
 
@@ -86,20 +40,11 @@ def _canonical(contents: Contents) -> Stack:
     """A file of our own: canonical names, and the spec beside them."""
     try:
         spec = RecurrentSpec.from_dict(json.loads(contents.facts["spec"]))
-        arrays = {name: _numbers(name, array)[0] for name, array in contents.arrays.items()}
+        arrays = {name: numbers(name, array)[0] for name, array in contents.arrays.items()}
         weights = Weights(spec, arrays)
     except (InvalidSpec, InvalidWeights, ValueError, TypeError, RecursionError) as error:
         raise FormatError(f"its spec and its arrays do not agree: {error}") from error
     return Stack(Found("", spec, "canonical", spec.dtype), weights)
-
-
-def _numbers(name: str, array: Tensor) -> tuple[Array, str]:
-    """The array in float32 or float64, and the dtype it had."""
-    if isinstance(array, Unread):
-        raise FormatError(f"the array {name!r} is {array.dtype}, which is not read here; convert it to float32")
-    if array.dtype == np.float16:
-        return array.astype(np.float32), "float16"
-    return np.asarray(array, array.dtype.newbyteorder("=")), array.dtype.name
 
 
 def _by_names(arrays: Mapping[str, Tensor], known: Mapping[str, Any]) -> Iterator[Stack]:
@@ -131,7 +76,7 @@ def _read(convention: Convention, prefix: str, arrays: Mapping[str, Any], known:
         own = one_stack(arrays, convention, prefix)
         if any(isinstance(array, Unread) or array.dtype.kind != "f" for array in own.values()):
             return None
-        read = {name: _numbers(name, array) for name, array in own.items()}
+        read = {name: numbers(name, array) for name, array in own.items()}
         weights = from_arrays({name: array for name, (array, _) in read.items()}, convention=convention, **known)
     except (Unrepresentable, InvalidWeights):
         return None
@@ -186,7 +131,7 @@ def _chain(chain: Sequence[RecurrentLayer], version: str | None, known: Mapping[
             inner = f"{direction}_layer/" if len(layer.arrays) > 1 else ""
             cell = "" if layer.cudnn else "layer_cell/"
             for own, array in zip(("kernel", "recurrent_kernel", "bias"), arrays, strict=False):
-                named[f"layer_{number}/{inner}{cell}{own}"], stored = _numbers(f"{layer.name}/{own}", array)
+                named[f"layer_{number}/{inner}{cell}{own}"], stored = numbers(f"{layer.name}/{own}", array)
     settings, about = _settings(chain[0], version)
     convention = "keras-cudnn" if chain[0].cudnn else "keras"
     try:
@@ -242,74 +187,3 @@ def _activation(layer: str, value: Any, version: str | None) -> str | Activation
 def _before(version: str | None, limit: tuple[int, ...]) -> bool:
     parts = tuple(int(part) for part in (version or "").split(".")[: len(limit)] if part.isdigit())
     return bool(parts) and parts < limit
-
-
-# --- ONNX's operators ------------------------------------------------------------------------------------------------
-
-ONNX_ACTIVATIONS: dict[str, tuple[str, dict[str, float]]] = {
-    "Tanh": ("tanh", {}),
-    "Sigmoid": ("sigmoid", {}),
-    "Relu": ("relu", {}),
-    "Softsign": ("softsign", {}),
-    "Elu": ("elu", {"alpha": 1.0}),
-    "HardSigmoid": ("hard_sigmoid", {"alpha": 0.2, "beta": 0.5}),
-}
-
-
-def _of_onnx(contents: Contents, known: Mapping[str, Any]) -> Iterator[Stack]:
-    """A stack for each operator; those that share their weights are one."""
-    seen: list[Weights] = []
-    for operator in contents.facts["operators"]:
-        if operator.reason:
-            raise FormatError(f"the operator {operator.name[:80]!r} cannot be read: {operator.reason}")
-        stack = _operator(operator, known)
-        if stack.weights not in seen:
-            seen.append(stack.weights)
-            yield stack
-
-
-def _operator(operator: Operator, known: Mapping[str, Any]) -> Stack:
-    read = {name: _numbers(name, array) for name, array in operator.arrays.items()}
-    activation, gate = _of_operator(operator)
-    settings: dict[str, Any] = {
-        "cell": operator.cell,
-        "reset_after": operator.cell != "gru" or bool(operator.attributes.get("linear_before_reset", 0)),
-        "activation": activation,
-    }
-    if operator.cell != "simple_rnn":
-        settings["recurrent_activation"] = gate
-    try:
-        weights = from_arrays(
-            {name: array for name, (array, _) in read.items()}, convention="onnx", **{**settings, **known}
-        )
-    except (Unrepresentable, InvalidWeights, InvalidSpec) as error:
-        raise FormatError(f"the operator {operator.name[:80]!r} cannot be read: {error}") from error
-    return Stack(Found(operator.name, weights.spec, "onnx", next(iter(read.values()))[1]), weights)
-
-
-def _of_operator(operator: Operator) -> tuple[str | Activation, str | Activation]:
-    """The activation and the recurrent activation of an operator; the sigmoid where a cell has no gates."""
-    default = {"simple_rnn": ["Tanh"], "gru": ["Sigmoid", "Tanh"], "lstm": ["Sigmoid", "Tanh", "Tanh"]}[operator.cell]
-    names = [name.decode() for name in operator.attributes.get("activations", [])] or default
-    numbers = {key: iter(operator.attributes.get(f"activation_{key}", [])) for key in ("alpha", "beta")}
-    used: list[Activation] = []
-    for name in names:
-        if name not in ONNX_ACTIVATIONS:
-            raise FormatError(
-                f"the operator {operator.name[:80]!r} cannot be read: no spec has the activation {name[:40]!r}"
-            )
-        ours, defaults = ONNX_ACTIVATIONS[name]
-        used.append(Activation(ours, **{key: _shortest(next(numbers[key], value)) for key, value in defaults.items()}))
-    directions = [used[start : start + len(default)] for start in range(0, len(used), len(default))]
-    *gates, activation = directions[0]
-    if any(direction != directions[0] for direction in directions) or (len(gates) == 2 and gates[1] != activation):
-        raise FormatError(
-            f"the operator {operator.name[:80]!r} cannot be read: its activations differ, and a spec has one pair"
-        )
-    return activation.short, gates[0].short if gates else "sigmoid"
-
-
-def _shortest(value: float) -> float:
-    """The number meant by a float32: 0.2 and 1/6 are none."""
-    fraction = float(Fraction(value).limit_denominator(64))
-    return fraction if np.float32(fraction) == np.float32(value) else float(str(np.float32(value)))

@@ -1,4 +1,4 @@
-"""The activations of a spec <-> attributes of the operators RNN, LSTM and GRU.
+"""The operators RNN, LSTM and GRU as facts: their names, their arrays, and the activations of a spec as attributes.
 
 An operator has a list of names, once a direction, and lists of alpha and beta with an entry for each activation that
 takes one, in order. ONNX Runtime's RNN indexes those lists by direction instead. The two agree where all directions have
@@ -6,6 +6,7 @@ the same activation.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from fractions import Fraction
 from math import isfinite, nan
 from types import MappingProxyType
@@ -14,10 +15,28 @@ from typing import Any
 import numpy as np
 
 from multirnn.activations import Activation
+from multirnn.cells import FORMS, CellName
+from multirnn.conventions import CONVENTIONS, Convention, Entry
 from multirnn.errors import Unrepresentable
 from multirnn.spec import RecurrentSpec
 
-__all__ = ["attributes", "read", "refuses", "short"]
+__all__ = ["CONVENTION", "OPERATORS", "attributes", "read", "refuses", "short"]
+
+OPERATORS: Mapping[CellName, str] = MappingProxyType({"simple_rnn": "RNN", "lstm": "LSTM", "gru": "GRU"})
+
+
+def _with_single_biases(onnx: Convention) -> Convention:
+    """ONNX's convention, and in it `bias="single"`: in parts, which the graph joins with zeros."""
+    input_bias = Entry("Wb", ("bias_ih",), "direction (gate unit)")
+    candidate_bias = Entry("Rb", ("bias_hh",), "direction (gate unit)", gates=("n",))
+    arrays = {}
+    for form, held in onnx.arrays.items():
+        single = (*held["none"], input_bias, *((candidate_bias,) if FORMS[form].recurrent_candidate_bias else ()))
+        arrays[form] = {**held, "single": single}
+    return replace(onnx, arrays=arrays, pattern=onnx.pattern.replace("W|R|B", "W|R|B|Wb|Rb"))
+
+
+CONVENTION = _with_single_biases(CONVENTIONS["onnx"])
 
 # ONNX's names, and the parameters with their defaults. The operators have no Identity: Affine, alpha * x + beta, is it
 # at 1 and 0.

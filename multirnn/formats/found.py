@@ -1,0 +1,65 @@
+"""A recurrent stack of a file: `Found` describes it, `Stack` has its weights."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from multirnn.errors import FormatError
+from multirnn.formats.contents import Tensor, Unread
+from multirnn.spec import RecurrentSpec
+from multirnn.weights import Array, Weights
+
+__all__ = ["Found", "Stack", "numbers"]
+
+
+@dataclass(frozen=True)
+class Found:
+    """A recurrent stack in a file.
+
+    Attributes:
+        name: its name in the file; empty if the file holds nothing else.
+        spec: its spec, in the dtype that `load` returns.
+        convention: how its arrays lie: a name out of `CONVENTIONS`, or "canonical".
+        stored: the dtype in the file; float16 and bfloat16 are widened to float32, exactly.
+        about: what the file says of it besides, and what it does not say; a sentence each.
+    """
+
+    name: str
+    spec: RecurrentSpec
+    convention: str
+    stored: str
+    about: tuple[str, ...] = ()
+
+    @property
+    def parameter_count(self) -> int:
+        """The number of its parameters."""
+        return self.spec.parameter_count
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "name": self.name,
+            "spec": self.spec.to_dict(),
+            "parameters": self.parameter_count,
+            "convention": self.convention,
+            "stored": self.stored,
+            "about": list(self.about),
+        }
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A stack and its weights."""
+
+    found: Found
+    weights: Weights
+
+
+def numbers(name: str, array: Tensor) -> tuple[Array, str]:
+    """The array in float32 or float64, and the dtype it had."""
+    if isinstance(array, Unread):
+        raise FormatError(f"the array {name!r} is {array.dtype}, which is not read here; convert it to float32")
+    if array.dtype == np.float16:
+        return array.astype(np.float32), "float16"
+    return np.asarray(array, array.dtype.newbyteorder("=")), array.dtype.name
