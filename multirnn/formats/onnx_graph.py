@@ -8,7 +8,8 @@ The signature of the graph, time first as the operators have it (`layout=0`, the
     c_0      of an LSTM, as h_0
 
 In a file (`optional`), x alone is needed: the other inputs have values that hold unless a call gives others, all steps and
-zeros. They are initialisers of one row, which the graph repeats for every row; ONNX Runtime calls them overridable.
+zeros; lengths beyond time are all steps too. They are initialisers of one row, which the graph repeats for every row;
+ONNX Runtime calls them overridable, and warns when it loads the model that they are no constants.
 
 The other initialisers are exactly the parameters; shapes, and zeros for the biases that the spec lacks, are constants.
 Sources: the ONNX operators RNN, LSTM, GRU; `onnxruntime/core/providers/cpu/rnn`.
