@@ -83,7 +83,9 @@ def refuses(spec: RecurrentSpec) -> str | None:
                     'float64 stack would compute another function; take dtype="float32", or another format'
                 )
             if not isfinite(stored):
-                return f"ONNX holds {name} of {activation.name} in float32, and {value!r} is larger; take another format"
+                return (
+                    f"ONNX holds {name} of {activation.name} in float32, and {value!r} is larger; take another format"
+                )
             if _simplest(stored) != value:
                 return (
                     f"ONNX holds {name} of {activation.name} in float32, from which {value!r} cannot be told; "

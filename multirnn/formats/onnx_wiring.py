@@ -68,6 +68,7 @@ class Wiring:
         self._others = [node for node in model.main.nodes if id(node) not in own and not self._moves(node, SIZES)]
         self._starts: dict[Operator, _Start] = {}
         self.below: dict[Operator, Operator] = {}
+        self._between: set[int] = set()
         for one in operators:
             self._starts[one] = self._joined(one) or self._started(one)
         fed = list(self.below.values())
@@ -76,10 +77,11 @@ class Wiring:
     def _moves(self, node: Any, also: frozenset[str] = frozenset()) -> bool:
         return node.domain in MAIN and node.op_type in MOVING | also and not self._model.function(node)
 
-    def _path(self, scope: Scope, name: str) -> tuple[list[tuple[Scope, str]], list[str]]:
-        """What a value is moved from, and the nodes that move it."""
+    def _path(self, scope: Scope, name: str) -> tuple[list[tuple[Scope, str]], list[str], set[int]]:
+        """What a value is moved from, the kinds of the nodes that move it, and their identities."""
         sources: dict[Place, tuple[Scope, str]] = {}
         kinds: dict[str, None] = {}
+        nodes: set[int] = set()
         waiting, seen = [scope.find(name)], set()
         while waiting:
             here, one = waiting.pop()
@@ -91,8 +93,9 @@ class Wiring:
                 sources[id(here), one] = here, one
             elif node.op_type != "Constant":
                 kinds[node.op_type] = None
+                nodes.add(id(node))
                 waiting += [here.find(given) for given in data_of(node.op_type, node.input)]
-        return list(sources.values()), list(kinds)
+        return list(sources.values()), list(kinds)[::-1], nodes
 
     def _evaluated(self, scope: Scope, name: str, drawn: Mapping[Place, Value]) -> NDArray[Any] | None:
         """A value, from drawn ones; None if it depends on others, or does not fit."""
@@ -105,28 +108,25 @@ class Wiring:
     def _draw(self, operator: Operator, shape: Sequence[int]) -> NDArray[Any]:
         return self._rng.standard_normal(shape).astype(operator.arrays["W"].dtype)
 
-    def _stored(self, operator: Operator, array: NDArray[Any]) -> NDArray[Any]:
-        """As an operator returns Y, from `(time, directions, batch, units)`."""
-        return array.transpose(2, 0, 1, 3) if operator.batch_first else array
-
     # --- Before an operator ------------------------------------------------------------------------------------------
 
     def _joined(self, above: Operator) -> _Start | None:
         """The start of the operator that feeds this one, if nothing stands between but their right order."""
-        sources, kinds = self._path(above.scope, above.input(X))
+        sources, kinds, nodes = self._path(above.scope, above.input(X))
         below = self._makers.get((id(sources[0][0]), sources[0][1])) if len(sources) == 1 else None
         if below is None or below is above or not ORDERING.issuperset(kinds):
             return None
         start, hidden = self._starts[below], below.arrays["R"].shape[2]
         y = self._draw(below, (start.time, below.directions, start.batch, hidden))
-        drawn = start.drawn | {(id(below.scope), below.output(0)): self._stored(below, y)}
+        drawn = start.drawn | {(id(below.scope), below.output(0)): y.transpose(2, 0, 1, 3) if below.batch_first else y}
         found = self._evaluated(above.scope, above.input(X), drawn)
         joined = y.swapaxes(1, 2).reshape(start.time, start.batch, -1)
         if found is not None and np.array_equal(found, joined.swapaxes(0, 1) if above.batch_first else joined):
             if _alike(below, above) and self._lengths(below) == self._lengths(above):
                 self.below[above] = below
+                self._between |= nodes
             return start
-        if found is not None:
+        if found is not None or start.layout:
             self._out_of_order(f"from the operator {short(below.name)} to {short(above.name)}", kinds)
         return None
 
@@ -138,7 +138,7 @@ class Wiring:
             )
 
     def _started(self, operator: Operator) -> _Start:
-        sources, kinds = self._path(operator.scope, operator.input(X))
+        sources, kinds, _ = self._path(operator.scope, operator.input(X))
         main, start = self._model.main, _Start()
         if len(sources) != 1 or sources[0][0] is not main or sources[0][1] not in main.inputs:
             return start
@@ -192,11 +192,13 @@ class Wiring:
             said.append(f"it takes the model's input {short(start.x)} as {start.layout}")
         else:
             said.append(f"before it: {_listed(self._before(chain[0])) or 'nothing that is known'}")
+        forms = self._results(chain, start, drawn)
         lengths, alone = self._about_lengths(chain, start, drawn)
         places = (H_0, C_0) if chain[0].kind == "LSTM" else (H_0,)
         states = [self._about_state(chain, place, drawn, start) for place in places]
         said += [*lengths, *dict.fromkeys(sentence for sentence, *_ in states)]
-        returned, after = self._returned(chain, start, drawn)
+        returned, complete = self._returned(chain, forms, drawn)
+        after = self._after(chain, every=not complete)
         if returned:
             said.append(f"the model returns {', '.join(f'{form} as {short(name)}' for name, form in returned.items())}")
         if after:
@@ -261,39 +263,39 @@ class Wiring:
 
     # --- After the operators -----------------------------------------------------------------------------------------
 
-    def _returned(
-        self, chain: Sequence[Operator], start: _Start, drawn: Mapping[Place, Value]
-    ) -> tuple[dict[str, str], list[str]]:
-        """The model's outputs that are results of the stack, in words, and the nodes behind the others."""
-        last, units = chain[-1], chain[0].arrays["R"].shape[2]
-        directions, drawn = chain[0].directions, dict(drawn)
+    def _results(
+        self, chain: Sequence[Operator], start: _Start, drawn: dict[Place, Value]
+    ) -> list[tuple[str, NDArray[Any]]]:
+        """Draws what the operators return, and gives the forms in which a model may return it."""
+        shape = (start.time, chain[0].directions, start.batch, chain[0].arrays["R"].shape[2])
         states: list[list[NDArray[Any]]] = [[], []]
-        y = self._draw(last, (start.time, directions, start.batch, units))
         for one in chain:
-            mine = y if one is last else self._draw(one, y.shape)
-            results = [self._stored(one, mine)]
+            y = self._draw(one, shape)
+            results = [y.transpose(2, 0, 1, 3) if one.batch_first else y]
             for ends in states:
-                ends.append(self._draw(one, (directions, start.batch, units)))
+                ends.append(self._draw(one, shape[1:]))
                 results.append(ends[-1].swapaxes(0, 1) if one.batch_first else ends[-1])
             drawn |= {
                 (id(one.scope), name): array for name, array in zip(one.node.output, results, strict=False) if name
             }
-        main = self._model.main
-        returned: dict[str, str] = {}
-        after: list[str] = []
-        forms = list(_forms(y, [np.concatenate(ends) for ends in states], directions))
+        return list(_forms(y, [np.concatenate(ends) for ends in states], chain[0].directions))
+
+    def _returned(
+        self, chain: Sequence[Operator], forms: Sequence[tuple[str, NDArray[Any]]], drawn: Mapping[Place, Value]
+    ) -> tuple[dict[str, str], bool]:
+        """The model's outputs that are results of the stack, in words, and whether there are no others."""
+        main, returned = self._model.main, dict[str, str]()
+        results = {(id(one.scope), output) for one in chain for output in one.node.output}
         for name in main.outputs:
             found = self._evaluated(main, name, drawn)
-            form = next((form for form, array in forms if _same(found, array)), "")
-            if form:
+            sources, kinds, _ = self._path(main, name)
+            if form := next((form for form, array in forms if _same(found, array)), ""):
                 returned[name] = form
-            sources, kinds = self._path(main, name)
-            results_of = {(id(one.scope), output) for one in chain for output in one.node.output}
-            if found is not None and not form and {(id(scope), own) for scope, own in sources} <= results_of:
-                if ORDERING.issuperset(kinds):
-                    self._out_of_order(f"from the operator {short(last.name)} to the output {short(name)}", kinds)
-                after += kinds
-        return returned, list(dict.fromkeys([*after, *self._after(chain)]))
+            elif (
+                found is not None and ORDERING.issuperset(kinds) and results & {(id(one), own) for one, own in sources}
+            ):
+                self._out_of_order(f"from the operator {short(chain[-1].name)} to the output {short(name)}", kinds)
+        return returned, len(returned) == len(main.outputs)
 
     def _before(self, operator: Operator) -> list[str]:
         """The nodes that an operator's x is made of, in the order of the file, without those that hold constants."""
@@ -322,17 +324,17 @@ class Wiring:
             taken = taken.union(*(self._taken(inner, one) for one in inner.nodes))
         return taken
 
-    def _after(self, chain: Sequence[Operator]) -> list[str]:
-        """The nodes that results of a stack go into, but those between its layers and those that only move numbers."""
+    def _after(self, chain: Sequence[Operator], *, every: bool) -> list[str]:
+        """The nodes that results of a stack go into, but those between layers; and unless `every`, those that move them."""
         reached = {(id(one.scope), name) for one in chain for name in one.node.output if name}
         scope: Scope | None = chain[-1].scope
-        own = {id(one.node) for one in chain}
+        own = {id(one.node) for one in chain} | self._between
         found: list[str] = []
         while scope is not None:
             for node in scope.nodes:
                 if id(node) not in own and self._taken(scope, node) & reached:
                     reached |= {(id(scope), name) for name in node.output if name}
-                    if not self._moves(node, SIZES):
+                    if every or not self._moves(node, SIZES):
                         found.append(node.op_type)
             if scope.holder is None:
                 return found
