@@ -118,10 +118,12 @@ class Model:
 
     def _inside(self, scope: Scope, depth: int) -> Iterator[Scope]:
         self.kept.append(scope)
-        yield scope
         self._left -= len(scope.nodes)
         if self._left < 0 or depth > DEEPEST:
             raise FormatError(f"it has more than {MOST_NODES} nodes, or graphs more than {DEEPEST} deep in each other")
+        for node in scope.nodes:
+            _refuse_bytes(node.name, node.op_type, node.domain, node.overload, *node.input, *node.output)
+        yield scope
         for node in scope.nodes:
             path, around = self.path(scope, node), (*scope.around, node.op_type)
             for one in node.attribute:
@@ -154,6 +156,7 @@ class Model:
             path, around, list(graph.node), [one.name for one in graph.input], [one.name for one in graph.output]
         )
         scope.initialisers = {tensor.name: tensor for tensor in graph.initializer}
+        _refuse_bytes(*scope.inputs, *scope.outputs, *scope.initialisers)
         makers = [(output, node) for node in scope.nodes for output in node.output if output]
         scope.makers = dict(makers)
         if len(scope.makers) != len(makers) or len(scope.initialisers) != len(graph.initializer):
@@ -273,6 +276,12 @@ class Model:
             return kind
         except (KeyError, ValueError, TypeError) as error:
             raise FormatError(f"a node casts to a type {number!r} that ONNX has not") from error
+
+
+def _refuse_bytes(*names: Any) -> None:
+    """Check that names are text: Protocol Buffers give bytes for what is not UTF-8."""
+    if bad := next((name for name in names if not isinstance(name, str)), None):
+        raise FormatError(f"the name {bad[:80]!r} in it is no text")
 
 
 def _text(value: Any) -> Any:
