@@ -1,12 +1,14 @@
 """ONNX models as others write them: operators among other nodes, in branches, loops and functions."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 import multirnn as mr
+from multirnn import formats
 
 onnx = pytest.importorskip("onnx", reason="the package onnx is not installed")
 
@@ -62,3 +64,15 @@ def graph(nodes: Sequence[Any], outputs: Sequence[str], inputs: Sequence[Any] = 
     """A graph inside of a node."""
     values = [onnx.ValueInfoProto(name=name) for name in outputs]
     return helper.make_graph(list(nodes), "inner", list(inputs), values, named(dict(arrays)))
+
+
+def stacks(made: Any, path: Path) -> list[formats.Found]:
+    """The stacks of a model."""
+    onnx.save(made, path / "a.onnx")
+    return list(formats.inspect(path / "a.onnx"))
+
+
+def read(made: Any, path: Path, **more: Any) -> mr.Weights:
+    """The weights of its only stack."""
+    onnx.save(made, path / "a.onnx")
+    return formats.load(path / "a.onnx", **more)

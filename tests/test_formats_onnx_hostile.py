@@ -5,6 +5,7 @@ import re
 import time
 import tracemalloc
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +50,11 @@ def outside(location: str) -> bytes:
 @pytest.mark.parametrize("location", ["../../secret", "/etc/passwd", "weights.bin", ""])
 def test_data_in_another_file_is_never_read(location: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
-    whole = Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda self: opened.append(self.name) or whole(self))
+    before = Path.open
+    monkeypatch.setattr(Path, "open", lambda self, mode: opened.append(self.name) or before(self, mode))
     said = refused(outside(location), tmp_path)
     assert "the tensor 'W' lies in another file (external data), which is not read; save the model as one file" in said
-    assert [name for name in opened if not name.endswith(".py")] == ["a.onnx"]
+    assert set(opened) == {"a.onnx"}
 
 
 def external_in_constant() -> Any:
@@ -217,8 +218,6 @@ def harmless(data: bytes, path: Path) -> None:
     """Read, or refused with a `FormatError`; any other exception passes through."""
     (path / "a.onnx").write_bytes(data)
     start = time.monotonic()
-    try:
+    with suppress(mr.FormatError):
         formats.inspect(path / "a.onnx")
-    except mr.FormatError:
-        pass
     assert time.monotonic() - start < 2

@@ -5,26 +5,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx_graphs import SPEC, arrays_of, graph, model, node, operator, value
+from onnx_graphs import SPEC, arrays_of, graph, model, node, operator, read, stacks, value
 
 import multirnn as mr
 from multirnn import formats
-from multirnn.formats import Found
 
 onnx = pytest.importorskip("onnx", reason="the package onnx is not installed")
 
 WEIGHTS = mr.initialise(SPEC, 1)
 ARRAYS = arrays_of(WEIGHTS)
-
-
-def found(made: Any, path: Path) -> list[Found]:
-    onnx.save(made, path / "a.onnx")
-    return list(formats.inspect(path / "a.onnx"))
-
-
-def read(made: Any, path: Path, **more: Any) -> mr.Weights:
-    onnx.save(made, path / "a.onnx")
-    return formats.load(path / "a.onnx", **more)
 
 
 # --- Where operators stand ---------------------------------------------------------------------------------------------
@@ -81,7 +70,7 @@ def in_function() -> Any:
     ],
 )
 def test_operators_inside_of_other_nodes(made: Any, name: str, around: str, tmp_path: Path) -> None:
-    (stack,) = found(made(), tmp_path)
+    (stack,) = stacks(made(), tmp_path)
     assert (stack.name, stack.spec) == (name, SPEC)
     assert around in stack.about
     assert read(made(), tmp_path) == WEIGHTS
@@ -95,7 +84,7 @@ def test_several_operators_have_names_of_their_own(tmp_path: Path) -> None:
         operator(outputs=("same",), name=""),
     ]
     made = model(nodes, ARRAYS | {f"{name}2": array for name, array in other.items()}, outputs=["Y", "Z", "same"])
-    assert [stack.name for stack in found(made, tmp_path)] == ["GRU", "GRU_1"]  # the third shares its weights
+    assert [stack.name for stack in stacks(made, tmp_path)] == ["GRU", "GRU_1"]  # the third shares its weights
     assert read(made, tmp_path, name="GRU_1") == mr.initialise(SPEC, 2)
     with pytest.raises(mr.FormatError, match="holds the stacks 'GRU', 'GRU_1'; pass name="):
         read(made, tmp_path)
@@ -158,7 +147,7 @@ def test_weights_through_nodes_that_move_numbers(how: str, tmp_path: Path) -> No
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_the_dtype_in_the_file_is_said(dtype: str, tmp_path: Path) -> None:
     made = model([operator()], {name: array.astype(dtype) for name, array in ARRAYS.items()})
-    (stack,) = found(made, tmp_path)
+    (stack,) = stacks(made, tmp_path)
     assert stack.stored == dtype
     assert stack.spec.dtype == ("float64" if dtype == "float64" else "float32")
 
@@ -166,7 +155,7 @@ def test_the_dtype_in_the_file_is_said(dtype: str, tmp_path: Path) -> None:
 def test_bfloat16_is_widened(tmp_path: Path) -> None:
     ml_dtypes = pytest.importorskip("ml_dtypes")
     made = model([operator()], {name: array.astype(ml_dtypes.bfloat16) for name, array in ARRAYS.items()})
-    (stack,) = found(made, tmp_path)
+    (stack,) = stacks(made, tmp_path)
     assert (stack.stored, stack.spec.dtype) == ("bfloat16", "float32")
     assert np.array_equal(arrays_of(read(made, tmp_path))["W"], W.astype(ml_dtypes.bfloat16).astype("float32"))
 
@@ -205,7 +194,7 @@ WRONG = {
 
 
 def test_layers_in_the_right_order_are_one_stack(tmp_path: Path) -> None:
-    (stack,) = found(two(RIGHT), tmp_path)
+    (stack,) = stacks(two(RIGHT), tmp_path)
     assert (stack.name, stack.spec) == ("", BOTH)
     assert read(two(RIGHT), tmp_path) == TWO
     inputs = [value("x", 7, 3, 5)]
@@ -213,7 +202,7 @@ def test_layers_in_the_right_order_are_one_stack(tmp_path: Path) -> None:
     turned = two([node("Transpose", ["a"], ["x_"], perm=[1, 0, 2]), *RIGHT], x="x_", inputs=[value("a", "b", "t", 5)])
     turned.graph.node.insert(0, turned.graph.node[1])
     del turned.graph.node[2]
-    (stack,) = found(turned, tmp_path)
+    (stack,) = stacks(turned, tmp_path)
     assert "it takes the model's input 'a' as (batch, time, features)" in stack.about
     assert stack.name == ""
 
@@ -221,14 +210,14 @@ def test_layers_in_the_right_order_are_one_stack(tmp_path: Path) -> None:
 @pytest.mark.parametrize("how", WRONG)
 def test_layers_in_a_wrong_order_are_refused(how: str, tmp_path: Path) -> None:
     with pytest.raises(
-        mr.FormatError, match="from the operator 'layer' to 'upper' the numbers go through .*Reshape, which is not"
+        mr.FormatError, match=r"from the operator 'layer' to 'upper' the numbers go through .*Reshape, which is not"
     ):
-        found(two(WRONG[how]), tmp_path)
+        stacks(two(WRONG[how]), tmp_path)
 
 
 def test_layers_with_something_between_them_are_stacks_of_their_own(tmp_path: Path) -> None:
     between = [*RIGHT[:1], node("Reshape", ["turned", "shape"], ["y"]), node("Relu", ["y"], ["above"])]
-    lower, upper = found(two(between), tmp_path)
+    lower, upper = stacks(two(between), tmp_path)
     assert (lower.name, upper.name) == ("layer", "upper")
     assert "after it: Transpose, Reshape, Relu, GRU" in lower.about
     assert "before it: GRU, Transpose, Reshape, Relu" in upper.about
@@ -237,7 +226,7 @@ def test_layers_with_something_between_them_are_stacks_of_their_own(tmp_path: Pa
 def test_layers_that_no_spec_describes_together_are_stacks_of_their_own(tmp_path: Path) -> None:
     made = two(RIGHT)
     made.graph.node[-1].attribute.append(onnx.helper.make_attribute("activations", ["Sigmoid", "Relu"] * 2))
-    assert [stack.spec.activation for stack in found(made, tmp_path)] == ["tanh", "relu"]
+    assert [stack.spec.activation for stack in stacks(made, tmp_path)] == ["tanh", "relu"]
 
 
 def test_a_layer_that_feeds_two_is_not_stacked(tmp_path: Path) -> None:
@@ -246,7 +235,7 @@ def test_a_layer_that_feeds_two_is_not_stacked(tmp_path: Path) -> None:
         operator(inputs=("above", "R1", "R1", "B1"), outputs=("Q",), direction="bidirectional", name="other")
     )
     made.graph.node[-1].input[1] = "W1"
-    assert [stack.name for stack in found(made, tmp_path)] == ["layer", "upper"]  # the third has the second's weights
+    assert [stack.name for stack in stacks(made, tmp_path)] == ["layer", "upper"]  # the third has the second's weights
 
 
 def test_x_and_outputs_in_a_wrong_order_are_refused(tmp_path: Path) -> None:
@@ -254,12 +243,12 @@ def test_x_and_outputs_in_a_wrong_order_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
         mr.FormatError, match="from the input 'x' to the operator 'layer' the numbers go through Transpose"
     ):
-        found(model(before, ARRAYS, inputs=[value("x", 5, "b", "t")]), tmp_path)
+        stacks(model(before, ARRAYS, inputs=[value("x", 5, "b", "t")]), tmp_path)
     after = [operator(), node("Transpose", ["Y"], ["out"], perm=[3, 0, 1, 2])]
     with pytest.raises(
         mr.FormatError, match="from the operator 'layer' to the output 'out' the numbers go through Transpose"
     ):
-        found(model(after, ARRAYS, outputs=["out"]), tmp_path)
+        stacks(model(after, ARRAYS, outputs=["out"]), tmp_path)
 
 
 def test_batch_first_operators_are_stacked(tmp_path: Path) -> None:
@@ -272,7 +261,7 @@ def test_batch_first_operators_are_stacked(tmp_path: Path) -> None:
     ]
     arrays = LOWER | {f"{name}1": array for name, array in UPPER.items()} | {"shape": np.array([0, 0, -1])}
     made = model(nodes, arrays, outputs=["Z", "Z_h"])
-    (stack,) = found(made, tmp_path)
+    (stack,) = stacks(made, tmp_path)
     assert (stack.name, stack.spec) == ("", BOTH)
     assert stack.about == (
         "it takes the model's input 'x' as (batch, time, features)",
@@ -309,7 +298,7 @@ def test_nodes_before_and_after_are_said(tmp_path: Path) -> None:
     ]
     inputs = [value("x", "t", "b", 5), value("h", 1, "b", 11)]
     arrays = ARRAYS | {"last": np.array(-1), "M": np.ones((11, 2), "float32")}
-    (stack,) = found(model(nodes, arrays, inputs=inputs, outputs=["more", "Y_h"]), tmp_path)
+    (stack,) = stacks(model(nodes, arrays, inputs=inputs, outputs=["more", "Y_h"]), tmp_path)
     assert stack.name == "layer"
     assert stack.about == (
         "before it: Relu, Add",
@@ -321,7 +310,7 @@ def test_nodes_before_and_after_are_said(tmp_path: Path) -> None:
 
 def test_a_last_step_is_no_whole_stack(tmp_path: Path) -> None:
     nodes = [operator(), node("Gather", ["Y", "last"], ["out"])]
-    (stack,) = found(model(nodes, ARRAYS | {"last": np.array(-1)}, outputs=["out"]), tmp_path)
+    (stack,) = stacks(model(nodes, ARRAYS | {"last": np.array(-1)}, outputs=["out"]), tmp_path)
     assert (stack.name, stack.about[-1]) == ("layer", "after it: Gather")
 
 
@@ -329,19 +318,19 @@ def test_lengths_and_states_are_said(tmp_path: Path) -> None:
     inputs = [value("x", "t", "b", 5), value("n", "b", kind=6)]
     nodes = [operator(inputs=("x", "W", "R", "B", "n", "h"))]
     h = np.full((1, 5, 11), 0.5, "float32")
-    (stack,) = found(model(nodes, ARRAYS | {"h": h}, inputs=inputs), tmp_path)
+    (stack,) = stacks(model(nodes, ARRAYS | {"h": h}, inputs=inputs), tmp_path)
     assert stack.about[1:3] == (
         "the lengths of the rows are the model's input 'n'",
         "its initial h is a constant of the model that is not zero; weights do not hold it",
     )
     assert stack.name == "layer"
-    (stack,) = found(model(nodes, ARRAYS | {"h": 0 * h}, inputs=inputs), tmp_path)
+    (stack,) = stacks(model(nodes, ARRAYS | {"h": 0 * h}, inputs=inputs), tmp_path)
     assert stack.about[2] == "it starts from zero"
     assert stack.name == ""
-    (stack,) = found(model(nodes, ARRAYS | {"h": h, "n": np.array([1, 2])}, inputs=inputs[:1]), tmp_path)
+    (stack,) = stacks(model(nodes, ARRAYS | {"h": h, "n": np.array([1, 2])}, inputs=inputs[:1]), tmp_path)
     assert stack.about[1] == "the lengths of the rows are computed by the model, or constants of it"
     nodes = [node("Relu", ["h"], ["g"]), operator(inputs=("x", "W", "R", "B", "", "g"))]
-    (stack,) = found(model(nodes, ARRAYS, inputs=[*inputs[:1], value("h", 1, "b", 11)]), tmp_path)
+    (stack,) = stacks(model(nodes, ARRAYS, inputs=[*inputs[:1], value("h", 1, "b", 11)]), tmp_path)
     assert "its initial h is computed by the model" in stack.about
 
 
@@ -350,157 +339,6 @@ def test_states_in_another_order_are_no_whole_stack(tmp_path: Path) -> None:
     made.graph.node.insert(0, node("Split", ["h"], ["h1", "h0"], num_outputs=2, axis=0))
     for place, name in ((1, "h0"), (-1, "h1")):
         made.graph.node[place].input.extend(["", name])
-    (stack,) = found(made, tmp_path)
+    (stack,) = stacks(made, tmp_path)
     assert "its initial h comes from the model's input 'h'" in stack.about
     assert stack.name == "layer upper"
-
-
-# --- Refused by name ---------------------------------------------------------------------------------------------------
-
-PEEPHOLE = np.ones((1, 33), "float32")
-
-
-def lstm(**more: Any) -> Any:
-    weights = arrays_of(mr.initialise(mr.RecurrentSpec("lstm", 5, 11, bias="double"), 1))
-    inputs = ("x", "W", "R", "B", "", "", "", "P") if more.pop("peepholes", False) else ("x", "W", "R", "B")
-    return model([operator("LSTM", inputs, **more)], weights | {"P": PEEPHOLE})
-
-
-REFUSED: dict[str, tuple[Any, str]] = {
-    "peepholes": (
-        lambda: lstm(peepholes=True),
-        r"'layer' cannot be read: it has peepholes \(input P\), which no spec has",
-    ),
-    "clip": (lambda: lstm(clip=3.0), r"it clips what goes into its activations at 3.0 \(clip\), which no spec does"),
-    "clip at zero": (lambda: lstm(clip=0.0), "it clips what goes into its activations at 0.0"),
-    "input_forget": (lambda: lstm(input_forget=1), r"it has one gate for input and forgetting \(input_forget\)"),
-    "reverse": (lambda: model([operator(direction="reverse")], ARRAYS), "it runs backward in time alone"),
-    "direction": (lambda: model([operator(direction="up")], ARRAYS), "it has the direction 'up', which ONNX has not"),
-    "layout": (lambda: model([operator(layout=2)], ARRAYS), "its layout is neither 0 nor 1"),
-    "linear_before_reset": (lambda: model([operator(linear_before_reset=2)], ARRAYS), "neither 0 nor 1"),
-    "attribute": (lambda: model([operator(speed=2)], ARRAYS), "it has the attribute 'speed', which ONNX has not"),
-    "type": (lambda: model([operator(clip=3)], ARRAYS), "its attribute clip is of another type than in ONNX"),
-    "activation": (
-        lambda: model([operator(activations=["Sigmoid", "Softplus"])], ARRAYS),
-        "no spec has the activation 'Softplus' of ONNX",
-    ),
-    "two activations": (lambda: lstm(activations=["Sigmoid", "Tanh", "Relu"]), "for its candidate and its output"),
-    "few activations": (
-        lambda: lstm(activations=["Sigmoid", "Tanh"]),
-        "has 3 activations for each direction, and this",
-    ),
-    "projection": (
-        lambda: model(
-            [operator("LSTM", ("x", "W", "R"))],
-            {"W": np.ones((1, 44, 5), "float32"), "R": np.ones((1, 44, 3), "float32")},
-        ),
-        r"its R must have the shape \(1, 44, 11\), none of it empty, not \(1, 44, 3\); a projection of the state",
-    ),
-    "hidden_size": (lambda: model([operator(hidden_size=10)], ARRAYS), r"its W must have the shape \(1, 30, 5\)"),
-    "quantised": (
-        lambda: model(
-            [operator("DynamicQuantizeLSTM", domain="com.microsoft")],
-            ARRAYS,
-            opset_imports=[onnx.helper.make_opsetid("", 18), onnx.helper.make_opsetid("com.microsoft", 1)],
-        ),
-        "com.microsoft.DynamicQuantizeLSTM: its weights are quantised",
-    ),
-    "quantised weights": (
-        lambda: model(
-            [node("DequantizeLinear", ["q", "s"], ["W"]), operator()],
-            {"q": np.ones((1, 33, 5), "int8"), "s": np.float32(0.1), "R": ARRAYS["R"], "B": ARRAYS["B"]},
-        ),
-        "its W is computed by a node DequantizeLinear, and no constant",
-    ),
-    "rounded weights": (
-        lambda: model(
-            [node("Cast", ["w"], ["half"], to=10), node("Cast", ["half"], ["W"], to=1), operator()],
-            {"w": W, "R": ARRAYS["R"], "B": ARRAYS["B"]},
-        ),
-        "it casts float32 to float16, which changes numbers",
-    ),
-    "no weights": (lambda: model([operator(inputs=("x", "", "R"))], ARRAYS), "it has no weights W and R"),
-    "integers": (
-        lambda: model([operator()], {name: array.astype("int32") for name, array in ARRAYS.items()}),
-        "its weights are int32, and those of a layer real numbers",
-    ),
-    "mixed": (
-        lambda: model([operator()], ARRAYS | {"R": ARRAYS["R"].astype("float64")}),
-        "its weights are of several dtypes, float32, float64",
-    ),
-    "nothing": (lambda: model([operator(inputs=("x", "no", "R"))], ARRAYS), "nothing in the file makes 'no'"),
-    "loop": (
-        lambda: model(
-            [
-                node(
-                    "Loop",
-                    ["n", "", "x"],
-                    ["Y"],
-                    body=graph(
-                        [node("Identity", ["c"], ["d"]), node("Tanh", ["a"], ["b"])],
-                        ["d", "b"],
-                        [value("i", kind=7), value("c", kind=9), value("a", 5)],
-                    ),
-                )
-            ],
-            {"n": np.array(3)},
-        ),
-        r"it has no operator RNN, GRU or LSTM; a recurrence that is written out in other nodes \(Loop\) is not read",
-    ),
-    "elementary": (
-        lambda: model(
-            [
-                node("MatMul", ["x", "M"], ["a"]),
-                node("Sigmoid", ["a"], ["b"]),
-                node("Tanh", ["a"], ["c"]),
-                node("Mul", ["b", "c"], ["Y"]),
-            ],
-            {"M": np.ones((5, 5), "float32")},
-        ),
-        r"written out in other nodes \(Mul, Sigmoid, Tanh\) is not read",
-    ),
-}
-
-
-@pytest.mark.parametrize("what", REFUSED)
-def test_what_no_spec_describes_is_refused_by_name(what: str, tmp_path: Path) -> None:
-    make, reason = REFUSED[what]
-    with pytest.raises(mr.FormatError, match=reason) as caught:
-        read(make(), tmp_path)
-    assert str(tmp_path / "a.onnx") in str(caught.value)
-
-
-def test_a_model_without_recurrence_has_no_stacks(tmp_path: Path) -> None:
-    made = model([node("Relu", ["x"], ["Y"])], {})
-    assert found(made, tmp_path) == []
-    with pytest.raises(mr.FormatError, match="holds no recurrent stack"):
-        read(made, tmp_path)
-
-
-@pytest.mark.parametrize("clip", [float("inf"), float(np.finfo(np.float32).max)])
-def test_a_clip_that_clips_nothing_is_read(clip: float, tmp_path: Path) -> None:
-    assert read(lstm(clip=clip), tmp_path).spec.cell == "lstm"
-
-
-def test_a_refused_operator_beside_a_readable_one_is_said(tmp_path: Path) -> None:
-    nodes = [operator(), operator(direction="reverse", outputs=("Z",), name="back")]
-    (stack,) = found(model(nodes, ARRAYS, outputs=["Y", "Z"]), tmp_path)
-    assert stack.name == "layer"
-    assert stack.about[-1].startswith("the operator 'back' cannot be read: it runs backward in time alone")
-
-
-def test_what_the_file_says_is_not_overruled(tmp_path: Path) -> None:
-    made = model([operator()], ARRAYS)
-    assert read(made, tmp_path, reset_after=True, activation="tanh", cell="gru") == WEIGHTS
-    with pytest.raises(
-        mr.FormatError, match=r"'layer' says reset_after=True, and the call False; leave reset_after= out"
-    ):
-        read(made, tmp_path, reset_after=False)
-
-
-def test_parameters_in_float64_are_those_that_run(tmp_path: Path) -> None:
-    arrays = {name: array.astype("float64") for name, array in ARRAYS.items()}
-    made = model([operator(activations=["HardSigmoid", "Tanh"])], arrays)
-    made.graph.node[0].attribute.append(onnx.helper.make_attribute("activation_alpha", [0.2]))
-    gate = read(made, tmp_path).spec.recurrent_activation
-    assert (gate.alpha, gate.beta) == (float(np.float32(0.2)), 0.5)

@@ -3,14 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from multirnn.errors import FormatError
-from multirnn.formats.contents import Tensor, Unread
 from multirnn.spec import RecurrentSpec
-from multirnn.weights import Array, Weights
+from multirnn.weights import Weights
 
-__all__ = ["Found", "Stack", "numbers"]
+__all__ = ["Found", "Stack"]
 
 
 @dataclass(frozen=True)
@@ -54,12 +50,3 @@ class Stack:
 
     found: Found
     weights: Weights
-
-
-def numbers(name: str, array: Tensor) -> tuple[Array, str]:
-    """The array in float32 or float64, and the dtype it had."""
-    if isinstance(array, Unread):
-        raise FormatError(f"the array {name!r} is {array.dtype}, which is not read here; convert it to float32")
-    if array.dtype == np.float16:
-        return array.astype(np.float32), "float16"
-    return np.asarray(array, array.dtype.newbyteorder("=")), array.dtype.name

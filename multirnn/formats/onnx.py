@@ -5,7 +5,9 @@ initial states may be left out, and then each row has all steps and starts from 
 Needs the package onnx. Sources: the ONNX operators RNN, GRU, LSTM; `onnx/onnx.proto`.
 """
 
-from collections.abc import Iterator, Mapping
+import mmap
+import os
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,6 +19,7 @@ from multirnn.errors import FormatError, Unrepresentable
 from multirnn.formats import onnx_facts
 from multirnn.formats.contents import Contents, needed
 from multirnn.formats.onnx_model import Model
+from multirnn.formats.onnx_wire import GRAPH, INITIALIZER, RAW_DATA, field, parted
 from multirnn.packing import to_arrays
 from multirnn.weights import Weights
 
@@ -38,16 +41,19 @@ def read(path: Path, inputs: Mapping[str, Any] | None = None) -> Contents:
     """
     onnx = needed("onnx", path)
     damaged = import_module("google.protobuf.message").DecodeError
-    data = path.read_bytes()
+    with path.open("rb") as file:
+        empty = file.seek(0, os.SEEK_END) == 0
+        data = memoryview(b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    message, large = parted(data)
     proto = onnx.ModelProto()
     try:
-        proto.ParseFromString(data)
+        proto.ParseFromString(message)
     except (damaged, RecursionError, ValueError) as error:
         raise FormatError(f"{path} is no ONNX model, or damaged: {error}") from error
     if not proto.graph.node:
         raise FormatError(f"{path} is no ONNX model, or has no nodes")
     given = {name: as_array(repr(name), value, error=FormatError) for name, value in (inputs or {}).items()}
-    model = Model(onnx, proto, given, len(data))
+    model = Model(onnx, proto, given, large, len(data))
     return Contents("onnx", model.arrays(), {"model": model})
 
 
@@ -80,7 +86,7 @@ def write(weights: Weights, file: BinaryIO, convention: str) -> None:
     body = model.graph.SerializeToString()
     model.ClearField("graph")
     size = len(body) + sum(len(part) for tensor in tensors for part in tensor)
-    file.write(model.SerializeToString() + _field(onnx.ModelProto, "graph", size) + body)
+    file.write(model.SerializeToString() + field(GRAPH, size) + body)
     for tensor in tensors:
         file.writelines(tensor)
 
@@ -90,17 +96,5 @@ def _tensor(onnx: Any, name: str, array: np.ndarray[Any, Any]) -> list[Any]:
     numbers = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data.cast("B")
     kind = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
     head = onnx.TensorProto(name=name, dims=array.shape, data_type=kind).SerializeToString()
-    head += _field(onnx.TensorProto, "raw_data", len(numbers))
-    return [_field(onnx.GraphProto, "initializer", len(head) + len(numbers)) + head, numbers]
-
-
-def _field(message: Any, name: str, size: int) -> bytes:
-    """The key of a field with a length, and the length, as Protocol Buffers encode them."""
-    return bytes([*_varint(message.DESCRIPTOR.fields_by_name[name].number << 3 | 2), *_varint(size)])
-
-
-def _varint(number: int) -> Iterator[int]:
-    while number > 127:
-        yield number & 127 | 128
-        number >>= 7
-    yield number
+    head += field(RAW_DATA, len(numbers))
+    return [field(INITIALIZER, len(head) + len(numbers)) + head, numbers]

@@ -89,14 +89,22 @@ class Model:
         onnx: the package.
         proto: the ModelProto.
         given: values of inputs of the graph.
+        large: numbers of initialisers that are not in the message.
         size: of the file, in bytes.
 
     Raises:
         FormatError: it is damaged, or names the same value twice.
     """
 
-    def __init__(self, onnx: Any, proto: Any, given: Mapping[str, NDArray[Any]], size: int) -> None:
-        self._onnx, self._given = onnx, given
+    def __init__(
+        self,
+        onnx: Any,
+        proto: Any,
+        given: Mapping[str, NDArray[Any]],
+        large: Mapping[str, NDArray[Any]],
+        size: int,
+    ) -> None:
+        self._onnx, self._given, self._large = onnx, given, large
         self._budget = Budget(SMALL + 2 * size)
         self.kept: list[Scope] = []  # values are known by the identities of their scopes
         self._known: dict[Place, Value] = {}
@@ -243,6 +251,8 @@ class Model:
     def _made(self, scope: Scope, name: str, known: dict[Place, Value], budget: Budget, depth: int) -> Value:
         if scope is self.main and name in self._given:
             return self._given[name]
+        if scope is self.main and name in self._large:
+            return self._large[name]
         if name in scope.initialisers:
             return self.array(scope.initialisers[name])
         if name not in scope.makers:

@@ -80,7 +80,7 @@ def _size(kind: str, given: Given, attributes: Attributes) -> float:
         return prod(map(float, np.maximum(1, _ints(given, 1, attributes, ""))), start=float(_array(given, 0).size))
     if kind == "Gather":
         data = _array(given, 0)
-        return float(data.size) / max(1, data.shape[attributes.get("axis", 0)]) * _array(given, 1).size
+        return float(data.size / max(1, data.shape[attributes.get("axis", 0)]) * _array(given, 1).size)
     return float(sum(array.size for array in given if array is not None))
 
 

@@ -4,11 +4,13 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from multirnn.activations import ACTIVATIONS, Activation
 from multirnn.conventions import CONVENTIONS, TEXTBOOK, TEXTBOOK_ROWS, Convention
 from multirnn.errors import FormatError, InvalidSpec, InvalidWeights, Unrepresentable
 from multirnn.formats.contents import Contents, Tensor, Unread
-from multirnn.formats.found import Found, Stack, numbers
+from multirnn.formats.found import Found, Stack
 from multirnn.formats.keras import RecurrentLayer
 from multirnn.formats.onnx_stacks import of_model
 from multirnn.names import by_prefix, fused_gates, numbered_cells, one_stack
@@ -40,11 +42,20 @@ def _canonical(contents: Contents) -> Stack:
     """A file of our own: canonical names, and the spec beside them."""
     try:
         spec = RecurrentSpec.from_dict(json.loads(contents.facts["spec"]))
-        arrays = {name: numbers(name, array)[0] for name, array in contents.arrays.items()}
+        arrays = {name: _numbers(name, array)[0] for name, array in contents.arrays.items()}
         weights = Weights(spec, arrays)
     except (InvalidSpec, InvalidWeights, ValueError, TypeError, RecursionError) as error:
         raise FormatError(f"its spec and its arrays do not agree: {error}") from error
     return Stack(Found("", spec, "canonical", spec.dtype), weights)
+
+
+def _numbers(name: str, array: Tensor) -> tuple[Array, str]:
+    """The array in float32 or float64, and the dtype it had."""
+    if isinstance(array, Unread):
+        raise FormatError(f"the array {name!r} is {array.dtype}, which is not read here; convert it to float32")
+    if array.dtype == np.float16:
+        return array.astype(np.float32), "float16"
+    return np.asarray(array, array.dtype.newbyteorder("=")), array.dtype.name
 
 
 def _by_names(arrays: Mapping[str, Tensor], known: Mapping[str, Any]) -> Iterator[Stack]:
@@ -76,7 +87,7 @@ def _read(convention: Convention, prefix: str, arrays: Mapping[str, Any], known:
         own = one_stack(arrays, convention, prefix)
         if any(isinstance(array, Unread) or array.dtype.kind != "f" for array in own.values()):
             return None
-        read = {name: numbers(name, array) for name, array in own.items()}
+        read = {name: _numbers(name, array) for name, array in own.items()}
         weights = from_arrays({name: array for name, (array, _) in read.items()}, convention=convention, **known)
     except (Unrepresentable, InvalidWeights):
         return None
@@ -131,7 +142,7 @@ def _chain(chain: Sequence[RecurrentLayer], version: str | None, known: Mapping[
             inner = f"{direction}_layer/" if len(layer.arrays) > 1 else ""
             cell = "" if layer.cudnn else "layer_cell/"
             for own, array in zip(("kernel", "recurrent_kernel", "bias"), arrays, strict=False):
-                named[f"layer_{number}/{inner}{cell}{own}"], stored = numbers(f"{layer.name}/{own}", array)
+                named[f"layer_{number}/{inner}{cell}{own}"], stored = _numbers(f"{layer.name}/{own}", array)
     settings, about = _settings(chain[0], version)
     convention = "keras-cudnn" if chain[0].cudnn else "keras"
     try:
