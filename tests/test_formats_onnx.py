@@ -172,3 +172,26 @@ def test_the_weights_are_written_and_not_copied_into_a_model(tmp_path: Path) -> 
     data = (tmp_path / "a.onnx").read_bytes()
     assert all(array.tobytes() in data for array in arrays.values())
     assert [one.name for one in onnx.load(tmp_path / "a.onnx").graph.initializer][-3:] == list(arrays)
+
+
+@pytest.mark.parametrize("spec", STACKS[::5], ids=str)
+def test_the_backend_reads_and_runs_the_model_of_a_file(spec: mr.RecurrentSpec, tmp_path: Path) -> None:
+    backend = pytest.importorskip("multirnn_onnxruntime", reason="ONNX Runtime is not installed").BACKEND
+    weights = weights_of(spec)
+    formats.save(weights, tmp_path / "a.onnx")
+    model = onnx.load(tmp_path / "a.onnx")
+    assert mr.read(model) == weights
+    x, state, lengths = draw_call(spec)
+    found = backend.adopt(model, None, compiled=False)(x, state, lengths=lengths)
+    wanted = mr.build(weights, "numpy")(x, state, lengths=lengths)
+    for actual, array in zip((found.sequence, *found.state.parts), (wanted.sequence, *wanted.state.parts), strict=True):
+        assert difference(actual, array).normwise <= tolerance("float32")
+
+
+def test_lengths_beyond_time_are_all_steps(tmp_path: Path) -> None:
+    weights = weights_of(mr.RecurrentSpec("lstm", 5, 11))
+    formats.save(weights, tmp_path / "a.onnx")
+    x = np.random.default_rng(0).standard_normal((4, 2, 5)).astype("float32")
+    model = session(tmp_path / "a.onnx")
+    longer = model.run(None, {"x": x, "lengths": np.array([9, 4], np.int32)})
+    assert all(np.array_equal(*pair) for pair in zip(longer, model.run(None, {"x": x}), strict=True))

@@ -54,7 +54,7 @@ def test_data_in_another_file_is_never_read(location: str, tmp_path: Path, monke
     monkeypatch.setattr(Path, "open", lambda self, mode: opened.append(self.name) or before(self, mode))
     said = refused(outside(location), tmp_path)
     assert "the tensor 'W' lies in another file (external data), which is not read; save the model as one file" in said
-    assert set(opened) == {"a.onnx"}
+    assert {name for name in opened if not name.endswith((".py", ".pyc"))} == {"a.onnx"}
 
 
 def external_in_constant() -> Any:

@@ -124,6 +124,7 @@ def test_every_node_is_tried() -> None:
         ("Reshape", [X, None], {}, "a node Reshape cannot be computed"),
         ("Split", [X, ints(1, 1)], {}, r"parts of the sizes \[1, 1\] are not 3"),
         ("Transpose", [None], {}, "an input is missing"),
+        ("Identity", [X], {}, "it makes 1 arrays, and 2 are taken"),
         ("Squeeze", [X], {"axes": [0]}, "a node Squeeze cannot be computed"),
     ],
 )

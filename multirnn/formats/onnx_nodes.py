@@ -58,7 +58,10 @@ def computed(kind: str, given: Given, attributes: Attributes, outputs: int, budg
     """
     try:
         budget.spend(_size(kind, given, attributes), kind)
-        return _TABLE[kind](given, attributes, outputs)
+        made = _TABLE[kind](given, attributes, outputs)
+        if len(made) != outputs:
+            raise ValueError(f"it makes {len(made)} arrays, and {outputs} are taken")
+        return made
     except (ValueError, TypeError, IndexError, OverflowError, KeyError, AttributeError, MemoryError) as error:
         if isinstance(error, FormatError):
             raise
