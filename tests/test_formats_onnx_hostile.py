@@ -97,6 +97,19 @@ def long_chain() -> Any:
     return model([*nodes, operator(inputs=("x", "w3000", "R"))], {"w0": ARRAYS["W"], "R": ARRAYS["R"]})
 
 
+def large_sizes() -> Any:
+    state = value("h", 1, 10**9, 11)
+    return model([operator(inputs=("x", "W", "R", "B", "", "h"))], ARRAYS, inputs=[value("x", "t", "b", 5), state])
+
+
+def many(operators: int, nodes: int) -> Any:
+    made = [operator(inputs=("x", f"W{k}", "R", "B"), outputs=(f"Y{k}",)) for k in range(operators)]
+    made += [node("Identity", [f"Y{k % operators}"], [f"out{k}"]) for k in range(nodes)]
+    arrays = {f"W{k}": ARRAYS["W"] + np.float32(k) for k in range(operators)}
+    inputs = [value("x", 100, 200, 5)]
+    return model(made, ARRAYS | arrays, inputs=inputs, outputs=[f"out{k}" for k in range(nodes)])
+
+
 def made_by(kind: str, *inputs: str, arrays: Any = (), **more: Any) -> Callable[[], Any]:
     nodes = [node(kind, list(inputs), ["W"], **more), operator()]
     return lambda: model(nodes, {"R": ARRAYS["R"], "B": ARRAYS["B"], "w": ARRAYS["W"], **dict(arrays)})
@@ -132,6 +145,8 @@ HOSTILE: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "no input": (made_by("Concat", axis=0), "a node Concat cannot be computed"),
     "cast to nothing": (made_by("Cast", "w", to=99), "casts to a type 99 that ONNX has not"),
+    "large state": (large_sizes, "its operators and sizes are too many for trying how they are joined"),
+    "many outputs": (lambda: many(40, 3000), "its operators and sizes are too many for trying how they are joined"),
     "empty constant": (made_by("Constant"), "a node Constant cannot be computed"),
     "twice": (lambda: model([node("Identity", ["R"], ["W"]), operator()], ARRAYS), "two values have the name 'W'"),
     "two makers": (

@@ -20,8 +20,10 @@ from multirnn.formats.onnx_operators import C_0, H_0, LENGTHS, Operator, X
 
 __all__ = ["Wiring"]
 
-LARGEST = 1 << 22
-"""Numbers that are drawn and moved in one proof."""
+LARGEST = 1 << 19
+"""Numbers in one array that is drawn."""
+MOST, MOST_OUTPUTS = 1 << 23, 100
+"""Numbers that are drawn in all, and outputs of a model that are tried."""
 TIME, BATCH = 7, 5
 LAYOUTS = ("(time, batch, features)", "(batch, time, features)", "(time, features)", "(batch, features)")
 
@@ -58,11 +60,16 @@ class Wiring:
 
     def __init__(self, model: Model, operators: Sequence[Operator]) -> None:
         self._model = model
-        self._rng = np.random.default_rng(0)
-        self._graphs: dict[int, list[Scope]] = {}
+        self._rng, self._left, self._budget = np.random.default_rng(0), MOST, Budget(4 * MOST, nodes=200_000)
+        self._units = max((one.directions * one.arrays["R"].shape[2] for one in operators), default=1)
+        self._order: dict[int, int] = {}
+        self._consumers: dict[Place, list[tuple[Scope, Any]]] = {}
+        self._paths: dict[Place, tuple[list[tuple[Scope, str]], list[str], set[int]]] = {}
         for scope in model.kept:
-            if scope.holder is not None and scope.outer is not None:
-                self._graphs.setdefault(id(scope.holder[0]), []).append(scope)
+            for node in scope.nodes:
+                self._order[id(node)] = len(self._order)
+                for name in filter(None, node.input):
+                    self._consumed(scope, node, name)
         self._makers = {(id(one.scope), one.output(0)): one for one in operators if one.output(0)}
         own = {id(one.node) for one in operators}
         self._others = [node for node in model.main.nodes if id(node) not in own and not self._moves(node, SIZES)]
@@ -74,11 +81,27 @@ class Wiring:
         fed = list(self.below.values())
         self.below = {above: below for above, below in self.below.items() if fed.count(below) == 1}
 
+    def _consumed(self, scope: Scope, node: Any, name: str) -> None:
+        """Note that a node takes a value, and that the nodes take it which hold graphs around that node."""
+        there, own = scope.find(name)
+        here: Scope | None = scope
+        while here is not None:
+            self._consumers.setdefault((id(there), own), []).append((here, node))
+            if here is there or here.outer is None or here.holder is None:
+                return
+            node, here = here.holder
+
     def _moves(self, node: Any, also: frozenset[str] = frozenset()) -> bool:
         return node.domain in MAIN and node.op_type in MOVING | also and not self._model.function(node)
 
     def _path(self, scope: Scope, name: str) -> tuple[list[tuple[Scope, str]], list[str], set[int]]:
         """What a value is moved from, the kinds of the nodes that move it, and their identities."""
+        key = id(scope), name
+        if key not in self._paths:
+            self._paths[key] = self._searched(scope, name)
+        return self._paths[key]
+
+    def _searched(self, scope: Scope, name: str) -> tuple[list[tuple[Scope, str]], list[str], set[int]]:
         sources: dict[Place, tuple[Scope, str]] = {}
         kinds: dict[str, None] = {}
         nodes: set[int] = set()
@@ -100,12 +123,18 @@ class Wiring:
     def _evaluated(self, scope: Scope, name: str, drawn: Mapping[Place, Value]) -> NDArray[Any] | None:
         """A value, from drawn ones; None if it depends on others, or does not fit."""
         try:
-            value = self._model.evaluated(scope, name, dict(drawn), Budget(4 * LARGEST))
+            value = self._model.evaluated(scope, name, dict(drawn), self._budget)
         except FormatError:
             return None
         return None if isinstance(value, Missing) else value
 
     def _draw(self, operator: Operator, shape: Sequence[int]) -> NDArray[Any]:
+        self._left -= prod(shape)
+        if self._left < 0:
+            raise FormatError(
+                "its operators and sizes are too many for trying how they are joined; export it with free sizes of batch "
+                "and time"
+            )
         return self._rng.standard_normal(shape).astype(operator.arrays["W"].dtype)
 
     # --- Before an operator ------------------------------------------------------------------------------------------
@@ -154,6 +183,8 @@ class Wiring:
         if found is None or found.ndim != 3:
             return start
         found = found.swapaxes(0, 1) if operator.batch_first else found
+        if prod(found.shape[:2]) * self._units > LARGEST or 0 in found.shape:
+            return _Start()
         start.time, start.batch = found.shape[:2]
         forms = [x, x.swapaxes(0, 1)] if x.ndim == 3 else [None, None, x[:, None], x[None]]
         for layout, form in zip(LAYOUTS, forms, strict=False):
@@ -286,9 +317,11 @@ class Wiring:
         """The model's outputs that are results of the stack, in words, and whether there are no others."""
         main, returned = self._model.main, dict[str, str]()
         results = {(id(one.scope), output) for one in chain for output in one.node.output}
-        for name in main.outputs:
-            found = self._evaluated(main, name, drawn)
+        for name in main.outputs[:MOST_OUTPUTS]:
             sources, kinds, _ = self._path(main, name)
+            if not results & {(id(one), own) for one, own in sources}:
+                continue
+            found = self._evaluated(main, name, drawn)
             if form := next((form for form, array in forms if _same(found, array)), ""):
                 returned[name] = form
             elif (
@@ -299,7 +332,7 @@ class Wiring:
 
     def _before(self, operator: Operator) -> list[str]:
         """The nodes that an operator's x is made of, in the order of the file, without those that hold constants."""
-        found: list[tuple[Scope, Any]] = []
+        found: dict[int, tuple[Scope, Any]] = {}
         waiting, seen = [operator.scope.find(operator.input(X))], set()
         while waiting:
             here, name = waiting.pop()
@@ -309,40 +342,31 @@ class Wiring:
             node = here.makers.get(name)
             if node is None and here.holder is not None and name in here.inputs:
                 node, here = here.holder
-            if node is not None and not any(node is one for _, one in found):
-                found.append((here, node))
+            if node is not None and id(node) not in found:
+                found[id(node)] = here, node
                 waiting += [here.find(one) for one in node.input if one]
-        order = {id(node): place for scope in self._model.kept for place, node in enumerate(scope.nodes)}
-        depth = {id(scope): place for place, scope in enumerate(self._model.kept)}
-        found.sort(key=lambda one: (depth[id(one[0])], order.get(id(one[1]), 0)))
-        return [node.op_type for _, node in found]
-
-    def _taken(self, scope: Scope, node: Any) -> set[Place]:
-        """The values that a node takes, those that a graph inside of it takes included."""
-        taken = {(id(there), name) for there, name in map(scope.find, filter(None, node.input))}
-        for inner in self._graphs.get(id(node), ()):
-            taken = taken.union(*(self._taken(inner, one) for one in inner.nodes))
-        return taken
+        return [found[one][1].op_type for one in sorted(found, key=lambda one: self._order[one])]
 
     def _after(self, chain: Sequence[Operator], *, every: bool) -> list[str]:
         """The nodes that results of a stack go into, but those between layers; and unless `every`, those that move them."""
-        reached = {(id(one.scope), name) for one in chain for name in one.node.output if name}
-        scope: Scope | None = chain[-1].scope
+        waiting = [(one.scope, name) for one in chain for name in one.node.output if name]
         own = {id(one.node) for one in chain} | self._between
-        found: list[str] = []
-        while scope is not None:
-            for node in scope.nodes:
-                if id(node) not in own and self._taken(scope, node) & reached:
-                    reached |= {(id(scope), name) for name in node.output if name}
-                    if every or not self._moves(node, SIZES):
-                        found.append(node.op_type)
-            if scope.holder is None:
-                return found
-            node, outer = scope.holder
-            outputs = [k for k, name in enumerate(scope.outputs) if (id(scope), name) in reached]
-            reached |= {(id(outer), node.output[k]) for k in outputs if k < len(node.output)}
-            scope = outer
-        return found
+        found: dict[int, Any] = {}
+        while waiting:
+            scope, name = waiting.pop()
+            if scope.holder is not None and name in scope.outputs:
+                holder, outer = scope.holder
+                waiting += [(outer, holder.output[k]) for k in _places(scope.outputs, name) if k < len(holder.output)]
+            for there, node in self._consumers.get((id(scope), name), ()):
+                if id(node) not in found:
+                    found[id(node)] = node
+                    waiting += [(there, output) for output in node.output if output]
+        nodes = [found[one] for one in sorted(found, key=lambda one: self._order[one]) if one not in own]
+        return [node.op_type for node in nodes if every or not self._moves(node, SIZES)]
+
+
+def _places(names: Sequence[str], name: str) -> list[int]:
+    return [place for place, one in enumerate(names) if one == name]
 
 
 def _alike(below: Operator, above: Operator) -> bool:
