@@ -111,6 +111,24 @@ def test_onnx_checks_it(spec: mr.RecurrentSpec, dtype: Any, tmp_path: Path) -> N
     assert formats.load(again) == weights
 
 
+@pytest.mark.parametrize("spec", STACKS[::3], ids=str)
+def test_float64_runs_in_the_reference_evaluator(spec: mr.RecurrentSpec, tmp_path: Path) -> None:
+    """ONNX Runtime has no kernels in float64. This evaluator has, but takes no account of lengths."""
+    from onnx.reference import ReferenceEvaluator
+
+    weights = weights_of(spec).astype("float64")
+    formats.save(weights, tmp_path / "a.onnx")
+    model, layer = ReferenceEvaluator(str(tmp_path / "a.onnx")), mr.build(weights, "numpy")
+    x, state, _ = draw_call(weights.spec)
+    for given in (mr.State(*(0 * part for part in state.parts)), state):
+        found = model.run(None, {"x": x.swapaxes(0, 1), **(named(spec, given) if given is state else {})})
+        wanted = layer(x, given)
+        for actual, array in zip(
+            (found[0].swapaxes(0, 1), *found[1:]), (wanted.sequence, *wanted.state.parts), strict=True
+        ):
+            assert difference(actual, array).normwise <= tolerance("float64")
+
+
 def activations(dtype: str) -> Iterator[tuple[Any, Any]]:
     exact = [
         one

@@ -334,6 +334,15 @@ def test_lengths_and_states_are_said(tmp_path: Path) -> None:
     assert "its initial h is computed by the model" in stack.about
 
 
+def test_a_state_that_may_be_left_out(tmp_path: Path) -> None:
+    inputs = [value("x", "t", "b", 5), value("h", 1, "b", 11)]
+    nodes = [operator(inputs=("x", "W", "R", "B", "", "h"))]
+    for number, more in ((0, ""), (0.5, ", which is not zero if it is left out")):
+        held = ARRAYS | {"h": np.full((1, 1, 11), number, "float32")}
+        (stack,) = stacks(model(nodes, held, inputs=inputs), tmp_path)
+        assert stack.about[1] == f"its initial h is the model's input 'h'{more}"
+
+
 def test_states_in_another_order_are_no_whole_stack(tmp_path: Path) -> None:
     made = two(RIGHT, inputs=[value("x", "t", "b", 5), value("h", 4, "b", 11)])
     made.graph.node.insert(0, node("Split", ["h"], ["h1", "h0"], num_outputs=2, axis=0))

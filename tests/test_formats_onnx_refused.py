@@ -135,6 +135,17 @@ def test_a_model_without_recurrence_has_no_stacks(tmp_path: Path) -> None:
         read(made, tmp_path)
 
 
+def test_the_arrays_of_a_recurrence_in_other_nodes_are_read_by_their_names(tmp_path: Path) -> None:
+    own = mr.to_arrays(WEIGHTS, convention="torch")
+    arrays = {f"enc_{name}": array for name, array in own.items()}
+    nodes = [node("Sigmoid", ["x"], ["a"]), node("Tanh", ["a"], ["b"]), node("Mul", ["a", "b"], ["c"])]
+    made = model([*nodes, node("MatMul", ["c", "enc_weight_ih_l0"], ["Y"])], arrays)
+    with pytest.raises(mr.FormatError, match="dynamo=False; or pass names= for the arrays of the model"):
+        read(made, tmp_path)
+    names = {f"enc_{name}": name for name in own}
+    assert read(made, tmp_path, names=names, reset_after=True) == WEIGHTS
+
+
 @pytest.mark.parametrize("clip", [float("inf"), float(np.finfo(np.float32).max)])
 def test_a_clip_that_clips_nothing_is_read(clip: float, tmp_path: Path) -> None:
     assert read(lstm(clip=clip), tmp_path).spec.cell == "lstm"

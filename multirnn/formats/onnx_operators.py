@@ -96,7 +96,7 @@ def operators(model: Model) -> list[Operator]:
     if not found and (elementary := _recurrent(kinds)):
         raise FormatError(
             f"it has no operator RNN, GRU or LSTM; a recurrence that is written out in other nodes ({elementary}) is not "
-            "read. torch.onnx.export writes these operators with dynamo=False"
+            "read. torch.onnx.export writes these operators with dynamo=False; or pass names= for the arrays of the model"
         )
     return list(_named(found))
 

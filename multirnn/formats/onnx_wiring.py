@@ -143,8 +143,8 @@ class Wiring:
         """The start of the operator that feeds this one, if nothing stands between but their right order."""
         sources, kinds, nodes = self._path(above.scope, above.input(X))
         below = self._makers.get((id(sources[0][0]), sources[0][1])) if len(sources) == 1 else None
-        if below is None or below is above or not ORDERING.issuperset(kinds):
-            return None
+        if below is None or below not in self._starts or not ORDERING.issuperset(kinds):
+            return None  # a node stands behind those that it needs, in every valid model
         start, hidden = self._starts[below], below.arrays["R"].shape[2]
         y = self._draw(below, (start.time, below.directions, start.batch, hidden))
         drawn = start.drawn | {(id(below.scope), below.output(0)): y.transpose(2, 0, 1, 3) if below.batch_first else y}
@@ -263,7 +263,7 @@ class Wiring:
         self, chain: Sequence[Operator], place: int, drawn: dict[Place, Value], start: _Start
     ) -> tuple[str, list[str], bool]:
         """A sentence, the inputs that the initial state comes from, and whether it is they, or zero; draws them."""
-        what = "c" if place == C_0 else "h"
+        what, held = "c" if place == C_0 else "h", self._model.main.initialisers
         names = self._inputs(chain, place)
         rows, units = len(chain) * chain[0].directions, chain[0].arrays["R"].shape[2]
         wanted = []
@@ -278,10 +278,13 @@ class Wiring:
             one.swapaxes(0, 1) if chain[0].batch_first and one.ndim == 3 else one for one in found if one is not None
         ]
         if names:
-            whole = len(parts) == len(chain) and all(part.ndim == 3 for part in parts)
+            whole = len(parts) == len(chain) and len({array.shape[1:] for array in (*parts, *wanted)}) == 1
             exact = whole and _same(np.concatenate(parts), np.concatenate(wanted))
             how = "is" if exact else "comes from"
-            return f"its initial {what} {how} the model's input {', '.join(map(short, names))}", names, exact
+            said = f"its initial {what} {how} the model's input {', '.join(map(short, names))}"
+            if any(np.any(self._model.array(held[name])) for name in names if name in held):
+                said += ", which is not zero if it is left out"
+            return said, names, exact
         if len(parts) < len(found):
             return f"its initial {what} is computed by the model", names, False
         if any(map(np.any, parts)):
