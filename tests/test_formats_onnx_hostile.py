@@ -198,6 +198,18 @@ def test_what_is_no_model(data: bytes, tmp_path: Path) -> None:
     assert "is no ONNX model" in refused(data, tmp_path)
 
 
+def test_operators_out_of_order_and_states_of_several_sizes_do_no_harm(tmp_path: Path) -> None:
+    lower, squeeze = operator(outputs=("Y",)), node("Squeeze", ["Y", "one"], ["s"])
+    upper = operator(inputs=("s", "W", "R", "B"), outputs=("Z",), name="upper")
+    arrays = {name: array for name, array in ARRAYS.items() if name != "W"} | {"one": np.array([1]), "W": ARRAYS["R"]}
+    inputs = [value("x", "t", "b", 11)]
+    for nodes in ([upper, squeeze, lower], [node("Squeeze", ["Y", "one"], ["x"]), operator(outputs=("Y",))]):
+        harmless(model(nodes, arrays, inputs=inputs, outputs=["Y"]).SerializeToString(), tmp_path)
+    states = [value("x", "t", "b", 5), value("h", 1, "b", 11), value("g", 1, 3, 7)]
+    nodes = [node("Concat", ["h", "g"], ["k"], axis=0), operator(inputs=("x", "W", "R", "B", "", "k"))]
+    harmless(model(nodes, ARRAYS, inputs=states).SerializeToString(), tmp_path)
+
+
 def seeds(path: Path) -> list[bytes]:
     formats.save(mr.initialise(mr.RecurrentSpec("gru", 2, 3, 2, True, "single")), path / "seed.onnx")
     written = (path / "seed.onnx").read_bytes()

@@ -139,6 +139,8 @@ def test_weights_through_nodes_that_move_numbers(how: str, tmp_path: Path) -> No
     if how == "widened":
         wanted["W"] = W.astype("float16").astype("float32")
     weights = read(made, tmp_path)
+    (stack,) = formats.inspect(tmp_path / "a.onnx")
+    assert (stack.stored, stack.name) == ("float16" if how == "widened" else "float32", "")
     assert {name: array.tobytes() for name, array in arrays_of(weights).items()} == {
         name: array.tobytes() for name, array in wanted.items()
     }

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from multirnn.errors import FormatError
 from multirnn.formats.onnx_facts import short
 from multirnn.formats.onnx_model import MAIN, Missing, Model, Scope
+from multirnn.formats.onnx_nodes import data_of
 
 __all__ = ["C_0", "H_0", "LENGTHS", "Operator", "X", "operators"]
 
@@ -138,14 +139,26 @@ def _operator(model: Model, node: Any, scope: Scope, standard: bool) -> Operator
                 reason = _missing(own, value)
             else:
                 arrays[own] = value
-    stored = arrays["W"].dtype.name if "W" in arrays else ""
+    stored = _stored(model, scope, node.input[W]) if "W" in arrays else ""
     if not reason:
         reason = _misfits(node.op_type, arrays, attributes)
     if not reason and "B" in arrays:
         arrays = (_single(model, node, scope, arrays)) or arrays
-    if stored in ("float16", "bfloat16"):
+    if not reason and arrays["W"].dtype.name in ("float16", "bfloat16"):
         arrays = {own: array.astype(np.float32) for own, array in arrays.items()}
     return Operator(name, node.op_type, CELLS[node.op_type], node, scope, arrays, attributes, stored, reason)
+
+
+def _stored(model: Model, scope: Scope, name: str) -> str:
+    """The dtype of the numbers that a value is moved from."""
+    while True:
+        scope, name = scope.find(name)
+        node = scope.makers.get(name)
+        moved = data_of(node.op_type, node.input) if node is not None and name not in scope.initialisers else ()
+        if not moved:
+            value = model.value(scope, name)
+            return "" if isinstance(value, Missing) else value.dtype.name
+        name = moved[0]
 
 
 def _missing(own: str, value: Missing) -> str:
