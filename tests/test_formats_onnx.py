@@ -1,5 +1,6 @@
 """ONNX files as they are written: checked by onnx, run by ONNX Runtime at any length, and read again bit for bit."""
 
+import sys
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -213,3 +214,21 @@ def test_lengths_beyond_time_are_all_steps(tmp_path: Path) -> None:
     model = session(tmp_path / "a.onnx")
     longer = model.run(None, {"x": x, "lengths": np.array([9, 4], np.int32)})
     assert all(np.array_equal(*pair) for pair in zip(longer, model.run(None, {"x": x}), strict=True))
+
+
+def test_the_package_onnx_is_needed_and_loaded_for_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = weights_of(mr.RecurrentSpec("lstm", 5, 11))
+    formats.save(weights, tmp_path / "a.onnx")
+    for name in [
+        name for name in sys.modules if name.partition(".")[0] == "onnx" or name.endswith("formats.onnx_graph")
+    ]:
+        monkeypatch.delitem(sys.modules, name)
+    formats.save(weights, tmp_path / "a.npz")
+    assert "onnx" not in sys.modules
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    for use in (lambda: formats.load(tmp_path / "a.onnx"), lambda: formats.save(weights, tmp_path / "b.onnx")):
+        with pytest.raises(mr.MissingFramework, match=r"needs the package 'onnx', which is not installed: pip install"):
+            use()
+    assert {one.name for one in tmp_path.iterdir()} == {"a.onnx", "a.npz"}

@@ -146,6 +146,16 @@ def test_weights_through_nodes_that_move_numbers(how: str, tmp_path: Path) -> No
     }
 
 
+def test_weights_that_a_function_moves(tmp_path: Path) -> None:
+    opsets = [onnx.helper.make_opsetid("", 18), onnx.helper.make_opsetid("own", 1)]
+    turned = [node("Transpose", ["a"], ["b"], perm=[0, 2, 1]), node("Identity", ["b"], ["c"])]
+    function = onnx.helper.make_function("own", "Turned", ["a"], ["c"], turned, opsets[:1])
+    nodes = [node("Turned", ["w"], ["W"], domain="own"), operator()]
+    arrays = ARRAYS | {"w": W.swapaxes(1, 2)}
+    made = model(nodes, {name: arrays[name] for name in "wRB"}, functions=[function], opset_imports=opsets)
+    assert read(made, tmp_path) == WEIGHTS
+
+
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_the_dtype_in_the_file_is_said(dtype: str, tmp_path: Path) -> None:
     made = model([operator()], {name: array.astype(dtype) for name, array in ARRAYS.items()})

@@ -108,6 +108,7 @@ class Model:
         self._budget = Budget(SMALL + 2 * size)
         self.kept: list[Scope] = []  # values are known by the identities of their scopes
         self._known: dict[Place, Value] = {}
+        self._calls: dict[tuple[int, int], Scope] = {}
         self._functions = {(one.domain, one.name, one.overload): one for one in proto.functions}
         self.inputs = list(proto.graph.input)
         names = [one.name for one in self.inputs]
@@ -129,8 +130,6 @@ class Model:
         self._left -= len(scope.nodes)
         if self._left < 0 or depth > DEEPEST:
             raise FormatError(f"it has more than {MOST_NODES} nodes, or graphs more than {DEEPEST} deep in each other")
-        for node in scope.nodes:
-            _refuse_bytes(node.name, node.op_type, node.domain, node.overload, *node.input, *node.output)
         yield scope
         for node in scope.nodes:
             path, around = self.path(scope, node), (*scope.around, node.op_type)
@@ -141,18 +140,22 @@ class Model:
                         inner.outer, inner.holder = scope, (node, scope)
                         inner.attributes = scope.attributes
                         yield from self._inside(inner, depth + 1)
-            if function := self.function(node):
-                yield from self._inside(self._called(function, node, scope), depth + 1)
+            if self.function(node):
+                yield from self._inside(self._called(node, scope), depth + 1)
 
-    def _called(self, function: Any, node: Any, scope: Scope) -> Scope:
-        called = Scope(
-            self.path(scope, node), scope.around, list(function.node), list(function.input), list(function.output)
+    def _called(self, node: Any, scope: Scope) -> Scope:
+        """The scope of a call of a function."""
+        if (place := (id(scope), id(node))) in self._calls:
+            return self._calls[place]
+        function = self.function(node)
+        called = self._calls[place] = Scope(
+            self.path(scope, node), scope.around, _nodes(function), list(function.input), list(function.output)
         )
         called.holder = node, scope
         called.arguments = dict(zip(function.input, node.input, strict=False))
         called.attributes = {one.name: self._value_of(one, {}) for one in function.attribute_proto}
         called.attributes |= self.attributes(node, scope)
-        called.makers = {output: one for one in function.node for output in one.output if output}
+        called.makers = {output: one for one in called.nodes for output in one.output if output}
         return called
 
     @property
@@ -161,7 +164,7 @@ class Model:
 
     def _scope(self, graph: Any, path: str, around: tuple[str, ...]) -> Scope:
         scope = Scope(
-            path, around, list(graph.node), [one.name for one in graph.input], [one.name for one in graph.output]
+            path, around, _nodes(graph), [one.name for one in graph.input], [one.name for one in graph.output]
         )
         scope.initialisers = {tensor.name: tensor for tensor in graph.initializer}
         _refuse_bytes(*scope.inputs, *scope.outputs, *scope.initialisers)
@@ -191,7 +194,7 @@ class Model:
     def _value_of(self, one: Any, around: Mapping[str, Any]) -> Any:
         kinds = self._types
         if one.ref_attr_name:
-            return around[one.ref_attr_name]
+            return around.get(one.ref_attr_name)
         if one.type == kinds.TENSOR:
             return self.array(one.t)
         read = {kinds.INT: "i", kinds.FLOAT: "f", kinds.STRING: "s"}.get(one.type)
@@ -261,8 +264,16 @@ class Model:
             return Missing("node", scope.holder[0].op_type if scope.holder else name)
         node = scope.makers[name]
         known[id(scope), name] = Missing("nothing", name)  # what is made of itself is made of nothing
+        if self.function(node) and depth <= LONGEST:
+            outputs, place = self.function(node).output, list(node.output).index(name)
+            inner = self._called(node, scope)
+            return (
+                self.evaluated(inner, outputs[place], known, budget, depth + 1)
+                if place < len(outputs)
+                else Missing("nothing", name)
+            )
         moves = node.domain in MAIN and node.op_type in MOVING | SIZES
-        if not moves or self.function(node) or depth > LONGEST:
+        if not moves or depth > LONGEST:
             return Missing("node", node.op_type)
         given: list[NDArray[Any] | None] = []
         for one in node.input:
@@ -286,6 +297,12 @@ class Model:
             return kind
         except (KeyError, ValueError, TypeError) as error:
             raise FormatError(f"a node casts to a type {number!r} that ONNX has not") from error
+
+
+def _nodes(graph: Any) -> list[Any]:
+    for node in graph.node:
+        _refuse_bytes(node.name, node.op_type, node.domain, node.overload, *node.input, *node.output)
+    return list(graph.node)
 
 
 def _refuse_bytes(*names: Any) -> None:
