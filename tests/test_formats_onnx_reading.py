@@ -241,6 +241,44 @@ def test_layers_that_no_spec_describes_together_are_stacks_of_their_own(tmp_path
     assert [stack.spec.activation for stack in stacks(made, tmp_path)] == ["tanh", "relu"]
 
 
+def test_layers_with_other_lengths_biases_or_sizes_are_stacks_of_their_own(tmp_path: Path) -> None:
+    inputs = [value("x", "t", "b", 5), value("n", "b", kind=6), value("m", "b", kind=6)]
+    for given, together in ((("n", "n"), True), (("n", ""), False), (("n", "m"), False)):
+        made = two(RIGHT, inputs=inputs)
+        for place, name in zip((0, -1), given, strict=True):
+            made.graph.node[place].input.append(name)
+        assert len(stacks(made, tmp_path)) == 2 - together
+    made = two(RIGHT)
+    made.graph.node[-1].input.pop()
+    assert [stack.spec.bias for stack in stacks(made, tmp_path)] == ["double", "none"]
+    small = arrays_of(mr.initialise(mr.RecurrentSpec("gru", 22, 7, 1, True, "double")))
+    made = two(RIGHT)
+    next(one for one in made.graph.node[-1].attribute if one.name == "hidden_size").i = 7
+    for tensor in made.graph.initializer:
+        if tensor.name in ("W1", "R1", "B1"):
+            tensor.CopyFrom(onnx.numpy_helper.from_array(small[tensor.name[0]], tensor.name))
+    assert [stack.spec.hidden_size for stack in stacks(made, tmp_path)] == [11, 7]
+
+
+@pytest.mark.parametrize(
+    ("zeros", "as_constant", "bias"), [(0.0, True, "single"), (0.5, True, "double"), (0.0, False, "double")]
+)
+def test_a_bias_joined_with_constant_zeros_is_single(
+    zeros: float, as_constant: bool, bias: str, tmp_path: Path
+) -> None:
+    """Zeros that are initialisers may be parameters that have not been trained."""
+    weights = mr.initialise(mr.RecurrentSpec("lstm", 5, 11, bias="double"), 1)
+    arrays = arrays_of(weights)
+    first, second = arrays.pop("B")[:, :44], np.full((1, 44), zeros, "float32")
+    nodes = [node("Concat", ["first", "second"], ["B"], axis=1), operator("LSTM")]
+    if as_constant:
+        nodes.insert(0, constant("second", second))
+    made = model(nodes, arrays | {"first": first} | ({} if as_constant else {"second": second}))
+    found = read(made, tmp_path)
+    assert found.spec.bias == bias
+    assert np.array_equal(arrays_of(mr.split_biases(found))["B"], np.concatenate([first, second], 1))
+
+
 def test_a_layer_that_feeds_two_is_not_stacked(tmp_path: Path) -> None:
     made = two(RIGHT, outputs=["Z", "Q"])
     made.graph.node.append(
