@@ -358,6 +358,21 @@ def test_nodes_before_and_after_are_said(tmp_path: Path) -> None:
     )
 
 
+def test_another_order_among_other_nodes_is_described(tmp_path: Path) -> None:
+    made = two(WRONG["transposed too far"], outputs=["out"])
+    made.graph.node.append(node("Relu", ["Z"], ["out"]))
+    lower, upper = stacks(made, tmp_path)
+    assert (lower.name, upper.name) == ("layer", "upper")
+    assert "before it: GRU, Transpose, Reshape" in upper.about
+
+
+def test_a_part_of_x_is_no_whole_stack(tmp_path: Path) -> None:
+    slices = {"start": np.array([0]), "end": np.array([5]), "axis": np.array([2])}
+    nodes = [node("Slice", ["x", "start", "end", "axis"], ["a"]), operator(inputs=("a", "W", "R", "B"))]
+    (stack,) = stacks(model(nodes, ARRAYS | slices, inputs=[value("x", "t", "b", 6)]), tmp_path)
+    assert (stack.name, stack.about[0]) == ("layer", "before it: Slice")
+
+
 def test_a_last_step_is_no_whole_stack(tmp_path: Path) -> None:
     nodes = [operator(), node("Gather", ["Y", "last"], ["out"])]
     (stack,) = stacks(model(nodes, ARRAYS | {"last": np.array(-1)}, outputs=["out"]), tmp_path)
