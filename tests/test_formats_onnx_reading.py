@@ -90,6 +90,15 @@ def test_several_operators_have_names_of_their_own(tmp_path: Path) -> None:
         read(made, tmp_path)
 
 
+def test_two_stacks_are_each_named(tmp_path: Path) -> None:
+    other = arrays_of(mr.initialise(mr.RecurrentSpec("lstm", 5, 11, bias="double")))
+    nodes = [operator(), operator("LSTM", ("x", "W2", "R2", "B2"), ("Z",), name="other")]
+    made = model(nodes, ARRAYS | {f"{name}2": array for name, array in other.items()}, outputs=["Y", "Z"])
+    assert [stack.name for stack in stacks(made, tmp_path)] == ["layer", "other"]
+    nodes = [operator(), node("Identity", ["x"], ["same"])]
+    assert [stack.name for stack in stacks(model(nodes, ARRAYS, outputs=["Y", "same"]), tmp_path)] == ["layer"]
+
+
 # --- How weights are reached -------------------------------------------------------------------------------------------
 
 

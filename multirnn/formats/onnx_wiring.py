@@ -235,10 +235,10 @@ class Wiring:
         if after:
             said.append(f"after it: {_listed(after)}")
         used = {start.x, *self._inputs(chain, LENGTHS), *(name for _, names, _ in states for name in names)}
-        whole = bool(start.layout) and alone and all(ok for *_, ok in states) and not after and not self._others
         unused = [one.name for one in self._model.inputs if one.name not in used | self._model.main.initialisers.keys()]
-        every = sum(1 for node in self._model.main.nodes if node.domain in MAIN and node.op_type == chain[0].kind)
-        return tuple(said), whole and not unused and every == len(chain)
+        proven = bool(start.layout) and alone and all(ok for *_, ok in states) and complete
+        nothing_else = not (after or self._others or unused) and len(self._starts) == len(chain)
+        return tuple(said), proven and nothing_else
 
     def _inputs(self, chain: Sequence[Operator], place: int) -> list[str]:
         """The model's inputs that an input of the operators is moved from."""
