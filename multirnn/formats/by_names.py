@@ -41,7 +41,7 @@ class _Claim:
     convention: Convention
     name: str
     prefix: str
-    arrays: Mapping[str, Tensor]
+    arrays: Mapping[str, Any]
     covers: frozenset[str]
     recurrent: bool
     stored: str
@@ -52,7 +52,7 @@ class _Claim:
 class _View:
     """The arrays under a convention's names, and the names in the file behind each."""
 
-    arrays: Mapping[str, Tensor]
+    arrays: Mapping[str, Any]
     origins: Mapping[str, Sequence[str]]
     name: str = ""
     refusal: str = ""

@@ -3,6 +3,7 @@
 import io
 import json
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -70,8 +71,17 @@ def _parsed(data: memoryview, what: str) -> tuple[tuple[int, ...], bool, np.dtyp
         shape, fortran, dtype = readers[version](head, max_header_size=1 << 16)
     except FormatError:
         raise
-    except (ValueError, TypeError, SyntaxError, EOFError, MemoryError, RecursionError, OverflowError) as error:
-        raise FormatError(f"{what} has a damaged header: {error}") from error
+    except (
+        ValueError,
+        TypeError,
+        SyntaxError,
+        TokenError,
+        EOFError,
+        MemoryError,
+        RecursionError,
+        OverflowError,
+    ) as error:
+        raise FormatError(f"{what} has a damaged header: {str(error)[:200]}") from error
     return shape, fortran, dtype, data[head.tell() :]
 
 

@@ -276,7 +276,7 @@ def _inside(value: Any) -> Iterator[tuple[Any, Any]]:
     elif isinstance(value, dict):
         yield from value.items()
     elif isinstance(value, _Pairs):
-        yield from (pair for pair in value.items if isinstance(pair, list | tuple) and len(pair) == 2)
+        yield from ((pair[0], pair[1]) for pair in value.items if isinstance(pair, list | tuple) and len(pair) == 2)
     elif isinstance(value, list | tuple):
         yield from enumerate(value)
 
