@@ -410,7 +410,7 @@ def damaged(seeds: Sequence[formats_seeds.Seed], seed: int) -> tuple[str, bytes]
         change = flipped if draw.random() < 0.4 else SHAPED[suffix]
         try:
             data = change(data, draw)
-        except (Exception, RecursionError):  # noqa: BLE001, PERF203  # damaged already: its parts are no longer found
+        except (Exception, RecursionError):  # noqa: BLE001  # damaged already: its parts are no longer found
             data = flipped(data, draw)
     return suffix, data
 

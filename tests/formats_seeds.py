@@ -42,6 +42,11 @@ def tensor(key: int, array: np.ndarray) -> bytes:
     return start + b"".join(tuples) + b"\x89}tR"
 
 
+def old(program: bytes) -> bytes:
+    """The pickle as it was before 1.6: a storage also says of which it is a part, None."""
+    return program.replace(b"tQK", b"NtQK")
+
+
 def pickled(arrays: dict[str, np.ndarray]) -> bytes:
     """The pickle of a state_dict below "model", beside a number and the name of an optimiser's device."""
     items = b"".join(text(name) + tensor(key, array) for key, (name, array) in enumerate(arrays.items()))
@@ -69,7 +74,7 @@ def plain(arrays: dict[str, np.ndarray], program: bytes | None = None) -> bytes:
     heads = [pickle.dumps(thing, 2) for thing in (0x1950A86A20F9469CFC6C, 1001, system)]
     keys = pickle.dumps([str(key) for key in range(len(arrays))], 2)
     data = [array.size.to_bytes(8, "little") + array.tobytes() for array in arrays.values()]
-    return b"".join([*heads, program or pickled(arrays), keys, *data])
+    return b"".join([*heads, program or old(pickled(arrays)), keys, *data])
 
 
 def script(arrays: dict[str, np.ndarray]) -> bytes:

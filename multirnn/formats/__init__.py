@@ -119,9 +119,10 @@ def load(path: str | Path, name: str | None = None, *, names: Mapping[str, str] 
     if names is None:
         return _one(path, name, known).weights
     arrays = read(path).arrays
+    if missing := [own for own in names if own not in arrays]:
+        raise FormatError(f"{path} has no array {missing[0]!r}; it has {', '.join(map(repr, list(arrays)[:20]))}")
     try:
-        named = {own: numbers_of(own, arrays[own]) for own in names if own in arrays}
-        return from_arrays(named if len(named) == len(names) else arrays, names=names, **known)
+        return from_arrays({own: numbers_of(own, arrays[own]) for own in names}, names=names, **known)
     except (Unrepresentable, InvalidWeights) as error:
         raise FormatError(f"{path}: {error}") from error
 

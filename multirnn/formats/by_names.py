@@ -93,16 +93,16 @@ def stacks_by_names(
                 taken |= covers
             elif reasons and not any(covers < larger for larger in refused):
                 refused[covers] = reasons[0]
-    return _told(found, [reason for covers, reason in refused.items() if taken.isdisjoint(covers)], list(named))
+    return _told(found, list(refused.values()), list(named))
 
 
 def _told(found: Mapping[frozenset[str], Stack], refused: Sequence[str], order: Sequence[str]) -> list[Stack]:
-    """The stacks in the order of the file; what beside them is not read is said with each."""
+    """The stacks in the order of the file; what beside or around them is not read is said with each."""
     if refused and not found:
         raise FormatError("; ".join(refused[:3]))
     place = {name: number for number, name in enumerate(order)}
     stacks = [found[covers] for covers in sorted(found, key=lambda covers: min(place[name] for name in covers))]
-    beside = tuple(f"beside it, {reason}" for reason in refused[:3])
+    beside = tuple(f"in the same file, {reason}" for reason in refused[:3])
     return [replace(stack, found=replace(stack.found, about=stack.found.about + beside)) for stack in stacks]
 
 

@@ -96,7 +96,7 @@ def numbers_of(name: str, array: Tensor) -> NDArray[Any]:
         FormatError: it is in a dtype that is not read.
     """
     if isinstance(array, Unread):
-        raise FormatError(f"the array {name!r} is {array.dtype}, which is not read here; convert it to float32")
+        raise FormatError(f"the array {name!r} is {array.dtype}, which is not read here; save it as float32")
     if isinstance(array, Bfloat16):
         return array.wide()
     return np.asarray(array, np.float32 if array.dtype == np.float16 else array.dtype.newbyteorder("="))

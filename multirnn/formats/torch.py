@@ -261,8 +261,8 @@ def _named(root: Any, size: int) -> dict[str, Tensor]:
         if isinstance(value, _View):
             if name in found:
                 raise FormatError(f"it has two tensors that are named {name[:80]!r}")
-            found[name] = _resolved(name, value)
-            room -= prod(value.shape) * _itemsize(value.dtype)
+            found[name] = array = _resolved(name, value)
+            room -= 0 if isinstance(array, Unread) else prod(value.shape) * _itemsize(value.dtype)
             if room < 0:
                 raise FormatError(f"its tensors refer to the same numbers more than {SHARED} times over")
         elif isinstance(value, Module | dict | list | tuple):  # _Pairs are a tuple
@@ -290,7 +290,7 @@ def _resolved(name: str, view: _View) -> Tensor:
     if data is None or (0 not in view.shape and (last + 1) * itemsize > len(data)):
         raise FormatError(f"the tensor {name[:80]!r} is larger than its storage")
     if prod(view.shape) * itemsize > len(data):
-        raise FormatError(f"the tensor {name[:80]!r} repeats the numbers of its storage; save a copy of it: x.clone()")
+        return Unread("a tensor that repeats the numbers of its storage", view.shape)
     if view.dtype in UNREAD:
         return Unread(view.dtype, view.shape)
     dtype = np.dtype("<u2" if view.dtype == BFLOAT16 else view.dtype)
