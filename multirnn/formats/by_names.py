@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from multirnn.conventions import CONVENTIONS, FLAX_LINEN, FLAX_NNX, Convention
+from multirnn.conventions import CONVENTIONS, FLAX_LINEN, FLAX_NNX, TEXTBOOK, TEXTBOOK_ROWS, Convention
 from multirnn.errors import FormatError, InvalidSpec, InvalidWeights, Unrepresentable
 from multirnn.formats.contents import Tensor, Unread, numbers_of, stored_as
 from multirnn.formats.found import Found, Stack
@@ -71,6 +71,9 @@ def stacks_by_names(
     Raises:
         FormatError: there is no stack, and there are arrays with names of one; the sentence says why they are none.
     """
+    known = dict(known)
+    if (turned := known.pop("transposed", None)) is not None:
+        convention = TEXTBOOK_ROWS if turned else TEXTBOOK
     named = {
         name: array
         for name, array in arrays.items()
@@ -142,6 +145,7 @@ def _stack(claim: _Claim, known: Mapping[str, Any]) -> Stack:
     weights = from_arrays(
         {name: numbers_of(claim.prefix + name, array) for name, array in own.items()},
         convention=claim.convention,
+        transposed=False if claim.convention is TEXTBOOK else None,  # or it would try the other one too
         **known,
     )
     about = () if {"activation", "recurrent_activation"} <= known.keys() else ("its activations are not in the file",)
@@ -168,12 +172,12 @@ def _claims(convention: Convention, arrays: Mapping[str, Tensor]) -> Iterator[_C
         by_folder: dict[str, dict[str, Tensor]] = {}
         for name, array in view.arrays.items():
             by_folder.setdefault(_folder(name), {})[name] = array
-        for prefix, own in by_prefix(view.arrays, convention.pattern).items():
+        for prefix, all_own in by_prefix(view.arrays, convention.pattern).items():
+            own = _of_recurrent_layers(convention, recurrent, all_own)
             folders = dict.fromkeys(_folder(prefix + name) for name in own)
             beside = {name: array for folder in folders for name, array in by_folder[folder].items()}
             covers = frozenset(origin for name in own for origin in view.origins[prefix + name])
-            matches = [re.fullmatch(convention.pattern, name) for name in own]
-            known = any(match is not None and recurrent.fullmatch(match["name"]) for match in matches)
+            known = any(recurrent.fullmatch(_parts(convention, name)["name"]) for name in own)
             name = view.name or prefix.rstrip("./")
             stored = stored_as(arrays[min(covers)])
             yield _Claim(convention, name, prefix, beside, covers, known, stored, view.refusal)
@@ -188,6 +192,19 @@ def _recurrent_names(convention: Convention) -> re.Pattern[str]:
     entries = [entry for held in convention.arrays.values() for entry in next(iter(held.values()))]
     names = {entry.name for entry in entries if "weight_hh" in entry.holds} | {"weight_ih"}
     return re.compile("|".join(re.escape(name).replace(r"\{gate\}", "[a-z]?") for name in sorted(names)))
+
+
+def _parts(convention: Convention, name: str) -> dict[str, str]:
+    match = re.fullmatch(convention.pattern, name)
+    assert match is not None, name
+    return match.groupdict()
+
+
+def _of_recurrent_layers(convention: Convention, recurrent: re.Pattern[str], own: Mapping[str, Any]) -> list[str]:
+    """The names without those of other layers, where other layers share the numbering."""
+    parts = {name: _parts(convention, name) for name in own}
+    layers = {part["layer"] for part in parts.values() if recurrent.fullmatch(part["name"])}
+    return [name for name in own if not (convention.gaps and layers) or parts[name]["layer"] in layers]
 
 
 def _as_they_are(arrays: Mapping[str, Tensor]) -> Iterator[_View]:
@@ -220,17 +237,16 @@ def _numbered(arrays: Mapping[str, Tensor]) -> Iterator[_View]:
 
 
 def _fused(arrays: Mapping[str, Tensor]) -> Iterator[_View]:
-    """Flax NNX's arrays, those of each gate joined."""
-    gates = {
-        name: numbers_of(name, array)
-        for name, array in arrays.items()
-        if PER_GATE.fullmatch(name) and not isinstance(array, Unread)
-    }
+    """Flax NNX's arrays, those of each gate joined; a cell of Linen, which has `if` and not `if_`, is left alone."""
     origins: dict[str, list[str]] = {}
-    for name in gates:
+    for name, array in arrays.items():
         match = PER_GATE.fullmatch(name)
-        assert match is not None
-        origins.setdefault(f"{match['folder']}dense_{match['side']}/{match['kind']}", []).append(name)
+        if match is None or isinstance(array, Unread):
+            continue
+        folder = match["folder"]
+        if not (folder.endswith("cell/") and f"{folder}if/kernel" in arrays):
+            origins.setdefault(f"{folder}dense_{match['side']}/{match['kind']}", []).append(name)
+    gates = {name: numbers_of(name, arrays[name]) for names in origins.values() for name in names}
     fused: Mapping[str, Any] = fused_gates(gates)
     joined = {name: array for name, array in fused.items() if name in origins}
     inside = {name for joint in joined for name in origins[joint]}

@@ -3,7 +3,6 @@
 Needs the package msgpack. Format: `flax/serialization.py`, extension types 1 (an array) and 3 (a NumPy scalar).
 """
 
-import mmap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -40,12 +39,22 @@ def read(path: Path) -> Contents:
         shape, dtype, raw = msgpack.unpackb(body, raw=True)
         return _array(path, shape, dtype.decode(), raw)
 
+    size = path.stat().st_size
+    limits = {f"max_{kind}_len": size for kind in ("str", "bin", "array", "map", "ext")}
     with path.open("rb") as file:
         try:
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            tree = msgpack.unpackb(
-                data, ext_hook=extension, object_pairs_hook=_without_repetition, raw=False, strict_map_key=False
+            stream = msgpack.Unpacker(  # from the file, piece by piece: the whole in memory would be there twice
+                file,
+                ext_hook=extension,
+                object_pairs_hook=_without_repetition,
+                raw=False,
+                strict_map_key=False,
+                max_buffer_size=0,
+                **limits,
             )
+            tree = stream.unpack()
+            if stream.tell() != size:
+                raise FormatError(f"{path} is no msgpack file of Flax: it goes on behind its end")
         except FormatError:
             raise
         except (msgpack.UnpackException, ValueError, TypeError, AttributeError, RecursionError, OverflowError) as error:

@@ -44,8 +44,9 @@ UNREAD = {"uint16": 2, "uint32": 4, "uint64": 8, "float8_e4m3fn": 1, "float8_e5m
 MAGIC = 0x1950A86A20F9469CFC6C
 SHARED = 8
 """How many times as many numbers as the file has its tensors may refer to; tied weights refer to some twice."""
-MOST_OBJECTS, DEEPEST, LONGEST_NAME = 500_000, 100, 1000
-"""Of what a checkpoint holds; a model of 10,000 tensors and the state of its optimiser are 100,000 objects."""
+MOST_OBJECTS, MOST_GROUPS, DEEPEST, LONGEST_NAME = 1_000_000, 100_000, 100, 1000
+"""Of what a checkpoint holds; a model of 10,000 tensors and the state of its optimiser are 50,000 objects in 10,000 groups."""
+CURE = "save the weights alone: torch.save(model.state_dict(), path)"
 
 
 @dataclass(eq=False)
@@ -244,29 +245,31 @@ def _named(root: Any, size: int) -> dict[str, Tensor]:
     if isinstance(root, _View):
         root = {"": root}
     found: dict[str, Tensor] = {}
-    around, seen, room = [("", _inside(root))], 0, SHARED * size
+    around, seen, groups, room = [("", _inside(root))], 0, 0, SHARED * size
     while around:
         start, inside = around[-1]
-        pair = next(inside, None)
-        if pair is None:
+        for key, value in inside:
+            if (seen := seen + 1) > MOST_OBJECTS:
+                raise FormatError(f"it holds more than {MOST_OBJECTS} objects; {CURE}")
+            if not isinstance(value, _View | Module | dict | list | tuple):
+                continue
+            name = f"{start}{key if isinstance(key, str) else str(key)[:40]}"
+            if len(around) > DEEPEST or len(name) > LONGEST_NAME:
+                raise FormatError(f"it holds more than {DEEPEST} levels, or {LONGEST_NAME} letters in a name; {CURE}")
+            if isinstance(value, _View):
+                if name in found:
+                    raise FormatError(f"it has two tensors that are named {name[:80]!r}")
+                found[name] = array = _resolved(name, value)
+                room -= 0 if isinstance(array, Unread) else prod(value.shape) * _itemsize(value.dtype)
+                if room < 0:
+                    raise FormatError(f"its tensors refer to the same numbers more than {SHARED} times over")
+            elif (groups := groups + 1) > MOST_GROUPS:
+                raise FormatError(f"it holds more than {MOST_GROUPS} dictionaries and lists; {CURE}")
+            else:
+                around.append((f"{name}.", _inside(value)))
+                break
+        else:
             around.pop()
-            continue
-        key, value = pair
-        name = f"{start}{key if isinstance(key, str) else str(key)[:40]}"
-        if (seen := seen + 1) > MOST_OBJECTS or len(around) > DEEPEST or len(name) > LONGEST_NAME:
-            raise FormatError(
-                f"it holds more than {MOST_OBJECTS} objects, {DEEPEST} levels or {LONGEST_NAME} letters in a name; save the "
-                "weights alone: torch.save(model.state_dict(), path)"
-            )
-        if isinstance(value, _View):
-            if name in found:
-                raise FormatError(f"it has two tensors that are named {name[:80]!r}")
-            found[name] = array = _resolved(name, value)
-            room -= 0 if isinstance(array, Unread) else prod(value.shape) * _itemsize(value.dtype)
-            if room < 0:
-                raise FormatError(f"its tensors refer to the same numbers more than {SHARED} times over")
-        elif isinstance(value, Module | dict | list | tuple):  # _Pairs are a tuple
-            around.append((f"{name}.", _inside(value)))
     return found
 
 
