@@ -1,6 +1,7 @@
 """Damaged files of every format under a bound of time; more by `python tests/formats_fuzz.py`."""
 
 import formats_fuzz
+from formats_damage import SHAPED, damaged
 from formats_seeds import seeds
 
 INPUTS = 3000
@@ -14,10 +15,10 @@ def test_a_damaged_file_gives_an_error_of_ours_soon_and_nothing_else():
 
 def test_every_suffix_is_damaged_and_most_files_are_refused(tmp_path):
     valid = seeds(tmp_path)
-    assert {suffix for suffix, _ in valid} <= set(formats_fuzz.SHAPED)
-    drawn = [formats_fuzz.damaged(valid, number) for number in range(500)]
+    assert {suffix for suffix, _ in valid} <= set(SHAPED)
+    drawn = [damaged(valid, number) for number in range(500)]
     assert {suffix for suffix, _ in drawn} == {suffix for suffix, _ in valid}
-    assert drawn == [formats_fuzz.damaged(valid, number) for number in range(500)]
+    assert drawn == [damaged(valid, number) for number in range(500)]
     unchanged = [one for one in drawn if one in valid]
     assert len(unchanged) < 25
 

@@ -1,4 +1,4 @@
-"""What was found in a file: `Found` says where a recurrent stack is and how it lies; a `Stack` has its weights too."""
+"""What was found in a file: `Found` says where a recurrent stack is and how it lies; a `FoundStack` has its weights too."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from multirnn.spec import RecurrentSpec
 from multirnn.weights import Weights
 
-__all__ = ["Found", "Stack"]
+__all__ = ["Found", "FoundStack"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Stack:
+class FoundStack:
     """A stack and its weights.
 
     Attributes:

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 
 from multirnn.errors import FormatError
 
-__all__ = ["Call", "Inert", "Module", "unpickled"]
+__all__ = ["Function", "Inert", "Module", "unpickled"]
 
 LONGEST_NUMBER, MOST_ARGUMENTS = 255, 64
 
 
-class Call(NamedTuple):
+class Function(NamedTuple):
     """A function in the table of names: it takes the sequence of arguments."""
 
     run: Callable[[Sequence[Any]], Any]
@@ -42,7 +42,7 @@ def unpickled(
     Args:
         data: the bytes around the pickle.
         start: its first byte.
-        known: what stands for a name `(module, name)`: a `Call` if it may be called.
+        known: what stands for a name `(module, name)`: a `Function` if it may be called.
         persistent: takes the identifier of an object that is stored elsewhere.
 
     Raises:
@@ -112,14 +112,14 @@ class _Machine:
         if (module, name) in self.known:
             return self.known[module, name]
         if module == "__torch__" or module.startswith("__torch__."):
-            return Call(lambda arguments: Module())
+            return Function(lambda arguments: Module())
         raise FormatError(
             f"it asks for {module[:80]}.{name[:80]}, and only tensors and containers are read, since a pickle can run any "
             "program; save the weights alone: torch.save(model.state_dict(), path)"
         )
 
     def called(self, function: Any, arguments: Any) -> None:
-        if not isinstance(function, Call) or not isinstance(arguments, list | tuple):
+        if not isinstance(function, Function) or not isinstance(arguments, list | tuple):
             raise FormatError("its pickle is damaged: it calls what is no function")
         if len(arguments) > MOST_ARGUMENTS:
             raise FormatError(f"its pickle calls a function with {len(arguments)} arguments")

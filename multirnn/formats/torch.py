@@ -19,7 +19,7 @@ from multirnn.errors import FormatError
 from multirnn.formats import archive
 from multirnn.formats.contents import BFLOAT16, MOST_AXES, Bfloat16, Contents, Tensor, Unread, array_of
 from multirnn.formats.fitting import entries
-from multirnn.formats.pickles import Call, Inert, Module, unpickled
+from multirnn.formats.pickles import Function, Inert, Module, unpickled
 from multirnn.weights import Weights
 
 __all__ = ["read", "write"]
@@ -115,8 +115,12 @@ def _typed(arguments: Sequence[Any]) -> Any:
     return function.run(inner)
 
 
-TENSOR, TENSOR_OF_DTYPE, PARAMETER = Call(_tensor), Call(_tensor_of_dtype), Call(lambda arguments: arguments[0])
-DICTIONARY, INERT = Call(_dictionary), Call(lambda arguments: Inert())
+TENSOR, TENSOR_OF_DTYPE, PARAMETER = (
+    Function(_tensor),
+    Function(_tensor_of_dtype),
+    Function(lambda arguments: arguments[0]),
+)
+DICTIONARY, INERT = Function(_dictionary), Function(lambda arguments: Inert())
 KNOWN: Mapping[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): DICTIONARY,
     ("collections", "defaultdict"): DICTIONARY,
@@ -125,7 +129,7 @@ KNOWN: Mapping[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_tensor_v3"): TENSOR_OF_DTYPE,
     ("torch._utils", "_rebuild_parameter"): PARAMETER,
     ("torch._utils", "_rebuild_parameter_with_state"): PARAMETER,
-    ("torch._tensor", "_rebuild_from_type_v2"): Call(_typed),
+    ("torch._tensor", "_rebuild_from_type_v2"): Function(_typed),
     ("torch", "Size"): PARAMETER,
     **{("torch.jit._pickle", f"build_{kind}list"): PARAMETER for kind in ("int", "double", "bool", "tensor")},
     ("torch.jit._pickle", "restore_type_tag"): PARAMETER,
