@@ -14,7 +14,7 @@ from multirnn.errors import FormatError, InvalidWeights, Unrepresentable
 from multirnn.formats.atomic import replacing
 from multirnn.formats.contents import Contents, numbers_of
 from multirnn.formats.fitting import fitted
-from multirnn.formats.found import Found, FoundStack
+from multirnn.formats.found import Found, Stack
 from multirnn.formats.stacks import stacks
 from multirnn.formats.verification import Verification, verified
 from multirnn.recognition import from_arrays
@@ -127,7 +127,7 @@ def load(path: str | Path, name: str | None = None, *, names: Mapping[str, str] 
         raise FormatError(f"{path}: {error}") from error
 
 
-def _one(path: Path, name: str | None, known: Mapping[str, Any]) -> FoundStack:
+def _one(path: Path, name: str | None, known: Mapping[str, Any]) -> Stack:
     found = _stacks(path, known)
     chosen = [stack for stack in found if name in (None, stack.found.name)]
     there = ", ".join(repr(stack.found.name) for stack in found)
@@ -145,7 +145,7 @@ def _one(path: Path, name: str | None, known: Mapping[str, Any]) -> FoundStack:
     return stack
 
 
-def _stacks(path: Path, known: Mapping[str, Any]) -> list[FoundStack]:
+def _stacks(path: Path, known: Mapping[str, Any]) -> list[Stack]:
     try:
         return list(stacks(read(path), **known))
     except FormatError as error:

@@ -10,7 +10,7 @@ import numpy as np
 from multirnn.conventions import CONVENTIONS, FLAX_LINEN, FLAX_NNX, TEXTBOOK, TEXTBOOK_ROWS, Convention
 from multirnn.errors import FormatError, InvalidSpec, InvalidWeights, Unrepresentable
 from multirnn.formats.contents import Tensor, Unread, numbers_of, stored_as
-from multirnn.formats.found import Found, FoundStack
+from multirnn.formats.found import Found, Stack
 from multirnn.names import COMPACT, PER_GATE, by_prefix, fused_gates, numbered_cells, one_stack
 from multirnn.recognition import from_arrays
 from multirnn.weights import Weights
@@ -60,7 +60,7 @@ class _View:
 
 def stacks_by_names(
     arrays: Mapping[str, Tensor], convention: Convention | None, known: Mapping[str, Any]
-) -> list[FoundStack]:
+) -> list[Stack]:
     """Every stack, in the order of the file.
 
     Args:
@@ -85,7 +85,7 @@ def stacks_by_names(
             claims.setdefault(claim.covers, []).append(claim)
             if len(claims) > MOST_CLAIMS:
                 raise FormatError(f"it holds more than {MOST_CLAIMS} groups of arrays with names of recurrent layers")
-    found: dict[frozenset[str], FoundStack] = {}
+    found: dict[frozenset[str], Stack] = {}
     refused: dict[frozenset[str], str] = {}
     taken: set[str] = set()
     for covers, fitting in sorted(claims.items(), key=lambda item: -len(item[0])):
@@ -99,7 +99,7 @@ def stacks_by_names(
     return _told(found, list(refused.values()), list(named))
 
 
-def _told(found: Mapping[frozenset[str], FoundStack], refused: Sequence[str], order: Sequence[str]) -> list[FoundStack]:
+def _told(found: Mapping[frozenset[str], Stack], refused: Sequence[str], order: Sequence[str]) -> list[Stack]:
     """The stacks in the order of the file; what beside or around them is not read is said with each."""
     if refused and not found:
         raise FormatError("; ".join(refused[:3]))
@@ -109,9 +109,9 @@ def _told(found: Mapping[frozenset[str], FoundStack], refused: Sequence[str], or
     return [replace(stack, found=replace(stack.found, about=stack.found.about + beside)) for stack in stacks]
 
 
-def _read(claims: Sequence[_Claim], known: Mapping[str, Any]) -> tuple[FoundStack | None, list[str]]:
+def _read(claims: Sequence[_Claim], known: Mapping[str, Any]) -> tuple[Stack | None, list[str]]:
     """The stack that one set of arrays is, or why it is none; conventions that give the same weights are one."""
-    stack: FoundStack | None = None
+    stack: Stack | None = None
     reasons: list[str] = []
     for claim in claims:
         try:
@@ -132,7 +132,7 @@ def _read(claims: Sequence[_Claim], known: Mapping[str, Any]) -> tuple[FoundStac
     return stack, reasons
 
 
-def _stack(claim: _Claim, known: Mapping[str, Any]) -> FoundStack:
+def _stack(claim: _Claim, known: Mapping[str, Any]) -> Stack:
     if claim.refusal:
         raise FormatError(claim.refusal)
     for name in claim.arrays:
@@ -149,7 +149,7 @@ def _stack(claim: _Claim, known: Mapping[str, Any]) -> FoundStack:
         **known,
     )
     about = () if {"activation", "recurrent_activation"} <= known.keys() else ("its activations are not in the file",)
-    return FoundStack(Found(claim.name, weights.spec, claim.convention.name, claim.stored, about), weights)
+    return Stack(Found(claim.name, weights.spec, claim.convention.name, claim.stored, about), weights)
 
 
 def _same(a: Weights, b: Weights) -> bool:

@@ -1,4 +1,4 @@
-"""What was found in a file: `Found` says where a recurrent stack is and how it lies; a `FoundStack` has its weights too."""
+"""A recurrent stack of a file: `Found` describes it, `Stack` has its weights."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from multirnn.spec import RecurrentSpec
 from multirnn.weights import Weights
 
-__all__ = ["Found", "FoundStack"]
+__all__ = ["Found", "Stack"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class FoundStack:
+class Stack:
     """A stack and its weights.
 
     Attributes:

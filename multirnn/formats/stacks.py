@@ -12,17 +12,17 @@ from multirnn.conventions import Convention, convention_named
 from multirnn.errors import FormatError, InvalidSpec, InvalidWeights, Unrepresentable
 from multirnn.formats.by_names import stacks_by_names
 from multirnn.formats.contents import Contents, Tensor, numbers_of, stored_as
-from multirnn.formats.found import Found, FoundStack
+from multirnn.formats.found import Found, Stack
 from multirnn.formats.keras import RecurrentLayer
 from multirnn.formats.onnx import Operator
 from multirnn.recognition import from_arrays
 from multirnn.spec import RecurrentSpec
 from multirnn.weights import Array, Weights
 
-__all__ = ["Found", "FoundStack", "stacks"]
+__all__ = ["Found", "Stack", "stacks"]
 
 
-def stacks(contents: Contents, convention: str | None = None, **known: Any) -> Iterator[FoundStack]:
+def stacks(contents: Contents, convention: str | None = None, **known: Any) -> Iterator[Stack]:
     """Every stack of a file.
 
     Args:
@@ -41,7 +41,7 @@ def stacks(contents: Contents, convention: str | None = None, **known: Any) -> I
         yield stack
 
 
-def _found(contents: Contents, chosen: Convention | None, known: Mapping[str, Any]) -> Iterator[FoundStack]:
+def _found(contents: Contents, chosen: Convention | None, known: Mapping[str, Any]) -> Iterator[Stack]:
     if "spec" in contents.facts:
         yield _canonical(contents)
     elif "layers" in contents.facts:
@@ -52,7 +52,7 @@ def _found(contents: Contents, chosen: Convention | None, known: Mapping[str, An
         yield from stacks_by_names(contents.arrays, chosen, known)
 
 
-def _canonical(contents: Contents) -> FoundStack:
+def _canonical(contents: Contents) -> Stack:
     """A file of our own: canonical names, and the spec beside them."""
     try:
         spec = RecurrentSpec.from_dict(json.loads(contents.facts["spec"]))
@@ -63,7 +63,7 @@ def _canonical(contents: Contents) -> FoundStack:
     except (InvalidSpec, InvalidWeights, ValueError, TypeError, RecursionError) as error:
         raise FormatError(f"its spec and its arrays do not agree: {error}") from error
     stored = stored_as(next(iter(contents.arrays.values())))
-    return FoundStack(Found("", spec, "canonical", stored), weights)
+    return Stack(Found("", spec, "canonical", stored), weights)
 
 
 def _numbers(name: str, array: Tensor) -> tuple[Array, str]:
@@ -74,7 +74,7 @@ def _numbers(name: str, array: Tensor) -> tuple[Array, str]:
 # --- Keras' layers ---------------------------------------------------------------------------------------------------
 
 
-def _of_keras(contents: Contents, known: Mapping[str, Any]) -> Iterator[FoundStack]:
+def _of_keras(contents: Contents, known: Mapping[str, Any]) -> Iterator[Stack]:
     layers: Sequence[RecurrentLayer] = contents.facts["layers"]
     version = contents.facts.get("version")
     for chain in _chains(layers):
@@ -108,7 +108,7 @@ def _alike(a: RecurrentLayer, b: RecurrentLayer) -> bool:
     )
 
 
-def _chain(chain: Sequence[RecurrentLayer], version: str | None, known: Mapping[str, Any]) -> FoundStack:
+def _chain(chain: Sequence[RecurrentLayer], version: str | None, known: Mapping[str, Any]) -> Stack:
     name = " ".join(layer.name for layer in chain)
     named: dict[str, Array] = {}
     stored = ""
@@ -124,7 +124,7 @@ def _chain(chain: Sequence[RecurrentLayer], version: str | None, known: Mapping[
         weights = from_arrays(named, convention=convention, **{**settings, **known})
     except (Unrepresentable, InvalidWeights, InvalidSpec) as error:
         raise FormatError(f"the layer {name!r} cannot be read: {error}") from error
-    return FoundStack(Found(name, weights.spec, convention, stored, about), weights)
+    return Stack(Found(name, weights.spec, convention, stored, about), weights)
 
 
 def _settings(layer: RecurrentLayer, version: str | None) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -187,7 +187,7 @@ ONNX_ACTIVATIONS: dict[str, tuple[str, dict[str, float]]] = {
 }
 
 
-def _of_onnx(contents: Contents, known: Mapping[str, Any]) -> Iterator[FoundStack]:
+def _of_onnx(contents: Contents, known: Mapping[str, Any]) -> Iterator[Stack]:
     """A stack for each operator; those that share their weights are one."""
     seen: list[Weights] = []
     for operator in contents.facts["operators"]:
@@ -199,7 +199,7 @@ def _of_onnx(contents: Contents, known: Mapping[str, Any]) -> Iterator[FoundStac
             yield stack
 
 
-def _operator(operator: Operator, known: Mapping[str, Any]) -> FoundStack:
+def _operator(operator: Operator, known: Mapping[str, Any]) -> Stack:
     read = {name: _numbers(name, array) for name, array in operator.arrays.items()}
     activation, gate = _of_operator(operator)
     settings: dict[str, Any] = {
@@ -215,7 +215,7 @@ def _operator(operator: Operator, known: Mapping[str, Any]) -> FoundStack:
         )
     except (Unrepresentable, InvalidWeights, InvalidSpec) as error:
         raise FormatError(f"the operator {operator.name[:80]!r} cannot be read: {error}") from error
-    return FoundStack(Found(operator.name, weights.spec, "onnx", next(iter(read.values()))[1]), weights)
+    return Stack(Found(operator.name, weights.spec, "onnx", next(iter(read.values()))[1]), weights)
 
 
 def _of_operator(operator: Operator) -> tuple[str | Activation, str | Activation]:
