@@ -38,6 +38,12 @@ def test_own_names_are_read_by_names(tmp_path: Path, save: Any) -> None:
         mr.load(tmp_path / "a.npz", names={"enc": "weight_ih_l0"})
 
 
+def test_one_name_for_two_arrays_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", **ARRAYS)
+    with pytest.raises(mr.FormatError, match="names gives one name to several arrays"):
+        mr.load(tmp_path / "a.npz", names=dict.fromkeys(ARRAYS, "weight_ih_l0"))
+
+
 def test_float16_is_widened_under_own_names_too(tmp_path: Path) -> None:
     half = {name: array.astype(np.float16) for name, array in ARRAYS.items()}
     wide = mr.from_arrays({name: array.astype(np.float32) for name, array in half.items()}, convention="torch")

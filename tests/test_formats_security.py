@@ -102,6 +102,11 @@ HARMFUL: dict[str, tuple[bytes, str]] = {
     "a long number": (b"\x8b\xe8\x03\0\0" + b"\xff" * 1000, "has a number of 1000 bytes"),
     "a number of many digits": (b"L" + b"9" * 5000 + b"L\n", "has a number of 500. digits"),
     "marks": (b"(" * 100_000 + b"t" * 100_001, "damaged at byte"),
+    "items of a list": (b"](NNu", "it sets items in what is no dictionary"),
+    "half an item": (b"}(Nu", "it sets items in what is no dictionary"),
+    "an item of a dictionary": (b"}Na", "it appends to what is no list"),
+    "a text without quotes": (b"Stouch\n", "a text is not quoted"),
+    "a name that is no text": (b"NN\x93", "a name is no text"),
     "nothing to take": (b"0" * 9 + b"\x87", "damaged at byte"),
     # A tuple that holds the one before it twice: its hash, its text and its copy have 2⁴⁰ parts.
     "doubled and hashed": (b")q\0" + b"h\0h\0\x86q\0" * 40 + b"}h\0Ns", "no recurrent stack|more than"),

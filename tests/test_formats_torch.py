@@ -259,6 +259,16 @@ def test_torch_loads_what_is_written(
     assert written.convention == "torch"
 
 
+def test_torch_maps_what_is_written_into_memory(tmp_path: Path) -> None:
+    weights = mr.initialise(mr.RecurrentSpec("lstm", 5, 3, 2, True, bias="double"), 1)
+    mr.save(weights, tmp_path / "a.pt")
+    state = torch.load(tmp_path / "a.pt", weights_only=True, mmap=True)
+    assert {tensor.data_ptr() % 64 for tensor in state.values()} == {0}
+    assert canonical(state) == weights
+    mr.save(weights, tmp_path / "b.pt")
+    assert (tmp_path / "b.pt").read_bytes() == (tmp_path / "a.pt").read_bytes(), "the same weights, the same file"
+
+
 @pytest.mark.parametrize("form", [form for form in FORMS if form != "gru reset before"])
 @pytest.mark.parametrize("bias", ["none", "single"])
 def test_biases_that_torch_does_not_hold_are_split_and_said(tmp_path: Path, form: str, bias: str) -> None:

@@ -114,6 +114,7 @@ def load(path: str | Path, name: str | None = None, *, names: Mapping[str, str] 
     Raises:
         FormatError: it has no such stack, or several, or is damaged; the sentence says which there are.
         MissingFramework: the package that reads the format is not installed.
+        Unrepresentable: there is no convention of this name.
     """
     path = Path(path)
     if names is None:

@@ -336,14 +336,22 @@ def write(weights: Weights, file: BinaryIO, convention: str) -> None:
         ]
     program.append(b"u.")
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as made:
-        made.writestr("archive/data.pkl", b"".join(program))
-        made.writestr("archive/byteorder", b"little")
+        made.writestr(zipfile.ZipInfo("archive/data.pkl"), b"".join(program))
+        made.writestr(zipfile.ZipInfo("archive/byteorder"), b"little")
         for number, array in enumerate(arrays.values()):
-            with made.open(f"archive/data/{number}", "w", force_zip64=array.nbytes >= 1 << 31) as entry:
-                entry.write(
-                    np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data.cast("B") if array.size else b""
-                )
-        made.writestr("archive/version", b"3\n")
+            large = array.nbytes >= 1 << 31
+            with made.open(_aligned(f"archive/data/{number}", file.tell(), large), "w", force_zip64=large) as entry:
+                entry.write(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data.cast("B"))
+        made.writestr(zipfile.ZipInfo("archive/version"), b"3\n")
+
+
+def _aligned(name: str, at: int, large: bool) -> zipfile.ZipInfo:
+    """An entry at a byte of the file whose numbers lie at a multiple of 64, as PyTorch maps them into memory."""
+    entry = zipfile.ZipInfo(name)
+    head = 30 + len(name) + (20 if large else 0) + 4
+    room = -(at + head) % 64
+    entry.extra = b"FB" + room.to_bytes(2, "little") + bytes(room)
+    return entry
 
 
 def _text(text: str) -> bytes:
