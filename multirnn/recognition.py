@@ -63,6 +63,8 @@ def from_arrays(
     if names is not None:
         if missing := [own for own in names if own not in flat]:
             raise Unrepresentable(f"there is no array {missing[0]!r}; there are {', '.join(map(repr, flat))}")
+        if len(set(names.values())) < len(names):
+            raise Unrepresentable("names gives one name to several arrays")
         flat = {theirs: flat[own] for own, theirs in names.items()}
     known = {"activation": activation, "recurrent_activation": recurrent_activation}
 

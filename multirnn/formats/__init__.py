@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from multirnn.conventions import convention_named
-from multirnn.errors import FormatError, Unrepresentable
+from multirnn.errors import FormatError, InvalidWeights, Unrepresentable
 from multirnn.formats.atomic import replacing
-from multirnn.formats.contents import Contents, Unread
+from multirnn.formats.contents import Contents, numbers_of
 from multirnn.formats.fitting import fitted
-from multirnn.formats.stacks import Found, Stack, stacks
+from multirnn.formats.found import Found, Stack
+from multirnn.formats.stacks import stacks
 from multirnn.formats.verification import Verification, verified
 from multirnn.recognition import from_arrays
 from multirnn.spec import RecurrentSpec
@@ -107,23 +108,23 @@ def load(path: str | Path, name: str | None = None, *, names: Mapping[str, str] 
         path: the suffix tells the format.
         name: of the stack, as `inspect` gives it; needed if the file holds several.
         names: a convention's name of each array of the file, such as `{"enc_w_ih": "weight_ih_l0"}`.
-        known: what the file does not tell: `cell`, `reset_after`, `activation`, `recurrent_activation`; see `from_arrays`.
+        known: what the file does not tell: `convention`, `cell`, `reset_after`, `activation`, `recurrent_activation`; see
+            `from_arrays`.
 
     Raises:
         FormatError: it has no such stack, or several, or is damaged; the sentence says which there are.
         MissingFramework: the package that reads the format is not installed.
+        Unrepresentable: there is no convention of this name.
     """
     path = Path(path)
     if names is None:
         return _one(path, name, known).weights
-    contents = read(path)
+    arrays = read(path).arrays
+    if missing := [own for own in names if own not in arrays]:
+        raise FormatError(f"{path} has no array {missing[0]!r}; it has {', '.join(map(repr, list(arrays)[:20]))}")
     try:
-        return from_arrays(
-            {own: array for own, array in contents.arrays.items() if not isinstance(array, Unread)},
-            names=names,
-            **known,
-        )
-    except Unrepresentable as error:
+        return from_arrays({own: numbers_of(own, arrays[own]) for own in names}, names=names, **known)
+    except (Unrepresentable, InvalidWeights) as error:
         raise FormatError(f"{path}: {error}") from error
 
 
@@ -137,7 +138,12 @@ def _one(path: Path, name: str | None, known: Mapping[str, Any]) -> Stack:
         )
     if len(chosen) != 1:
         raise FormatError(f"{path} holds the stacks {there}; pass name=")
-    return chosen[0]
+    if (stack := chosen[0]).others:
+        fitting = " and ".join(map(repr, (stack.found.convention, *stack.others)))
+        raise FormatError(
+            f"{path}: the arrays of {stack.found.name!r} fit {fitting}, with other weights; pass convention="
+        )
+    return stack
 
 
 def _stacks(path: Path, known: Mapping[str, Any]) -> list[Stack]:
@@ -197,6 +203,8 @@ def save(weights: Weights, path: str | Path, *, convention: str | None = None) -
         raise FormatError(f"{path} cannot be written: files of this format are only read")
     if chosen.fixed and laid != chosen.convention:
         raise FormatError(f"{path} cannot be in the convention {laid!r}: its format has {chosen.convention!r} alone")
+    if laid == "canonical" != chosen.convention:
+        raise FormatError(f"{path} cannot hold canonical arrays: its format has no place for the spec beside them")
     changes: tuple[str, ...] = ()
     if laid != "canonical":
         weights, changes = fitted(weights, convention_named(laid))

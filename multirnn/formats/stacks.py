@@ -1,20 +1,20 @@
 """The recurrent stacks of a file: found by names and shapes, or by what the file says of its layers."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
 from multirnn.activations import ACTIVATIONS, Activation
-from multirnn.conventions import CONVENTIONS, TEXTBOOK, TEXTBOOK_ROWS, Convention
+from multirnn.conventions import Convention, convention_named
 from multirnn.errors import FormatError, InvalidSpec, InvalidWeights, Unrepresentable
-from multirnn.formats.contents import Contents, Tensor, Unread
+from multirnn.formats.by_names import stacks_by_names
+from multirnn.formats.contents import Contents, Tensor, numbers_of, stored_as
+from multirnn.formats.found import Found, Stack
 from multirnn.formats.keras import RecurrentLayer
 from multirnn.formats.onnx import Operator
-from multirnn.names import by_prefix, fused_gates, numbered_cells, one_stack
 from multirnn.recognition import from_arrays
 from multirnn.spec import RecurrentSpec
 from multirnn.weights import Array, Weights
@@ -22,56 +22,26 @@ from multirnn.weights import Array, Weights
 __all__ = ["Found", "Stack", "stacks"]
 
 
-@dataclass(frozen=True)
-class Found:
-    """A recurrent stack in a file.
-
-    Attributes:
-        name: its name in the file; empty if the file holds nothing else.
-        spec: its spec, in the dtype that `load` returns.
-        convention: how its arrays lie: a name out of `CONVENTIONS`, or "canonical".
-        stored: the dtype in the file; float16 and bfloat16 are widened to float32, exactly.
-        about: what the file says of it besides, and what it does not say; a sentence each.
-    """
-
-    name: str
-    spec: RecurrentSpec
-    convention: str
-    stored: str
-    about: tuple[str, ...] = ()
-
-    @property
-    def parameter_count(self) -> int:
-        """The number of its parameters."""
-        return self.spec.parameter_count
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        return {
-            "name": self.name,
-            "spec": self.spec.to_dict(),
-            "parameters": self.parameter_count,
-            "convention": self.convention,
-            "stored": self.stored,
-            "about": list(self.about),
-        }
-
-
-@dataclass(frozen=True)
-class Stack:
-    """A stack and its weights."""
-
-    found: Found
-    weights: Weights
-
-
-def stacks(contents: Contents, **known: Any) -> Iterator[Stack]:
+def stacks(contents: Contents, convention: str | None = None, **known: Any) -> Iterator[Stack]:
     """Every stack of a file.
 
     Args:
         contents: of the file.
+        convention: how the arrays lie, if names and shapes leave several possibilities.
         known: arguments of `from_arrays` that the file may not tell: `cell`, `reset_after`, `activation`, …
+
+    Raises:
+        FormatError: a stack cannot be read, or lies in another convention.
+        Unrepresentable: there is no such convention.
     """
+    chosen = None if convention in (None, "canonical") else convention_named(convention or "")
+    for stack in _found(contents, chosen, known):
+        if convention not in (None, stack.found.convention):
+            raise FormatError(f"its arrays lie as {stack.found.convention!r} says, not as {convention!r}")
+        yield stack
+
+
+def _found(contents: Contents, chosen: Convention | None, known: Mapping[str, Any]) -> Iterator[Stack]:
     if "spec" in contents.facts:
         yield _canonical(contents)
     elif "layers" in contents.facts:
@@ -79,65 +49,26 @@ def stacks(contents: Contents, **known: Any) -> Iterator[Stack]:
     elif "operators" in contents.facts:
         yield from _of_onnx(contents, known)
     else:
-        yield from _by_names(contents.arrays, known)
+        yield from stacks_by_names(contents.arrays, chosen, known)
 
 
 def _canonical(contents: Contents) -> Stack:
     """A file of our own: canonical names, and the spec beside them."""
     try:
         spec = RecurrentSpec.from_dict(json.loads(contents.facts["spec"]))
-        arrays = {name: _numbers(name, array)[0] for name, array in contents.arrays.items()}
+        if spec.num_layers * len(spec.directions) > len(contents.arrays):  # before each parameter is named
+            raise FormatError(f"its spec has {spec.num_layers} layers, and there are {len(contents.arrays)} arrays")
+        arrays = {name: numbers_of(name, array) for name, array in contents.arrays.items()}
         weights = Weights(spec, arrays)
     except (InvalidSpec, InvalidWeights, ValueError, TypeError, RecursionError) as error:
         raise FormatError(f"its spec and its arrays do not agree: {error}") from error
-    return Stack(Found("", spec, "canonical", spec.dtype), weights)
+    stored = stored_as(next(iter(contents.arrays.values())))
+    return Stack(Found("", spec, "canonical", stored), weights)
 
 
 def _numbers(name: str, array: Tensor) -> tuple[Array, str]:
     """The array in float32 or float64, and the dtype it had."""
-    if isinstance(array, Unread):
-        raise FormatError(f"the array {name!r} is {array.dtype}, which is not read here; convert it to float32")
-    if array.dtype == np.float16:
-        return array.astype(np.float32), "float16"
-    return np.asarray(array, array.dtype.newbyteorder("=")), array.dtype.name
-
-
-def _by_names(arrays: Mapping[str, Tensor], known: Mapping[str, Any]) -> Iterator[Stack]:
-    for convention in CONVENTIONS.values():
-        if convention in (TEXTBOOK, TEXTBOOK_ROWS) and not {"Wx", "Wh"} <= set(arrays):
-            continue
-        named: Mapping[str, Any] = arrays
-        if convention.name == "flax-linen":
-            named = _or_as_it_is(numbered_cells, arrays)
-        elif convention.name == "flax-nnx":
-            named = _or_as_it_is(fused_gates, arrays)
-        for prefix in by_prefix(named, convention.pattern):
-            if (stack := _read(convention, prefix, named, known)) is not None:
-                yield stack
-
-
-def _or_as_it_is(rename: Callable[[Any], Any], arrays: Mapping[str, Any]) -> Mapping[str, Any]:
-    numbers = {name: array for name, array in arrays.items() if not isinstance(array, Unread)}
-    try:
-        renamed: Mapping[str, Any] = rename(numbers)
-    except Unrepresentable:
-        return arrays
-    return renamed
-
-
-def _read(convention: Convention, prefix: str, arrays: Mapping[str, Any], known: Mapping[str, Any]) -> Stack | None:
-    """The stack with this prefix; None where its arrays are not one in this convention."""
-    try:
-        own = one_stack(arrays, convention, prefix)
-        if any(isinstance(array, Unread) or array.dtype.kind != "f" for array in own.values()):
-            return None
-        read = {name: _numbers(name, array) for name, array in own.items()}
-        weights = from_arrays({name: array for name, (array, _) in read.items()}, convention=convention, **known)
-    except (Unrepresentable, InvalidWeights):
-        return None
-    stored = next(iter(read.values()))[1]
-    about = () if {"activation", "recurrent_activation"} <= known.keys() else ("its activations are not in the file",)
-    return Stack(Found(prefix.rstrip("./"), weights.spec, convention.name, stored, about), weights)
+    return numbers_of(name, array), stored_as(array)
 
 
 # --- Keras' layers ---------------------------------------------------------------------------------------------------
