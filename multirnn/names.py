@@ -109,7 +109,7 @@ def _are_layers(arrays: Sequence[Array], width: int) -> bool:
         return (
             kernel.ndim == recurrent.ndim == 2
             and kernel.shape[1:] == columns
-            and 0 < recurrent.shape[0]
+            and recurrent.shape[0] > 0
             and columns[0] % recurrent.shape[0] == 0
             and all(one.shape in (columns, (2, *columns)) for one in bias)
         )

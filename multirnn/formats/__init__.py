@@ -33,6 +33,7 @@ __all__ = [
     "read",
     "save",
     "verify",
+    "writable",
 ]
 
 
@@ -154,6 +155,18 @@ def _stacks(path: Path, known: Mapping[str, Any]) -> list[Stack]:
         raise FormatError(text if text.startswith(str(path)) else f"{path}: {text}") from error
 
 
+def writable(path: Path) -> Format:
+    """The format of a file to be written.
+
+    Raises:
+        FormatError: the suffix tells no format, or one that is only read.
+    """
+    chosen = _format(path)
+    if not chosen.convention:
+        raise FormatError(f"{path} cannot be written: files of this format are only read")
+    return chosen
+
+
 @dataclass(frozen=True)
 class Written:
     """What `save` and `convert` wrote.
@@ -197,10 +210,8 @@ def save(weights: Weights, path: str | Path, *, convention: str | None = None) -
         MissingFramework: the package that writes the format is not installed.
     """
     path = Path(path)
-    chosen = _format(path)
+    chosen = writable(path)
     laid = convention or chosen.convention
-    if not chosen.convention:
-        raise FormatError(f"{path} cannot be written: files of this format are only read")
     if chosen.fixed and laid != chosen.convention:
         raise FormatError(f"{path} cannot be in the convention {laid!r}: its format has {chosen.convention!r} alone")
     if laid == "canonical" != chosen.convention:
