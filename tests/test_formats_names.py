@@ -98,6 +98,13 @@ def test_stacks_of_several_conventions_in_the_order_of_the_file(tmp_path: Path) 
         mr.load(path, "c")
 
 
+def test_two_stacks_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    gru = mr.RecurrentSpec("gru", 5, 4)
+    path = written(tmp_path / "a.npz", named("torch", gru), named("flax-linen", mr.RecurrentSpec("lstm", 4, 3)))
+    assert [one.name for one in mr.inspect(path)] == ["as torch", "as flax-linen"]
+    assert mr.load(path, "as torch") == mr.initialise(gru, 1)
+
+
 def test_conventions_that_say_the_same_are_one(tmp_path: Path) -> None:
     """A cell without biases has the same names and rows in PyTorch and in Equinox."""
     spec = mr.RecurrentSpec("lstm", 5, 4, bias="none")

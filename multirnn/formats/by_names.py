@@ -1,6 +1,7 @@
 """The recurrent stacks among arrays, found by names and shapes: every convention is tried, the largest find wins."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -106,7 +107,13 @@ def _told(found: Mapping[frozenset[str], Stack], refused: Sequence[str], order: 
     place = {name: number for number, name in enumerate(order)}
     stacks = [found[covers] for covers in sorted(found, key=lambda covers: min(place[name] for name in covers))]
     beside = tuple(f"in the same file, {reason}" for reason in refused[:3])
-    return [replace(stack, found=replace(stack.found, about=stack.found.about + beside)) for stack in stacks]
+    names = Counter(stack.found.name for stack in stacks)
+    told = []
+    for stack in stacks:
+        own = stack.found
+        name = own.name if names[own.name] == 1 else f"{own.name} as {own.convention}".strip()
+        told.append(replace(stack, found=replace(own, name=name, about=own.about + beside)))
+    return told
 
 
 def _read(claims: Sequence[_Claim], known: Mapping[str, Any]) -> tuple[Stack | None, list[str]]:
