@@ -46,3 +46,16 @@ def test_a_file_is_converted_in_less_memory_than_two_and_a_half_of_it(folder: Pa
         done = subprocess.run([sys.executable, "-c", CONVERT, *words], capture_output=True, text=True, check=False)
         assert re.fullmatch(r"[\d.]+\n", done.stdout), done.stderr
         assert float(done.stdout) < LIMIT, target
+
+
+def test_weights_that_are_taken_over_are_shared_and_read_only() -> None:
+    weights = mr.initialise(mr.RecurrentSpec("lstm", 5, 4), 1)
+    split = mr.split_biases(weights)
+    for name, array in split.arrays.items():
+        assert not array.flags.writeable
+        assert (array is weights.arrays.get(name)) == (name in weights.arrays)
+    mutable = {name: array.copy() for name, array in weights.arrays.items()}
+    own = mr.Weights(weights.spec, mutable)
+    for array in mutable.values():
+        array += 1
+    assert own == weights

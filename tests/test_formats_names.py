@@ -5,6 +5,7 @@ import re
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,31 @@ def test_stacks_of_several_conventions_in_the_order_of_the_file(tmp_path: Path) 
         mr.load(path)
     with pytest.raises(mr.FormatError, match="holds the stacks"):
         mr.load(path, "c")
+
+
+@pytest.mark.parametrize("convention", ["keras", "keras-cudnn", "haiku", "flax-linen"])
+def test_layers_that_are_no_stack_are_found_one_by_one(tmp_path: Path, convention: str) -> None:
+    """An encoder and a decoder of one Keras model: their names number them as layers."""
+    bias = "double" if convention == "keras-cudnn" else "single"
+    spec = mr.RecurrentSpec("lstm", 5, 4, 2, bias=bias)
+    arrays = named(convention, spec, "model/")
+    second = [name for name in arrays if "_1/" in name]
+    other = named(convention, replace(spec, input_size=7, num_layers=1), "model/", seed=2)
+    first_names = [name for name in arrays if name not in second]
+    changed = dict(zip(second, other.values(), strict=True))
+    path = written(tmp_path / "a.npz", {name: arrays[name] for name in first_names}, changed)
+    found = mr.inspect(path)
+    assert [one.spec for one in found] == [replace(spec, num_layers=1, input_size=size) for size in (5, 7)]
+    assert "in the same file, 'model' cannot be read in the convention" in found[0].about[-1]
+    assert all(one.name.startswith("model/") for one in found)
+    assert mr.load(path, found[1].name).spec.input_size == 7
+
+
+def test_two_stacks_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    gru = mr.RecurrentSpec("gru", 5, 4)
+    path = written(tmp_path / "a.npz", named("torch", gru), named("flax-linen", mr.RecurrentSpec("lstm", 4, 3)))
+    assert [one.name for one in mr.inspect(path)] == ["as torch", "as flax-linen"]
+    assert mr.load(path, "as torch") == mr.initialise(gru, 1)
 
 
 def test_conventions_that_say_the_same_are_one(tmp_path: Path) -> None:

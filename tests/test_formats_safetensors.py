@@ -89,6 +89,7 @@ DAMAGED = {
     "short": (b"\x08\0\0", "its header would have 8 bytes"),
     "a header of terabytes": ((1 << 42).to_bytes(8, "little") + b"{}", "its header would have 4398046511104 bytes"),
     "no JSON": (made(b"nonsense"), "its header is damaged"),
+    "no text": (made(b"\xff\xfe"), "its header is damaged"),
     "deep JSON": (made(b"[" * 100_000), "its header is damaged"),
     "no object": (made([]), "its header is no JSON object"),
     "metadata": (made({"__metadata__": 3}), "its header is no JSON object"),

@@ -156,6 +156,19 @@ def test_one_number_that_is_another(tmp_path: Path) -> None:
     assert "; no known mistake explains it" in str(found)
 
 
+def test_numbers_of_another_layer_are_no_known_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So none is looked for, which takes seconds; half of the numbers is not enough, for mistakes make no new ones."""
+    asked: list[object] = []
+    monkeypatch.setattr("multirnn.diagnosis.diagnose", lambda a, b: asked.append((a, b)))
+    other = mr.initialise(LSTM, 2)
+    square = mr.RecurrentSpec("lstm", 4, 4, bias="double")
+    half = mr.initialise(square, 1)
+    mixed = {**half.arrays, FIRST: mr.initialise(square, 2).arrays[FIRST]}
+    for a, b in ((WEIGHTS, other), (half, mr.Weights(square, mixed))):
+        assert "so no other order of gates or axes explains it" in str(compared(tmp_path, a, b))
+    assert asked == []
+
+
 @pytest.mark.parametrize("name", ["gates f i g o", "transposed recurrent matrix"])
 def test_a_known_mistake_is_named(tmp_path: Path, name: str) -> None:
     arrays = dict(WEIGHTS.arrays)

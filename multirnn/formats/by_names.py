@@ -1,6 +1,7 @@
 """The recurrent stacks among arrays, found by names and shapes: every convention is tried, the largest find wins."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -106,7 +107,13 @@ def _told(found: Mapping[frozenset[str], Stack], refused: Sequence[str], order: 
     place = {name: number for number, name in enumerate(order)}
     stacks = [found[covers] for covers in sorted(found, key=lambda covers: min(place[name] for name in covers))]
     beside = tuple(f"in the same file, {reason}" for reason in refused[:3])
-    return [replace(stack, found=replace(stack.found, about=stack.found.about + beside)) for stack in stacks]
+    names = Counter(stack.found.name for stack in stacks)
+    told = []
+    for stack in stacks:
+        own = stack.found
+        name = own.name if names[own.name] == 1 else f"{own.name} as {own.convention}".strip()
+        told.append(replace(stack, found=replace(own, name=name, about=own.about + beside)))
+    return told
 
 
 def _read(claims: Sequence[_Claim], known: Mapping[str, Any]) -> tuple[Stack | None, list[str]]:
@@ -173,14 +180,19 @@ def _claims(convention: Convention, arrays: Mapping[str, Tensor]) -> Iterator[_C
         for name, array in view.arrays.items():
             by_folder.setdefault(_folder(name), {})[name] = array
         for prefix, all_own in by_prefix(view.arrays, convention.pattern).items():
-            own = _of_recurrent_layers(convention, recurrent, all_own)
-            folders = dict.fromkeys(_folder(prefix + name) for name in own)
-            beside = {name: array for folder in folders for name, array in by_folder[folder].items()}
-            covers = frozenset(origin for name in own for origin in view.origins[prefix + name])
-            known = any(recurrent.fullmatch(_parts(convention, name)["name"]) for name in own)
-            name = view.name or prefix.rstrip("./")
-            stored = stored_as(arrays[min(covers)])
-            yield _Claim(convention, name, prefix, beside, covers, known, stored, view.refusal)
+            matches = _of_recurrent_layers(convention, recurrent, all_own)
+            named = {view.name or prefix.rstrip("./"): matches}
+            if convention.gaps and len({match["layer"] for match in matches}) > 1:  # each alone, if they are no stack
+                for match in matches:
+                    named.setdefault(prefix + match.string[: match.end("layer")], []).append(match)
+            for name, of_one in named.items():
+                own = [match.string for match in of_one]
+                folders = dict.fromkeys(_folder(prefix + one) for one in own)
+                beside = {one: array for folder in folders for one, array in by_folder[folder].items()}
+                covers = frozenset(origin for one in own for origin in view.origins[prefix + one])
+                known = any(recurrent.fullmatch(match["name"]) for match in of_one)
+                stored = stored_as(arrays[min(covers)])
+                yield _Claim(convention, name, prefix, beside, covers, known, stored, view.refusal)
 
 
 def _folder(name: str) -> str:
@@ -194,17 +206,13 @@ def _recurrent_names(convention: Convention) -> re.Pattern[str]:
     return re.compile("|".join(re.escape(name).replace(r"\{gate\}", "[a-z]?") for name in sorted(names)))
 
 
-def _parts(convention: Convention, name: str) -> dict[str, str]:
-    match = re.fullmatch(convention.pattern, name)
-    assert match is not None, name
-    return match.groupdict()
-
-
-def _of_recurrent_layers(convention: Convention, recurrent: re.Pattern[str], own: Mapping[str, Any]) -> list[str]:
-    """The names without those of other layers, where other layers share the numbering."""
-    parts = {name: _parts(convention, name) for name in own}
-    layers = {part["layer"] for part in parts.values() if recurrent.fullmatch(part["name"])}
-    return [name for name in own if not (convention.gaps and layers) or parts[name]["layer"] in layers]
+def _of_recurrent_layers(
+    convention: Convention, recurrent: re.Pattern[str], own: Mapping[str, Any]
+) -> list[re.Match[str]]:
+    """The names, matched, without those of other layers, where other layers share the numbering."""
+    matches = [match for name in own if (match := re.fullmatch(convention.pattern, name))]
+    layers = {match["layer"] for match in matches if recurrent.fullmatch(match["name"])}
+    return [match for match in matches if not (convention.gaps and layers) or match["layer"] in layers]
 
 
 def _as_they_are(arrays: Mapping[str, Tensor]) -> Iterator[_View]:
