@@ -14,7 +14,8 @@ from multirnn.errors import FormatError, Unrepresentable
 from multirnn.formats.atomic import replacing
 from multirnn.formats.contents import Contents, Unread
 from multirnn.formats.fitting import fitted
-from multirnn.formats.stacks import Found, Stack, stacks
+from multirnn.formats.found import Found, Stack
+from multirnn.formats.stacks import stacks
 from multirnn.formats.verification import Verification, verified
 from multirnn.recognition import from_arrays
 from multirnn.spec import RecurrentSpec
@@ -44,12 +45,14 @@ class Format:
         suffixes: of its files.
         convention: how `save` lays arrays in it unless told otherwise; empty if it is only read.
         fixed: whether it has no other convention.
+        several: whether its suffixes are layouts of their own, so that its writer takes the path too.
     """
 
     name: str
     suffixes: tuple[str, ...]
     convention: str
     fixed: bool = False
+    several: bool = False
 
 
 FORMATS: Mapping[str, Format] = {
@@ -58,7 +61,7 @@ FORMATS: Mapping[str, Format] = {
         Format("safetensors", (".safetensors",), "canonical"),
         Format("npz", (".npz",), "canonical"),
         Format("torch", (".pt", ".pth", ".bin", ".jit", ".ckpt"), "torch"),
-        Format("keras", (".keras", ".weights.h5", ".h5", ".hdf5"), "keras", fixed=True),
+        Format("keras", (".keras", ".weights.h5", ".h5", ".hdf5"), "keras", fixed=True, several=True),
         Format("msgpack", (".msgpack",), "flax-linen"),
         Format("rtneural", (".json",), "keras", fixed=True),
         Format("nam", (".nam",), "", fixed=True),
@@ -92,7 +95,7 @@ def read(path: str | Path) -> Contents:
 
 
 def inspect(path: str | Path) -> tuple[Found, ...]:
-    """Every recurrent stack in a file.
+    """Every recurrent stack in a file, also those that `load` refuses: their `refused` says why.
 
     Raises:
         FormatError, MissingFramework: as for `load`.
@@ -115,7 +118,7 @@ def load(path: str | Path, name: str | None = None, *, names: Mapping[str, str] 
     """
     path = Path(path)
     if names is None:
-        return _one(path, name, known).weights
+        return _loaded(path, _one(path, name, known))
     contents = read(path)
     try:
         return from_arrays(
@@ -138,6 +141,13 @@ def _one(path: Path, name: str | None, known: Mapping[str, Any]) -> Stack:
     if len(chosen) != 1:
         raise FormatError(f"{path} holds the stacks {there}; pass name=")
     return chosen[0]
+
+
+def _loaded(path: Path, stack: Stack) -> Weights:
+    try:
+        return stack.loaded()
+    except FormatError as error:
+        raise FormatError(f"{path}: {error}") from error
 
 
 def _stacks(path: Path, known: Mapping[str, Any]) -> list[Stack]:
@@ -202,7 +212,7 @@ def save(weights: Weights, path: str | Path, *, convention: str | None = None) -
         weights, changes = fitted(weights, convention_named(laid))
     module = import_module(f"multirnn.formats.{chosen.name}")
     with replacing(path) as file:
-        module.write(weights, file, laid)
+        module.write(weights, file, laid, *([path] if chosen.several else []))
     return Written(path, chosen.name, laid, weights.spec, changes)
 
 
@@ -228,4 +238,4 @@ def verify(a: str | Path, b: str | Path, *, name_a: str | None = None, name_b: s
         FormatError, MissingFramework: as for `load`.
     """
     left, right = _one(Path(a), name_a, {}), _one(Path(b), name_b, {})
-    return verified(left.weights, right.weights, left.found, right.found)
+    return verified(_loaded(Path(a), left), _loaded(Path(b), right), left.found, right.found)

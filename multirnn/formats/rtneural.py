@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from multirnn.errors import FormatError
 from multirnn.formats.contents import Contents, Tensor
-from multirnn.formats.keras import RecurrentLayer
+from multirnn.formats.keras_layers import RecurrentLayer
 
 __all__ = ["json_object", "numbers", "read", "write"]
 
