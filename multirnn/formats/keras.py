@@ -15,7 +15,7 @@ import numpy as np
 
 from multirnn.errors import FormatError
 from multirnn.formats import archive
-from multirnn.formats.contents import Contents, Tensor
+from multirnn.formats.contents import Contents, Tensor, numbers_of
 from multirnn.formats.keras_config import Described, configured, described, json_of, of_keras_1
 from multirnn.formats.keras_hdf5 import Group, opened
 from multirnn.formats.keras_layers import RecurrentLayer
@@ -80,7 +80,7 @@ def _of_version_3(file: Group, config: Mapping[str, Any]) -> tuple[dict[str, Ten
     arrays: dict[str, Tensor] = {}
     owners: dict[str, dict[str, dict[int, Tensor]]] = {}
     several: set[str] = set()
-    for path, _ in file.walk():
+    for path in file.walk():
         parts = path.split("/")
         if parts[0] == "optimizer":
             continue
@@ -218,10 +218,9 @@ def _of_keras_1(parsed: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> dict
         if order is None or any(set(one) != gates for one in kinds.values()) or set(kinds) != set("WUb"):
             continue
         parts = [[kinds[kind][gate] for gate in order or ("",)] for kind in "WUb"]
-        if all(isinstance(array, np.ndarray) for row in parts for array in row) and all(
-            len({array.shape for array in row}) == 1 and row[0].ndim for row in parts
-        ):
-            joined[owner] = tuple(np.concatenate(row, -1) if order else row[0] for row in parts)
+        if all(len({array.shape for array in row}) == 1 and row[0].shape for row in parts):
+            each = [[numbers_of(owner, array) for array in row] for row in parts]
+            joined[owner] = tuple(np.concatenate(row, -1) for row in each)
     return joined
 
 

@@ -83,23 +83,24 @@ def configured(layers: Sequence[RecurrentLayer], known: Mapping[str, Described])
     """
     feeds: dict[str, int] = {}
     for one in known.values():
-        for name in one.inputs:
-            feeds[name] = feeds.get(name, 0) + 1
+        for source in one.inputs:
+            feeds[source] = feeds.get(source, 0) + 1
     there = {layer.name for layer in layers}
     found = []
     for layer in layers:
-        if (one := known.get(layer.name)) is None:
+        own = known.get(layer.name)
+        if own is None:
             found.append(layer)
             continue
-        before = one.inputs[0] if len(one.inputs) == 1 else ""
+        before = own.inputs[0] if len(own.inputs) == 1 else ""
         found.append(
             replace(
                 layer,
-                cell=KINDS.get(one.kind, layer.cell),
-                cudnn=one.kind.startswith("CuDNN"),
-                config=one.fields,
+                cell=KINDS.get(own.kind, layer.cell),
+                cudnn=own.kind.startswith("CuDNN"),
+                config=own.fields,
                 follows=before if before in there and feeds[before] == 1 else "",
-                about=(*layer.about, *one.about),
+                about=(*layer.about, *own.about),
             )
         )
     return tuple(found)
@@ -121,7 +122,8 @@ def described(
     if not isinstance(layers, list) or depth > DEEPEST:
         return
     sequential = config.get("class_name") == "Sequential"
-    before, used, masks = "", {}, _masks(layers)
+    used: dict[str, int] = {}
+    before, masks = "", _masks(layers)
     for layer in layers:
         if not isinstance(layer, dict) or not isinstance(fields := layer.get("config"), dict):
             continue

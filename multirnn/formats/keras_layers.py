@@ -58,7 +58,7 @@ def of_layers(layers: Sequence[RecurrentLayer], version: Any, known: Mapping[str
         name = " ".join(layer.name for layer in chain)
         first = chain[0]
         convention = "keras-cudnn" if first.cudnn else "keras"
-        stored = stored_as(next(iter(first.arrays.values()))[0])
+        stored = next((stored_as(array) for arrays in first.arrays.values() for array in arrays), "")
         about = tuple(dict.fromkeys(sentence for layer in chain for sentence in (*layer.about, *_about(layer))))
         try:
             named = _named(chain)

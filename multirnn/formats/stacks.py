@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -36,7 +37,9 @@ def stacks(contents: Contents, **known: Any) -> Iterator[Stack]:
     elif "operators" in contents.facts:
         yield from _of_onnx(contents, known)
     else:
-        yield from _by_names(contents.arrays, known)
+        about = contents.facts.get("about", ())
+        for stack in _by_names(contents.arrays, {**contents.facts.get("settings", {}), **known}):
+            yield replace(stack, found=replace(stack.found, about=(*stack.found.about, *about)))
 
 
 def _canonical(contents: Contents) -> Stack:
@@ -112,8 +115,8 @@ def _of_onnx(contents: Contents, known: Mapping[str, Any]) -> Iterator[Stack]:
         if operator.reason:
             raise FormatError(f"the operator {operator.name[:80]!r} cannot be read: {operator.reason}")
         stack = _operator(operator, known)
-        if stack.weights not in seen:
-            seen.append(stack.weights)
+        if stack.loaded() not in seen:
+            seen.append(stack.loaded())
             yield stack
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from multirnn.formats.stacks import Found
+from multirnn.formats.found import Found
 from multirnn.layer import Output
 from multirnn.numerics import difference, draw_call, tolerance
 from multirnn.registry import build
