@@ -23,7 +23,7 @@ from multirnn.conventions import (
 from multirnn.errors import InvalidWeights, Unrepresentable, an, kind_of
 from multirnn.names import fused_gates, listed, numbered_cells, one_stack
 from multirnn.packing import Key, groups_of, shapes_of, unpacked
-from multirnn.spec import DIRECTIONS, DTYPES, RecurrentSpec
+from multirnn.spec import BIASES, DIRECTIONS, DTYPES, RecurrentSpec
 from multirnn.weights import Array, Weights
 
 __all__ = ["from_arrays"]
@@ -137,7 +137,7 @@ def _read(
             reasons.append(reason)
             continue
         gates = "sigmoid" if len(form.gates) == 1 else known["recurrent_activation"]
-        for bias in convention.arrays[form.form]:
+        for bias in (one for one in BIASES if one in convention.arrays[form.form]):
             candidate = RecurrentSpec(
                 form.name,
                 **sizes,
@@ -162,7 +162,7 @@ def _read(
     return Weights(fitting[0], unpacked(convention, fitting[0], found))
 
 
-def _flatten(arrays: Mapping[str, Any]) -> dict[str, Array]:
+def _flatten(arrays: Any) -> dict[str, Array]:
     if not isinstance(arrays, Mapping):
         raise InvalidWeights(f"arrays must be a mapping from names to arrays, not {kind_of(arrays)}")
     flat: dict[str, Array] = {}

@@ -21,7 +21,7 @@ __all__ = ["command"]
 
     \b
     Exit status:
-      0  the file holds at least one recurrent stack
+      0  the file holds at least one recurrent stack that can be loaded
       1  it holds none that is known
       2  it cannot be read
     """,
@@ -46,23 +46,18 @@ def command(ctx: click.Context, file: Path, as_json: bool) -> None:
     else:
         made = table("name", "cell", "sizes", "bias", "parameters", "convention", "stored", right=("parameters",))
         for one in found:
-            spec = one.spec
-            made.add_row(
-                one.name or "–",
-                spec.form.form,
-                sizes(one),
-                spec.bias,
-                f"{one.parameter_count:,}",
-                one.convention,
-                one.stored,
-            )
-        notes = dict.fromkeys(f"{one.name}: {text}" if one.name else text for one in found for text in one.about)
+            made.add_row(one.name or "–", *_row(one), one.convention, one.stored)
+        texts = [(one.name, text) for one in found for text in (*one.about, *([one.refused] if one.refused else []))]
+        notes = dict.fromkeys(f"{name}: {text}" if name else text for name, text in texts)
         show(made, *(f"\n{note}." for note in notes))
-    ctx.exit(0 if found else 1)
+    ctx.exit(0 if any(one.spec for one in found) else 1)
 
 
-def sizes(found: Found) -> str:
-    """Of a stack, as in "40 → 256, 3 layers, both directions"."""
-    spec = found.spec
+def _row(found: Found) -> tuple[str, str, str, str]:
+    """Cell, sizes, bias and number of parameters of a stack; dashes where no spec describes it."""
+    if (spec := found.spec) is None:
+        return "refused", "–", "–", "–"
     layers = f", {spec.num_layers} layers" if spec.num_layers > 1 else ""
-    return f"{spec.input_size} → {spec.hidden_size}{layers}{', both directions' if spec.bidirectional else ''}"
+    both = ", both directions" if spec.bidirectional else ""
+    sizes = f"{spec.input_size} → {spec.hidden_size}{layers}{both}"
+    return spec.form.form, sizes, spec.bias, f"{spec.parameter_count:,}"

@@ -148,9 +148,7 @@ def load(
         raise FormatError(f"{path}: {error}") from error
 
 
-def _one(
-    path: Path, name: str | None, known: Mapping[str, Any], inputs: Mapping[str, Any] | None = None
-) -> Stack:
+def _one(path: Path, name: str | None, known: Mapping[str, Any], inputs: Mapping[str, Any] | None = None) -> Stack:
     found = _stacks(path, known, inputs)
     chosen = [stack for stack in found if name in (None, stack.found.name)]
     there = ", ".join(repr(stack.found.name) for stack in found)

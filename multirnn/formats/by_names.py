@@ -130,7 +130,7 @@ def _read(claims: Sequence[_Claim], known: Mapping[str, Any]) -> tuple[Stack | N
             continue
         if stack is None:
             stack = read
-        elif not _same(stack.weights, read.weights):
+        elif not _same(stack.loaded(), read.loaded()):
             stack = replace(stack, others=(*stack.others, claim.convention.name))
     if stack is not None and stack.others:
         other = " and ".join(map(repr, stack.others))
