@@ -10,7 +10,7 @@ import numpy as np
 from multirnn.conventions import Convention, convention_named
 from multirnn.errors import Unrepresentable, an
 from multirnn.spec import DIRECTIONS, RecurrentSpec
-from multirnn.weights import Array, Weights
+from multirnn.weights import Array, Owned, Weights
 
 __all__ = ["Key", "Place", "groups_of", "layout", "shapes_of", "to_arrays", "unpacked"]
 
@@ -131,6 +131,7 @@ _AXES = ("direction", "bias", "gate", "unit", "source")
 
 
 def groups_of(axes: str) -> list[list[str]]:
+    """The axes of an array in groups, as in einops: `(gate unit) source` is `[[gate, unit], [source]]`."""
     return [group.split() for group in re.findall(r"\(([^)]*)\)|(\w+)", axes) for group in group if group]
 
 
@@ -183,10 +184,12 @@ def _full_shape(spec: RecurrentSpec, holds: tuple[tuple[str, ...], ...], gates: 
 
 
 def shapes_of(spec: RecurrentSpec, convention: Convention) -> dict[Key, tuple[int, ...]]:
+    """The shapes of a framework's arrays."""
     return {place.key: place.shape for place in layout(spec, convention=convention)}
 
 
-def unpacked(convention: Convention, spec: RecurrentSpec, found: Mapping[Key, Array]) -> dict[str, Array]:
+def unpacked(convention: Convention, spec: RecurrentSpec, found: Mapping[Key, Array]) -> Owned:
+    """The canonical arrays of those that `found` has at every place of the layout."""
     arrays = {name: np.zeros(shape, spec.dtype) for name, shape in spec.shapes.items()}
     for place in layout(spec, convention=convention):
         full_shape = _full_shape(spec, place.holds, place.gates)
@@ -197,7 +200,7 @@ def unpacked(convention: Convention, spec: RecurrentSpec, found: Mapping[Key, Ar
             for part, name in zip(row, names, strict=True):
                 present = _gates_present(spec, name)
                 arrays[name][[present.index(gate) for gate in place.gates]] = part
-    return dict(_shifted(arrays, spec, convention.forget_offset))
+    return Owned(_shifted(arrays, spec, convention.forget_offset))
 
 
 def _turned(full: Array, convention: Convention, spec: RecurrentSpec, gates: tuple[str, ...]) -> Array:

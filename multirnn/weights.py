@@ -8,7 +8,9 @@ from __future__ import annotations  # or naming np.random.Generator loads numpy.
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from importlib import import_module
 from math import prod, sqrt
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -19,9 +21,13 @@ from multirnn.arrays import as_array
 from multirnn.errors import InvalidSpec, InvalidWeights, Unrepresentable, kind_of
 from multirnn.spec import DType, RecurrentSpec
 
-__all__ = ["SCHEMES", "Array", "Weights", "fold_biases", "initialise", "split_biases", "weights_of"]
+__all__ = ["SCHEMES", "Array", "Owned", "Weights", "fold_biases", "initialise", "split_biases", "weights_of"]
 
 Array = NDArray[np.floating[Any]]
+
+
+class Owned(dict[str, Array]):
+    """Arrays in C order that nobody else changes: `Weights` takes them over, and does not copy them."""
 
 
 class Weights:
@@ -57,8 +63,9 @@ class Weights:
                 raise InvalidWeights(
                     f"{name} must be {spec.dtype}, as the spec says, not {array.dtype}; convert it first"
                 )
-            copies[name] = np.array(array, dtype=spec.dtype, order="C")
-            copies[name].flags.writeable = False
+            taken = array if isinstance(arrays, Owned) else np.array(array, dtype=spec.dtype, order="C")
+            taken.flags.writeable = False
+            copies[name] = taken
         self.spec = spec
         self.arrays = MappingProxyType(copies)
 
@@ -77,7 +84,17 @@ class Weights:
     def astype(self, dtype: DType) -> Weights:
         """The same weights in "float32" or "float64"; widening is exact, narrowing rounds to nearest."""
         spec = replace(self.spec, dtype=dtype)
-        return Weights(spec, {name: array.astype(spec.dtype) for name, array in self.arrays.items()})
+        return Weights(spec, Owned({name: array.astype(spec.dtype) for name, array in self.arrays.items()}))
+
+    def save(self, path: str | Path) -> None:
+        """Write them to a file, as `multirnn.save` does; the suffix tells the format."""
+        import_module("multirnn.formats").save(self, path)  # by name: formats are built on weights
+
+    @classmethod
+    def load(cls, path: str | Path, name: str | None = None) -> Weights:
+        """Those of the recurrent stack in a file, as `multirnn.load` reads them."""
+        loaded: Weights = import_module("multirnn.formats").load(path, name)
+        return loaded
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Weights):
@@ -206,14 +223,14 @@ def fold_biases(weights: Weights, *, candidate: bool = False) -> Weights:
     if spec.bias == "none":
         raise Unrepresentable('bias="none" leaves no biases to fold; split_biases adds zero biases')
     folded = replace(spec, bias="single")
-    arrays = dict(weights.arrays)
+    arrays = Owned(weights.arrays)
     for layer, direction in spec.passes if spec.bias == "double" else ():
         bias_ih, bias_hh = (f"layers.{layer}.{direction}.{name}" for name in ("bias_ih", "bias_hh"))
         both = arrays[bias_ih] + arrays[bias_hh]
         if spec.form.recurrent_candidate_bias:
             n = spec.form.gates.index(spec.form.candidate)
             both[n] = arrays[bias_ih][n]
-            arrays[bias_hh] = arrays[bias_hh][n : n + 1]
+            arrays[bias_hh] = arrays[bias_hh][n : n + 1].copy()
         else:
             del arrays[bias_hh]
         arrays[bias_ih] = both
@@ -232,7 +249,7 @@ def split_biases(weights: Weights) -> Weights:
     """
     spec = replace(weights.spec, bias="double")
     zero = np.zeros(spec.shapes["layers.0.forward.bias_ih"], spec.dtype)
-    arrays = {name: weights.arrays.get(name, zero) for name in spec.shapes}
+    arrays = Owned({name: weights.arrays.get(name, zero) for name in spec.shapes})
     if weights.spec.bias == "single" and spec.form.recurrent_candidate_bias:
         for name in (name for name in spec.shapes if name.endswith("bias_hh")):
             arrays[name] = zero.copy()

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from multirnn.conventions import convention_named
-from multirnn.errors import FormatError, Unrepresentable
+from multirnn.errors import FormatError, InvalidWeights, Unrepresentable
 from multirnn.formats.atomic import replacing
-from multirnn.formats.contents import Contents, Unread
+from multirnn.formats.contents import Contents, numbers_of
 from multirnn.formats.fitting import fitted
-from multirnn.formats.stacks import Found, Stack, stacks
+from multirnn.formats.found import Found, Stack
+from multirnn.formats.stacks import stacks
 from multirnn.formats.verification import Verification, verified
 from multirnn.recognition import from_arrays
 from multirnn.spec import RecurrentSpec
@@ -32,6 +33,7 @@ __all__ = [
     "read",
     "save",
     "verify",
+    "writable",
 ]
 
 
@@ -45,6 +47,7 @@ class Format:
         convention: how `save` lays arrays in it unless told otherwise; empty if it is only read.
         fixed: whether it has no other convention.
         any_bias: whether it holds biases in every form, where its convention does not.
+        several: whether its suffixes are layouts of their own, so that its writer takes the path too.
     """
 
     name: str
@@ -52,6 +55,7 @@ class Format:
     convention: str
     fixed: bool = False
     any_bias: bool = False
+    several: bool = False
 
 
 FORMATS: Mapping[str, Format] = {
@@ -60,7 +64,7 @@ FORMATS: Mapping[str, Format] = {
         Format("safetensors", (".safetensors",), "canonical"),
         Format("npz", (".npz",), "canonical"),
         Format("torch", (".pt", ".pth", ".bin", ".jit", ".ckpt"), "torch"),
-        Format("keras", (".keras", ".weights.h5", ".h5", ".hdf5"), "keras", fixed=True),
+        Format("keras", (".keras", ".weights.h5", ".h5", ".hdf5"), "keras", fixed=True, several=True),
         Format("msgpack", (".msgpack",), "flax-linen"),
         Format("rtneural", (".json",), "keras", fixed=True),
         Format("nam", (".nam",), "", fixed=True),
@@ -101,7 +105,7 @@ def read(path: str | Path, *, inputs: Mapping[str, Any] | None = None) -> Conten
 
 
 def inspect(path: str | Path) -> tuple[Found, ...]:
-    """Every recurrent stack in a file.
+    """Every recurrent stack in a file, also those that `load` refuses: their `refused` says why.
 
     Raises:
         FormatError, MissingFramework: as for `load`.
@@ -124,23 +128,23 @@ def load(
         name: of the stack, as `inspect` gives it; needed if the file holds several.
         names: a convention's name of each array of the file, such as `{"enc_w_ih": "weight_ih_l0"}`.
         inputs: of an ONNX model, values of the graph's inputs that hold weights, such as `{"W": array}`.
-        known: what the file does not tell: `cell`, `reset_after`, `activation`, `recurrent_activation`; see `from_arrays`.
+        known: what the file does not tell: `convention`, `cell`, `reset_after`, `activation`, `recurrent_activation`; see
+            `from_arrays`.
 
     Raises:
         FormatError: it has no such stack, or several, or is damaged; the sentence says which there are.
         MissingFramework: the package that reads the format is not installed.
+        Unrepresentable: there is no convention of this name.
     """
     path = Path(path)
     if names is None:
-        return _one(path, name, known, inputs).weights
-    contents = read(path, inputs=inputs)
+        return _loaded(path, _one(path, name, known, inputs))
+    arrays = read(path, inputs=inputs).arrays
+    if missing := [own for own in names if own not in arrays]:
+        raise FormatError(f"{path} has no array {missing[0]!r}; it has {', '.join(map(repr, list(arrays)[:20]))}")
     try:
-        return from_arrays(
-            {own: array for own, array in contents.arrays.items() if not isinstance(array, Unread)},
-            names=names,
-            **known,
-        )
-    except Unrepresentable as error:
+        return from_arrays({own: numbers_of(own, arrays[own]) for own in names}, names=names, **known)
+    except (Unrepresentable, InvalidWeights) as error:
         raise FormatError(f"{path}: {error}") from error
 
 
@@ -154,7 +158,19 @@ def _one(path: Path, name: str | None, known: Mapping[str, Any], inputs: Mapping
         )
     if len(chosen) != 1:
         raise FormatError(f"{path} holds the stacks {there}; pass name=")
-    return chosen[0]
+    if (stack := chosen[0]).others:
+        fitting = " and ".join(map(repr, (stack.found.convention, *stack.others)))
+        raise FormatError(
+            f"{path}: the arrays of {stack.found.name!r} fit {fitting}, with other weights; pass convention="
+        )
+    return stack
+
+
+def _loaded(path: Path, stack: Stack) -> Weights:
+    try:
+        return stack.loaded()
+    except FormatError as error:
+        raise FormatError(f"{path}: {error}") from error
 
 
 def _stacks(path: Path, known: Mapping[str, Any], inputs: Mapping[str, Any] | None = None) -> list[Stack]:
@@ -163,6 +179,18 @@ def _stacks(path: Path, known: Mapping[str, Any], inputs: Mapping[str, Any] | No
     except FormatError as error:
         text = str(error)
         raise FormatError(text if text.startswith(str(path)) else f"{path}: {text}") from error
+
+
+def writable(path: Path) -> Format:
+    """The format of a file to be written.
+
+    Raises:
+        FormatError: the suffix tells no format, or one that is only read.
+    """
+    chosen = _format(path)
+    if not chosen.convention:
+        raise FormatError(f"{path} cannot be written: files of this format are only read")
+    return chosen
 
 
 @dataclass(frozen=True)
@@ -208,18 +236,18 @@ def save(weights: Weights, path: str | Path, *, convention: str | None = None) -
         MissingFramework: the package that writes the format is not installed.
     """
     path = Path(path)
-    chosen = _format(path)
+    chosen = writable(path)
     laid = convention or chosen.convention
-    if not chosen.convention:
-        raise FormatError(f"{path} cannot be written: files of this format are only read")
     if chosen.fixed and laid != chosen.convention:
         raise FormatError(f"{path} cannot be in the convention {laid!r}: its format has {chosen.convention!r} alone")
+    if laid == "canonical" != chosen.convention:
+        raise FormatError(f"{path} cannot hold canonical arrays: its format has no place for the spec beside them")
     changes: tuple[str, ...] = ()
     if laid != "canonical" and not chosen.any_bias:
         weights, changes = fitted(weights, convention_named(laid))
     module = import_module(f"multirnn.formats.{chosen.name}")
     with replacing(path) as file:
-        module.write(weights, file, laid)
+        module.write(weights, file, laid, *([path] if chosen.several else []))
     return Written(path, chosen.name, laid, weights.spec, changes)
 
 
@@ -245,4 +273,4 @@ def verify(a: str | Path, b: str | Path, *, name_a: str | None = None, name_b: s
         FormatError, MissingFramework: as for `load`.
     """
     left, right = _one(Path(a), name_a, {}), _one(Path(b), name_b, {})
-    return verified(left.weights, right.weights, left.found, right.found)
+    return verified(_loaded(Path(a), left), _loaded(Path(b), right), left.found, right.found)

@@ -11,7 +11,7 @@ from multirnn.errors import FormatError
 
 __all__ = ["Archive", "opened"]
 
-RATIO, SMALL = 100, 1 << 24
+RATIO, SMALL = 20, 1 << 24
 """An entry that unpacks to more than `SMALL` bytes and more than `RATIO` times the whole file is refused as a zip bomb."""
 
 
@@ -26,7 +26,7 @@ class Archive:
         self._entries: dict[str, zipfile.ZipInfo] = {}
         for entry in archive.infolist():
             if entry.filename in self._entries:
-                raise FormatError(f"{path} has two entries named {entry.filename!r}")
+                raise FormatError(f"{path} has two entries named {entry.filename[:80]!r}")
             self._entries[entry.filename] = entry
         largest = max(SMALL, RATIO * len(mapped))
         if sum(entry.file_size for entry in self._entries.values()) > largest:
@@ -44,23 +44,27 @@ class Archive:
             FormatError: there is no such entry, or it is damaged, encrypted or compressed in an unknown way.
         """
         if (entry := self._entries.get(name)) is None:
-            raise FormatError(f"{self._path} has no entry {name!r}")
+            raise FormatError(f"{self._path} has no entry {name[:80]!r}")
         if entry.compress_type == zipfile.ZIP_STORED and not entry.flag_bits & 1:
             return self._stored(entry)
+        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise FormatError(f"{self._path}: the entry {name[:80]!r} is packed in a way that is not read here")
         try:
             return memoryview(self._archive.read(entry))
         except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError) as error:
-            raise FormatError(f"{self._path}: the entry {name!r} cannot be read: {error}") from error
+            raise FormatError(f"{self._path}: the entry {name[:80]!r} cannot be read: {error}") from error
 
     def _stored(self, entry: zipfile.ZipInfo) -> memoryview:
         start = entry.header_offset
         header = self._mapped[start : start + 30]
         if len(header) < 30 or bytes(header[:4]) != b"PK\x03\x04":
-            raise FormatError(f"{self._path}: the entry {entry.filename!r} has no header at byte {start}")
+            raise FormatError(f"{self._path}: the entry {entry.filename[:80]!r} has no header at byte {start}")
         start += 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
         found = self._mapped[start : start + entry.file_size]
         if len(found) != entry.file_size or zlib.crc32(found) != entry.CRC:
-            raise FormatError(f"{self._path}: the entry {entry.filename!r} is damaged: its checksum does not match")
+            raise FormatError(
+                f"{self._path}: the entry {entry.filename[:80]!r} is damaged: its checksum does not match"
+            )
         return found
 
 

@@ -1,7 +1,8 @@
 """Writes a file whole or not at all."""
 
 import os
-import tempfile
+import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,23 +17,29 @@ __all__ = ["replacing"]
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file that takes the place of `path` when the block ends without an exception; else `path` stays as it is.
 
+    A link stays a link: the file that it leads to is replaced. A new file has the permissions that the umask leaves, and one
+    that replaces another has those of the other.
+
     Raises:
-        FormatError: the folder does not exist, or cannot be written to.
+        FormatError: the folder does not exist, cannot be written to, or is full.
     """
-    umask = os.umask(0)
-    os.umask(umask)
     try:
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise FormatError(f"{path} cannot be written: {error.strerror}") from error
+        target = Path(os.path.realpath(path))
+        temporary = target.parent / f".{secrets.token_hex(8)}.part"
+        descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    except (OSError, ValueError) as error:
+        raise FormatError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from error
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~umask)
-        os.replace(name, path)
-    except BaseException:
+        with suppress(FileNotFoundError):
+            os.chmod(temporary, stat.S_IMODE(target.stat().st_mode))
+        os.replace(temporary, target)
+    except BaseException as error:
         with suppress(OSError):
-            os.unlink(name)
+            os.unlink(temporary)
+        if isinstance(error, OSError) and not isinstance(error, FormatError):
+            raise FormatError(f"{path} cannot be written: {error.strerror or error}") from error
         raise

@@ -3,15 +3,15 @@
 import io
 import json
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.lib import format as npy
-from numpy.typing import NDArray
 
 from multirnn.errors import FormatError
 from multirnn.formats import archive
-from multirnn.formats.contents import Contents, Tensor
+from multirnn.formats.contents import Contents, Tensor, array_of
 from multirnn.formats.fitting import entries
 from multirnn.weights import Weights
 
@@ -28,47 +28,61 @@ def read(path: Path) -> Contents:
         FormatError: it is damaged, or holds Python objects.
     """
     arrays: dict[str, Tensor] = {}
+    facts: dict[str, Any] = {}
     with archive.opened(path) as entries:
         for entry in entries.names:
             name = entry.removesuffix(".npy")
-            try:
-                arrays[name] = _array(entries.read(entry))
-            except FormatError as error:
-                text = str(error)
-                raise FormatError(
-                    text if text.startswith(str(path)) else f"{path}: the array {name!r} {text}"
-                ) from error
-    facts: dict[str, Any] = {}
-    if (spec := arrays.pop(SPEC, None)) is not None:
-        facts["spec"] = str(spec)
+            what = f"{path}: the array {name[:80]!r}"
+            if name in arrays:
+                raise FormatError(f"{what} is there twice")
+            data = entries.read(entry)
+            if name == SPEC:
+                facts["spec"] = _text(data, what)
+            else:
+                arrays[name] = _array(data, what)
     return Contents("npz", arrays, facts)
 
 
-def _array(data: memoryview) -> NDArray[Any]:
+def _array(data: memoryview, what: str) -> Tensor:
     """The array of a `.npy` file, a read-only view of its bytes."""
+    shape, fortran, dtype, body = _parsed(data, what)
+    if dtype.hasobject:
+        raise FormatError(f"{what} holds Python objects; save arrays of numbers")
+    found = array_of(body, dtype.str, shape[::-1] if fortran else shape, what)
+    return found.T if fortran and isinstance(found, np.ndarray) else found
+
+
+def _text(data: memoryview, what: str) -> str:
+    """The string in a `.npy` file without axes."""
+    shape, _, dtype, body = _parsed(data, what)
+    if shape or dtype.kind != "U" or dtype.itemsize != len(body):
+        raise FormatError(f"{what} has to be the spec, one string")
+    return str(np.frombuffer(body, dtype)[0]) if len(body) else ""
+
+
+def _parsed(data: memoryview, what: str) -> tuple[tuple[int, ...], bool, np.dtype[Any], memoryview]:
+    """The shape, whether the first axis varies fastest, the dtype, and the bytes of the numbers."""
     head = io.BytesIO(data[: 1 << 16])
     try:
         version = npy.read_magic(head)
-        if version == (1, 0):
-            shape, fortran, dtype = npy.read_array_header_1_0(head, max_header_size=1 << 16)
-        elif version == (2, 0):
-            shape, fortran, dtype = npy.read_array_header_2_0(head, max_header_size=1 << 16)
-        else:
-            raise FormatError(f"is in version {version} of NumPy's format, which is not read here")
+        readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+        if version not in readers:
+            raise FormatError(f"{what} is in version {version} of NumPy's format, which is not read here")
+        shape, fortran, dtype = readers[version](head, max_header_size=1 << 16)
     except FormatError:
         raise
-    except (ValueError, TypeError, SyntaxError, EOFError, MemoryError, RecursionError, OverflowError) as error:
-        raise FormatError(f"has a damaged header: {error}") from error
-    if dtype.hasobject:
-        raise FormatError("holds Python objects; save arrays of numbers")
-    count = 1
-    for size in shape:
-        count *= size
-    body = data[head.tell() :]
-    if count < 0 or min(shape, default=0) < 0 or count * dtype.itemsize != len(body):
-        raise FormatError(f"claims the shape {shape} of {dtype}, and has {len(body)} bytes")
-    flat = np.frombuffer(body, dtype, count) if count and dtype.itemsize else np.zeros(count, dtype)
-    return flat.reshape(shape[::-1]).T if fortran else flat.reshape(shape)
+    except (
+        ValueError,
+        TypeError,
+        SyntaxError,
+        TokenError,
+        EOFError,
+        MemoryError,
+        RecursionError,
+        OverflowError,
+    ) as error:
+        raise FormatError(f"{what} has a damaged header: {str(error)[:200]}") from error
+    return shape, fortran, dtype, data[head.tell() :]
 
 
 def write(weights: Weights, file: BinaryIO, convention: str) -> None:

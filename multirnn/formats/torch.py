@@ -1,15 +1,14 @@
 """PyTorch's files, read and written without PyTorch: `.pt` and `.pth`, zipped or not, and TorchScript archives.
 
-A checkpoint is a pickle, and a pickle is a program. This one runs on an unpickler that knows tensors and containers and
-nothing else: no name in the file is ever imported. Format: `torch/serialization.py`, `torch/_utils.py`.
+A checkpoint is a pickle, and a pickle is a program. `pickles` reads it as data, with the names in the table here and no
+other; none is ever imported. Format: `torch/serialization.py`, `torch/_utils.py`.
 """
 
-import io
-import pickle
+import mmap
 import zipfile
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -18,8 +17,9 @@ from numpy.typing import NDArray
 
 from multirnn.errors import FormatError
 from multirnn.formats import archive
-from multirnn.formats.contents import BFLOAT16, Contents, Tensor, Unread
+from multirnn.formats.contents import BFLOAT16, MOST_AXES, Bfloat16, Contents, Tensor, Unread, array_of
 from multirnn.formats.fitting import entries
+from multirnn.formats.pickles import Function, Inert, Module, unpickled
 from multirnn.weights import Weights
 
 __all__ = ["read", "write"]
@@ -34,24 +34,29 @@ STORAGES: Mapping[str, str] = {
     "ShortStorage": "<i2",
     "CharStorage": "<i1",
     "ByteStorage": "<u1",
-    "BoolStorage": "?",
+    "BoolStorage": "|b1",
+    "ComplexFloatStorage": "<c8",
+    "ComplexDoubleStorage": "<c16",
+    "UntypedStorage": "<u1",
 }
 DTYPES = {"float64": "<f8", "float32": "<f4", "float16": "<f2", "bfloat16": BFLOAT16}
+UNREAD = {"uint16": 2, "uint32": 4, "uint64": 8, "float8_e4m3fn": 1, "float8_e5m2": 1}
 MAGIC = 0x1950A86A20F9469CFC6C
-MOST_OBJECTS = 1_000_000
+SHARED = 8
+"""How many times as many numbers as the file has its tensors may refer to; tied weights refer to some twice."""
+MOST_OBJECTS, MOST_GROUPS, DEEPEST, LONGEST_NAME = 1_000_000, 100_000, 100, 1000
+"""Of what a checkpoint holds; a model of 10,000 tensors and the state of its optimiser are 50,000 objects in 10,000 groups."""
+CURE = "save the weights alone: torch.save(model.state_dict(), path)"
 
 
-@dataclass
+@dataclass(eq=False)
 class _Storage:
     """The memory of tensors; its bytes may come after the pickle that refers to it."""
 
     dtype: str
     count: int
     data: memoryview | None = None
-
-    @property
-    def itemsize(self) -> int:
-        return 2 if self.dtype == BFLOAT16 else np.dtype(self.dtype).itemsize
+    big_endian: bool = False
 
 
 class _View(NamedTuple):
@@ -64,114 +69,92 @@ class _View(NamedTuple):
     dtype: str
 
 
-@dataclass
-class _Module:
-    """An object of a TorchScript archive: its attributes, and none of its code."""
-
-    attributes: dict[str, Any] = field(default_factory=dict)
-
-    def __setstate__(self, state: Any) -> None:
-        if isinstance(state, dict):
-            self.attributes = state
+def _itemsize(dtype: str) -> int:
+    return 2 if dtype == BFLOAT16 else UNREAD[dtype] if dtype in UNREAD else np.dtype(dtype).itemsize
 
 
-class _Inert:
-    """Stands for a value that holds no weights: a device, a dtype, a number of a metric."""
-
-    def __init__(self, *arguments: Any, **named: Any) -> None: ...
-
-    def __setstate__(self, state: Any) -> None: ...
-
-
-def _tensor(storage: Any, offset: int, shape: Any, strides: Any, *rest: Any, dtype: str = "") -> _View:
-    if not isinstance(storage, _Storage):
-        raise FormatError(f"a tensor lies in {type(storage).__name__}, not in a storage")
-    return _View(storage, int(offset), tuple(map(int, shape)), tuple(map(int, strides)), dtype or storage.dtype)
-
-
-def _tensor_of_dtype(
-    storage: Any, offset: int, shape: Any, strides: Any, grad: Any, hooks: Any, dtype: str, *rest: Any
-) -> _View:
-    return _tensor(storage, offset, shape, strides, dtype=dtype)
-
-
-def _first(value: Any, *rest: Any) -> Any:
+def _whole(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 60:
+        raise FormatError("a tensor of it has an impossible size, stride or offset")
     return value
 
 
-def _typed(function: Callable[..., Any], kind: Any, arguments: Any, state: Any) -> Any:
-    return function(*arguments)
+def _sizes(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list | tuple) or len(value) > MOST_AXES:
+        raise FormatError("a tensor of it has an impossible shape")
+    return tuple(map(_whole, value))
 
 
+def _tensor(arguments: Sequence[Any], dtype: str = "") -> _View:
+    storage, offset, shape, strides = arguments[:4]
+    if not isinstance(storage, _Storage):
+        raise FormatError(f"a tensor lies in {type(storage).__name__}, not in a storage")
+    return _View(storage, _whole(offset), _sizes(shape), _sizes(strides), dtype or storage.dtype)
+
+
+def _tensor_of_dtype(arguments: Sequence[Any]) -> _View:
+    dtype = arguments[6]
+    return _tensor(arguments, dtype if dtype in [*STORAGES.values(), *UNREAD] else "")
+
+
+class _Pairs(NamedTuple):
+    """The items of a dictionary, as Python 2 wrote them; not copied, for a pickle may refer to them again and again."""
+
+    items: list[Any]
+
+
+def _dictionary(arguments: Sequence[Any]) -> dict[Any, Any] | _Pairs:
+    """An OrderedDict: empty, for its items are set afterwards; Python 2 gave them as an argument."""
+    return _Pairs(arguments[0]) if arguments and isinstance(arguments[0], list) else {}
+
+
+def _typed(arguments: Sequence[Any]) -> Any:
+    function, _, inner = arguments[:3]
+    if function not in (TENSOR, TENSOR_OF_DTYPE, PARAMETER) or not isinstance(inner, tuple):
+        raise FormatError("a tensor of it is rebuilt in an unknown way")
+    return function.run(inner)
+
+
+TENSOR, TENSOR_OF_DTYPE, PARAMETER = (
+    Function(_tensor),
+    Function(_tensor_of_dtype),
+    Function(lambda arguments: arguments[0]),
+)
+DICTIONARY, INERT = Function(_dictionary), Function(lambda arguments: Inert())
 KNOWN: Mapping[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-    ("torch._utils", "_rebuild_tensor_v3"): _tensor_of_dtype,
-    ("torch._utils", "_rebuild_parameter"): _first,
-    ("torch._utils", "_rebuild_parameter_with_state"): _first,
-    ("torch._tensor", "_rebuild_from_type_v2"): _typed,
-    ("torch", "Size"): tuple,
-    **{("torch.jit._pickle", f"build_{kind}list"): _first for kind in ("int", "double", "bool", "tensor")},
+    ("collections", "OrderedDict"): DICTIONARY,
+    ("collections", "defaultdict"): DICTIONARY,
+    ("torch._utils", "_rebuild_tensor"): TENSOR,
+    ("torch._utils", "_rebuild_tensor_v2"): TENSOR,
+    ("torch._utils", "_rebuild_tensor_v3"): TENSOR_OF_DTYPE,
+    ("torch._utils", "_rebuild_parameter"): PARAMETER,
+    ("torch._utils", "_rebuild_parameter_with_state"): PARAMETER,
+    ("torch._tensor", "_rebuild_from_type_v2"): Function(_typed),
+    ("torch", "Size"): PARAMETER,
+    **{("torch.jit._pickle", f"build_{kind}list"): PARAMETER for kind in ("int", "double", "bool", "tensor")},
+    ("torch.jit._pickle", "restore_type_tag"): PARAMETER,
     **{("torch", name): dtype for name, dtype in STORAGES.items()},
-    ("torch.storage", "UntypedStorage"): "<u1",
-    ("torch", "UntypedStorage"): "<u1",
+    ("torch.storage", "UntypedStorage"): STORAGES["UntypedStorage"],
     **{("torch", name): dtype for name, dtype in DTYPES.items()},
+    **{("torch", name): name for name in UNREAD},
     **dict.fromkeys(
-        (
-            ("torch", "device"),
-            ("torch", "Tensor"),
+        [
+            *(("torch", name) for name in ("device", "Tensor", "int64", "int32", "int16", "int8", "uint8", "bool")),
+            *((module, name) for module in ("builtins", "__builtin__") for name in ("set", "frozenset", "slice")),
+            *((module, name) for module in ("builtins", "__builtin__") for name in ("list", "dict", "int", "float")),
+            *(("pathlib", f"{kind}Path") for kind in ("Posix", "Windows", "PurePosix", "PureWindows")),
+            *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+            ("numpy", "dtype"),
+            ("numpy", "ndarray"),
             ("torch.nn.parameter", "Parameter"),
             ("argparse", "Namespace"),
-            ("numpy", "dtype"),
-            ("numpy.core.multiarray", "scalar"),
-            ("numpy._core.multiarray", "scalar"),
+            ("collections", "Counter"),
             ("_codecs", "encode"),
-        ),
-        _Inert,
+        ],
+        INERT,
     ),
 }
-"""The names that a pickle may use, and what stands for each. Nothing is imported."""
-
-
-class _Unpickler(pickle._Unpickler):  # of Python: the one in C allocates memory as a file tells it to
-    def __init__(self, file: BinaryIO, storage: Callable[[Any], _Storage]) -> None:
-        super().__init__(file, encoding="utf-8")
-        self._storage = storage
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in KNOWN:
-            return KNOWN[module, name]
-        if module == "__torch__" or module.startswith("__torch__."):
-            return _Module
-        raise FormatError(
-            f"it asks for {module}.{name}, and only tensors and containers are read, since a pickle can run any program; "
-            "save the weights alone: torch.save(model.state_dict(), path)"
-        )
-
-    def persistent_load(self, pid: Any) -> _Storage:
-        return self._storage(pid)
-
-    def get_extension(self, code: int) -> None:
-        raise FormatError(f"it asks for the extension {code} of pickle, and only tensors and containers are read")
-
-
-def _unpickled(file: BinaryIO, storage: Callable[[Any], _Storage]) -> Any:
-    try:
-        return _Unpickler(file, storage).load()
-    except FormatError:
-        raise
-    except (
-        pickle.UnpicklingError,
-        ArithmeticError,
-        AttributeError,
-        EOFError,
-        LookupError,
-        MemoryError,
-        RecursionError,
-        TypeError,
-        ValueError,
-    ) as error:
-        raise FormatError(f"its pickle is damaged: {type(error).__name__}: {error}") from error
+"""The names that a pickle may use, and what stands for each."""
 
 
 def read(path: Path) -> Contents:
@@ -183,7 +166,8 @@ def read(path: Path) -> Contents:
     try:
         with path.open("rb") as file:
             zipped = file.read(4) == b"PK\x03\x04"
-        return Contents("torch", _named(_read_zip(path) if zipped else _read_plain(path)))
+        root = _read_zip(path) if zipped else _read_plain(path)
+        return Contents("torch", _named(root, path.stat().st_size))
     except FormatError as error:
         text = str(error)
         raise FormatError(text if text.startswith(str(path)) else f"{path}: {text}") from error
@@ -191,9 +175,11 @@ def read(path: Path) -> Contents:
 
 def _storage_asked_for(pid: Any) -> tuple[str, _Storage]:
     """The key and the storage that a persistent id `("storage", type, key, location, count, …)` names."""
-    if not (isinstance(pid, tuple) and len(pid) >= 5 and pid[0] == "storage" and isinstance(pid[1], str)):
-        raise FormatError(f"its pickle refers to {str(pid)[:60]!r}, which is no storage")
-    return str(pid[2]), _Storage(pid[1], int(pid[4]))
+    if not (isinstance(pid, tuple) and len(pid) >= 5 and pid[0] == "storage" and pid[1] in STORAGES.values()):
+        raise FormatError("its pickle refers to something that is no storage")
+    if not isinstance(pid[2], str | int) or (len(pid) > 5 and pid[5] is not None):
+        raise FormatError("its pickle refers to a part of a storage, which PyTorch before 0.4 did; save it again")
+    return str(pid[2]), _Storage(pid[1], _whole(pid[4]))
 
 
 def _read_zip(path: Path) -> Any:
@@ -202,22 +188,22 @@ def _read_zip(path: Path) -> Any:
         if len(roots) != 1:
             raise FormatError("it has no data.pkl, which torch.save and torch.jit.save write")
         root = roots[0]
-        if f"{root}byteorder" in entries.names and bytes(entries.read(f"{root}byteorder")) != b"little":
-            raise FormatError("its numbers are big-endian; save it again on a little-endian machine")
-        storages: dict[str, _Storage] = {}
+        order = bytes(entries.read(f"{root}byteorder")) if f"{root}byteorder" in entries.names else b"little"
+        if order not in (b"little", b"big"):
+            raise FormatError("it does not say whether its numbers are little-endian or big-endian")
+        found: dict[str, memoryview] = {}
 
         def storage(pid: Any) -> _Storage:
             key, asked = _storage_asked_for(pid)
-            if key not in storages:
-                asked.data = entries.read(f"{root}data/{key}")
-                storages[key] = asked
-            return (
-                storages[key]
-                if storages[key].dtype == asked.dtype
-                else _Storage(asked.dtype, asked.count, storages[key].data)
-            )
+            if key not in found:
+                found[key] = entries.read(f"{root}data/{key}")
+            asked.data, asked.big_endian = found[key], order == b"big"
+            return asked
 
-        return _unpickled(io.BytesIO(entries.read(f"{root}data.pkl")), storage)
+        program = entries.read(f"{root}data.pkl")
+        if len(program) > max(1 << 20, path.stat().st_size):
+            raise FormatError("its pickle is packed, and larger than the file")
+        return unpickled(program, 0, KNOWN, storage)[0]
 
 
 def _read_plain(path: Path) -> Any:
@@ -229,64 +215,100 @@ def _read_plain(path: Path) -> Any:
         return storages.setdefault(key, asked)
 
     with path.open("rb") as file:
-        if file.read(2) != b"\x80\x02":
+        if file.read(1) != b"\x80":
             raise FormatError("it is neither a zip archive nor a pickle of torch.save")
-        file.seek(0)
-        if _unpickled(file, storage) != MAGIC:
-            raise FormatError("it is a pickle that torch.save did not write")
-        version, system = _unpickled(file, storage), _unpickled(file, storage)
-        if version != 1001 or not isinstance(system, dict) or not system.get("little_endian", True):
-            raise FormatError("it is a version of torch.save's format that is not known here")
-        found = _unpickled(file, storage)
-        keys = _unpickled(file, storage)
-        for key in keys if isinstance(keys, list) else ():
-            one = storages.get(str(key))
-            if one is None or int.from_bytes(file.read(8), "little") != one.count:
-                raise FormatError(f"the storage {str(key)[:40]!r} does not have the size that its tensors give")
-            data = file.read(one.count * one.itemsize)
-            if len(data) != one.count * one.itemsize:
-                raise FormatError("it ends in the middle of a storage")
-            one.data = memoryview(data)
+        data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    magic, at = unpickled(data, 0, KNOWN, storage)
+    if type(magic) is not int or magic != MAGIC:
+        raise FormatError("it is a pickle that torch.save did not write")
+    version, at = unpickled(data, at, KNOWN, storage)
+    system, at = unpickled(data, at, KNOWN, storage)
+    if (
+        type(version) is not int
+        or version != 1001
+        or not isinstance(system, dict)
+        or not system.get("little_endian", True)
+    ):
+        raise FormatError("it is a version of torch.save's format that is not known here")
+    found, at = unpickled(data, at, KNOWN, storage)
+    keys, at = unpickled(data, at, KNOWN, storage)
+    for key in keys if isinstance(keys, list) else ():
+        one = storages.get(key) if isinstance(key, str) else None
+        if one is None or int.from_bytes(data[at : at + 8], "little") != one.count:
+            raise FormatError("a storage of it does not have the size that its tensors give")
+        size = one.count * _itemsize(one.dtype)
+        if len(data) - at - 8 < size:
+            raise FormatError("it ends in the middle of a storage")
+        one.data = data[at + 8 : at + 8 + size]
+        at += 8 + size
     return found
 
 
-def _named(root: Any) -> dict[str, Tensor]:
-    """All tensors below an object, by dotted path."""
+def _named(root: Any, size: int) -> dict[str, Tensor]:
+    """All tensors below an object in a file of this size, by dotted path."""
+    if isinstance(root, _View):
+        root = {"": root}
     found: dict[str, Tensor] = {}
-    queue, seen = [("", root)], 0
-    while queue:
-        name, value = queue.pop()
-        if (seen := seen + 1) > MOST_OBJECTS:
-            raise FormatError(f"it holds more than {MOST_OBJECTS} objects, or one inside itself")
-        if isinstance(value, _View):
-            found[name] = _resolved(name, value)
+    around, seen, groups, room = [("", _inside(root))], 0, 0, SHARED * size
+    while around:
+        start, inside = around[-1]
+        for key, value in inside:
+            if (seen := seen + 1) > MOST_OBJECTS:
+                raise FormatError(f"it holds more than {MOST_OBJECTS} objects; {CURE}")
+            if not isinstance(value, _View | Module | dict | list | tuple):
+                continue
+            name = f"{start}{key if isinstance(key, str) else str(key)[:40]}"
+            if len(around) > DEEPEST or len(name) > LONGEST_NAME:
+                raise FormatError(f"it holds more than {DEEPEST} levels, or {LONGEST_NAME} letters in a name; {CURE}")
+            if isinstance(value, _View):
+                if name in found:
+                    raise FormatError(f"it has two tensors that are named {name[:80]!r}")
+                found[name] = array = _resolved(name, value)
+                room -= 0 if isinstance(array, Unread) else prod(value.shape) * _itemsize(value.dtype)
+                if room < 0:
+                    raise FormatError(f"its tensors refer to the same numbers more than {SHARED} times over")
+            elif (groups := groups + 1) > MOST_GROUPS:
+                raise FormatError(f"it holds more than {MOST_GROUPS} dictionaries and lists; {CURE}")
+            else:
+                around.append((f"{name}.", _inside(value)))
+                break
         else:
-            queue += [(f"{name}.{key}" if name else str(key), inner) for key, inner in reversed(list(_inside(value)))]
+            around.pop()
     return found
 
 
 def _inside(value: Any) -> Iterator[tuple[Any, Any]]:
-    if isinstance(value, _Module):
+    if isinstance(value, Module):
         yield from value.attributes.items()
     elif isinstance(value, dict):
         yield from value.items()
+    elif isinstance(value, _Pairs):
+        yield from ((pair[0], pair[1]) for pair in value.items if isinstance(pair, list | tuple) and len(pair) == 2)
     elif isinstance(value, list | tuple):
         yield from enumerate(value)
 
 
 def _resolved(name: str, view: _View) -> Tensor:
     """The array of a tensor: a read-only view of the storage's bytes."""
-    data, itemsize = view.storage.data, 2 if view.dtype == BFLOAT16 else np.dtype(view.dtype).itemsize
-    if len(view.shape) != len(view.strides) or min((*view.shape, *view.strides, view.offset), default=0) < 0:
-        raise FormatError(f"the tensor {name!r} has the shape {view.shape} and the strides {view.strides}")
+    data, itemsize = view.storage.data, _itemsize(view.dtype)
+    if len(view.shape) != len(view.strides):
+        raise FormatError(f"the tensor {name[:80]!r} has the shape {view.shape} and the strides {view.strides}")
     last = view.offset + sum((size - 1) * stride for size, stride in zip(view.shape, view.strides, strict=True))
     if data is None or (0 not in view.shape and (last + 1) * itemsize > len(data)):
-        raise FormatError(f"the tensor {name!r} is larger than its storage")
-    if view.dtype == BFLOAT16:
-        return Unread("bfloat16", view.shape)
-    flat: NDArray[Any] = np.frombuffer(data, view.dtype, len(data) // itemsize)
+        raise FormatError(f"the tensor {name[:80]!r} is larger than its storage")
+    if prod(view.shape) * itemsize > len(data):
+        return Unread("a tensor that repeats the numbers of its storage", view.shape)
+    if view.dtype in UNREAD:
+        return Unread(view.dtype, view.shape)
+    dtype = np.dtype("<u2" if view.dtype == BFLOAT16 else view.dtype)
+    if view.storage.big_endian:
+        dtype = dtype.newbyteorder(">")
+    if 0 in view.shape:
+        return array_of(b"", dtype.str, view.shape, f"the tensor {name[:80]!r}")
+    flat: NDArray[Any] = np.frombuffer(data, dtype, len(data) // itemsize)
     strides = [stride * itemsize for stride in view.strides]
-    return np.lib.stride_tricks.as_strided(flat[view.offset :], view.shape, strides, writeable=False)
+    array = np.lib.stride_tricks.as_strided(flat[view.offset :], view.shape, strides, writeable=False)
+    return Bfloat16(array) if view.dtype == BFLOAT16 else array
 
 
 # --- Writing ---------------------------------------------------------------------------------------------------------
@@ -314,14 +336,22 @@ def write(weights: Weights, file: BinaryIO, convention: str) -> None:
         ]
     program.append(b"u.")
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as made:
-        made.writestr("archive/data.pkl", b"".join(program))
-        made.writestr("archive/byteorder", b"little")
+        made.writestr(zipfile.ZipInfo("archive/data.pkl"), b"".join(program))
+        made.writestr(zipfile.ZipInfo("archive/byteorder"), b"little")
         for number, array in enumerate(arrays.values()):
-            with made.open(f"archive/data/{number}", "w", force_zip64=array.nbytes >= 1 << 31) as entry:
-                entry.write(
-                    np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data.cast("B") if array.size else b""
-                )
-        made.writestr("archive/version", b"3\n")
+            large = array.nbytes >= 1 << 31
+            with made.open(_aligned(f"archive/data/{number}", file.tell(), large), "w", force_zip64=large) as entry:
+                entry.write(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data.cast("B"))
+        made.writestr(zipfile.ZipInfo("archive/version"), b"3\n")
+
+
+def _aligned(name: str, at: int, large: bool) -> zipfile.ZipInfo:
+    """An entry at a byte of the file whose numbers lie at a multiple of 64, as PyTorch maps them into memory."""
+    entry = zipfile.ZipInfo(name)
+    head = 30 + len(name) + (20 if large else 0) + 4
+    room = -(at + head) % 64
+    entry.extra = b"FB" + room.to_bytes(2, "little") + bytes(room)
+    return entry
 
 
 def _text(text: str) -> bytes:
