@@ -116,6 +116,18 @@ def test_parameters_are_read_as_tensors(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", [{}, OLD], ids=["zip", "before 1.6"])
+def test_tensors_and_parameters_with_attributes(tmp_path: Path, how: dict[str, Any]) -> None:
+    module = lstm()
+    tensors = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+    tensors["weight_ih_l1"] = torch.nn.Parameter(tensors["weight_ih_l1"])
+    for tensor in tensors.values():
+        tensor.tag = "mine"
+    torch.save(tensors, tmp_path / "a.pt", **how)
+    assert b"_rebuild_from_type_v2" in (tmp_path / "a.pt").read_bytes()
+    assert mr.load(tmp_path / "a.pt") == canonical(module.state_dict())
+
+
+@pytest.mark.parametrize("how", [{}, OLD], ids=["zip", "before 1.6"])
 @pytest.mark.parametrize("stored", ["float16", "bfloat16"])
 def test_half_precision_is_widened_exactly(tmp_path: Path, stored: str, how: dict[str, Any]) -> None:
     state = {name: tensor.to(getattr(torch, stored)) for name, tensor in lstm().state_dict().items()}

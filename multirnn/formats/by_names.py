@@ -18,7 +18,7 @@ from multirnn.weights import Weights
 
 __all__ = ["stacks_by_names"]
 
-LONGEST_NAME, MOST_CLAIMS = 250, 1000
+LONGEST_NAME, MOST_CLAIMS = 250, 500
 OPTIMISERS = {"opt_state", "optimizer", "optimizer_state", "optimizer_states", "optimizer_state_dict", "optimizers"}
 """Above the moments that an optimiser keeps by the names of the weights."""
 PROJECTION = re.compile(r"weight_hr_l\d+(_reverse)?")
