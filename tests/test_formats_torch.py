@@ -2,10 +2,12 @@
 
 import argparse
 import io
+import sys
 import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -93,6 +95,20 @@ def test_what_a_trainer_saves_beside_the_weights_is_passed_over(tmp_path: Path, 
     }
     torch.save(checkpoint, tmp_path / "a.ckpt", **how)
     assert set(found(tmp_path / "a.ckpt")) == {"model_state_dict"}
+    assert mr.load(tmp_path / "a.ckpt") == canonical(module.state_dict())
+
+
+@pytest.mark.parametrize("home", ["pytorch_lightning.utilities.parsing", "lightning.fabric.utilities.data"])
+def test_the_hyperparameters_of_lightning_are_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: str
+) -> None:
+    made = type("AttributeDict", (dict,), {"__module__": home})
+    for end in range(1, len(home.split(".")) + 1):
+        monkeypatch.setitem(sys.modules, ".".join(home.split(".")[:end]), SimpleNamespace(AttributeDict=made))
+    module = lstm()
+    whole = {"state_dict": module.state_dict(), "hyper_parameters": made(size=4), "global_step": 3}
+    torch.save(whole, tmp_path / "a.ckpt")
+    assert set(found(tmp_path / "a.ckpt")) == {"state_dict"}
     assert mr.load(tmp_path / "a.ckpt") == canonical(module.state_dict())
 
 
