@@ -193,6 +193,17 @@ def test_biases_that_flax_does_not_hold_are_folded_and_said(tmp_path: Path, form
     assert ("biases of zero were added" if bias == "none" else "the two biases of each gate were added up") in change
 
 
+def test_an_array_of_more_than_four_gigabytes_is_refused(tmp_path: Path) -> None:
+    from multirnn.formats.msgpack import _pack_array
+
+    large = np.broadcast_to(np.float32(0), (1 << 15, 1 << 15))
+    with (
+        (tmp_path / "a.msgpack").open("wb") as file,
+        pytest.raises(mr.FormatError, match="of 4294967296 bytes; save it as"),
+    ):
+        _pack_array(msgpack.Packer(), large, file)
+
+
 # --- Damaged ---------------------------------------------------------------------------------------------------------
 
 

@@ -215,6 +215,14 @@ def test_a_file_without_recurrent_layers_holds_none(tmp_path: Path) -> None:
     assert mr.inspect(written(tmp_path / "a.npz", OTHERS)) == ()
 
 
+def test_a_large_model_around_a_stack(tmp_path: Path) -> None:
+    blocks = {
+        f"params/block_{k}/{part}": np.ones((2, 2), "f") for k in range(1500) for part in ("dense/kernel", "W", "b")
+    }
+    path = written(tmp_path / "a.npz", blocks, named("flax-linen", mr.RecurrentSpec("lstm", 5, 4), "params/encoder/"))
+    assert [one.name for one in mr.inspect(path)] == ["params/encoder"]
+
+
 # --- Convert ---------------------------------------------------------------------------------------------------------
 
 WRITTEN = {".safetensors": "canonical", ".npz": "canonical", ".pt": "torch", ".msgpack": "flax-linen"}

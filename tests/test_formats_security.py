@@ -37,15 +37,16 @@ def refused(path: Path, sentence: str = "") -> None:
     with pytest.raises(mr.FormatError, match=sentence) as error:
         mr.load(path)
     took = time.perf_counter() - began
-    tracemalloc.start()
-    with pytest.raises(mr.FormatError):
-        mr.load(path)
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
+    if took < LONGEST / 4:  # tracing is slow
+        tracemalloc.start()
+        with pytest.raises(mr.FormatError):
+            mr.load(path)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < ROOM + 8 * len(before)
     assert str(error.value).startswith(str(path))
     assert len(str(error.value)) < 1000
     assert took < LONGEST
-    assert peak < ROOM + 8 * len(before)
     assert [one.name for one in path.parent.iterdir()] == [path.name]
     assert path.read_bytes() == before
 
@@ -91,6 +92,14 @@ HARMFUL: dict[str, tuple[bytes, str]] = {
     "the state of a function": (
         b"ctorch._utils\n_rebuild_tensor_v2\n}X\x01\0\0\0aK\x01sbN",
         "is beside|no recurrent stack",
+    ),
+    "rebuilt by another function": (
+        b"ctorch._tensor\n_rebuild_from_type_v2\n(ccollections\nOrderedDict\nN)NtR",
+        "rebuilt in an unknown way",
+    ),
+    "rebuilt from no arguments": (
+        b"ctorch._tensor\n_rebuild_from_type_v2\n(ctorch._utils\n_rebuild_tensor_v2\nNX\x04\0\0\0abcdNtR",
+        "rebuilt in an unknown way",
     ),
     "an extension": (b"\x82\x01", "asks for an extension of pickle"),
     "a function of ours": (b"cmultirnn.formats\nsave\n", "asks for multirnn.formats.save"),
@@ -356,9 +365,9 @@ def test_numbers_that_are_not_finite_are_read_as_they_are(tmp_path: Path, suffix
 
 def test_many_stacks_do_not_take_long(tmp_path: Path) -> None:
     numpy = pytest.importorskip("safetensors.numpy")
-    arrays = {f"{'a/' * 20}{k}.{name}": array for k in range(1100) for name, array in ARRAYS.items()}
+    arrays = {f"{'a/' * 20}{k}.{name}": array for k in range(520) for name, array in ARRAYS.items()}
     numpy.save_file(arrays, tmp_path / "a.safetensors")
-    refused(tmp_path / "a.safetensors", "it holds more than 1000 groups of arrays with names of recurrent layers")
-    names = {f"{'a/' * 120}{k}/": np.zeros(1, "f") for k in range(3000)}
+    refused(tmp_path / "a.safetensors", "it holds more than 500 groups of arrays with names of recurrent layers")
+    names = {f"{'a/' * 120}{k}/": np.zeros(1, "f") for k in range(1500)}
     numpy.save_file(names, tmp_path / "a.safetensors")
     refused(tmp_path / "a.safetensors", "holds no recurrent stack")

@@ -2,10 +2,12 @@
 
 import argparse
 import io
+import sys
 import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -96,6 +98,20 @@ def test_what_a_trainer_saves_beside_the_weights_is_passed_over(tmp_path: Path, 
     assert mr.load(tmp_path / "a.ckpt") == canonical(module.state_dict())
 
 
+@pytest.mark.parametrize("home", ["pytorch_lightning.utilities.parsing", "lightning.fabric.utilities.data"])
+def test_the_hyperparameters_of_lightning_are_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: str
+) -> None:
+    made = type("AttributeDict", (dict,), {"__module__": home})
+    for end in range(1, len(home.split(".")) + 1):
+        monkeypatch.setitem(sys.modules, ".".join(home.split(".")[:end]), SimpleNamespace(AttributeDict=made))
+    module = lstm()
+    whole = {"state_dict": module.state_dict(), "hyper_parameters": made(size=4), "global_step": 3}
+    torch.save(whole, tmp_path / "a.ckpt")
+    assert set(found(tmp_path / "a.ckpt")) == {"state_dict"}
+    assert mr.load(tmp_path / "a.ckpt") == canonical(module.state_dict())
+
+
 @pytest.mark.parametrize("how", [{}, OLD], ids=["zip", "before 1.6"])
 def test_views_of_one_storage_transposed_and_strided(tmp_path: Path, how: dict[str, Any]) -> None:
     numbers = torch.arange(10_000.0).reshape(100, 100) / 1e4
@@ -112,6 +128,18 @@ def test_views_of_one_storage_transposed_and_strided(tmp_path: Path, how: dict[s
 def test_parameters_are_read_as_tensors(tmp_path: Path) -> None:
     module = lstm()
     torch.save(dict(module.named_parameters()), tmp_path / "a.pt")
+    assert mr.load(tmp_path / "a.pt") == canonical(module.state_dict())
+
+
+@pytest.mark.parametrize("how", [{}, OLD], ids=["zip", "before 1.6"])
+def test_tensors_and_parameters_with_attributes(tmp_path: Path, how: dict[str, Any]) -> None:
+    module = lstm()
+    tensors = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+    tensors["weight_ih_l1"] = torch.nn.Parameter(tensors["weight_ih_l1"])
+    for tensor in tensors.values():
+        tensor.tag = "mine"
+    torch.save(tensors, tmp_path / "a.pt", **how)
+    assert b"_rebuild_from_type_v2" in (tmp_path / "a.pt").read_bytes()
     assert mr.load(tmp_path / "a.pt") == canonical(module.state_dict())
 
 

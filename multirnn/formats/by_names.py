@@ -18,7 +18,7 @@ from multirnn.weights import Weights
 
 __all__ = ["stacks_by_names"]
 
-LONGEST_NAME, MOST_CLAIMS = 250, 1000
+LONGEST_NAME, MOST_CLAIMS = 250, 500
 OPTIMISERS = {"opt_state", "optimizer", "optimizer_state", "optimizer_states", "optimizer_state_dict", "optimizers"}
 """Above the moments that an optimiser keeps by the names of the weights."""
 PROJECTION = re.compile(r"weight_hr_l\d+(_reverse)?")
@@ -34,7 +34,6 @@ class _Claim:
         prefix: before the names.
         arrays: those of the stack, and all beside them.
         covers: their names in the file.
-        recurrent: whether a recurrent matrix is among them, so that they are hardly something else.
         stored: their dtype in the file.
         refusal: why they are no stack, if that is known already.
     """
@@ -44,7 +43,6 @@ class _Claim:
     prefix: str
     arrays: Mapping[str, Any]
     covers: frozenset[str]
-    recurrent: bool
     stored: str
     refusal: str = ""
 
@@ -124,9 +122,8 @@ def _read(claims: Sequence[_Claim], known: Mapping[str, Any]) -> tuple[Stack | N
         try:
             read = _stack(claim, known)
         except (Unrepresentable, InvalidWeights, InvalidSpec, FormatError) as error:
-            if claim.recurrent:
-                which = repr(claim.name) if claim.name else "the stack"
-                reasons.append(f"{which} cannot be read in the convention {claim.convention.name!r}: {error}")
+            which = repr(claim.name) if claim.name else "the stack"
+            reasons.append(f"{which} cannot be read in the convention {claim.convention.name!r}: {error}")
             continue
         if stack is None:
             stack = read
@@ -186,13 +183,14 @@ def _claims(convention: Convention, arrays: Mapping[str, Tensor]) -> Iterator[_C
                 for match in matches:
                     named.setdefault(prefix + match.string[: match.end("layer")], []).append(match)
             for name, of_one in named.items():
+                if not any(recurrent.fullmatch(match["name"]) for match in of_one):
+                    continue  # an embedding, a head: names that other layers have too
                 own = [match.string for match in of_one]
                 folders = dict.fromkeys(_folder(prefix + one) for one in own)
                 beside = {one: array for folder in folders for one, array in by_folder[folder].items()}
                 covers = frozenset(origin for one in own for origin in view.origins[prefix + one])
-                known = any(recurrent.fullmatch(match["name"]) for match in of_one)
                 stored = stored_as(arrays[min(covers)])
-                yield _Claim(convention, name, prefix, beside, covers, known, stored, view.refusal)
+                yield _Claim(convention, name, prefix, beside, covers, stored, view.refusal)
 
 
 def _folder(name: str) -> str:

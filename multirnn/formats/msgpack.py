@@ -12,12 +12,14 @@ import numpy as np
 from multirnn.errors import FormatError
 from multirnn.formats.contents import BFLOAT16, Bfloat16, Contents, Tensor, Unread, array_of, needed
 from multirnn.formats.fitting import entries
-from multirnn.weights import Weights
+from multirnn.weights import Array, Weights
 
 __all__ = ["read", "write"]
 
 ARRAY, COMPLEX, SCALAR = 1, 2, 3
 CHUNKED = "__msgpack_chunked_array__"
+LARGEST = (1 << 32) - 1000
+"""Bytes of an array that msgpack counts in 32 bits, with what stands before them."""
 DEEPEST, LONGEST = 100, 4096
 """Of names: the dictionaries around an array, and its letters."""
 
@@ -131,6 +133,15 @@ def _pack(packer: Any, tree: Mapping[str, Any], file: BinaryIO) -> None:
         if isinstance(value, dict):
             _pack(packer, value, file)
         else:
-            raw = np.ascontiguousarray(value, value.dtype.newbyteorder("<")).tobytes()
-            body = packer.pack((value.shape, value.dtype.name, raw))
-            file.write(packer.pack_ext_type(ARRAY, body))
+            _pack_array(packer, value, file)
+
+
+def _pack_array(packer: Any, array: Array, file: BinaryIO) -> None:
+    """The extension type of an array: its shape, its dtype, and its bytes, which are written from where they lie."""
+    if array.nbytes > LARGEST:
+        raise FormatError(f"{file.name} cannot hold an array of {array.nbytes} bytes; save it as .safetensors")
+    head = (
+        b"\x93" + packer.pack(array.shape) + packer.pack(array.dtype.name) + b"\xc6" + array.nbytes.to_bytes(4, "big")
+    )
+    file.write(b"\xc9" + (len(head) + array.nbytes).to_bytes(4, "big") + bytes([ARRAY]) + head)
+    file.write(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data)

@@ -124,6 +124,14 @@ DICTIONARY, INERT = Function(_dictionary), Function(lambda arguments: Inert())
 KNOWN: Mapping[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): DICTIONARY,
     ("collections", "defaultdict"): DICTIONARY,
+    **{
+        (module, "AttributeDict"): DICTIONARY  # Lightning's hyperparameters
+        for module in (
+            "pytorch_lightning.utilities.parsing",
+            "lightning_fabric.utilities.data",
+            "lightning.fabric.utilities.data",
+        )
+    },
     ("torch._utils", "_rebuild_tensor"): TENSOR,
     ("torch._utils", "_rebuild_tensor_v2"): TENSOR,
     ("torch._utils", "_rebuild_tensor_v3"): TENSOR_OF_DTYPE,
