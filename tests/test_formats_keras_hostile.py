@@ -197,6 +197,19 @@ def test_a_deep_tree_that_holds_itself_ends(weights: mr.Weights, tmp_path: Path)
         formats.load(path)
 
 
+def test_an_object_that_goes_on_in_itself_ends(tmp_path: Path) -> None:
+    data = bytearray(136)
+    data[:16] = b"\x89HDF\r\n\x1a\n" + bytes((0, 0, 0, 0, 0, 8, 8, 0))
+    for place, value in ((40, 136), (64, 96), (120, 112), (128, 24)):  # end, root, and where its message goes on
+        data[place : place + 8] = value.to_bytes(8, "little")
+    data[96:112] = bytes((1, 0, 1, 0, 1, 0, 0, 0, 24, 0, 0, 0, 0, 0, 0, 0))
+    data[112:120] = bytes((0x10, 0, 16, 0, 0, 0, 0, 0))
+    path = tmp_path / "a.h5"
+    path.write_bytes(data)
+    with in_a_moment(), pytest.raises(FormatError, match="some are in each other"):
+        formats.load(path)
+
+
 # --- Nothing runs ----------------------------------------------------------------------------------------------------
 
 

@@ -181,7 +181,9 @@ def _legacy(
         if owners and layer in everything and everything[layer].kind == "StackedRNNCells":
             layers.append(RecurrentLayer(layer, "", False, next(iter(owners.values())), refused=SEVERAL))
             continue
-        if len(inside) == 1 and len(owners) == 2 and "merge_mode" in inside[0].fields:  # its directions have names of their own
+        if (
+            len(inside) == 1 and len(owners) == 2 and "merge_mode" in inside[0].fields
+        ):  # its directions have names of their own
             forward, backward = (next(iter(one.values())) for one in owners.values())
             owners = {layer: {"forward": forward, "backward": backward}}
         for place, (owner, by_direction) in enumerate(owners.items()):
