@@ -23,7 +23,7 @@ from multirnn.formats.keras_writing import write
 
 __all__ = ["read", "write"]
 
-GATES_OF_KERAS_1 = {"lstm": "ifco", "gru": "zrh"}
+SEVERAL = "it runs several cells in one layer, and a spec has a layer for each"
 
 
 def read(path: Path) -> Contents:
@@ -116,7 +116,7 @@ def _of_version_3(file: Group, config: Mapping[str, Any]) -> tuple[dict[str, Ten
                         next(array for path, array in arrays.items() if path.startswith(f"{owner}/cell/cells/")),
                     )
                 },
-                refused="it runs several cells in one layer, and a spec has a layer for each",
+                refused=SEVERAL,
             )
         )
     known = {one.name: one for one in by_path.values()}
@@ -178,6 +178,14 @@ def _legacy(
         arrays |= {f"{layer}/{name}": array for name, array in own.items()}
         owners = _owners(own)
         inside = by_group.get(layer, [])
+        if owners and layer in everything and everything[layer].kind == "StackedRNNCells":
+            layers.append(RecurrentLayer(layer, "", False, next(iter(owners.values())), refused=SEVERAL))
+            continue
+        if (
+            len(inside) == 1 and len(owners) == 2 and "merge_mode" in inside[0].fields
+        ):  # its directions have names of their own
+            forward, backward = (next(iter(one.values())) for one in owners.values())
+            owners = {layer: {"forward": forward, "backward": backward}}
         for place, (owner, by_direction) in enumerate(owners.items()):
             if len(inside) == len(owners):
                 name = inside[place].name

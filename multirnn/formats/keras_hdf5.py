@@ -19,6 +19,7 @@ from multirnn.formats.keras_hdf5_nodes import (
     ATTRIBUTE,
     ATTRIBUTE_INFO,
     NOWHERE,
+    STEPS,
     File,
     Messages,
     first,
@@ -39,7 +40,7 @@ def opened(data: memoryview) -> "Group":
     Raises:
         FormatError: it is no HDF5 file, damaged, or of a kind that is not read here.
     """
-    file = File(data, budget=max(SMALL, RATIO * len(data)))
+    file = File(data, STEPS + len(data) // 8, max(SMALL, RATIO * len(data)))
     if bytes(data[:8]) != b"\x89HDF\r\n\x1a\n":
         raise FormatError("is no HDF5 file")
     version = number(file.at(8, 1))
@@ -170,15 +171,25 @@ def _global(file: File, length: int, heap: int, index: int) -> str:
     """A text of variable length, in the global heap."""
     if not length:
         return ""
-    size = number(file.node(heap, b"GCOL", 16)[8:16])
-    block = file.at(heap, size)
+    if heap not in file.heaps:
+        file.heaps[heap] = _heap(file, heap)
+    if index in file.heaps[heap]:
+        file.spend(length)
+        return bytes(file.heaps[heap][index][:length]).decode("utf-8", "replace")
+    raise FormatError(f"has no text {index} in its heap at byte {heap}")
+
+
+def _heap(file: File, start: int) -> dict[int, memoryview]:
+    """The objects of a global heap by their numbers."""
+    size = number(file.node(start, b"GCOL", 16)[8:16])
+    block = file.at(start, size)
+    found: dict[int, memoryview] = {}
     place = 16
     while place + 16 <= size:
         own, count = number(block[place : place + 2]), number(block[place + 8 : place + 16])
         if not own:
             break
-        if own == index:
-            file.spend(length)
-            return bytes(block[place + 16 : place + 16 + min(length, count)]).decode("utf-8", "replace")
+        file.step()
+        found.setdefault(own, block[place + 16 : place + 16 + count])
         place += 16 + -(-count // 8) * 8
-    raise FormatError(f"has no text {index} in its heap at byte {heap}")
+    return found

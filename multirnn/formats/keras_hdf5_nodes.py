@@ -12,8 +12,8 @@ __all__ = ["File", "Messages", "first", "header_of", "is_array", "leaves", "link
 Messages = list[tuple[int, memoryview]]
 """Of an object header: kind and data."""
 NOWHERE = (1 << 64) - 1
-MOST_NODES = 50_000
-"""Groups, headers and index nodes that one file may have."""
+STEPS = 50_000
+"""What a file may have of nodes, messages, links and texts, beside one in eight of its bytes; each is met once."""
 FLOATS = {(2, 10, 15): "f2", (4, 23, 127): "f4", (8, 52, 1023): "f8"}
 """By size, bits of the fraction and exponent bias."""
 DATASPACE, LINK_INFO, DATATYPE, LINK, EXTERNAL, LAYOUT, FILTERS, ATTRIBUTE, CONTINUED, SYMBOLS, ATTRIBUTE_INFO = (
@@ -26,9 +26,11 @@ class File:
     """The bytes of a file, with a limit to what may be made of them."""
 
     data: memoryview
-    nodes: int = MOST_NODES
-    budget: int = 0
+    steps: int
+    budget: int
     headers: dict[int, Messages] = field(default_factory=dict)
+    tables: dict[int, dict[str, int]] = field(default_factory=dict)
+    heaps: dict[int, dict[int, memoryview]] = field(default_factory=dict)
 
     def at(self, start: int, count: int) -> memoryview:
         """The bytes at a place.
@@ -42,13 +44,17 @@ class File:
 
     def node(self, start: int, magic: bytes, count: int) -> memoryview:
         """The beginning of a structure, whose kind its first bytes tell."""
-        self.nodes -= 1
-        if self.nodes < 0:
-            raise FormatError(f"has more than {MOST_NODES} nodes")
+        self.step()
         found = self.at(start, count)
         if bytes(found[: len(magic)]) != magic:
             raise FormatError(f"is damaged at byte {start}: there is no {magic.decode()!r}")
         return found
+
+    def step(self) -> None:
+        """Count a part of the file that is read."""
+        self.steps -= 1
+        if self.steps < 0:
+            raise FormatError("has more parts than its size allows: some are in each other")
 
     def spend(self, count: int) -> None:
         """Count bytes that are allocated."""
@@ -99,7 +105,7 @@ def header_of(file: File, address: int) -> Messages:
                 blocks.append((more + 4, count - 8) if new else (more, count))
             elif kind:
                 messages.append((kind, data))
-            file.nodes -= not place % 64
+            file.step()
     file.headers[address] = messages
     return messages
 
@@ -120,6 +126,8 @@ def links(file: File, address: int) -> dict[str, int]:
     Raises:
         FormatError: a link leads elsewhere, or the group is stored in a way that is not read here.
     """
+    if address in file.tables:
+        return file.tables[address]
     messages = header_of(file, address)
     found: dict[str, int] = {}
     if (table := first(messages, SYMBOLS)) is not None:
@@ -129,6 +137,7 @@ def links(file: File, address: int) -> dict[str, int]:
             count = number(file.node(start, b"SNOD", 8)[6:8])
             entries = file.at(start + 8, 40 * count)
             for place in range(0, 40 * count, 40):
+                file.step()
                 name = _text_at(file, heap + number(entries[place : place + 8]))
                 if number(entries[place + 16 : place + 20]) == 2:
                     raise _elsewhere(name)
@@ -141,8 +150,9 @@ def links(file: File, address: int) -> dict[str, int]:
             )
     for kind, data in messages:
         if kind == LINK:
-            name, address = _link(data)
-            found[name] = address
+            name, target = _link(data)
+            found[name] = target
+    file.tables[address] = found
     return found
 
 

@@ -74,11 +74,10 @@ def write(weights: Weights, file: BinaryIO, convention: str, path: Path) -> None
 
 def _parts(weights: Weights) -> Iterator[tuple[str, str, list[tuple[str, Array]]]]:
     """Layer after layer: its name, the direction, and the arrays by their own names; packed one at a time."""
-    spec = weights.spec
-    for layer, direction in spec.passes:
+    names = _names(weights.spec)
+    for layer, direction in weights.spec.passes:
         packed = to_arrays(weights.part(layer, direction), convention="keras")
-        name = _names(spec)[layer]
-        yield name, direction, [(own.rpartition("/")[2], array) for own, array in packed.items()]
+        yield names[layer], direction, [(own.rpartition("/")[2], array) for own, array in packed.items()]
 
 
 def _names(spec: RecurrentSpec) -> list[str]:
