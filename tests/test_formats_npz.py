@@ -120,7 +120,8 @@ def test_a_round_trip_in_every_convention(
         weights = mr.Weights(spec, zero)
     path = tmp_path / "a.npz"
     written = mr.save(weights, path, convention=convention)
-    assert (written.convention, written.changes) == (convention, ())
+    rounded = CONVENTIONS[convention].forget_offset and spec.cell == "lstm"
+    assert (written.convention, bool(written.changes)) == (convention, bool(rounded))
     found = told(path, spec, convention)
     assert found.spec == spec
     offset = CONVENTIONS[convention].forget_offset  # subtracted and added again, so rounded
