@@ -93,7 +93,7 @@ def read(path: str | Path) -> Contents:
 
 
 def inspect(path: str | Path) -> tuple[Found, ...]:
-    """Every recurrent stack in a file.
+    """Every recurrent stack in a file, also those that `load` refuses: their `refused` says why.
 
     Raises:
         FormatError, MissingFramework: as for `load`.
@@ -118,7 +118,7 @@ def load(path: str | Path, name: str | None = None, *, names: Mapping[str, str] 
     """
     path = Path(path)
     if names is None:
-        return _one(path, name, known).weights
+        return _loaded(path, _one(path, name, known))
     arrays = read(path).arrays
     if missing := [own for own in names if own not in arrays]:
         raise FormatError(f"{path} has no array {missing[0]!r}; it has {', '.join(map(repr, list(arrays)[:20]))}")
@@ -144,6 +144,13 @@ def _one(path: Path, name: str | None, known: Mapping[str, Any]) -> Stack:
             f"{path}: the arrays of {stack.found.name!r} fit {fitting}, with other weights; pass convention="
         )
     return stack
+
+
+def _loaded(path: Path, stack: Stack) -> Weights:
+    try:
+        return stack.loaded()
+    except FormatError as error:
+        raise FormatError(f"{path}: {error}") from error
 
 
 def _stacks(path: Path, known: Mapping[str, Any]) -> list[Stack]:
@@ -236,4 +243,4 @@ def verify(a: str | Path, b: str | Path, *, name_a: str | None = None, name_b: s
         FormatError, MissingFramework: as for `load`.
     """
     left, right = _one(Path(a), name_a, {}), _one(Path(b), name_b, {})
-    return verified(left.weights, right.weights, left.found, right.found)
+    return verified(_loaded(Path(a), left), _loaded(Path(b), right), left.found, right.found)

@@ -1,8 +1,9 @@
-"""A recurrent stack of a file: `Found` describes it, `Stack` has its weights."""
+"""What was found in a file: `Found` says where a recurrent stack is and how it lies; a `Stack` has its weights too."""
 
 from dataclasses import dataclass
 from typing import Any
 
+from multirnn.errors import FormatError
 from multirnn.spec import RecurrentSpec
 from multirnn.weights import Weights
 
@@ -15,32 +16,35 @@ class Found:
 
     Attributes:
         name: its name in the file; empty if the file holds nothing else.
-        spec: its spec, in the dtype that `load` returns.
+        spec: its spec, in the dtype that `load` returns; None if it is refused.
         convention: how its arrays lie: a name out of `CONVENTIONS`, or "canonical".
         stored: the dtype in the file; float16 and bfloat16 are widened to float32, exactly.
         about: what the file says of it besides, and what it does not say; a sentence each.
+        refused: why no spec describes it, so that `load` refuses it; empty for any other.
     """
 
     name: str
-    spec: RecurrentSpec
+    spec: RecurrentSpec | None
     convention: str
     stored: str
     about: tuple[str, ...] = ()
+    refused: str = ""
 
     @property
-    def parameter_count(self) -> int:
-        """The number of its parameters."""
-        return self.spec.parameter_count
+    def parameter_count(self) -> int | None:
+        """The number of its parameters; None if it is refused."""
+        return self.spec.parameter_count if self.spec else None
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
         return {
             "name": self.name,
-            "spec": self.spec.to_dict(),
+            "spec": self.spec.to_dict() if self.spec else None,
             "parameters": self.parameter_count,
             "convention": self.convention,
             "stored": self.stored,
             "about": list(self.about),
+            "refused": self.refused,
         }
 
 
@@ -50,10 +54,20 @@ class Stack:
 
     Attributes:
         found: where and how.
-        weights: of the stack.
+        weights: of the stack; None if it is refused.
         others: the conventions that its arrays fit as well, with other weights; one has to be chosen.
     """
 
     found: Found
-    weights: Weights
+    weights: Weights | None
     others: tuple[str, ...] = ()
+
+    def loaded(self) -> Weights:
+        """The weights.
+
+        Raises:
+            FormatError: the stack is refused, for the reason in the sentence.
+        """
+        if self.weights is None:
+            raise FormatError(f"the layer {self.found.name[:80]!r} cannot be read: {self.found.refused}")
+        return self.weights

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -49,7 +50,9 @@ def _found(contents: Contents, chosen: Convention | None, known: Mapping[str, An
     elif "operators" in contents.facts:
         yield from _of_onnx(contents, known)
     else:
-        yield from stacks_by_names(contents.arrays, chosen, known)
+        about = contents.facts.get("about", ())
+        for stack in stacks_by_names(contents.arrays, chosen, {**contents.facts.get("settings", {}), **known}):
+            yield replace(stack, found=replace(stack.found, about=(*stack.found.about, *about)))
 
 
 def _canonical(contents: Contents) -> Stack:
