@@ -78,13 +78,12 @@ def listed(arrays: Sequence[Any]) -> dict[str, Array]:
         Unrepresentable: they are no kernels, recurrent kernels and biases in turn, or may be layers as well as directions.
     """
     found = [as_array(f"arrays[{place}]", value, error=InvalidWeights) for place, value in enumerate(arrays)]
-    starts = [k for k in range(len(found) - 1) if found[k].ndim == found[k + 1].ndim == 2]
-    widths = {b - a for a, b in zip(starts, [*starts[1:], len(found)], strict=True)}
-    if not starts or starts[0] or len(widths) > 1 or not widths <= {2, 3}:
+    width = next((width for width in (3, 2) if _are_layers(found, width)), 0)
+    if not width:
         raise Unrepresentable(
             "a list of arrays must have a kernel, a recurrent kernel and perhaps a bias for each layer"
         )
-    width = widths.pop()
+    starts = range(0, len(found), width)
     kernels = [found[start].shape for start in starts]
     hidden = found[1].shape[0]
     both = len(starts) % 2 == 0 and kernels[1] == kernels[0]
@@ -100,6 +99,23 @@ def listed(arrays: Sequence[Any]) -> dict[str, Array]:
         for name, array in zip(("kernel", "recurrent_kernel", "bias"), found[start : start + width], strict=False):
             named[f"layer_{layer}/{inner}layer_cell/{name}"] = array
     return named
+
+
+def _are_layers(arrays: Sequence[Array], width: int) -> bool:
+    """Whether every `width` arrays have the shapes of a Keras layer's."""
+
+    def is_layer(kernel: Array, recurrent: Array, *bias: Array) -> bool:
+        columns = recurrent.shape[-1:]
+        return (
+            kernel.ndim == recurrent.ndim == 2
+            and kernel.shape[1:] == columns
+            and recurrent.shape[0] > 0
+            and columns[0] % recurrent.shape[0] == 0
+            and all(one.shape in (columns, (2, *columns)) for one in bias)
+        )
+
+    groups = [arrays[start : start + width] for start in range(0, len(arrays), width)]
+    return bool(groups) and all(len(group) == width and is_layer(*group) for group in groups)
 
 
 def fused_gates(arrays: Mapping[str, Array]) -> dict[str, Array]:

@@ -131,6 +131,7 @@ _AXES = ("direction", "bias", "gate", "unit", "source")
 
 
 def groups_of(axes: str) -> list[list[str]]:
+    """The axes of an array in groups, as in einops: `(gate unit) source` is `[[gate, unit], [source]]`."""
     return [group.split() for group in re.findall(r"\(([^)]*)\)|(\w+)", axes) for group in group if group]
 
 
@@ -183,6 +184,7 @@ def _full_shape(spec: RecurrentSpec, holds: tuple[tuple[str, ...], ...], gates: 
 
 
 def shapes_of(spec: RecurrentSpec, convention: Convention) -> dict[Key, tuple[int, ...]]:
+    """The shapes of a framework's arrays."""
     return {place.key: place.shape for place in layout(spec, convention=convention)}
 
 

@@ -4,12 +4,12 @@ Names and shapes decide. Nothing is guessed: arrays that fit no cell, or several
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from multirnn.activations import Activation
 from multirnn.arrays import as_array
-from multirnn.cells import FORMS, CellName
+from multirnn.cells import CELLS, FORMS, CellName
 from multirnn.conventions import (
     CONVENTIONS,
     FLAX_LINEN,
@@ -23,7 +23,7 @@ from multirnn.conventions import (
 from multirnn.errors import InvalidWeights, Unrepresentable, an, kind_of
 from multirnn.names import fused_gates, listed, numbered_cells, one_stack
 from multirnn.packing import Key, groups_of, shapes_of, unpacked
-from multirnn.spec import DIRECTIONS, DTYPES, RecurrentSpec
+from multirnn.spec import BIASES, DIRECTIONS, DTYPES, RecurrentSpec
 from multirnn.weights import Array, Weights
 
 __all__ = ["from_arrays"]
@@ -71,15 +71,11 @@ def from_arrays(
     def read(one: Convention) -> Weights:
         return _read(flat, one, prefix, cell, reset_after, known)
 
-    if convention is None:
-        tried = [one for one in CONVENTIONS.values() if transposed is None or one not in (TEXTBOOK, TEXTBOOK_ROWS)]
-        return _only(flat, read, tried)
-    chosen = convention_named(convention)
-    if chosen is not TEXTBOOK:
+    if convention is not None and (chosen := convention_named(convention)) is not TEXTBOOK:
         return read(chosen)
-    if transposed is not None:
-        return read(TEXTBOOK_ROWS if transposed else TEXTBOOK)
-    return _only(flat, read, [TEXTBOOK, TEXTBOOK_ROWS])
+    other = {None: None, True: TEXTBOOK, False: TEXTBOOK_ROWS}[transposed]
+    among = CONVENTIONS.values() if convention is None else (TEXTBOOK, TEXTBOOK_ROWS)
+    return _only(flat, read, [one for one in among if one is not other])
 
 
 def _only(flat: Mapping[str, Array], read: Any, conventions: Sequence[Convention]) -> Weights:
@@ -126,7 +122,9 @@ def _read(
         flat = numbered_cells(flat)
     elif convention is FLAX_NNX:
         flat = fused_gates(flat)
-    found = _parsed(convention, one_stack(flat, convention, prefix))
+    own = one_stack(flat, convention, prefix)
+    found = _parsed(convention, own)
+    cell = cell or _named_cell(convention, own)
     candidates, reasons = [], []
     for form in FORMS.values():
         if form.form not in convention.arrays or cell not in (None, form.name):
@@ -139,7 +137,7 @@ def _read(
             reasons.append(reason)
             continue
         gates = "sigmoid" if len(form.gates) == 1 else known["recurrent_activation"]
-        for bias in convention.arrays[form.form]:
+        for bias in (one for one in BIASES if one in convention.arrays[form.form]):
             candidate = RecurrentSpec(
                 form.name,
                 **sizes,
@@ -164,7 +162,7 @@ def _read(
     return Weights(fitting[0], unpacked(convention, fitting[0], found))
 
 
-def _flatten(arrays: Mapping[str, Any]) -> dict[str, Array]:
+def _flatten(arrays: Any) -> dict[str, Array]:
     if not isinstance(arrays, Mapping):
         raise InvalidWeights(f"arrays must be a mapping from names to arrays, not {kind_of(arrays)}")
     flat: dict[str, Array] = {}
@@ -199,6 +197,13 @@ def _parsed(convention: Convention, arrays: Mapping[str, Array]) -> dict[Key, Ar
             raise Unrepresentable(f"two arrays stand for {own} of layer {key[0]}; the second is {name!r}")
         found[key] = array
     return found
+
+
+def _named_cell(convention: Convention, names: Iterable[str]) -> str | None:
+    """The cell that the names of modules tell, such as "basic_rnn_cell"; None where they do not."""
+    modules = {re.fullmatch(convention.pattern, name).groupdict().get("cell") or "" for name in names}  # type: ignore[union-attr]
+    told = {cell for cell in CELLS if any(cell.removeprefix("simple_") in module for module in modules)}
+    return told.pop() if len(told) == 1 else None
 
 
 def _entries(convention: Convention) -> Iterator[Any]:

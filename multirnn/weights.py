@@ -8,7 +8,9 @@ from __future__ import annotations  # or naming np.random.Generator loads numpy.
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from importlib import import_module
 from math import prod, sqrt
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -83,6 +85,16 @@ class Weights:
         """The same weights in "float32" or "float64"; widening is exact, narrowing rounds to nearest."""
         spec = replace(self.spec, dtype=dtype)
         return Weights(spec, Owned({name: array.astype(spec.dtype) for name, array in self.arrays.items()}))
+
+    def save(self, path: str | Path) -> None:
+        """Write them to a file, as `multirnn.save` does; the suffix tells the format."""
+        import_module("multirnn.formats").save(self, path)  # by name: formats are built on weights
+
+    @classmethod
+    def load(cls, path: str | Path, name: str | None = None) -> Weights:
+        """Those of the recurrent stack in a file, as `multirnn.load` reads them."""
+        loaded: Weights = import_module("multirnn.formats").load(path, name)
+        return loaded
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Weights):

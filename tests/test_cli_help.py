@@ -83,10 +83,26 @@ def test_long_examples_are_understood(example: str, monkeypatch: pytest.MonkeyPa
     assert asked, example
 
 
+FILES = ("multirnn inspect", "multirnn verify", "multirnn convert")
+
+
+def files_of_the_examples() -> None:
+    for package in ("h5py", "onnx", "safetensors"):
+        pytest.importorskip(package)
+    weights = mr.initialise(mr.RecurrentSpec("lstm", 4, 3, bias="double"))
+    for name in ("checkpoint.pt", "model.pt", "model.keras", "model.onnx"):
+        mr.save(weights, name)
+    arrays = mr.to_arrays(weights, convention="torch")
+    np.savez("both.npz", **{f"{name}.{own}": a for name in ("encoder", "decoder") for own, a in arrays.items()})
+    mr.save(weights, "encoder.safetensors")
+
+
 @pytest.mark.parametrize("example", [example for example in EXAMPLES if not example.startswith(LONG)])
 def test_examples_run(example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     np.savetxt("weather.csv", seattle_weather().values, delimiter=",")
+    if example.startswith(FILES):
+        files_of_the_examples()
     result = run(*shlex.split(example)[1:])
     missing = "which is not installed" in result.stderr
     planted = "--mistake" in example  # and found

@@ -7,7 +7,7 @@ import pytest
 from convention_stacks import INVERTED, Arrays, keras_names, stack
 
 import multirnn as mr
-from multirnn.conventions import Convention
+from multirnn.conventions import CONVENTIONS, Convention
 
 CURES = {
     "none": "split_biases adds zero biases",
@@ -97,15 +97,15 @@ def without(arrays: Arrays, *names: str) -> Arrays:
         (
             TORCH_LSTM,
             "pytorch",
-            "no convention named 'pytorch'; there are torch, keras, onnx, flax-linen; did you mean 'torch'?",
+            f"no convention named 'pytorch'; there are {', '.join(CONVENTIONS)}; did you mean 'torch'?",
         ),
-        (TORCH_LSTM, 3, "no convention named 3; there are torch, keras, onnx, flax-linen"),
+        (TORCH_LSTM, 3, f"no convention named 3; there are {', '.join(CONVENTIONS)}"),
         ({}, "torch", "there are no arrays here; the torch convention has some for every layer"),
         (TORCH_LSTM, "keras", "'weight_ih_l0' is not the name of an array of the keras convention"),
         (
-            TORCH_LSTM | {"fc.weight": np.zeros((2, 4), "float32")},
+            TORCH_LSTM | {"weight_hr_l0": np.zeros((2, 4), "float32")},
             "torch",
-            "'fc.weight' is not the name of an array of the torch convention",
+            "'weight_hr_l0' is beside the arrays of the stack, and not the name of an array of the torch convention",
         ),
         (
             without(TORCH_LSTM, "weight_hh_l0"),
@@ -152,7 +152,7 @@ def without(arrays: Arrays, *names: str) -> Arrays:
         (
             KERAS_GRU | keras_names(KERAS_GRU, "decoder/gru"),
             "keras",
-            "two arrays stand for kernel of layer 0; the second is 'decoder/gru/gru_cell/kernel'",
+            "the arrays hold 2 stacks of the keras convention; pass prefix= one of '', 'decoder/'",
         ),
     ],
 )

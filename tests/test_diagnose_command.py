@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from planted_pairs import Planted
@@ -68,15 +67,14 @@ def test_objects_of_the_users_own(module: str) -> None:
     assert run("numpy", f"{module}:inside.port", *SMALL).exit_code == 1
 
 
-def test_the_corrected_weights_are_written(tmp_path: Path) -> None:
-    path = tmp_path / "right.npz"
+@pytest.mark.parametrize("name", ["right.npz", "right.pt"])
+def test_the_corrected_weights_are_written(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
     result = run("numpy", "numpy", *SMALL, "--mistake", "gates z r n", "--save", path)
     assert result.exit_code == 1
     assert f"weights with which B is right: {path}" in result.stdout
-    with np.load(path) as file:
-        spec = mr.RecurrentSpec.from_json(str(file["spec"]))
-        weights = mr.Weights(spec, {name: file[name] for name in spec.shapes})
-    assert [file.name for file in tmp_path.iterdir()] == ["right.npz"]
+    weights = mr.load(path)
+    assert [file.name for file in tmp_path.iterdir()] == [name]
     right = mr.initialise(mr.RecurrentSpec("gru", 4, 3), 0)
     assert diagnose(build(right), Planted(weights, MISTAKES["gates z r n"])).equal
     none = run("numpy", "numpy", *SMALL, "--mistake", "initial state ignored", "--save", tmp_path / "none.npz")
@@ -116,7 +114,8 @@ def test_the_list_of_mistakes() -> None:
         (("numpy", "json:nope", *SMALL), "json:nope: json has no 'nope'; write module:object"),
         (("numpy", ":nope", *SMALL), ":nope: write module:object, as in model:port"),
         (("numpy", "json:loads", *SMALL, "--mistake", "gates z r n"), "--mistake is planted in a backend"),
-        (("numpy", "numpy", *SMALL, "--save", "a.pt"), "a.pt: the corrected weights are written as .npz"),
+        (("numpy", "numpy", *SMALL, "--save", "a.txt"), "a.txt has none of the suffixes that tell the format"),
+        (("numpy", "numpy", *SMALL, "--save", "a.nam"), "a.nam cannot be written: files of this format are only read"),
         (("numpy", "numpy", *SMALL, "--save", "nowhere/a.npz"), "there is no folder nowhere; make it first"),
     ],
 )

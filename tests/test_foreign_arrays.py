@@ -126,7 +126,7 @@ def test_symbolic_tensors_are_refused(layer: mr.Layer) -> None:
         layer(keras.Input((7, 5)))
 
 
-@pytest.mark.parametrize("value", [[1], ["weight_ih_l0"], None, 3])
+@pytest.mark.parametrize("value", [None, 3, "weight_ih_l0"])
 def test_what_is_no_mapping_holds_no_arrays(value: Any) -> None:
     with pytest.raises(mr.InvalidWeights, match=r"^arrays must be a mapping from names to arrays, not"):
         mr.from_arrays(value, convention="torch")

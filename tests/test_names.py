@@ -21,29 +21,76 @@ def test_one_prefix_of_all_names_is_passed_over(prefix: str) -> None:
     assert mr.from_arrays(torch_arrays(prefix), convention="torch") == mr.initialise(LSTM, seed=1)
 
 
-def test_of_several_prefixes_the_sentence_names_them() -> None:
+def test_a_stack_is_found_in_a_model() -> None:
     arrays = torch_arrays("encoder.lstm.") | {"fc.weight": np.zeros((2, 10), "float32")}
-    sentence = (
-        r"^'fc.weight' is not the name of an array of the torch convention; pass those alone that begin with "
-        r"'encoder.lstm.'$"
-    )
-    with pytest.raises(mr.Unrepresentable, match=sentence):
-        mr.from_arrays(arrays, convention="torch")
+    for convention in ("torch", None):
+        assert mr.from_arrays(arrays, convention=convention) == mr.initialise(LSTM, seed=1)
+
+
+def test_of_several_stacks_the_sentence_names_the_prefixes() -> None:
     two = torch_arrays("encoder.") | torch_arrays("decoder.")
-    with pytest.raises(mr.Unrepresentable, match=r"pass those alone that begin with 'encoder.' or with 'decoder.'$"):
-        mr.from_arrays(two, convention="torch")
+    for convention in ("torch", None):
+        with pytest.raises(mr.Unrepresentable, match=r"pass prefix= one of 'encoder\.', 'decoder\.'$"):
+            mr.from_arrays(two, convention=convention)
+        assert mr.from_arrays(two, convention=convention, prefix="decoder.") == mr.initialise(LSTM, seed=1)
+    with pytest.raises(mr.Unrepresentable, match=r"has the prefix 'coder\.'; there are 'encoder\.' and 'decoder\.'$"):
+        mr.from_arrays(two, convention="torch", prefix="coder.")
 
 
 @pytest.mark.parametrize("prefix", ["", "cell."])
-def test_the_arrays_of_a_cell_are_told_apart(prefix: str) -> None:
-    spec = mr.RecurrentSpec("lstm", 3, 5, bias="double")
-    arrays = mr.to_arrays(mr.initialise(spec, seed=1), convention="torch")
-    cell = {prefix + name.removesuffix("_l0"): array for name, array in arrays.items()}
+@pytest.mark.parametrize("form", ["simple_rnn", "lstm", "gru"])
+def test_the_arrays_of_a_cell(form: str, prefix: str) -> None:
+    torch = pytest.importorskip("torch")
+    kind = {"simple_rnn": torch.nn.RNNCell, "lstm": torch.nn.LSTMCell, "gru": torch.nn.GRUCell}[form]
+    cell = kind(3, 5)
+    arrays = {prefix + name: value.numpy() for name, value in cell.state_dict().items()}
+    weights = mr.from_arrays(arrays)
+    assert weights.spec == mr.RecurrentSpec(form, 3, 5, bias="double")
+    x = np.random.default_rng(0).standard_normal((2, 1, 3)).astype("float32")
+    with torch.no_grad():
+        native = cell(torch.from_numpy(x[:, 0]))
+    native = native[0] if form == "lstm" else native
+    ours = mr.build(weights, "numpy")(x).sequence[:, 0]
+    assert difference(native.numpy(), ours).normwise <= tolerance("float32")
+
+
+def test_names_of_ones_own() -> None:
+    arrays = torch_arrays()
+    own = {f"enc_{number}": array for number, array in enumerate(arrays.values())} | {"other": np.zeros(3, "float32")}
+    names = {f"enc_{number}": name for number, name in enumerate(arrays)}
+    assert mr.from_arrays(own, names=names) == mr.initialise(LSTM, seed=1)
+    with pytest.raises(mr.Unrepresentable, match=r"^there is no array 'enc_99'; there are 'enc_0', "):
+        mr.from_arrays(own, names=names | {"enc_99": "weight_ih_l3"})
     with pytest.raises(
-        mr.Unrepresentable, match=r"it is a cell's, whose arrays are those of a layer as 'weight_ih_l0'$"
+        mr.Unrepresentable, match=r"^no convention has names such as 'enc_0', .*pass names= with the name"
     ):
-        mr.from_arrays(cell, convention="torch")
-    assert mr.from_arrays({name + "_l0": a for name, a in cell.items()}, convention="torch") == mr.initialise(spec, 1)
+        mr.from_arrays(own)
+
+
+# --- A list, as Keras' get_weights() gives it -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize(("cell", "bias"), [("simple_rnn", "none"), ("lstm", "single"), ("gru", "double")])
+def test_a_list_of_arrays(cell: str, bias: str, both: bool) -> None:
+    keras = pytest.importorskip("keras")
+    kind = {"simple_rnn": keras.layers.SimpleRNN, "lstm": keras.layers.LSTM, "gru": keras.layers.GRU}[cell]
+    layers = [kind(5, return_sequences=True, use_bias=bias != "none") for _ in range(2)]
+    model = keras.Sequential([keras.Input((None, 3)), *(map(keras.layers.Bidirectional, layers) if both else layers)])
+    x = np.random.default_rng(0).standard_normal((2, 6, 3)).astype("float32")
+    known = {"reset_after": True} if cell == "gru" else {}
+    weights = mr.from_arrays(model.get_weights(), **known)
+    assert weights.spec == mr.RecurrentSpec(cell, 3, 5, num_layers=2, bidirectional=both, bias=bias)
+    native = keras.ops.convert_to_numpy(model(x))
+    assert difference(native, mr.build(weights, "numpy")(x).sequence).normwise <= tolerance("float32")
+
+
+def test_lists_that_are_no_layers() -> None:
+    kernel, recurrent = np.zeros((3, 5), "float32"), np.zeros((5, 5), "float32")
+    with pytest.raises(mr.Unrepresentable, match=r"^a list of arrays must have a kernel, a recurrent kernel"):
+        mr.from_arrays([kernel])
+    with pytest.raises(mr.Unrepresentable, match=r"^the arrays may be two layers or two directions"):
+        mr.from_arrays([recurrent, recurrent, recurrent, recurrent])
 
 
 # --- Flax -------------------------------------------------------------------------------------------------------------

@@ -6,8 +6,8 @@ from onnx import ModelProto
 
 from multirnn import InvalidCall, RecurrentSpec, Weights
 from multirnn.adoption import Adopted, AdoptedLayer, native_spec
+from multirnn.formats.onnx_graph import inputs_of, outputs_of
 from multirnn_onnxruntime.confirmation import Trial
-from multirnn_onnxruntime.graph import inputs_of, outputs_of
 from multirnn_onnxruntime.layer import OnnxRuntimeLayer
 from multirnn_onnxruntime.session import OnnxStack
 from multirnn_onnxruntime.weights import tried
@@ -19,7 +19,7 @@ def adopt(native: Any, spec: RecurrentSpec | None, *, compiled: bool) -> Adopted
     """Run a model as it is; see `multirnn.adoption.adopt`.
 
     Args:
-        native: an `OnnxStack`; or an `onnx.ModelProto` with the signature of `multirnn_onnxruntime.graph`.
+        native: an `OnnxStack`; or an `onnx.ModelProto` with the signature of `multirnn.formats.onnx_graph`.
         spec: None, or the model's own.
         compiled: ONNX Runtime has no compiled form.
 
@@ -48,7 +48,7 @@ def adopt(native: Any, spec: RecurrentSpec | None, *, compiled: bool) -> Adopted
 
 
 def _signature_refuses(trial: Trial) -> str | None:
-    """None if a model has the names, layout and sizes of `multirnn_onnxruntime.graph`, else the difference."""
+    """None if a model has the names, layout and sizes of `multirnn.formats.onnx_graph`, else the difference."""
     call, returned = trial.signature, trial.returned
     taken = (call.x, *filter(None, [call.lengths]), *(name for names in call.states for name in names))
     right = inputs_of(trial.weights.spec), outputs_of(trial.weights.spec)

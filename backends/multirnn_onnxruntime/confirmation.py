@@ -33,7 +33,7 @@ class Trial:
     Attributes:
         weights: those that it computes with.
         signature: how it is called.
-        returned: the meaning of each of its outputs, by name: "sequence", "h" and "c" are those of `multirnn_onnxruntime.graph`.
+        returned: the meaning of each of its outputs, by name: "sequence", "h" and "c" are those of `multirnn.formats.onnx_graph`.
 
     Raises:
         Unrepresentable: it computes something else than these weights describe, or ONNX Runtime does not run it.
@@ -107,7 +107,8 @@ class Trial:
                 raise _not_fed(layer)
         lengths = self.signature.lengths
         for layer, node in enumerate(self._chain.operators if lengths else ()):
-            if not np.array_equal(self._chain.value(node.input[LENGTHS], {lengths: fed[lengths]}), fed[lengths]):
+            given = {name: fed[name] for name in (lengths, self.signature.x)}
+            if not np.array_equal(self._chain.value(node.input[LENGTHS], given), fed[lengths]):
                 raise Unrepresentable(f"layer {layer} of the model does not take the lengths as they are given")
 
     def _check_outputs(self, returned: Mapping[str, Array], y: Array, sequence: Array, states: list[Array]) -> None:

@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 
 from multirnn import InvalidCall, InvalidWeights, Output, RecurrentSpec, State, Weights
 from multirnn.boundary import InferenceLayer, Inputs
+from multirnn.formats.onnx_graph import inputs_of, outputs_of
 from multirnn.layer import Lengths
 from multirnn.registry import backend as load_backend
 from multirnn.weights import Array
-from multirnn_onnxruntime.graph import inputs_of, outputs_of
 from multirnn_onnxruntime.overflow import Guard
 from multirnn_onnxruntime.session import BoundStep, OnnxStack, settle, steps
 from multirnn_onnxruntime.weights import model, read_as

@@ -13,9 +13,10 @@ from onnxruntime.capi import (
 )
 
 from multirnn import MultirnnError, RecurrentSpec, Unrepresentable
+from multirnn.formats.onnx_facts import OPERATORS
+from multirnn.formats.onnx_graph import inputs_of, outputs_of
 from multirnn.layer import Lengths
 from multirnn.weights import Array
-from multirnn_onnxruntime.graph import OPERATORS, inputs_of, outputs_of
 
 __all__ = ["BoundStep", "OnnxStack", "running", "settle", "steps"]
 
@@ -53,10 +54,10 @@ class OnnxStack:
         ...                                  # onnx.numpy_helper.from_array(W, "layers.0.W") in place of an initializer
         stack = OnnxStack(model)
 
-    Its names and shapes are those of `multirnn_onnxruntime.graph`. `onnx.save(stack.model, path)` writes it to a file.
+    Its names and shapes are those of `multirnn.formats.onnx_graph`. `onnx.save(stack.model, path)` writes it to a file.
 
     Args:
-        model: as `multirnn_onnxruntime.graph` makes it.
+        model: as `multirnn.formats.onnx_graph` makes it.
         threads: of one call; ONNX Runtime's default, one a core, unless given.
 
     Raises:

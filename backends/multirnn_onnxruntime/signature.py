@@ -112,6 +112,8 @@ class Signature:
     def _one(self, place: int, nodes: Sequence[NodeProto], what: str) -> str:
         """The one input that all operators take at a place."""
         found = [self._behind(node, place) for node in nodes]
+        if what == "lengths":  # x may tell their number, and the largest
+            found = [names - {self.x} for names in found]
         if len(found[0]) == 1 and all(names == found[0] for names in found):
             return next(iter(found[0]))
         raise Unrepresentable(

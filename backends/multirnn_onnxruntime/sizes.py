@@ -24,7 +24,7 @@ def refuse_large(model: ModelProto) -> set[str]:
     """Infer all shapes, with the values of small constants.
 
     Returns:
-        The names of the values that are 64-bit integers, as all sizes are.
+        The names of the values that are integers, as all sizes and lengths are.
 
     Raises:
         Unrepresentable: an array would be too large, or its size is unknown.
@@ -61,7 +61,7 @@ def refuse_large(model: ModelProto) -> set[str]:
             f"the model makes arrays of {total} numbers, and at most {LARGEST} are tried; export it with free sizes of "
             "batch and time"
         )
-    return {name for name, kind in known.items() if kind.elem_type == TensorProto.INT64}
+    return {name for name, kind in known.items() if kind.elem_type in (TensorProto.INT32, TensorProto.INT64)}
 
 
 def _named(value: ValueInfoProto) -> ValueInfoProto:

@@ -10,8 +10,8 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from multirnn import Unrepresentable
+from multirnn.formats.onnx_facts import OPERATORS
 from multirnn.weights import Array
-from multirnn_onnxruntime.graph import OPERATORS
 from multirnn_onnxruntime.session import OnnxStack, running
 from multirnn_onnxruntime.sizes import refuse_large
 from multirnn_onnxruntime.untrusted import array_of, attribute, refuse_attributes, short
@@ -26,7 +26,9 @@ SHAPING = frozenset(
     )
 )
 # These compute sizes, if their numbers are integers. Not Div: ONNX Runtime ends the process on an integer division by 0.
-ARITHMETIC = frozenset(("Add", "Mul", "Sub"))
+ARITHMETIC = frozenset(("Add", "Min", "Mul", "Sub"))
+# The types of states and lengths; sizes are int64.
+CALLED = (TensorProto.FLOAT, TensorProto.INT32)
 # The inputs of the operators, by their places; C_0 and PEEPHOLES are the LSTM's.
 X, W, R, B, LENGTHS, H_0, C_0, PEEPHOLES = range(8)
 GATES: Mapping[str, int] = MappingProxyType({"RNN": 1, "LSTM": 4, "GRU": 3})
@@ -56,10 +58,11 @@ class Chain:
         self.operators = [node for node in graph.node if node.op_type in OPERATORS.values()]
         self._refuse_other_nodes()
         self._refuse_unlike_layers()
+        self._maker = {output: node for node in graph.node for output in node.output}
+        self._free_optional_inputs()
         self._initialisers = {tensor.name: tensor for tensor in graph.initializer}
         self.given = [value.name for value in graph.input if value.name not in self._initialisers]
         self._refuse_other_values()
-        self._maker = {output: node for node in graph.node for output in node.output}
         for node in self.operators:
             self._refuse_other_forms(node)
         self._complete()
@@ -143,6 +146,16 @@ class Chain:
         with running():
             found: list[Array] = OnnxStack(model).session.run(None, dict(given))
         return found[0]
+
+    def _free_optional_inputs(self) -> None:
+        """Take away the values that lengths and states have where a call gives none, so that a trial gives them."""
+        graph = self.model.graph
+        places = (LENGTHS, H_0, C_0)
+        behind = (self.behind(node.input[place]) for node in self.operators for place in places if has(node, place))
+        names = {value.name for value in graph.input}.intersection(*[set().union(*behind)])
+        kept = [one for one in graph.initializer if one.name not in names or one.data_type not in CALLED]
+        del graph.initializer[:]
+        graph.initializer.extend(kept)
 
     def _complete(self) -> None:
         """Set `hidden_size`, optional in ONNX and needed by ONNX Runtime, and name every output of the operators."""

@@ -6,6 +6,7 @@ import numpy as np
 from onnx import AttributeProto, NodeProto, TensorProto, defs, helper, numpy_helper
 
 from multirnn import Unrepresentable
+from multirnn.formats.onnx_facts import short
 from multirnn.weights import Array
 
 __all__ = ["array_of", "attribute", "refuse_attributes", "short"]
@@ -79,8 +80,3 @@ def array_of(tensor: TensorProto) -> Array:
     raise Unrepresentable(
         f"{name} has the shape {shape}, and the model does not hold as many numbers for it{reason}; write the model again"
     )
-
-
-def short(name: str) -> str:
-    """A name in quotes, at most 80 characters of it."""
-    return repr(name if len(name) <= 80 else f"{name[:77]}...")

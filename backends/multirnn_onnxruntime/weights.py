@@ -4,17 +4,15 @@ The arrays follow the convention "onnx" (`multirnn.conventions`). The operators 
 bias is stored in parts, which the graph joins with zeros.
 """
 
-from dataclasses import replace
 from typing import Any
 
-from onnx import ModelProto, numpy_helper
+from onnx import ModelProto, NodeProto, numpy_helper
 
-from multirnn import RecurrentSpec, Unrepresentable, Weights, from_arrays, to_arrays
-from multirnn.cells import FORMS, CellName
-from multirnn.conventions import CONVENTIONS, Convention, Entry
-from multirnn_onnxruntime import activations, graph
+from multirnn import Activation, RecurrentSpec, Unrepresentable, Weights, from_arrays, to_arrays
+from multirnn.cells import CellName
+from multirnn.formats import onnx_facts, onnx_graph
+from multirnn.formats.onnx_facts import CONVENTION, OPERATORS
 from multirnn_onnxruntime.confirmation import Trial
-from multirnn_onnxruntime.graph import OPERATORS
 from multirnn_onnxruntime.session import OnnxStack
 from multirnn_onnxruntime.structure import Chain
 from multirnn_onnxruntime.untrusted import attribute
@@ -22,23 +20,9 @@ from multirnn_onnxruntime.untrusted import attribute
 __all__ = ["model", "read", "read_as", "tried"]
 
 
-def _with_single_biases(onnx: Convention) -> Convention:
-    """ONNX's convention, and in it `bias="single"`."""
-    input_bias = Entry("Wb", ("bias_ih",), "direction (gate unit)")
-    candidate_bias = Entry("Rb", ("bias_hh",), "direction (gate unit)", gates=("n",))
-    arrays = {}
-    for form, held in onnx.arrays.items():
-        single = (*held["none"], input_bias, *((candidate_bias,) if FORMS[form].recurrent_candidate_bias else ()))
-        arrays[form] = {**held, "single": single}
-    return replace(onnx, arrays=arrays, pattern=onnx.pattern.replace("W|R|B", "W|R|B|Wb|Rb"))
-
-
-CONVENTION = _with_single_biases(CONVENTIONS["onnx"])
-
-
 def model(weights: Weights) -> ModelProto:
     """The ONNX model of these weights."""
-    return graph.model(weights.spec, to_arrays(weights, convention=CONVENTION))
+    return onnx_graph.model(weights.spec, to_arrays(weights, convention=CONVENTION))
 
 
 def read_as(spec: RecurrentSpec, model: ModelProto) -> Weights:
@@ -81,8 +65,8 @@ def tried(native: Any) -> Trial:
         )
     chain = Chain(native)
     first, *others = chain.operators
-    activation, recurrent_activation = activations.read(first)
-    if any(activations.read(node) != (activation, recurrent_activation) for node in others):
+    activation, recurrent_activation = _activations(first)
+    if any(_activations(node) != (activation, recurrent_activation) for node in others):
         raise Unrepresentable("the layers of a spec are alike, and those of the model differ in their activations")
     cell: CellName = next(cell for cell, operator in OPERATORS.items() if operator == first.op_type)
     weights = from_arrays(
@@ -94,3 +78,7 @@ def tried(native: Any) -> Trial:
         recurrent_activation=recurrent_activation,
     )
     return Trial(chain, weights)
+
+
+def _activations(node: NodeProto) -> tuple[Activation, Activation]:
+    return onnx_facts.read(node.op_type, {one.name: attribute(node, one.name) for one in node.attribute})

@@ -32,6 +32,9 @@ COMMANDS = {
     "explain": "Say why frameworks count differently, and which array is which.",
     "compare": "Hold every backend against the reference, on real data.",
     "diagnose": "Name the mistake that makes two layers differ.",
+    "inspect": "Show the recurrent stacks in a file.",
+    "verify": "Say whether the recurrent layers of two files are the same function.",
+    "convert": "Write the recurrent layers of a file in another format.",
     "bench": "Time every backend, verified first and side by side.",
     "doctor": "Say what is slowing this machine, and what to do.",
 }
@@ -115,6 +118,9 @@ def _explained(error: Exception) -> Failure:
     Examples:
       multirnn compare --plot errors.png
       multirnn diagnose numpy torch --cell gru --hidden 8 --mistake "gates z r n"
+      multirnn inspect checkpoint.pt
+      multirnn verify model.pt model.onnx
+      multirnn convert model.pt model.keras --verify
       multirnn explain --cell simple_rnn --input 10 --hidden 3
       multirnn summary --cell lstm --input 10 --hidden 3 --layers 2
 

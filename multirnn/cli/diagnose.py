@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 
+from multirnn import formats
 from multirnn.adoption import AdoptedLayer, adopt, known_spec
 from multirnn.cells import CELLS
 from multirnn.cli import options
@@ -81,7 +81,10 @@ __all__ = ["command"]
 @click.option("--list", "list_them", is_flag=True, help="List the known mistakes; with --cell, those of that stack.")
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Write a picture of where they part.")
 @click.option(
-    "--save", type=click.Path(path_type=Path), metavar="FILE", help="Write weights with which B is right, .npz."
+    "--save",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write weights with which B is right; the suffix tells the format, as in fixed.safetensors.",
 )
 @options.json_output
 @options.debug
@@ -125,7 +128,7 @@ def command(
             write_figure(plot_divergence(found.divergence or first_divergence(right, wrong, seed=seed)), plot)
     saved = bool(save and found.corrected)
     if save and found.corrected:
-        _save(found.corrected, save)
+        formats.save(found.corrected, save)
     if as_json:
         show_json({**found.to_dict(), "saved": str(save) if saved else None, "picture": str(plot) if plot else None})
     else:
@@ -245,22 +248,10 @@ def _check_files(plot: Path | None, save: Path | None) -> None:
     """Refuse files that cannot be written, before anything is computed."""
     if plot:
         picture_format(plot)
-    if save and save.suffix != ".npz":
-        raise InvalidCall(f"{save}: the corrected weights are written as .npz, and the name has to end so")
+    if save:
+        formats.writable(save)
     if save and not save.parent.is_dir():
         raise InvalidCall(f"{save}: there is no folder {save.parent}; make it first")
-
-
-def _save(weights: Weights, path: Path) -> None:
-    """The arrays by their canonical names, and the spec as JSON. A reader sees the old file or the new one, never half."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with unfinished.open("wb") as file:
-            arrays: dict[str, Any] = {**weights.arrays, "spec": weights.spec.to_json()}
-            np.savez(file, **arrays)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _written(found: Diagnosis, plot: Path | None, save: Path | None, saved: bool) -> Iterable[str]:

@@ -43,7 +43,7 @@ def command(as_json: bool, **fields: Any) -> None:
     """
     spec = RecurrentSpec(**fields)
     counts = [_count(spec, bias) for bias in BIASES]
-    frameworks = [_framework(convention, spec, bool(fields["bias"])) for convention in CONVENTIONS.values()]
+    frameworks = [_framework(convention, spec, bool(fields["bias"])) for convention in _holding(spec)]
     if as_json:
         cell = {"title": spec.form.title, "gates": spec.form.gates, "equations": spec.form.equations}
         show_json({"spec": spec.to_dict(), "cell": cell, "counts": counts, "frameworks": frameworks})
@@ -52,6 +52,11 @@ def command(as_json: bool, **fields: Any) -> None:
     if len(spec.form.gates) == 1:
         del parts[2]
     show(*(line for part in parts for line in (*part, "")))
+
+
+def _holding(spec: RecurrentSpec) -> list[Convention]:
+    """The conventions that have the cell, in one form or another."""
+    return [convention for convention in CONVENTIONS.values() if spec.cell in convention.gates]
 
 
 # --- As JSON ---------------------------------------------------------------------------------------------------------
@@ -66,8 +71,10 @@ def _count(spec: RecurrentSpec, bias: Bias) -> dict[str, Any]:
         terms.append(_product(passes, spec.hidden_size))
     by_default = [
         convention.name
-        for convention in CONVENTIONS.values()
-        if (default := convention.by_default(spec)).bias == bias and not convention.refuses(default)
+        for convention in _holding(spec)
+        if (default := convention.by_default(spec)).bias == bias
+        and not convention.refuses(default)
+        and spec.form.form not in convention.zero
     ]
     return {
         "bias": bias,
@@ -100,7 +107,7 @@ def _framework(convention: Convention, spec: RecurrentSpec, bias_given: bool) ->
         "name": convention.name,
         "title": convention.title,
         "bias": held.bias,
-        "parameters": None if refused else held.parameter_count,
+        "parameters": None if refused else sum(prod(place.shape) for place in places),
         "reason": refused,
         "gates": dict(convention.gates[spec.cell]),
         "arrays": [
@@ -160,7 +167,7 @@ def _counts(spec: RecurrentSpec, counts: list[dict[str, Any]]) -> Parts:
     yield "In training two biases differ from one: each gets the whole gradient, so a step of SGD moves their sum twice as far."
     if spec.cell == "gru":
         for after, words in ((True, "after"), (False, "before")):
-            titles = [c.title for c in CONVENTIONS.values() if c.default_reset_after == after]
+            titles = [c.title for c in _holding(spec) if c.default_reset_after == after]
             yield f"Reset {words} the recurrent product is the default of {', '.join(titles)}."
 
 
@@ -168,13 +175,17 @@ def _gates(spec: RecurrentSpec) -> Parts:
     gates = spec.form.gates
     made = table("", *gates, "blocks")
     made.add_row("multirnn", *gates, " ".join(gates))
-    for convention in CONVENTIONS.values():
+    for convention in _holding(spec):
         names = convention.gates[spec.cell]
         entries = next(iter(convention.arrays["lstm"].values()))  # named alike for every cell
         blocks = "an array each" if "{gate}" in entries[0].name else " ".join(names.values())
         made.add_row(convention.title, *(names[gate] for gate in gates), blocks)
     yield heading("What the gates are called, and the order of their blocks")
     yield made
+    if "z" in gates and (titles := [c.title for c in _holding(spec) if c.update == "new"]):
+        yield f"In {', '.join(titles)} the update gate weighs the new state, so its blocks have the opposite sign."
+    if "f" in gates and (titles := [c.title for c in _holding(spec) if c.forget_offset]):
+        yield f"{', '.join(titles)} add 1 to the pre-activation of the forget gate, so its bias is stored less 1."
 
 
 def _arrays(spec: RecurrentSpec, frameworks: list[dict[str, Any]]) -> Parts:

@@ -33,6 +33,7 @@ __all__ = [
     "read",
     "save",
     "verify",
+    "writable",
 ]
 
 
@@ -45,12 +46,16 @@ class Format:
         suffixes: of its files.
         convention: how `save` lays arrays in it unless told otherwise; empty if it is only read.
         fixed: whether it has no other convention.
+        any_bias: whether it holds biases in every form, where its convention does not.
+        several: whether its suffixes are layouts of their own, so that its writer takes the path too.
     """
 
     name: str
     suffixes: tuple[str, ...]
     convention: str
     fixed: bool = False
+    any_bias: bool = False
+    several: bool = False
 
 
 FORMATS: Mapping[str, Format] = {
@@ -59,11 +64,11 @@ FORMATS: Mapping[str, Format] = {
         Format("safetensors", (".safetensors",), "canonical"),
         Format("npz", (".npz",), "canonical"),
         Format("torch", (".pt", ".pth", ".bin", ".jit", ".ckpt"), "torch"),
-        Format("keras", (".keras", ".weights.h5", ".h5", ".hdf5"), "keras", fixed=True),
+        Format("keras", (".keras", ".weights.h5", ".h5", ".hdf5"), "keras", fixed=True, several=True),
         Format("msgpack", (".msgpack",), "flax-linen"),
         Format("rtneural", (".json",), "keras", fixed=True),
         Format("nam", (".nam",), "", fixed=True),
-        Format("onnx", (".onnx",), "onnx", fixed=True),
+        Format("onnx", (".onnx",), "onnx", fixed=True, any_bias=True),
     )
 }
 
@@ -76,17 +81,24 @@ def _format(path: Path) -> Format:
     raise FormatError(f"{path} has none of the suffixes that tell the format: {known}")
 
 
-def read(path: str | Path) -> Contents:
+def read(path: str | Path, *, inputs: Mapping[str, Any] | None = None) -> Contents:
     """The arrays of a file, and what it says of them.
+
+    Args:
+        path: the suffix tells the format.
+        inputs: of an ONNX model, values of the graph's inputs that hold weights.
 
     Raises:
         FormatError: the format is not known, or the file is damaged or unsafe.
         MissingFramework: the package that reads the format is not installed.
     """
     path = Path(path)
-    module = import_module(f"multirnn.formats.{_format(path).name}")
+    chosen = _format(path).name
+    module = import_module(f"multirnn.formats.{chosen}")
+    if inputs is not None and chosen != "onnx":
+        raise FormatError(f"{path} takes no inputs=, which is for the inputs of an ONNX model that hold weights")
     try:
-        contents: Contents = module.read(path)
+        contents: Contents = module.read(path) if inputs is None else module.read(path, inputs)
     except OSError as error:
         raise FormatError(f"{path} cannot be read: {error.strerror or error}") from error
     return contents
@@ -101,13 +113,21 @@ def inspect(path: str | Path) -> tuple[Found, ...]:
     return tuple(stack.found for stack in _stacks(Path(path), {}))
 
 
-def load(path: str | Path, name: str | None = None, *, names: Mapping[str, str] | None = None, **known: Any) -> Weights:
+def load(
+    path: str | Path,
+    name: str | None = None,
+    *,
+    names: Mapping[str, str] | None = None,
+    inputs: Mapping[str, Any] | None = None,
+    **known: Any,
+) -> Weights:
     """The weights of a recurrent stack in a file.
 
     Args:
         path: the suffix tells the format.
         name: of the stack, as `inspect` gives it; needed if the file holds several.
         names: a convention's name of each array of the file, such as `{"enc_w_ih": "weight_ih_l0"}`.
+        inputs: of an ONNX model, values of the graph's inputs that hold weights, such as `{"W": array}`.
         known: what the file does not tell: `convention`, `cell`, `reset_after`, `activation`, `recurrent_activation`; see
             `from_arrays`.
 
@@ -118,8 +138,8 @@ def load(path: str | Path, name: str | None = None, *, names: Mapping[str, str] 
     """
     path = Path(path)
     if names is None:
-        return _loaded(path, _one(path, name, known))
-    arrays = read(path).arrays
+        return _loaded(path, _one(path, name, known, inputs))
+    arrays = read(path, inputs=inputs).arrays
     if missing := [own for own in names if own not in arrays]:
         raise FormatError(f"{path} has no array {missing[0]!r}; it has {', '.join(map(repr, list(arrays)[:20]))}")
     try:
@@ -128,8 +148,8 @@ def load(path: str | Path, name: str | None = None, *, names: Mapping[str, str] 
         raise FormatError(f"{path}: {error}") from error
 
 
-def _one(path: Path, name: str | None, known: Mapping[str, Any]) -> Stack:
-    found = _stacks(path, known)
+def _one(path: Path, name: str | None, known: Mapping[str, Any], inputs: Mapping[str, Any] | None = None) -> Stack:
+    found = _stacks(path, known, inputs)
     chosen = [stack for stack in found if name in (None, stack.found.name)]
     there = ", ".join(repr(stack.found.name) for stack in found)
     if not found:
@@ -153,12 +173,24 @@ def _loaded(path: Path, stack: Stack) -> Weights:
         raise FormatError(f"{path}: {error}") from error
 
 
-def _stacks(path: Path, known: Mapping[str, Any]) -> list[Stack]:
+def _stacks(path: Path, known: Mapping[str, Any], inputs: Mapping[str, Any] | None = None) -> list[Stack]:
     try:
-        return list(stacks(read(path), **known))
+        return list(stacks(read(path, inputs=inputs), **known))
     except FormatError as error:
         text = str(error)
         raise FormatError(text if text.startswith(str(path)) else f"{path}: {text}") from error
+
+
+def writable(path: Path) -> Format:
+    """The format of a file to be written.
+
+    Raises:
+        FormatError: the suffix tells no format, or one that is only read.
+    """
+    chosen = _format(path)
+    if not chosen.convention:
+        raise FormatError(f"{path} cannot be written: files of this format are only read")
+    return chosen
 
 
 @dataclass(frozen=True)
@@ -204,20 +236,18 @@ def save(weights: Weights, path: str | Path, *, convention: str | None = None) -
         MissingFramework: the package that writes the format is not installed.
     """
     path = Path(path)
-    chosen = _format(path)
+    chosen = writable(path)
     laid = convention or chosen.convention
-    if not chosen.convention:
-        raise FormatError(f"{path} cannot be written: files of this format are only read")
     if chosen.fixed and laid != chosen.convention:
         raise FormatError(f"{path} cannot be in the convention {laid!r}: its format has {chosen.convention!r} alone")
     if laid == "canonical" != chosen.convention:
         raise FormatError(f"{path} cannot hold canonical arrays: its format has no place for the spec beside them")
     changes: tuple[str, ...] = ()
-    if laid != "canonical":
+    if laid != "canonical" and not chosen.any_bias:
         weights, changes = fitted(weights, convention_named(laid))
     module = import_module(f"multirnn.formats.{chosen.name}")
     with replacing(path) as file:
-        module.write(weights, file, laid)
+        module.write(weights, file, laid, *([path] if chosen.several else []))
     return Written(path, chosen.name, laid, weights.spec, changes)
 
 

@@ -1,5 +1,7 @@
 """The form of the biases that a convention holds: `fitted` folds or splits, and says so."""
 
+import numpy as np
+
 from multirnn.conventions import Convention
 from multirnn.errors import Unrepresentable
 from multirnn.packing import to_arrays
@@ -19,15 +21,32 @@ def fitted(weights: Weights, convention: Convention) -> tuple[Weights, tuple[str
     """
     reason = convention.refuses(weights.spec)
     if reason is None:
-        return weights, ()
+        return weights, _offset(weights, convention)
     split = split_biases(weights)
     tried = [(split, ADDED), (fold_biases(split), ADDED if weights.spec.bias == "none" else FOLDED)]
     if weights.spec.bias == "none":
         tried.reverse()
     for candidate, change in tried:
         if convention.refuses(candidate.spec) is None:
-            return candidate, (change.format(name=convention.name),)
+            return candidate, (change.format(name=convention.name), *_offset(candidate, convention))
     raise Unrepresentable(reason)
+
+
+def _offset(weights: Weights, convention: Convention) -> tuple[str, ...]:
+    """What storing the forget gate's bias less what the framework adds to it rounds off, if anything."""
+    offset, spec = convention.forget_offset, weights.spec
+    if not offset or spec.cell != "lstm":
+        return ()
+    gate = spec.form.gates.index("f")
+    biases = [array[gate] for name, array in weights.arrays.items() if name.endswith("bias_ih")]
+    worst = max(
+        float(np.abs((bias - bias.dtype.type(offset)) + bias.dtype.type(offset) - bias).max()) for bias in biases
+    )
+    if not worst:
+        return ()
+    return (
+        f"{convention.title} adds {offset:g} to the forget gate, so its bias is stored less {offset:g}, rounded by {worst:.1g}",
+    )
 
 
 def entries(weights: Weights, convention: str) -> dict[str, Array]:

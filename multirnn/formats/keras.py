@@ -1,50 +1,29 @@
-"""Keras' files: `.keras`, `.weights.h5`, and the `.h5` and `.hdf5` of Keras 1 to 3. Needs the package h5py.
+"""Keras' files: `.keras`, `.weights.h5`, and the `.h5` and `.hdf5` of Keras 1 to 3.
 
-The configuration is read as JSON fields and never deserialised. Formats: `keras/src/saving/saving_lib.py` and
-`keras/src/legacy/saving/legacy_h5_format.py`.
+They are read without a package; writing needs h5py. Formats: `keras/src/saving/saving_lib.py` and
+`keras/src/legacy/saving/legacy_h5_format.py`; for Keras 1 `preprocess_weights_for_loading` in `hdf5_format.py` of tf_keras.
 """
 
-import io
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+import mmap
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from multirnn.errors import FormatError
 from multirnn.formats import archive
-from multirnn.formats.contents import Contents, Tensor, needed
+from multirnn.formats.contents import Contents, Tensor, numbers_of
+from multirnn.formats.keras_config import Described, configured, described, json_of, of_keras_1
+from multirnn.formats.keras_hdf5 import Group, opened
+from multirnn.formats.keras_layers import RecurrentLayer
+from multirnn.formats.keras_writing import write
 
-__all__ = ["RecurrentLayer", "read"]
+__all__ = ["read", "write"]
 
-KINDS = {"SimpleRNN": "simple_rnn", "LSTM": "lstm", "GRU": "gru", "CuDNNLSTM": "lstm", "CuDNNGRU": "gru"}
-FILTERS = {1, 2, 3, 4, 32000}  # gzip, shuffle, fletcher32, szip, lzf: any other filter would load a plug-in
-MOST_OBJECTS = 100_000
-
-
-@dataclass(frozen=True)
-class RecurrentLayer:
-    """A recurrent layer of a file.
-
-    Attributes:
-        name: as the file calls it.
-        cell: "simple_rnn", "lstm" or "gru"; empty where neither name nor configuration tells.
-        cudnn: whether its arrays lie as CuDNNLSTM and CuDNNGRU keep them.
-        arrays: by direction, then kernel, recurrent kernel and bias.
-        config: the fields of its configuration; None where the file has none.
-        follows: the name of the recurrent layer whose sequence is its input, as the configuration says; empty for any other.
-    """
-
-    name: str
-    cell: str
-    cudnn: bool
-    arrays: Mapping[str, tuple[NDArray[Any], ...]]
-    config: Mapping[str, Any] | None = None
-    follows: str = ""
+SEVERAL = "it runs several cells in one layer, and a spec has a layer for each"
 
 
 def read(path: Path) -> Contents:
@@ -52,7 +31,6 @@ def read(path: Path) -> Contents:
 
     Raises:
         FormatError: it is damaged, or refers to other files.
-        MissingFramework: the package h5py is not installed.
     """
     with path.open("rb") as file:
         zipped = file.read(4) == b"PK\x03\x04"
@@ -65,265 +43,231 @@ def read(path: Path) -> Contents:
 
 def _read_zip(path: Path) -> Contents:
     with archive.opened(path) as entries:
-        config = _json(bytes(entries.read("config.json")))
-        version = _json(bytes(entries.read("metadata.json"))).get("keras_version")
-        data = entries.read("model.weights.h5")
-        with _file(io.BytesIO(data), len(data)) as file:
-            arrays, layers = _of_version_3(file)
-    return Contents("keras", arrays, {"layers": _configured(layers, config), "version": version})
+        config = json_of(bytes(entries.read("config.json")))
+        version = json_of(bytes(entries.read("metadata.json"))).get("keras_version")
+        arrays, layers = _of_version_3(opened(entries.read("model.weights.h5")), config)
+    return Contents("keras", arrays, {"layers": layers, "version": version})
 
 
 def _read_h5(path: Path) -> Contents:
-    with path.open("rb") as raw, _file(raw, path.stat().st_size) as file:
-        attributes = file.attributes()
-        group = file.open("model_weights") if "model_weights" in file.names("") else file
-        if "layer_names" not in group.attributes():
-            arrays, layers = _of_version_3(file)
-            return Contents("keras", arrays, {"layers": tuple(layers), "version": None})
-        arrays, layers = _legacy(group)
-        version = group.attributes().get("keras_version", attributes.get("keras_version"))
-        if (text := attributes.get("model_config")) is not None:
-            layers = list(_configured(layers, _json(text.encode() if isinstance(text, str) else bytes(text))))
-    return Contents("keras", arrays, {"layers": tuple(layers), "version": version})
+    with path.open("rb") as raw:
+        try:
+            data = memoryview(mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ))
+        except ValueError as error:
+            raise FormatError(f"is empty: {error}") from error
+    file = opened(data)
+    attributes = file.attributes()
+    group = file.open("model_weights") if "model_weights" in file.names() else file
+    own = group.attributes()
+    if not any(name in own for name in ("layer_names", "layer_names0")):
+        arrays, layers = _of_version_3(file, _model_config(attributes))  # which only ours have here
+        return Contents("keras", arrays, {"layers": layers, "version": attributes.get("keras_version")})
+    version = own.get("keras_version", attributes.get("keras_version")) or "1"  # Keras 1 wrote none
+    arrays, layers = _legacy(group, own, _model_config(attributes))
+    return Contents("keras", arrays, {"layers": layers, "version": str(version)})
 
 
-# --- HDF5, without following it anywhere ---------------------------------------------------------------------------------
+def _model_config(attributes: Mapping[str, Any]) -> Mapping[str, Any]:
+    text = attributes.get("model_config")
+    return json_of(text.encode()) if isinstance(text, str) else {}
 
 
-class _Group:
-    """A group of an HDF5 file whose links all stay in the file."""
-
-    def __init__(self, h5py: Any, group: Any, size: int) -> None:
-        self._h5py, self._group, self._size = h5py, group, size
-
-    def names(self, path: str) -> tuple[str, ...]:
-        group = self._at(path)
-        return tuple(group) if isinstance(group, self._h5py.Group) else ()
-
-    def open(self, path: str) -> "_Group":
-        group = self._at(path)
-        if not isinstance(group, self._h5py.Group):
-            raise FormatError(f"{path!r} is no group")
-        return _Group(self._h5py, group, self._size)
-
-    def attributes(self, path: str = "") -> dict[str, Any]:
-        found = self._at(path).attrs
-        return {str(name): found[name] for name in found}
-
-    def _at(self, path: str) -> Any:
-        here = self._group
-        for name in path.split("/") if path else ():
-            link = here.get(name, getlink=True) if isinstance(here, self._h5py.Group) else None
-            if link is None:
-                raise FormatError(f"it has no {path!r}")
-            if not isinstance(link, self._h5py.HardLink):
-                raise FormatError(f"{path!r} is a link to elsewhere, which is not followed")
-            here = here[name]
-        return here
-
-    def array(self, path: str) -> NDArray[Any]:
-        dataset = self._at(path)
-        if not isinstance(dataset, self._h5py.Dataset):
-            raise FormatError(f"{path!r} is no array")
-        created = dataset.id.get_create_plist()
-        filters = {created.get_filter(number)[0] for number in range(created.get_nfilters())}
-        if dataset.is_virtual or created.get_external_count():
-            raise FormatError(f"{path!r} has its numbers in another file, which is not read")
-        if filters - FILTERS:
-            raise FormatError(f"{path!r} is compressed by the filter {min(filters - FILTERS)}, which is not read here")
-        stored = dataset.id.get_storage_size()
-        if dataset.nbytes > max(archive.SMALL, archive.RATIO * self._size) or (dataset.nbytes and not stored):
-            raise FormatError(f"{path!r} claims the shape {dataset.shape}, and has {stored} bytes")
-        if dataset.dtype.kind not in "fiub":
-            raise FormatError(f"{path!r} holds {dataset.dtype}, which are no numbers")
-        return np.asarray(dataset[()])
-
-    def walk(self) -> Iterator[tuple[str, bool]]:
-        """Every path below, and whether it is an array; shared and cyclic groups are met once."""
-        queue, seen = [("", self._group)], set()
-        while queue:
-            path, here = queue.pop()
-            address = self._h5py.h5o.get_info(here.id).addr
-            if address in seen or len(seen) > MOST_OBJECTS:
-                continue
-            seen.add(address)
-            for name in reversed(tuple(here)):
-                inner = f"{path}/{name}" if path else name
-                one = self._at(inner)
-                if isinstance(one, self._h5py.Group):
-                    queue.append((inner, one))
-                yield inner, isinstance(one, self._h5py.Dataset)
+# --- Keras 3 ---------------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def _file(file: Any, size: int) -> Iterator[_Group]:
-    h5py = needed("h5py", getattr(file, "name", "it"))
-    try:
-        with h5py.File(file, "r") as opened:
-            yield _Group(h5py, opened, size)
-    except FormatError:
-        raise
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        RuntimeError,
-        TypeError,
-        OverflowError,
-        MemoryError,
-        AttributeError,
-    ) as error:
-        raise FormatError(f"it is no HDF5 file, or damaged: {error}") from error
-
-
-def _json(text: bytes) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"its configuration is damaged: {error}") from error
-    if not isinstance(found, dict):
-        raise FormatError("its configuration is no JSON object")
-    return found
-
-
-# --- Layers ----------------------------------------------------------------------------------------------------------
-
-
-def _of_version_3(file: _Group) -> tuple[dict[str, Tensor], list[RecurrentLayer]]:
+def _of_version_3(file: Group, config: Mapping[str, Any]) -> tuple[dict[str, Tensor], tuple[RecurrentLayer, ...]]:
     """A `.weights.h5`: the variables of each object are in `vars/0`, `vars/1`, …, of a recurrent layer below `cell`."""
-    paths = [path for path, is_array in file.walk() if is_array and "optimizer" not in path.split("/")[0]]
-    arrays: dict[str, Tensor] = {path: file.array(path) for path in paths}
-    grouped: dict[str, dict[str, list[tuple[int, Any]]]] = {}
-    names: dict[str, tuple[str, str]] = {}
-    for path in paths:
+    arrays: dict[str, Tensor] = {}
+    owners: dict[str, dict[str, dict[int, Tensor]]] = {}
+    several: set[str] = set()
+    for path in file.walk():
         parts = path.split("/")
-        if len(parts) < 4 or parts[-3:-1] != ["cell", "vars"] or not parts[-1].isdigit():
+        if parts[0] == "optimizer":
+            continue
+        arrays[path] = file.array(path)
+        if "cells" in parts and parts[parts.index("cells") - 1] == "cell":
+            several.add("/".join(parts[: parts.index("cells") - 1]))
+        if len(parts) < 4 or parts[-3:-1] != ["cell", "vars"] or not parts[-1].isdecimal():
             continue
         owner, direction = "/".join(parts[:-3]), "forward"
-        cell = str(file.attributes("/".join(parts[:-1])).get("name", ""))
         if parts[-4] in ("forward_layer", "backward_layer"):
             owner, direction = "/".join(parts[:-4]), parts[-4].removesuffix("_layer")
-        grouped.setdefault(owner, {}).setdefault(direction, []).append((int(parts[-1]), arrays[path]))
-        own = str(file.attributes(f"{owner}/vars").get("name", "")) if "vars" in file.names(owner) else ""
-        names[owner] = own or owner.rpartition("/")[2], cell
+        owners.setdefault(owner, {}).setdefault(direction, {})[int(parts[-1])] = arrays[path]
+    by_path = {one.path: one for one in described(config)}
     layers = []
-    for owner, by_direction in grouped.items():
-        name, cell = names[owner]
+    for owner, by_direction in owners.items():
         found = {
-            direction: tuple(a for _, a in sorted(variables, key=lambda one: one[0]))
-            for direction, variables in by_direction.items()
+            direction: tuple(variables[number] for number in sorted(variables))
+            for direction, variables in sorted(by_direction.items(), reverse=True)
         }
-        layers.append(RecurrentLayer(name, _cell_of(f"{cell} {owner.rpartition('/')[2]}", found), False, found))
-    return arrays, layers
+        # TensorFlow 2.12 and 2.13 had another name for "layers".
+        one = by_path.get(owner.replace("_layer_checkpoint_dependencies", "layers"))
+        name = one.name if one else _own_name(file, owner)
+        layers.append(_layer(name, found))
+    for owner in sorted(several):
+        one = by_path.get(owner)
+        layers.append(
+            RecurrentLayer(
+                one.name if one else _own_name(file, owner),
+                "",
+                False,
+                {
+                    "forward": (
+                        next(array for path, array in arrays.items() if path.startswith(f"{owner}/cell/cells/")),
+                    )
+                },
+                refused=SEVERAL,
+            )
+        )
+    known = {one.name: one for one in by_path.values()}
+    order = list(known)
+    layers.sort(key=lambda layer: order.index(layer.name) if layer.name in known else len(order))
+    return arrays, configured(layers, known)
 
 
-def _legacy(group: _Group) -> tuple[dict[str, Tensor], list[RecurrentLayer]]:
+def _own_name(file: Group, owner: str) -> str:
+    """The names that the variables of a layer and of the models around it have beside them, else its path."""
+    parts = owner.split("/")
+    names = []
+    for end in range(1, len(parts) + 1):
+        place = "/".join(parts[:end])
+        if "vars" in file.names(place):
+            names.append(str(file.attributes(f"{place}/vars").get("name") or parts[end - 1]))
+    return "/".join(names) if "vars" in file.names(owner) else parts[-1]
+
+
+def _layer(name: str, arrays: Mapping[str, tuple[Tensor, ...]]) -> RecurrentLayer:
+    """A layer whose cell the shape of its recurrent kernel tells; refused where it has none."""
+    first = next(iter(arrays.values()))
+    recurrent, bias = (*first[1:3], None, None)[:2]
+    shape = recurrent.shape if recurrent is not None else ()
+    gates = shape[1] // shape[0] if len(shape) == 2 and shape[0] and not shape[1] % shape[0] else 0
+    cell = {1: "simple_rnn", 3: "gru", 4: "lstm"}.get(gates, "")
+    if not cell:
+        said = f"the shape {shape}" if recurrent is not None else "one array"
+        return RecurrentLayer(
+            name,
+            "",
+            False,
+            arrays,
+            refused=f"it has {said} where a recurrent kernel has (hidden_size, gates * hidden_size)",
+        )
+    # CuDNN's layers keep input and recurrent bias one after the other.
+    cudnn = bias is not None and cell != "simple_rnn" and bias.shape == (2 * shape[1],)
+    return RecurrentLayer(name, cell, cudnn, arrays)
+
+
+# --- Keras 1 and 2, and `.h5` of Keras 3 -----------------------------------------------------------------------------
+
+
+def _legacy(
+    group: Group, attributes: Mapping[str, Any], config: Mapping[str, Any]
+) -> tuple[dict[str, Tensor], tuple[RecurrentLayer, ...]]:
     """A group a layer; the attribute `weight_names` has its arrays in the order of `get_weights`."""
+    by_group: dict[str, list[Described]] = {}
+    everything: dict[str, Described] = {}
+    for one in described(config):
+        everything[one.name] = one
+        if one.recurrent:
+            by_group.setdefault(one.group, []).append(one)
     arrays: dict[str, Tensor] = {}
     layers = []
-    for layer in _words(group.attributes()["layer_names"]):
-        names = _words(group.attributes(layer).get("weight_names", ()))
-        found = [group.array(f"{layer}/{name}") for name in names]
-        arrays.update({f"{layer}/{name}": array for name, array in zip(names, found, strict=True)})
-        own = [name.rpartition("/")[2].partition(":")[0] for name in names]
-        if "recurrent_kernel" not in own:
+    for layer in _words(attributes, "layer_names"):
+        names = _words(group.attributes(layer), "weight_names")
+        own = {name: group.array(f"{layer}/{name}") for name in names}
+        arrays |= {f"{layer}/{name}": array for name, array in own.items()}
+        owners = _owners(own)
+        inside = by_group.get(layer, [])
+        if owners and layer in everything and everything[layer].kind == "StackedRNNCells":
+            layers.append(RecurrentLayer(layer, "", False, next(iter(owners.values())), refused=SEVERAL))
             continue
-        by_direction: dict[str, list[NDArray[Any]]] = {}
-        for name, array in zip(names, found, strict=True):
-            direction = "backward" if "/backward_" in f"/{name}" else "forward"
-            by_direction.setdefault(direction, []).append(array)
-        ordered = {direction: tuple(by_direction[direction]) for direction in sorted(by_direction, reverse=True)}
-        cell = _cell_of(names[0], ordered)
-        layers.append(RecurrentLayer(layer, cell, _is_cudnn(cell, ordered), ordered))
-    return arrays, layers
-
-
-def _words(value: Any) -> list[str]:
-    return [word.decode() if isinstance(word, bytes) else str(word) for word in value]
-
-
-def _gates(arrays: Mapping[str, Sequence[NDArray[Any]]]) -> int:
-    """The number of gates, by the shape `(hidden_size, gates * hidden_size)` of the recurrent kernel."""
-    recurrent = next(iter(arrays.values()))[1:2]
-    shape = recurrent[0].shape if recurrent else ()
-    return shape[1] // shape[0] if len(shape) == 2 and shape[0] and not shape[1] % shape[0] else 0
-
-
-def _cell_of(name: str, arrays: Mapping[str, Sequence[NDArray[Any]]]) -> str:
-    by_shape = {1: "simple_rnn", 3: "gru", 4: "lstm"}.get(_gates(arrays), "")
-    if not by_shape:
-        raise FormatError(f"{name!r} has no recurrent kernel (hidden_size, gates * hidden_size)")
-    return by_shape
-
-
-def _is_cudnn(cell: str, arrays: Mapping[str, Sequence[NDArray[Any]]]) -> bool:
-    """Whether the bias has the form of CuDNNLSTM and CuDNNGRU: input and recurrent bias, one after the other."""
-    _, recurrent, *bias = next(iter(arrays.values()))
-    return bool(bias) and cell != "simple_rnn" and bias[0].shape == (2 * recurrent.shape[1],)
-
-
-# --- Configuration ---------------------------------------------------------------------------------------------------
-
-
-def _configured(layers: Sequence[RecurrentLayer], config: Mapping[str, Any]) -> tuple[RecurrentLayer, ...]:
-    """The layers with the fields of their configuration, and which follows which."""
-    known = {name: (kind, fields, inputs) for name, kind, fields, inputs in _config_layers(config)}
-    found = []
-    for layer in layers:
-        if layer.name not in known:
-            found.append(layer)
-            continue
-        kind, fields, inputs = known[layer.name]
-        inner = fields
-        if kind == "Bidirectional":
-            wrapped = fields.get("layer")
-            inner = (
-                {**wrapped.get("config", {}), "merge_mode": fields.get("merge_mode", "concat")}
-                if isinstance(wrapped, dict)
-                else {}
-            )
-            kind = str(wrapped.get("class_name")) if isinstance(wrapped, dict) else ""
-        cell = KINDS.get(kind, layer.cell)
-        follows = inputs[0] if len(inputs) == 1 and any(one.name == inputs[0] for one in layers) else ""
-        found.append(replace(layer, cell=cell, cudnn=kind.startswith("CuDNN"), config=inner, follows=follows))
-    return tuple(found)
-
-
-def _config_layers(config: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[str, Any], list[str]]]:
-    """Name, class, fields and names of the inputs of every layer, nested models included."""
-    inner = config.get("config")
-    layers = inner.get("layers") if isinstance(inner, dict) else inner  # a list in Keras 1 and early Keras 2
-    if not isinstance(layers, list):
-        return
-    sequential = config.get("class_name") == "Sequential"
-    before = ""
-    for layer in layers:
-        if not isinstance(layer, dict) or not isinstance(fields := layer.get("config"), dict):
-            continue
-        name, kind = str(fields.get("name", layer.get("name", ""))), str(layer.get("class_name", ""))
-        yield name, kind, fields, [before] if sequential and before else _inputs(layer)
-        before = name
-        if kind in ("Sequential", "Functional", "Model"):
-            yield from _config_layers(layer)
-
-
-def _inputs(layer: Mapping[str, Any]) -> list[str]:
-    """The names of the layers whose outputs a layer of a functional model takes."""
-    found: list[str] = []
-    queue: list[Any] = [layer.get("inbound_nodes", [])]
-    while queue:
-        node = queue.pop()
-        if isinstance(node, dict):
-            history = (
-                node.get("config", {}).get("keras_history") if node.get("class_name") == "__keras_tensor__" else None
-            )
-            if isinstance(history, list) and history:
-                found.append(str(history[0]))
+        if (
+            len(inside) == 1 and len(owners) == 2 and "merge_mode" in inside[0].fields
+        ):  # its directions have names of their own
+            forward, backward = (next(iter(one.values())) for one in owners.values())
+            owners = {layer: {"forward": forward, "backward": backward}}
+        for place, (owner, by_direction) in enumerate(owners.items()):
+            if len(inside) == len(owners):
+                name = inside[place].name
             else:
-                queue += list(node.values())
-        elif isinstance(node, list):
-            if len(node) >= 3 and isinstance(node[0], str) and all(isinstance(n, int) for n in node[1:3]):
-                found.append(node[0])
-            else:
-                queue += node
-    return found
+                name = layer if len(owners) == 1 else f"{layer}/{owner}"
+            layers.append(_layer(name, by_direction))
+    found = configured(layers, everything)
+    return arrays, tuple(replace(one, config=of_keras_1(one.config)) if one.config else one for one in found)
+
+
+def _owners(arrays: Mapping[str, Tensor]) -> dict[str, dict[str, tuple[Tensor, ...]]]:
+    """The recurrent layers among the arrays of a group: by name and direction the kernel, recurrent kernel and bias."""
+    old = {name: re.fullmatch(r"(.*)_([WUb])(?:_([a-z]))?(?::0)?", name) for name in arrays}
+    if arrays and all(old.values()) and any(match and match[2] == "U" for match in old.values()):
+        return _paired(_of_keras_1({name: match for name, match in old.items() if match}, arrays))
+    by_folder: dict[str, list[tuple[str, Tensor]]] = {}
+    for name, array in arrays.items():
+        folder, _, own = name.partition(":")[0].rpartition("/")
+        by_folder.setdefault(folder, []).append((own, array))
+    return _paired(
+        {
+            folder: tuple(array for own, array in found if own in ("kernel", "recurrent_kernel", "bias"))
+            for folder, found in by_folder.items()
+            if any(own == "recurrent_kernel" for own, _ in found)
+        }
+    )
+
+
+def _of_keras_1(parsed: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, ...]]:
+    """Keras 1 had the arrays of each gate by themselves; here they are joined in the order of Keras 2."""
+    made: dict[str, dict[str, dict[str, Tensor]]] = {}
+    for name, match in parsed.items():
+        made.setdefault(match[1], {}).setdefault(match[2], {})[match[3] or ""] = arrays[name]
+    joined: dict[str, tuple[Tensor, ...]] = {}
+    for owner, kinds in made.items():
+        gates = set(kinds.get("U", ()))
+        order = next((order for order in ("ifco", "zrh") if set(order) == gates), "" if gates == {""} else None)
+        if order is None or any(set(one) != gates for one in kinds.values()) or set(kinds) != set("WUb"):
+            continue
+        parts = [[kinds[kind][gate] for gate in order or ("",)] for kind in "WUb"]
+        if all(len({array.shape for array in row}) == 1 and row[0].shape for row in parts):
+            each = [[numbers_of(owner, array) for array in row] for row in parts]
+            joined[owner] = tuple(np.concatenate(row, -1) for row in each)
+    return joined
+
+
+def _paired(folders: Mapping[str, tuple[Tensor, ...]]) -> dict[str, dict[str, tuple[Tensor, ...]]]:
+    """Folders by the name of the layer; `forward_` and `backward_` beside each other are the directions of one layer."""
+    named: dict[str, tuple[str, str]] = {}
+    for folder in folders:
+        parts = [part for part in folder.split("/") if part]
+        if len(parts) > 1 and re.fullmatch(r"\w*_cell(_\d+)?", parts[-1]):
+            parts.pop()
+        last = parts[-1] if parts else ""
+        direction, _, rest = last.partition("_")
+        is_direction = direction in ("forward", "backward") and rest
+        named[folder] = ("/".join((*parts[:-1], rest)), direction) if is_direction else ("/".join(parts), "")
+    both = {
+        key
+        for key, direction in named.values()
+        if direction and {(key, "forward"), (key, "backward")} <= set(named.values())
+    }
+    found: dict[str, dict[str, tuple[Tensor, ...]]] = {}
+    for folder, arrays in folders.items():
+        key, direction = named[folder]
+        if key in both and direction:
+            found.setdefault(key, {})[direction] = arrays
+        else:
+            found[folder] = {"forward": arrays}
+    return {key: dict(sorted(one.items(), reverse=True)) for key, one in found.items()}
+
+
+def _words(attributes: Mapping[str, Any], name: str) -> Sequence[str]:
+    """A list of texts; Keras spreads long ones over attributes with numbers behind the name."""
+    if name in attributes:
+        found = attributes[name]
+    else:
+        parts = [attributes[f"{name}{place}"] for place in range(len(attributes)) if f"{name}{place}" in attributes]
+        found = [word for part in parts if isinstance(part, list) for word in part]
+    if not isinstance(found, list):
+        raise FormatError(f"its attribute {name!r} is no list")
+    words = [str(word) for word in found]
+    if len(set(words)) < len(words):
+        raise FormatError(f"its attribute {name!r} has a name twice")
+    return words

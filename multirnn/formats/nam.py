@@ -7,39 +7,39 @@ NeuralAmpModelerCore.
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from multirnn.errors import FormatError
 from multirnn.formats.contents import Contents, Tensor
-from multirnn.formats.rtneural import json_object, numbers
+from multirnn.formats.rtneural import FIXED, json_object, numbers
 
 __all__ = ["read"]
 
-LARGEST = 1 << 20
+STATE = (
+    "its layers start from an h and c that are not zero: read(path).facts['state'] has 'h0' and 'c0', "
+    "(num_layers, hidden_size); give each row of the batch a copy of them, State(h, c), in the call"
+)
 
 
 def read(path: Path) -> Contents:
-    """The arrays by PyTorch's names, one bias; the initial states `h0` and `c0`, `(layers, hidden_size)`, in the facts.
+    """The arrays by PyTorch's names, one bias, and those of the head.
+
+    Facts: `state`, the initial `h0` and `c0`, `(num_layers, hidden_size)` each; `about`, a sentence if they are not zero;
+    `settings`, arguments of `from_arrays`.
 
     Raises:
         FormatError: it is no such file, damaged, or a model without LSTM layers.
     """
     model = json_object(path)
     if (kind := model.get("architecture")) != "LSTM":
-        raise FormatError(f"{path} holds the architecture {kind!r}; a recurrent one is 'LSTM'")
-    config = model.get("config")
-    sizes = (
-        [config.get(name) for name in ("num_layers", "input_size", "hidden_size")]
-        if isinstance(config, dict)
-        else [None]
-    )
-    if not all(type(size) is int and 0 < size <= LARGEST for size in sizes):
-        raise FormatError(f"{path} lacks a positive num_layers, input_size or hidden_size")
-    layers, features, hidden = sizes
+        raise FormatError(f"{path} holds the architecture {str(kind)[:40]!r}; a recurrent one is 'LSTM'")
+    layers, features, hidden, outputs = _sizes(path, model.get("config"))
     flat = numbers(path, "weights", model.get("weights"))
-    counts = [4 * hidden * (size + hidden) + 4 * hidden + 2 * hidden for size in [features] + [hidden] * (layers - 1)]
-    if flat.ndim != 1 or flat.size != sum(counts) + hidden + 1:
-        raise FormatError(f"{path} has {flat.size} weights; its sizes need {sum(counts) + hidden + 1}")
+    head = outputs * hidden + outputs
+    needed = 4 * hidden * (features + hidden) + 6 * hidden + (layers - 1) * (8 * hidden * hidden + 6 * hidden) + head
+    if flat.ndim != 1 or flat.size != needed:
+        raise FormatError(f"{path} has {flat.size} weights; its sizes need {needed}")
     arrays: dict[str, Tensor] = {}
     states: dict[str, list[NDArray[Any]]] = {"h0": [], "c0": []}
     place = 0
@@ -57,5 +57,18 @@ def read(path: Path) -> Contents:
         arrays[f"bias_ih_l{layer}"] = take(4 * hidden)
         for state in states.values():
             state.append(take(hidden))
-    arrays["head.weight"], arrays["head.bias"] = take(1, hidden), take(1)
-    return Contents("nam", arrays, {"state": states})
+    arrays["head.weight"], arrays["head.bias"] = take(outputs, hidden), take(outputs)
+    stacked = {name: np.stack(state) for name, state in states.items()}
+    about = (STATE,) if any(state.any() for state in stacked.values()) else ()
+    return Contents("nam", arrays, {"state": stacked, "about": about, "settings": FIXED})
+
+
+def _sizes(path: Path, config: Any) -> tuple[int, int, int, int]:
+    """The layers, features, units, and outputs of the head."""
+    fields = config if isinstance(config, dict) else {}
+    sizes = [fields.get(name) for name in ("num_layers", "input_size", "hidden_size")]
+    sizes.append(fields.get("out_channels", 1))
+    layers, features, hidden, outputs = (size if type(size) is int else 0 for size in sizes)
+    if min(layers, features, hidden, outputs) < 1:
+        raise FormatError(f"{path} lacks a positive num_layers, input_size or hidden_size")
+    return layers, features, hidden, outputs
