@@ -112,7 +112,7 @@ def test_layers_that_are_no_stack_are_found_one_by_one(tmp_path: Path, conventio
     path = written(tmp_path / "a.npz", {name: arrays[name] for name in first_names}, changed)
     found = mr.inspect(path)
     assert [one.spec for one in found] == [replace(spec, num_layers=1, input_size=size) for size in (5, 7)]
-    assert "in the same file, 'model' cannot be read in the convention" in found[0].about[-1]
+    assert "it is no stack together with others below 'model': " in found[0].about[-1]
     assert all(one.name.startswith("model/") for one in found)
     assert mr.load(path, found[1].name).spec.input_size == 7
 
@@ -208,7 +208,12 @@ def test_what_is_nearly_a_stack_is_refused_with_the_reason(tmp_path: Path, what:
     path = written(tmp_path / "a.npz", OTHERS, arrays)
     with pytest.raises(mr.FormatError, match=sentence) as error:
         mr.load(path)
-    assert "'rnn' cannot be read in the convention 'torch'" in str(error.value)
+    assert "the layer 'rnn' cannot be read: " in str(error.value)
+    assert "(in the convention 'torch')" in str(error.value)
+    (only,) = mr.inspect(path)
+    assert (only.name, only.spec, only.parameter_count, only.stored) == ("rnn", None, None, "float32")
+    assert re.search(sentence, only.refused)
+    assert only.to_dict()["spec"] is None
 
 
 def test_a_file_without_recurrent_layers_holds_none(tmp_path: Path) -> None:

@@ -255,15 +255,15 @@ def test_what_no_spec_describes_is_refused_by_name(tmp_path: Path, what: str) ->
         mr.load(tmp_path / "a.pt")
 
 
-def test_what_beside_a_stack_is_not_read_is_said(tmp_path: Path) -> None:
+def test_what_beside_a_stack_is_not_read_is_listed(tmp_path: Path) -> None:
     net = torch.nn.ModuleDict({"a": torch.nn.LSTM(5, 4, proj_size=2), "b": torch.nn.GRU(4, 4)})
     torch.save(net.state_dict(), tmp_path / "a.pt")
-    (only,) = mr.inspect(tmp_path / "a.pt")
-    assert only.name == "b"
-    assert (
-        "in the same file, 'a' cannot be read in the convention 'torch': 'a.weight_hr_l0' is a projection"
-        in only.about[-1]
-    )
+    refused, read = mr.inspect(tmp_path / "a.pt")
+    assert (refused.name, refused.spec, read.name) == ("a", None, "b")
+    assert "'a.weight_hr_l0' is a projection" in refused.refused
+    assert mr.load(tmp_path / "a.pt", "b") == canonical(net["b"].state_dict())
+    with pytest.raises(mr.FormatError, match=r"the layer 'a' cannot be read: 'a.weight_hr_l0' is a projection"):
+        mr.load(tmp_path / "a.pt", "a")
 
 
 # --- Writing ---------------------------------------------------------------------------------------------------------

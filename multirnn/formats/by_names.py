@@ -67,8 +67,11 @@ def stacks_by_names(
         convention: the only one to try; all unless given.
         known: arguments of `from_arrays` that names and shapes may not tell.
 
+    Returns:
+        Those that a spec describes, and those that none does, which have no weights and say why.
+
     Raises:
-        FormatError: there is no stack, and there are arrays with names of one; the sentence says why they are none.
+        FormatError: there are too many.
     """
     known = dict(known)
     if (turned := known.pop("transposed", None)) is not None:
@@ -85,58 +88,60 @@ def stacks_by_names(
             if len(claims) > MOST_CLAIMS:
                 raise FormatError(f"it holds more than {MOST_CLAIMS} groups of arrays with names of recurrent layers")
     found: dict[frozenset[str], Stack] = {}
-    refused: dict[frozenset[str], str] = {}
+    refused: dict[frozenset[str], Stack] = {}
     taken: set[str] = set()
     for covers, fitting in sorted(claims.items(), key=lambda item: -len(item[0])):
         if taken.isdisjoint(covers):
-            stack, reasons = _read(fitting, known)
-            if stack is not None:
+            stack = _read(fitting, known)
+            if stack.weights is not None:
                 found[covers] = stack
                 taken |= covers
-            elif reasons and not any(covers < larger for larger in refused):
-                refused[covers] = reasons[0]
-    return _told(found, list(refused.values()), list(named))
+            elif not any(covers < larger for larger in refused):
+                refused[covers] = stack
+    around = [stack.found for covers, stack in refused.items() if not taken.isdisjoint(covers)]
+    found |= {covers: stack for covers, stack in refused.items() if taken.isdisjoint(covers)}
+    return _told(found, around, list(named))
 
 
-def _told(found: Mapping[frozenset[str], Stack], refused: Sequence[str], order: Sequence[str]) -> list[Stack]:
-    """The stacks in the order of the file; what beside or around them is not read is said with each."""
-    if refused and not found:
-        raise FormatError("; ".join(refused[:3]))
+def _told(found: Mapping[frozenset[str], Stack], around: Sequence[Found], order: Sequence[str]) -> list[Stack]:
+    """The stacks in the order of the file; what would have been one together with other arrays is said with each."""
     place = {name: number for number, name in enumerate(order)}
     stacks = [found[covers] for covers in sorted(found, key=lambda covers: min(place[name] for name in covers))]
-    beside = tuple(f"in the same file, {reason}" for reason in refused[:3])
+    said = tuple(f"it is no stack together with others below {one.name!r}: {one.refused}" for one in around[:3])
     names = Counter(stack.found.name for stack in stacks)
     told = []
     for stack in stacks:
         own = stack.found
         name = own.name if names[own.name] == 1 else f"{own.name} as {own.convention}".strip()
-        told.append(replace(stack, found=replace(own, name=name, about=own.about + beside)))
+        told.append(replace(stack, found=replace(own, name=name, about=own.about + said)))
     return told
 
 
-def _read(claims: Sequence[_Claim], known: Mapping[str, Any]) -> tuple[Stack | None, list[str]]:
+def _read(claims: Sequence[_Claim], known: Mapping[str, Any]) -> Stack:
     """The stack that one set of arrays is, or why it is none; conventions that give the same weights are one."""
     stack: Stack | None = None
-    reasons: list[str] = []
+    refused: list[Stack] = []
     for claim in claims:
         try:
-            read = _stack(claim, known)
+            read, weights = _stack(claim, known)
         except (Unrepresentable, InvalidWeights, InvalidSpec, FormatError) as error:
-            which = repr(claim.name) if claim.name else "the stack"
-            reasons.append(f"{which} cannot be read in the convention {claim.convention.name!r}: {error}")
+            reason = f"{error} (in the convention {claim.convention.name!r})"
+            refused.append(Stack(Found(claim.name, None, claim.convention.name, claim.stored, refused=reason), None))
             continue
         if stack is None:
-            stack = read
-        elif not _same(stack.loaded(), read.loaded()):
+            stack = Stack(read, weights)
+        elif not _same(stack.loaded(), weights):
             stack = replace(stack, others=(*stack.others, claim.convention.name))
-    if stack is not None and stack.others:
+    if stack is None:
+        return refused[0]
+    if stack.others:
         other = " and ".join(map(repr, stack.others))
         about = f"its arrays fit the convention {other} too, with other weights; pass convention= to choose"
         stack = replace(stack, found=replace(stack.found, about=(*stack.found.about, about)))
-    return stack, reasons
+    return stack
 
 
-def _stack(claim: _Claim, known: Mapping[str, Any]) -> Stack:
+def _stack(claim: _Claim, known: Mapping[str, Any]) -> tuple[Found, Weights]:
     if claim.refusal:
         raise FormatError(claim.refusal)
     for name in claim.arrays:
@@ -153,7 +158,7 @@ def _stack(claim: _Claim, known: Mapping[str, Any]) -> Stack:
         **known,
     )
     about = () if {"activation", "recurrent_activation"} <= known.keys() else ("its activations are not in the file",)
-    return Stack(Found(claim.name, weights.spec, claim.convention.name, claim.stored, about), weights)
+    return Found(claim.name, weights.spec, claim.convention.name, claim.stored, about), weights
 
 
 def _same(a: Weights, b: Weights) -> bool:
