@@ -185,11 +185,13 @@ def test_branches_and_nested_models(suffix: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".keras", ".h5"])
-def test_a_layer_whose_output_is_used_twice_stays_by_itself(suffix: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("as_output", [True, False])
+def test_a_layer_whose_output_is_used_twice_stays_by_itself(as_output: bool, suffix: str, tmp_path: Path) -> None:
     inputs = keras.Input((None, 3))
     first = layers.LSTM(3, return_sequences=True, name="l1")(inputs)
     second = layers.LSTM(3, return_sequences=True, name="l2")(first)
-    keras.Model(inputs, layers.Concatenate()([first, second])).save(tmp_path / f"a{suffix}")
+    outputs = [first, second] if as_output else layers.Concatenate()([first, second])
+    keras.Model(inputs, outputs).save(tmp_path / f"a{suffix}")
     assert set(by_name(tmp_path / f"a{suffix}")) == {"l1", "l2"}
 
 
