@@ -185,12 +185,42 @@ def test_branches_and_nested_models(suffix: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".keras", ".h5"])
-def test_a_layer_whose_output_is_used_twice_stays_by_itself(suffix: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("as_output", [True, False])
+def test_a_layer_whose_output_is_used_twice_stays_by_itself(as_output: bool, suffix: str, tmp_path: Path) -> None:
     inputs = keras.Input((None, 3))
     first = layers.LSTM(3, return_sequences=True, name="l1")(inputs)
     second = layers.LSTM(3, return_sequences=True, name="l2")(first)
-    keras.Model(inputs, layers.Concatenate()([first, second])).save(tmp_path / f"a{suffix}")
+    outputs = [first, second] if as_output else layers.Concatenate()([first, second])
+    keras.Model(inputs, outputs).save(tmp_path / f"a{suffix}")
     assert set(by_name(tmp_path / f"a{suffix}")) == {"l1", "l2"}
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_frozen_layers_of_a_nested_model_keep_their_names(suffix: str, tmp_path: Path) -> None:
+    """In the legacy format they come after those that are trained."""
+    frozen = layers.GRU(3, activation="relu", return_sequences=True, trainable=False, name="frozen")
+    trained = layers.GRU(3, return_sequences=True, name="trained")
+    inner = keras.Sequential([keras.Input((None, 3)), frozen, layers.Dense(3), trained], name="frozen")
+    model = sequential(inner, features=3)
+    path = tmp_path / f"a{suffix}"
+    model.save_weights(path) if suffix == ".weights.h5" else model.save(path)
+    x = numbers(2, 4, 3)
+    known = {"activation": "relu"} if suffix == ".weights.h5" else {}
+    close(frozen(x), run(formats.load(path, "frozen/frozen", **known), x))
+    close(trained(x), run(formats.load(path, "frozen/trained"), x))
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+@pytest.mark.parametrize("frozen", ["forward_layer", "backward_layer", ""])
+def test_directions_with_names_of_their_own(frozen: str, suffix: str, tmp_path: Path) -> None:
+    back = layers.LSTM(3, go_backwards=True, return_sequences=True, name="zurück")
+    both = layers.Bidirectional(layers.LSTM(3, return_sequences=True), backward_layer=back, name="both")
+    model = sequential(both)
+    if frozen:
+        getattr(both, frozen).trainable = False
+    model.save(tmp_path / f"a{suffix}")
+    x = numbers(2, 4, 5)
+    close(model(x), run(formats.load(tmp_path / f"a{suffix}"), x))
 
 
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {

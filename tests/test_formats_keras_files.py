@@ -20,7 +20,7 @@ from multirnn.formats.keras_config import described
 
 h5py = pytest.importorskip("h5py")
 
-SUFFIXES = (".keras", ".h5", ".weights.h5")
+SUFFIXES = (".keras", ".h5", ".hdf5", ".weights.h5")
 OLD_HARD = Activation("hard_sigmoid", alpha=0.2, beta=0.5)
 NEW_HARD = Activation("hard_sigmoid", alpha=1 / 6, beta=0.5)
 Named = Mapping[str, np.ndarray]
@@ -195,6 +195,24 @@ def test_layers_of_cudnn_in_weights_alone(tmp_path: Path) -> None:
     )
     (found,) = formats.inspect(path)
     assert (found.name, found.convention, found.about) == ("rnn_1", "keras-cudnn", ())
+    assert formats.load(path) == weights
+
+
+@pytest.mark.parametrize(("cell", "kind"), [("lstm", "CuDNNLSTM"), ("gru", "CuDNNGRU")])
+def test_layers_of_cudnn_with_their_configuration(cell: str, kind: str, tmp_path: Path) -> None:
+    weights = mr.initialise(mr.RecurrentSpec(cell, 2, 3, num_layers=2, bidirectional=True, bias="double"))
+    arrays = mr.to_arrays(weights, convention="keras-cudnn")
+    groups: dict[str, dict[str, np.ndarray]] = {}
+    for name, array in arrays.items():
+        groups.setdefault(name.partition("/")[0], {})[f"{name}:0"] = array
+    inner = {"class_name": kind, "config": {"name": "inner", "units": 3, "return_sequences": True}}
+    layers = [
+        {"class_name": "Bidirectional", "config": {"name": name, "merge_mode": "concat", "layer": inner}}
+        for name in groups
+    ]
+    path = legacy(tmp_path / "a.h5", groups, version="2.2.4", layers=layers)
+    (found,) = formats.inspect(path)
+    assert (found.name, found.convention, found.about) == (" ".join(groups), "keras-cudnn", ())
     assert formats.load(path) == weights
 
 

@@ -9,6 +9,7 @@ from onnx_graphs import SPEC, arrays_of, graph, model, node, operator, read, sta
 
 import multirnn as mr
 from multirnn import formats
+from multirnn.formats.contents import numbers_of
 
 onnx = pytest.importorskip("onnx", reason="the package onnx is not installed")
 
@@ -178,7 +179,9 @@ def test_bfloat16_is_widened(tmp_path: Path) -> None:
     made = model([operator()], {name: array.astype(ml_dtypes.bfloat16) for name, array in ARRAYS.items()})
     (stack,) = stacks(made, tmp_path)
     assert (stack.stored, stack.spec.dtype) == ("bfloat16", "float32")
-    assert np.array_equal(arrays_of(read(made, tmp_path))["W"], W.astype(ml_dtypes.bfloat16).astype("float32"))
+    wanted = W.astype(ml_dtypes.bfloat16).astype("float32")
+    assert np.array_equal(arrays_of(read(made, tmp_path))["W"], wanted)
+    assert np.array_equal(numbers_of("W", formats.read(tmp_path / "a.onnx").arrays["W"]), wanted)
 
 
 # --- What is one stack -------------------------------------------------------------------------------------------------

@@ -151,11 +151,18 @@ def test_a_clip_that_clips_nothing_is_read(clip: float, tmp_path: Path) -> None:
     assert read(lstm(clip=clip), tmp_path).spec.cell == "lstm"
 
 
-def test_a_refused_operator_beside_a_readable_one_is_said(tmp_path: Path) -> None:
-    nodes = [operator(), operator(direction="reverse", outputs=("Z",), name="back")]
-    (stack,) = stacks(model(nodes, ARRAYS, outputs=["Y", "Z"]), tmp_path)
-    assert stack.name == "layer"
-    assert stack.about[-1].startswith("the operator 'back' cannot be read: it runs backward in time alone")
+def test_a_refused_operator_beside_a_readable_one_is_shown(tmp_path: Path) -> None:
+    nodes = [operator(direction="reverse", outputs=("Z",), name="back"), operator()]
+    made = model(nodes, ARRAYS, outputs=["Y", "Z"])
+    readable, refused = stacks(made, tmp_path)
+    assert (readable.name, readable.refused) == ("layer", "")
+    assert (refused.name, refused.spec, refused.stored) == ("back", None, "")
+    assert refused.refused.startswith("it runs backward in time alone")
+    assert read(made, tmp_path, name="layer") == WEIGHTS
+    with pytest.raises(mr.FormatError, match="holds the stacks 'layer', 'back'; pass name="):
+        read(made, tmp_path)
+    with pytest.raises(mr.FormatError, match="'back' cannot be read: it runs backward in time alone"):
+        read(made, tmp_path, name="back")
 
 
 def test_what_the_file_says_is_not_overruled(tmp_path: Path) -> None:

@@ -13,10 +13,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import multirnn as mr
 from multirnn.cells import CELLS, FORMS
+from multirnn.conventions import CONVENTIONS, Convention
+from multirnn.formats import FORMATS
+from multirnn.formats.fitting import fitted
 from multirnn.mistakes import MISTAKES, mistakes_for
 from multirnn.numerics import TOLERANCE
 from multirnn.support import AXES, ask
@@ -24,7 +28,7 @@ from multirnn.support_table import Line, summarise
 from multirnn.testing import cases
 
 ROOT = Path(__file__).parent.parent
-RUN = ("README.md", "docs/conventions.md", "docs/backends.md", "docs/diagnosis.md", "docs/testing.md")
+RUN = ("README.md", "docs/conventions.md", "docs/backends.md", "docs/diagnosis.md", "docs/files.md", "docs/testing.md")
 """The documents whose Python code runs, each from top to bottom in a namespace of its own."""
 GENERATED_IN = (*RUN, "benchmarks/RESULTS.md")
 """The documents with generated parts."""
@@ -219,6 +223,64 @@ def fast() -> str:
     return "\n\n".join([pairs(found["results"]), table(head, memory)])
 
 
+READ_BY = {  # the package that reads and writes a format, where NumPy alone does not
+    "safetensors": "safetensors", "keras": "h5py to write", "msgpack": "msgpack", "onnx": "onnx",
+}  # fmt: skip
+TITLES = {
+    "safetensors": "safetensors", "npz": "NumPy", "torch": "PyTorch", "keras": "Keras 1, 2 and 3", "msgpack": "Flax",
+    "onnx": "ONNX", "rtneural": "RTNeural", "nam": "Neural Amp Modeler",
+}  # fmt: skip
+
+
+def formats() -> str:
+    """The formats of files: suffixes, read, written, how arrays lie in them, and the package that is needed."""
+    rows = [
+        [
+            TITLES[one.name],
+            ", ".join(f"`{suffix}`" for suffix in one.suffixes),
+            "✓",
+            "✓" if one.convention else "–",
+            f"`{one.convention}`" + ("" if one.fixed else ", or any that `convention=` names")
+            if one.convention
+            else "–",
+            READ_BY.get(one.name, "–"),
+        ]
+        for one in FORMATS.values()
+    ]
+    return table(["format", "suffixes", "read", "written", "convention", "package"], rows)
+
+
+def converted(form: str, source: Convention, target: Convention) -> str:
+    """The sign of a conversion, which is made: exact, rounded, or refused."""
+    spec = mr.RecurrentSpec(FORMS[form].name, 5, 4, bias=source.default_bias[form], reset_after=FORMS[form].reset_after)
+    given = mr.initialise(spec, 1)
+    zero = source.zero.get(form, ("nothing",))
+    given = mr.Weights(spec, {name: array * (not name.endswith(zero)) for name, array in given.arrays.items()})
+    known = {"reset_after": spec.reset_after} if spec.cell == "gru" else {}
+    weights = mr.from_arrays(mr.to_arrays(given, convention=source), convention=source, **known)
+    try:
+        held, changes = fitted(weights, target)
+        arrays = mr.to_arrays(held, convention=target)
+    except mr.Unrepresentable:
+        return "–"
+    back = mr.from_arrays(arrays, convention=target, **known)
+    assert all(np.allclose(back.arrays[name], array, rtol=0, atol=2e-7) for name, array in held.arrays.items())
+    rounded = [change for change in changes if "rounded" in change]
+    assert bool(rounded) or back == held
+    return "≈" if rounded else "✓"
+
+
+def conversions() -> str:
+    """For each cell, every directed conversion of weights with the source's own biases."""
+    parts = []
+    for form, cell in FORMS.items():
+        among = [one for one in CONVENTIONS.values() if form in one.arrays]
+        rows = [[f"`{a.name}`", *("" if a is b else converted(form, a, b) for b in among)] for a in among]
+        head = ["from ↓ to →", *(f"`{one.name}`" for one in among)]
+        parts += [f"**{cell.title}**", table(head, rows)]
+    return "\n\n".join(parts)
+
+
 @cache
 def code_run(document: str) -> dict[str, Any]:
     """The names that the Python code of a document leaves behind, run from top to bottom."""
@@ -245,6 +307,8 @@ GENERATED: dict[str, Callable[[], str]] = {
     "speed": speed,
     "goals": goals,
     "fast": fast,
+    "formats": formats,
+    "conversions": conversions,
 }
 
 
@@ -282,8 +346,9 @@ def test_every_generated_part_has_a_generator() -> None:
 
 
 @pytest.mark.parametrize("document", RUN)
-def test_python_code_runs(document: str) -> None:
+def test_python_code_runs(document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     needs_all_backends()
+    monkeypatch.chdir(tmp_path)  # where documents write their files
     assert code_of(document)
     code_run(document)
 

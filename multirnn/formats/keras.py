@@ -23,6 +23,8 @@ from multirnn.formats.keras_writing import write
 
 __all__ = ["read", "write"]
 
+_ByOwner = dict[str, dict[str, tuple[Tensor, ...]]]
+"""By the path of a layer and by direction its kernel, recurrent kernel and bias."""
 SEVERAL = "it runs several cells in one layer, and a spec has a layer for each"
 
 
@@ -181,22 +183,39 @@ def _legacy(
         if owners and layer in everything and everything[layer].kind == "StackedRNNCells":
             layers.append(RecurrentLayer(layer, "", False, next(iter(owners.values())), refused=SEVERAL))
             continue
-        if (
-            len(inside) == 1 and len(owners) == 2 and "merge_mode" in inside[0].fields
-        ):  # its directions have names of their own
-            forward, backward = (next(iter(one.values())) for one in owners.values())
-            owners = {layer: {"forward": forward, "backward": backward}}
-        for place, (owner, by_direction) in enumerate(owners.items()):
-            if len(inside) == len(owners):
-                name = inside[place].name
-            else:
-                name = layer if len(owners) == 1 else f"{layer}/{owner}"
+        if len(inside) == 1 and (backward := inside[0].fields.get("backward_layer")):
+            owners = _joined(layer, owners, inside[0].fields.get("name"), backward.get("name"))
+        for owner, by_direction in owners.items():
+            named = inside[0] if len(inside) == len(owners) == 1 else _named(owner, inside)
+            name = named.name if named else layer if len(owners) == 1 else f"{layer}/{owner}"
             layers.append(_layer(name, by_direction))
     found = configured(layers, everything)
     return arrays, tuple(replace(one, config=of_keras_1(one.config)) if one.config else one for one in found)
 
 
-def _owners(arrays: Mapping[str, Tensor]) -> dict[str, dict[str, tuple[Tensor, ...]]]:
+def _named(owner: str, inside: Sequence[Described]) -> Described | None:
+    """The layer of a nested model whose name is the last in a path; frozen layers come last, so that order tells nothing."""
+    parts = owner.split("/")
+    places = {
+        one.name: place for one in inside for place, part in enumerate(parts) if part == one.name.rpartition("/")[2]
+    }
+    last = max(places.values(), default=-1)
+    found = [one for one in inside if places.get(one.name) == last]
+    return found[0] if len(found) == 1 else None
+
+
+def _joined(layer: str, owners: _ByOwner, forward: Any, backward: Any) -> _ByOwner:
+    """The directions of one layer that have names of their own; as they are if the names are others."""
+    found = {
+        direction: arrays["forward"]
+        for direction, name in (("forward", forward), ("backward", backward))
+        for owner, arrays in owners.items()
+        if name in owner.split("/") and set(arrays) == {"forward"}
+    }
+    return {layer: found} if len(found) == len(owners) == 2 else owners
+
+
+def _owners(arrays: Mapping[str, Tensor]) -> _ByOwner:
     """The recurrent layers among the arrays of a group: by name and direction the kernel, recurrent kernel and bias."""
     old = {name: re.fullmatch(r"(.*)_([WUb])(?:_([a-z]))?(?::0)?", name) for name in arrays}
     if arrays and all(old.values()) and any(match and match[2] == "U" for match in old.values()):
@@ -207,7 +226,7 @@ def _owners(arrays: Mapping[str, Tensor]) -> dict[str, dict[str, tuple[Tensor, .
         by_folder.setdefault(folder, []).append((own, array))
     return _paired(
         {
-            folder: tuple(array for own, array in found if own in ("kernel", "recurrent_kernel", "bias"))
+            folder: tuple(dict(found)[own] for own in ("kernel", "recurrent_kernel", "bias") if own in dict(found))
             for folder, found in by_folder.items()
             if any(own == "recurrent_kernel" for own, _ in found)
         }
@@ -232,7 +251,7 @@ def _of_keras_1(parsed: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> dict
     return joined
 
 
-def _paired(folders: Mapping[str, tuple[Tensor, ...]]) -> dict[str, dict[str, tuple[Tensor, ...]]]:
+def _paired(folders: Mapping[str, tuple[Tensor, ...]]) -> _ByOwner:
     """Folders by the name of the layer; `forward_` and `backward_` beside each other are the directions of one layer."""
     named: dict[str, tuple[str, str]] = {}
     for folder in folders:
@@ -248,7 +267,7 @@ def _paired(folders: Mapping[str, tuple[Tensor, ...]]) -> dict[str, dict[str, tu
         for key, direction in named.values()
         if direction and {(key, "forward"), (key, "backward")} <= set(named.values())
     }
-    found: dict[str, dict[str, tuple[Tensor, ...]]] = {}
+    found: _ByOwner = {}
     for folder, arrays in folders.items():
         key, direction = named[folder]
         if key in both and direction:

@@ -43,6 +43,7 @@ class Described:
         fields: of its configuration; those of a wrapper beside it, and of its backward layer.
         inputs: the names of the layers that feed it, call after call.
         about: what the model does with it, a sentence each.
+        returned: whether its output is one of its model's.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Described:
     fields: Mapping[str, Any]
     inputs: tuple[str, ...] = ()
     about: tuple[str, ...] = ()
+    returned: bool = False
 
     @property
     def recurrent(self) -> bool:
@@ -99,7 +101,7 @@ def configured(layers: Sequence[RecurrentLayer], known: Mapping[str, Described])
                 cell=KINDS.get(own.kind, layer.cell),
                 cudnn=own.kind.startswith("CuDNN"),
                 config=own.fields,
-                follows=before if before in there and feeds[before] == 1 else "",
+                follows=before if before in there and feeds[before] == 1 and not known[before].returned else "",
                 about=(*layer.about, *own.about),
             )
         )
@@ -124,6 +126,7 @@ def described(
     sequential = config.get("class_name") == "Sequential"
     used: dict[str, int] = {}
     before, masks = "", _masks(layers)
+    outputs = _inputs(inner.get("output_layers")) if isinstance(inner, dict) else []
     for layer in layers:
         if not isinstance(layer, dict) or not isinstance(fields := layer.get("config"), dict):
             continue
@@ -139,7 +142,8 @@ def described(
         elif len(inputs) > 1:
             about += ("its call takes more than its input, such as an initial state",)
         kind, fields, place = _unwrapped(kind, fields, place)
-        yield Described(prefix + name, group or name, place, kind, fields, tuple(prefix + one for one in inputs), about)
+        sources = tuple(prefix + one for one in inputs)
+        yield Described(prefix + name, group or name, place, kind, fields, sources, about, name in outputs)
         before = name
         if kind in MODELS:
             yield from described(

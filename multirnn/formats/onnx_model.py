@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from multirnn.errors import FormatError
-from multirnn.formats.contents import Tensor, Unread
+from multirnn.formats.contents import BFLOAT16, Bfloat16, Tensor, Unread
 from multirnn.formats.onnx_facts import short
 from multirnn.formats.onnx_nodes import MOVING, SIZES, Budget, computed
 
@@ -316,4 +316,6 @@ def _text(value: Any) -> Any:
 
 
 def _readable(array: NDArray[Any]) -> Tensor:
+    if array.dtype.name == BFLOAT16:
+        return Bfloat16(array.view(np.uint16))
     return array if array.dtype.kind in "biufc" else Unread(array.dtype.name, array.shape)

@@ -21,32 +21,28 @@ __all__ = ["of_model"]
 def of_model(model: Model, known: Mapping[str, Any]) -> Iterator[Stack]:
     """The stacks of a model: operators that feed each other through nodes that keep order are one, others one each.
 
-    Those that share their weights are one.
+    Those that share their weights are one. Last are the operators that no spec describes, with the reason.
 
     Args:
         model: with the operators.
         known: arguments of `from_arrays`.
 
     Raises:
-        FormatError: no spec describes any operator; or a part of the model is damaged, or out of order.
+        FormatError: a part of the model is damaged, or its layers are joined in another order than those of a stack.
     """
-    found = operators(model)
     readable: list[Operator] = []
-    refused: list[str] = []
+    refused: list[Stack] = []
     pairs: dict[Operator, tuple[Activation, Activation]] = {}
-    for one in found:
+    for one in operators(model):
         reason = one.reason
         if not reason:
             try:
-                dtype = one.arrays["W"].dtype.name
-                pairs[one] = onnx_facts.read(one.kind, one.attributes, dtype)
+                pairs[one] = onnx_facts.read(one.kind, one.attributes, one.arrays["W"].dtype.name)
                 readable.append(one)
                 continue
             except (Unrepresentable, InvalidSpec) as error:
                 reason = str(error)
-        refused.append(f"the operator {short(one.name)} cannot be read: {reason}")
-    if refused and not readable:
-        raise FormatError("; ".join(refused[:8]))
+        refused.append(Stack(Found(one.name, None, "onnx", one.stored, refused=reason), None))
     wiring = Wiring(model, readable)
     seen: set[bytes] = set()
     chains = _chains(wiring, readable)
@@ -57,7 +53,8 @@ def of_model(model: Model, known: Mapping[str, Any]) -> Iterator[Stack]:
             seen.add(key)
             about, alone = wiring.about(chain)
             name = "" if alone and not refused else " ".join(one.name for one in chain)
-            yield Stack(Found(name, weights.spec, "onnx", chain[0].stored, (*about, *refused[:8])), weights)
+            yield Stack(Found(name, weights.spec, "onnx", chain[0].stored, about), weights)
+    yield from refused
 
 
 def _digest(weights: Weights) -> bytes:
