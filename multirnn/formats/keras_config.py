@@ -95,7 +95,7 @@ def configured(layers: Sequence[RecurrentLayer], known: Mapping[str, Described])
             found.append(layer)
             continue
         before = own.inputs[0] if len(own.inputs) == 1 else ""
-        alone = before in known and feeds[before] == 1 and not known[before].returned
+        alone = before in known and feeds.get(before) == 1 and not known[before].returned
         found.append(
             replace(
                 layer,
