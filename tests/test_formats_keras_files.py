@@ -357,3 +357,17 @@ def test_a_configuration_without_the_layers_says_nothing_of_them(case: str, tmp_
             formats.load(path)
     else:
         assert formats.load(path) == weights
+
+
+def test_a_configuration_of_another_name_says_nothing_of_the_layer(tmp_path: Path) -> None:
+    weights = mr.initialise(mr.RecurrentSpec("lstm", 3, 3, num_layers=2))
+    path = tmp_path / "a.h5"
+    formats.save(weights, path)
+    assert [found.name for found in formats.inspect(path)] == ["lstm lstm_1"]
+    with h5py.File(path, "r+") as file:
+        config = json.loads(file.attrs["model_config"])
+        config["config"]["layers"][1]["config"]["name"] = "other"
+        config["config"]["layers"][2]["inbound_nodes"] = [[["lstm", 0, 0, {}]]]
+        file.attrs["model_config"] = json.dumps({**config, "class_name": "Functional"})
+    assert [found.name for found in formats.inspect(path)] == ["lstm", "lstm_1"]
+    assert formats.load(path, "lstm") == weights.part(0, "forward")

@@ -360,3 +360,53 @@ def test_files_of_something_else(data: bytes, suffix: str, tmp_path: Path) -> No
     path.write_bytes(data)
     with in_a_moment(), pytest.raises(FormatError):
         formats.load(path)
+
+
+ODD = (
+    None,
+    0,
+    1.5,
+    "",
+    True,
+    [],
+    {},
+    ["lstm", 0, 0],
+    {"config": 3},
+    {"config": {}},
+    "GRU",
+    "RNN",
+    10**400,
+    "hard_sigmoid",
+)
+PLACES = ("backward_layer", "merge_mode", "dtype", "cell", "layer", "name", "activation", "inbound_nodes", "config")
+
+
+def misshapen(config: dict[str, Any], seed: int) -> dict[str, Any]:
+    """The configuration with another value, of any kind, in some places."""
+    rng, nodes = random.Random(seed), []
+    queue: list[Any] = [config]
+    while queue:
+        one = queue.pop()
+        keys = list(one) if isinstance(one, dict) else range(len(one)) if isinstance(one, list) else ()
+        nodes += [(one, key) for key in keys]
+        queue += [one[key] for key in keys]
+    for holder, key in rng.sample(nodes, 2):
+        if isinstance(holder, dict) and rng.random() < 0.3:
+            holder[rng.choice(PLACES)] = rng.choice(ODD)
+        else:
+            holder[key] = rng.choice(ODD)
+    return config
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_any_value_anywhere_in_a_configuration_is_data(bidirectional: bool, suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a{suffix}"
+    weights = mr.initialise(mr.RecurrentSpec("lstm", 3, 4, num_layers=2, bidirectional=bidirectional))
+    told = 0
+    for seed in range(150):
+        formats.save(weights, path)
+        rewritten(path, lambda config, seed=seed: misshapen(config, seed))
+        for found in formats.inspect(path):
+            told += bool(found.refused)
+    assert told > 5

@@ -183,7 +183,8 @@ def _legacy(
         if owners and layer in everything and everything[layer].kind == "StackedRNNCells":
             layers.append(RecurrentLayer(layer, "", False, next(iter(owners.values())), refused=SEVERAL))
             continue
-        if len(inside) == 1 and (backward := inside[0].fields.get("backward_layer")):
+        backward = inside[0].fields.get("backward_layer") if len(inside) == 1 else None
+        if isinstance(backward, Mapping):
             owners = _joined(layer, owners, inside[0].fields.get("name"), backward.get("name"))
         for owner, by_direction in owners.items():
             named = inside[0] if len(inside) == len(owners) == 1 else _named(owner, inside)

@@ -95,13 +95,14 @@ def configured(layers: Sequence[RecurrentLayer], known: Mapping[str, Described])
             found.append(layer)
             continue
         before = own.inputs[0] if len(own.inputs) == 1 else ""
+        alone = before in known and feeds.get(before) == 1 and not known[before].returned
         found.append(
             replace(
                 layer,
                 cell=KINDS.get(own.kind, layer.cell),
                 cudnn=own.kind.startswith("CuDNN"),
                 config=own.fields,
-                follows=before if before in there and feeds[before] == 1 and not known[before].returned else "",
+                follows=before if before in there and alone else "",
                 about=(*layer.about, *own.about),
             )
         )
