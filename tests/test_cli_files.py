@@ -118,3 +118,25 @@ def test_weights_save_and_load(tmp_path: Path) -> None:
     weights = mr.initialise(SPEC)
     weights.save(tmp_path / "a.npz")
     assert mr.Weights.load(tmp_path / "a.npz") == weights
+
+
+def test_what_a_file_does_not_say_is_said_by_hand(tmp_path: Path) -> None:
+    weights = mr.initialise(mr.RecurrentSpec("gru", 4, 3, bias="none", activation="relu"))
+    mr.save(weights, tmp_path / "a.npz", convention="keras")  # without biases, names and shapes tell neither form
+    assert "pass reset_after=True or reset_after=False" in run("convert", tmp_path / "a.npz", tmp_path / "b.npz").stderr
+    known = ("--known", "reset_after=true", "--known", "activation=relu")
+    done = run("convert", tmp_path / "a.npz", tmp_path / "b.npz", *known, "--verify")
+    assert done.exit_code == 0, done.stderr
+    assert mr.load(tmp_path / "b.npz") == weights
+    done = run("verify", tmp_path / "a.npz", tmp_path / "b.npz", "--known-a", "reset_after=true")
+    assert done.exit_code == 0, done.stderr
+    assert "A does not say its activations, so activation='relu'" in done.stdout
+    for wrong in ("relu", "activation", "reset_after=no", "activation=rely", "size=3"):
+        assert run("convert", tmp_path / "a.npz", tmp_path / "c.npz", "--known", wrong).exit_code == 2
+
+
+def test_verify_of_activations_that_both_files_say(tmp_path: Path) -> None:
+    for name in ("tanh", "relu"):
+        mr.save(mr.initialise(mr.RecurrentSpec("simple_rnn", 4, 3, activation=name)), tmp_path / f"{name}.npz")
+    done = run("verify", tmp_path / "tanh.npz", tmp_path / "relu.npz")
+    assert (done.exit_code, done.stdout) == (1, "not the same: activation is 'tanh' in A and 'relu' in B\n")

@@ -255,7 +255,7 @@ def test_one_format_into_another(tmp_path: Path, spec: mr.RecurrentSpec, source:
 def test_one_stack_of_several_is_converted_by_name(tmp_path: Path) -> None:
     spec = mr.RecurrentSpec("gru", 5, 4)
     path = written(tmp_path / "a.npz", named("torch", spec, "a."), named("torch", spec, "b.", seed=2))
-    mr.convert(path, tmp_path / "b.npz", name="b", convention="keras")
+    mr.convert(path, tmp_path / "b.npz", name="b", to="keras")
     assert mr.load(tmp_path / "b.npz") == mr.initialise(spec, 2)
     assert mr.inspect(tmp_path / "b.npz")[0].convention == "keras"
 

@@ -20,6 +20,7 @@ __all__ = ["command"]
       multirnn convert model.pt model.keras --verify
       multirnn convert both.npz encoder.safetensors --name encoder
       multirnn convert model.keras model.npz --to torch
+      multirnn convert model.pt model.keras --known activation=relu
 
     \b
     Exit status:
@@ -38,6 +39,7 @@ __all__ = ["command"]
     metavar="CONVENTION",
     help=f"How the arrays lie in TARGET: canonical, {', '.join(CONVENTIONS)}.  [default: as its format has them]",
 )
+@options.known("--known", "SOURCE")
 @click.option("--verify", "check", is_flag=True, help="Read TARGET again and compare it with SOURCE.")
 @options.json_output
 @options.debug
@@ -48,6 +50,7 @@ def command(
     target: Path,
     name: str | None,
     convention: str | None,
+    known: dict[str, str | bool],
     check: bool,
     as_json: bool,
 ) -> None:
@@ -58,11 +61,13 @@ def command(
     """
     with progress() as say:
         say(f"converting {source}")
-        written = convert(source, target, name=name, convention=convention)
+        written = convert(source, target, name=name, to=convention, **known)
         verified = None
         if check:
             say(f"comparing {source} and {target}")
-            verified = verify(source, target, name_a=name)
+            spec = written.spec
+            form = {"reset_after": spec.reset_after} if spec.cell == "gru" else {}
+            verified = verify(source, target, name_a=name, known_a=known, known_b=form)
     if as_json:
         show_json({**written.to_dict(), "verification": verified.to_dict() if verified else None})
     else:

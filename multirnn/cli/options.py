@@ -11,7 +11,7 @@ from multirnn.cells import CELLS
 from multirnn.errors import InvalidSpec
 from multirnn.spec import BIASES, DTYPES
 
-__all__ = ["POSITIVE", "backends", "chosen", "debug", "json_output", "one_stack", "stack", "wants_traceback"]
+__all__ = ["POSITIVE", "backends", "chosen", "debug", "json_output", "known", "one_stack", "stack", "wants_traceback"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -121,6 +121,37 @@ def chosen(names: tuple[str, ...]) -> tuple[str, ...]:
         if name not in mr.backends():
             mr.backend(name)  # has the sentence
     return tuple(dict.fromkeys(names)) or mr.backends()
+
+
+def known(option: str, of: str) -> Callable[[Command], Command]:
+    """What a file does not say of its stack, as `NAME=VALUE`."""
+    return click.option(
+        option,
+        multiple=True,
+        metavar="NAME=VALUE",
+        callback=_known,
+        help=f"What {of} does not say: {', '.join(KNOWN)}, as in reset_after=false; may be repeated.",
+    )
+
+
+KNOWN = ("convention", "cell", "reset_after", "activation", "recurrent_activation", "transposed")
+
+
+def _known(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str | Activation | bool]:
+    found: dict[str, str | Activation | bool] = {}
+    for value in values:
+        name, equals, text = value.partition("=")
+        if not equals or name not in KNOWN:
+            raise click.BadParameter(f"write NAME=VALUE with a NAME out of {', '.join(KNOWN)}, not {value!r}")
+        if name.endswith("activation"):
+            found[name] = _activation(ctx, param, text)
+        elif name in ("reset_after", "transposed"):
+            if text not in ("true", "false"):
+                raise click.BadParameter(f"{name} is true or false, not {text!r}")
+            found[name] = text == "true"
+        else:
+            found[name] = text
+    return found
 
 
 def json_output(command: Command) -> Command:

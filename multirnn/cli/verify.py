@@ -30,10 +30,21 @@ __all__ = ["command"]
 @click.argument("b", type=click.Path(path_type=Path))
 @click.option("--name-a", metavar="NAME", help="Of the stack in A, if it holds several; `inspect` names them.")
 @click.option("--name-b", metavar="NAME", help="Of the stack in B.")
+@options.known("--known-a", "A")
+@options.known("--known-b", "B")
 @options.json_output
 @options.debug
 @click.pass_context
-def command(ctx: click.Context, a: Path, b: Path, name_a: str | None, name_b: str | None, as_json: bool) -> None:
+def command(
+    ctx: click.Context,
+    a: Path,
+    b: Path,
+    name_a: str | None,
+    name_b: str | None,
+    known_a: dict[str, str | bool],
+    known_b: dict[str, str | bool],
+    as_json: bool,
+) -> None:
     """Say whether the recurrent layers of two files are the same function.
 
     Compares the canonical arrays, then outputs and gradients on drawn inputs. If they differ, says how far, where, and
@@ -41,7 +52,7 @@ def command(ctx: click.Context, a: Path, b: Path, name_a: str | None, name_b: st
     """
     with progress() as say:
         say(f"comparing {a} and {b}")
-        found = verify(a, b, name_a=name_a, name_b=name_b)
+        found = verify(a, b, name_a=name_a, name_b=name_b, known_a=known_a, known_b=known_b)
     if as_json:
         show_json(found.to_dict())
     else:

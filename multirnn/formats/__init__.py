@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from multirnn.conventions import convention_named
@@ -252,25 +253,40 @@ def save(weights: Weights, path: str | Path, *, convention: str | None = None) -
 
 
 def convert(
-    source: str | Path, target: str | Path, *, name: str | None = None, convention: str | None = None
+    source: str | Path, target: str | Path, *, name: str | None = None, to: str | None = None, **known: Any
 ) -> Written:
     """Write a stack of one file to another; the suffixes tell the formats.
+
+    Args:
+        source, target: the files.
+        name: of the stack in the source; needed if it holds several.
+        to: how the arrays lie in the target; that of its format unless given.
+        known: what the source does not tell, as for `load`.
 
     Raises:
         FormatError, Unrepresentable, MissingFramework: as for `load` and `save`.
     """
-    return save(load(source, name), target, convention=convention)
+    return save(load(source, name, **known), target, convention=to)
 
 
-def verify(a: str | Path, b: str | Path, *, name_a: str | None = None, name_b: str | None = None) -> Verification:
+def verify(
+    a: str | Path,
+    b: str | Path,
+    *,
+    name_a: str | None = None,
+    name_b: str | None = None,
+    known_a: Mapping[str, Any] = MappingProxyType({}),
+    known_b: Mapping[str, Any] = MappingProxyType({}),
+) -> Verification:
     """Whether two files hold the same function, and where they differ.
 
     Args:
         a, b: the files.
         name_a, name_b: of the stacks in them; needed if a file holds several.
+        known_a, known_b: what the files do not tell, as for `load`, such as `{"activation": "relu"}`.
 
     Raises:
         FormatError, MissingFramework: as for `load`.
     """
-    left, right = _one(Path(a), name_a, {}), _one(Path(b), name_b, {})
+    left, right = _one(Path(a), name_a, known_a), _one(Path(b), name_b, known_b)
     return verified(_loaded(Path(a), left), _loaded(Path(b), right), left.found, right.found)

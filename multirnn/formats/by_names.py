@@ -157,8 +157,10 @@ def _stack(claim: _Claim, known: Mapping[str, Any]) -> tuple[Found, Weights]:
         transposed=False if claim.convention is TEXTBOOK else None,  # or it would try the other one too
         **known,
     )
-    about = () if {"activation", "recurrent_activation"} <= known.keys() else ("its activations are not in the file",)
-    return Found(claim.name, weights.spec, claim.convention.name, claim.stored, about), weights
+    told = {*known, *(["recurrent_activation"] if len(weights.spec.form.gates) == 1 else [])}
+    unsaid = tuple(name for name in ("activation", "recurrent_activation") if name not in told)
+    about = ("its activations are not in the file",) if unsaid else ()
+    return Found(claim.name, weights.spec, claim.convention.name, claim.stored, about, unsaid=unsaid), weights
 
 
 def _same(a: Weights, b: Weights) -> bool:

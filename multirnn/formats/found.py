@@ -20,6 +20,7 @@ class Found:
         convention: how its arrays lie: a name out of `CONVENTIONS`, or "canonical".
         stored: the dtype in the file; float16 and bfloat16 are widened to float32, exactly.
         about: what the file says of it besides, and what it does not say; a sentence each.
+        unsaid: fields of the spec that the file does not tell; `verify` takes them from the other file.
         refused: why no spec describes it, so that `load` refuses it; empty for any other.
     """
 
@@ -29,6 +30,7 @@ class Found:
     stored: str
     about: tuple[str, ...] = ()
     refused: str = ""
+    unsaid: tuple[str, ...] = ()
 
     @property
     def parameter_count(self) -> int | None:
@@ -45,6 +47,7 @@ class Found:
             "stored": self.stored,
             "about": list(self.about),
             "refused": self.refused,
+            "unsaid": list(self.unsaid),
         }
 
 

@@ -1,6 +1,6 @@
 """Do two files hold the same function? `verify`."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -66,6 +66,7 @@ class Verification:
 
 def verified(a: Weights, b: Weights, of_a: Found, of_b: Found) -> Verification:
     """Compare two stacks: arrays first, then outputs and gradients on drawn inputs."""
+    a, b, assumed = _completed(a, b, of_a, of_b)
     if differing := _differing(a.spec, b.spec):
         return Verification(False, of_a, of_b, False, None, None, None, f"not the same: {differing}")
     left, right, notes = _alike(a, b)
@@ -97,7 +98,21 @@ def verified(a: Weights, b: Weights, of_a: Found, of_b: Found) -> Verification:
             said += f", outputs and gradients by {error:.1e}{why}"
     if any(nans):
         said += f"; of the numbers {nans[0]:,} in A and {nans[1]:,} in B are NaN, so that outputs prove nothing"
-    return Verification(ok, of_a, of_b, exact, (largest, where), arranged, error, said, causes)
+    return Verification(ok, of_a, of_b, exact, (largest, where), arranged, error, said + assumed, causes)
+
+
+def _completed(a: Weights, b: Weights, of_a: Found, of_b: Found) -> tuple[Weights, Weights, str]:
+    """Both with what one file leaves unsaid as the other says it, and the end of the sentence that says so."""
+    said = ""
+    sides = [a, b]
+    for place, (own, other) in enumerate(((of_a, of_b), (of_b, of_a))):
+        mine, theirs = sides[place], sides[1 - place]
+        taken = {name: getattr(theirs.spec, name) for name in own.unsaid if name not in other.unsaid}
+        if any(getattr(mine.spec, name) != value for name, value in taken.items()):
+            sides[place] = Weights(replace(mine.spec, **taken), mine.arrays)
+            values = " and ".join(f"{name}={str(value)!r}" for name, value in taken.items())
+            said = f"; {'AB'[place]} does not say its activations, so {values} of {'BA'[place]} are taken for both"
+    return sides[0], sides[1], said
 
 
 def _differing(a: RecurrentSpec, b: RecurrentSpec) -> str:
