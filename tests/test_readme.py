@@ -224,7 +224,7 @@ def fast() -> str:
 
 
 READ_BY = {  # the package that reads and writes a format, where NumPy alone does not
-    "safetensors": "safetensors", "keras": "h5py to write", "msgpack": "msgpack", "onnx": "onnx",
+    "keras": "h5py to write", "msgpack": "msgpack", "onnx": "onnx",
 }  # fmt: skip
 TITLES = {
     "safetensors": "safetensors", "npz": "NumPy", "torch": "PyTorch", "keras": "Keras 1, 2 and 3", "msgpack": "Flax",

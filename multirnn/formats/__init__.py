@@ -15,7 +15,7 @@ from multirnn.errors import FormatError, InvalidWeights, Unrepresentable
 from multirnn.formats.atomic import replacing
 from multirnn.formats.contents import Contents, numbers_of
 from multirnn.formats.fitting import fitted
-from multirnn.formats.found import Found, Stack
+from multirnn.formats.found import Found, FileStack
 from multirnn.formats.stacks import stacks
 from multirnn.formats.verification import Verification, verified
 from multirnn.recognition import from_arrays
@@ -149,7 +149,7 @@ def load(
         raise FormatError(f"{path}: {error}") from error
 
 
-def _one(path: Path, name: str | None, known: Mapping[str, Any], inputs: Mapping[str, Any] | None = None) -> Stack:
+def _one(path: Path, name: str | None, known: Mapping[str, Any], inputs: Mapping[str, Any] | None = None) -> FileStack:
     found = _stacks(path, known, inputs)
     chosen = [stack for stack in found if name in (None, stack.found.name)]
     there = ", ".join(repr(stack.found.name) for stack in found)
@@ -167,14 +167,14 @@ def _one(path: Path, name: str | None, known: Mapping[str, Any], inputs: Mapping
     return stack
 
 
-def _loaded(path: Path, stack: Stack) -> Weights:
+def _loaded(path: Path, stack: FileStack) -> Weights:
     try:
         return stack.loaded()
     except FormatError as error:
         raise FormatError(f"{path}: {error}") from error
 
 
-def _stacks(path: Path, known: Mapping[str, Any], inputs: Mapping[str, Any] | None = None) -> list[Stack]:
+def _stacks(path: Path, known: Mapping[str, Any], inputs: Mapping[str, Any] | None = None) -> list[FileStack]:
     try:
         return list(stacks(read(path, inputs=inputs), **known))
     except FormatError as error:

@@ -11,7 +11,7 @@ import numpy as np
 from multirnn.conventions import CONVENTIONS, FLAX_LINEN, FLAX_NNX, TEXTBOOK, TEXTBOOK_ROWS, Convention
 from multirnn.errors import FormatError, InvalidSpec, InvalidWeights, Unrepresentable
 from multirnn.formats.contents import Tensor, Unread, numbers_of, stored_as
-from multirnn.formats.found import Found, Stack
+from multirnn.formats.found import Found, FileStack
 from multirnn.names import COMPACT, PER_GATE, by_prefix, fused_gates, numbered_cells, one_stack
 from multirnn.recognition import from_arrays
 from multirnn.weights import Weights
@@ -59,7 +59,7 @@ class _View:
 
 def stacks_by_names(
     arrays: Mapping[str, Tensor], convention: Convention | None, known: Mapping[str, Any]
-) -> list[Stack]:
+) -> list[FileStack]:
     """Every stack, in the order of the file.
 
     Args:
@@ -87,8 +87,8 @@ def stacks_by_names(
             claims.setdefault(claim.covers, []).append(claim)
             if len(claims) > MOST_CLAIMS:
                 raise FormatError(f"it holds more than {MOST_CLAIMS} groups of arrays with names of recurrent layers")
-    found: dict[frozenset[str], Stack] = {}
-    refused: dict[frozenset[str], Stack] = {}
+    found: dict[frozenset[str], FileStack] = {}
+    refused: dict[frozenset[str], FileStack] = {}
     taken: set[str] = set()
     for covers, fitting in sorted(claims.items(), key=lambda item: -len(item[0])):
         if taken.isdisjoint(covers):
@@ -103,7 +103,7 @@ def stacks_by_names(
     return _told(found, around, list(named))
 
 
-def _told(found: Mapping[frozenset[str], Stack], around: Sequence[Found], order: Sequence[str]) -> list[Stack]:
+def _told(found: Mapping[frozenset[str], FileStack], around: Sequence[Found], order: Sequence[str]) -> list[FileStack]:
     """The stacks in the order of the file; what would have been one together with other arrays is said with each."""
     place = {name: number for number, name in enumerate(order)}
     stacks = [found[covers] for covers in sorted(found, key=lambda covers: min(place[name] for name in covers))]
@@ -117,19 +117,21 @@ def _told(found: Mapping[frozenset[str], Stack], around: Sequence[Found], order:
     return told
 
 
-def _read(claims: Sequence[_Claim], known: Mapping[str, Any]) -> Stack:
+def _read(claims: Sequence[_Claim], known: Mapping[str, Any]) -> FileStack:
     """The stack that one set of arrays is, or why it is none; conventions that give the same weights are one."""
-    stack: Stack | None = None
-    refused: list[Stack] = []
+    stack: FileStack | None = None
+    refused: list[FileStack] = []
     for claim in claims:
         try:
             read, weights = _stack(claim, known)
         except (Unrepresentable, InvalidWeights, InvalidSpec, FormatError) as error:
             reason = f"{error} (in the convention {claim.convention.name!r})"
-            refused.append(Stack(Found(claim.name, None, claim.convention.name, claim.stored, refused=reason), None))
+            refused.append(
+                FileStack(Found(claim.name, None, claim.convention.name, claim.stored, refused=reason), None)
+            )
             continue
         if stack is None:
-            stack = Stack(read, weights)
+            stack = FileStack(read, weights)
         elif not _same(stack.loaded(), weights):
             stack = replace(stack, others=(*stack.others, claim.convention.name))
     if stack is None:

@@ -1,4 +1,4 @@
-"""What was found in a file: `Found` says where a recurrent stack is and how it lies; a `Stack` has its weights too."""
+"""What was found in a file: `Found` says where a recurrent stack is and how it lies; a `FileStack` has its weights too."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +7,7 @@ from multirnn.errors import FormatError
 from multirnn.spec import RecurrentSpec
 from multirnn.weights import Weights
 
-__all__ = ["Found", "Stack"]
+__all__ = ["Found", "FileStack"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Stack:
+class FileStack:
     """A stack and its weights.
 
     Attributes:

@@ -7,7 +7,7 @@ from typing import Any
 from multirnn.activations import ACTIVATIONS, Activation
 from multirnn.errors import FormatError, InvalidSpec, InvalidWeights, Unrepresentable
 from multirnn.formats.contents import Tensor, numbers_of, stored_as
-from multirnn.formats.found import Found, Stack
+from multirnn.formats.found import Found, FileStack
 from multirnn.recognition import from_arrays
 from multirnn.weights import Array
 
@@ -46,7 +46,7 @@ class RecurrentLayer:
     refused: str = ""
 
 
-def of_layers(layers: Sequence[RecurrentLayer], version: Any, known: Mapping[str, Any]) -> Iterator[Stack]:
+def of_layers(layers: Sequence[RecurrentLayer], version: Any, known: Mapping[str, Any]) -> Iterator[FileStack]:
     """The stacks of layers: those that follow one another and are alike are one.
 
     Args:
@@ -65,9 +65,11 @@ def of_layers(layers: Sequence[RecurrentLayer], version: Any, known: Mapping[str
             settings, left_open = _settings(first, version if isinstance(version, str) else None, known)
             weights = from_arrays(named, convention=convention, **{**settings, **known})
         except (FormatError, Unrepresentable, InvalidWeights, InvalidSpec) as error:
-            yield Stack(Found(name, None, convention, stored, about, str(error)), None)
+            yield FileStack(Found(name, None, convention, stored, about, str(error)), None)
             continue
-        yield Stack(Found(name, weights.spec, convention, stored, (*left_open, *about)), weights)
+        gates = ["recurrent_activation"] if len(weights.spec.form.gates) > 1 else []
+        unsaid = tuple(one for one in ("activation", *gates) if left_open and one not in known)
+        yield FileStack(Found(name, weights.spec, convention, stored, (*left_open, *about), unsaid=unsaid), weights)
 
 
 def _chains(layers: Sequence[RecurrentLayer]) -> Iterator[list[RecurrentLayer]]:

@@ -7,7 +7,7 @@ from typing import Any
 from multirnn.activations import Activation
 from multirnn.errors import FormatError, InvalidSpec, InvalidWeights, Unrepresentable
 from multirnn.formats import onnx_facts
-from multirnn.formats.found import Found, Stack
+from multirnn.formats.found import Found, FileStack
 from multirnn.formats.onnx_facts import CONVENTION, short
 from multirnn.formats.onnx_model import Model
 from multirnn.formats.onnx_operators import Operator, operators
@@ -18,7 +18,7 @@ from multirnn.weights import Weights
 __all__ = ["of_model"]
 
 
-def of_model(model: Model, known: Mapping[str, Any]) -> Iterator[Stack]:
+def of_model(model: Model, known: Mapping[str, Any]) -> Iterator[FileStack]:
     """The stacks of a model: operators that feed each other through nodes that keep order are one, others one each.
 
     Those that share their weights are one. Last are the operators that no spec describes, with the reason.
@@ -31,7 +31,7 @@ def of_model(model: Model, known: Mapping[str, Any]) -> Iterator[Stack]:
         FormatError: a part of the model is damaged, or its layers are joined in another order than those of a stack.
     """
     readable: list[Operator] = []
-    refused: list[Stack] = []
+    refused: list[FileStack] = []
     pairs: dict[Operator, tuple[Activation, Activation]] = {}
     for one in operators(model):
         reason = one.reason
@@ -42,7 +42,7 @@ def of_model(model: Model, known: Mapping[str, Any]) -> Iterator[Stack]:
                 continue
             except (Unrepresentable, InvalidSpec) as error:
                 reason = str(error)
-        refused.append(Stack(Found(one.name, None, "onnx", one.stored, refused=reason), None))
+        refused.append(FileStack(Found(one.name, None, "onnx", one.stored, refused=reason), None))
     wiring = Wiring(model, readable)
     seen: set[bytes] = set()
     chains = _chains(wiring, readable)
@@ -53,7 +53,7 @@ def of_model(model: Model, known: Mapping[str, Any]) -> Iterator[Stack]:
             seen.add(key)
             about, alone = wiring.about(chain)
             name = "" if alone and not refused else " ".join(one.name for one in chain)
-            yield Stack(Found(name, weights.spec, "onnx", chain[0].stored, about), weights)
+            yield FileStack(Found(name, weights.spec, "onnx", chain[0].stored, about), weights)
     yield from refused
 
 

@@ -9,7 +9,7 @@ from multirnn.conventions import Convention, convention_named
 from multirnn.errors import FormatError, InvalidSpec, InvalidWeights
 from multirnn.formats.by_names import stacks_by_names
 from multirnn.formats.contents import Contents, numbers_of, stored_as
-from multirnn.formats.found import Found, Stack
+from multirnn.formats.found import Found, FileStack
 from multirnn.formats.keras_layers import of_layers
 from multirnn.formats.onnx_stacks import of_model
 from multirnn.spec import RecurrentSpec
@@ -18,7 +18,7 @@ from multirnn.weights import Weights
 __all__ = ["stacks"]
 
 
-def stacks(contents: Contents, convention: str | None = None, **known: Any) -> Iterator[Stack]:
+def stacks(contents: Contents, convention: str | None = None, **known: Any) -> Iterator[FileStack]:
     """Every stack of a file.
 
     Args:
@@ -37,7 +37,7 @@ def stacks(contents: Contents, convention: str | None = None, **known: Any) -> I
         yield stack
 
 
-def _found(contents: Contents, chosen: Convention | None, known: Mapping[str, Any]) -> Iterator[Stack]:
+def _found(contents: Contents, chosen: Convention | None, known: Mapping[str, Any]) -> Iterator[FileStack]:
     if "spec" in contents.facts:
         yield _canonical(contents)
     elif "layers" in contents.facts:
@@ -50,7 +50,7 @@ def _found(contents: Contents, chosen: Convention | None, known: Mapping[str, An
             yield replace(stack, found=replace(stack.found, about=(*stack.found.about, *about)))
 
 
-def _canonical(contents: Contents) -> Stack:
+def _canonical(contents: Contents) -> FileStack:
     """A file of our own: canonical names, and the spec beside them."""
     try:
         spec = RecurrentSpec.from_dict(json.loads(contents.facts["spec"]))
@@ -61,4 +61,4 @@ def _canonical(contents: Contents) -> Stack:
     except (InvalidSpec, InvalidWeights, ValueError, TypeError, RecursionError) as error:
         raise FormatError(f"its spec and its arrays do not agree: {error}") from error
     stored = stored_as(next(iter(contents.arrays.values())))
-    return Stack(Found("", spec, "canonical", stored), weights)
+    return FileStack(Found("", spec, "canonical", stored), weights)
