@@ -15,7 +15,7 @@ from multirnn.errors import FormatError, InvalidWeights, Unrepresentable
 from multirnn.formats.atomic import replacing
 from multirnn.formats.contents import Contents, numbers_of
 from multirnn.formats.fitting import fitted
-from multirnn.formats.found import Found, FileStack
+from multirnn.formats.found import FileStack, Found
 from multirnn.formats.stacks import stacks
 from multirnn.formats.verification import Verification, verified
 from multirnn.recognition import from_arrays

@@ -11,7 +11,7 @@ import numpy as np
 from multirnn.conventions import CONVENTIONS, FLAX_LINEN, FLAX_NNX, TEXTBOOK, TEXTBOOK_ROWS, Convention
 from multirnn.errors import FormatError, InvalidSpec, InvalidWeights, Unrepresentable
 from multirnn.formats.contents import Tensor, Unread, numbers_of, stored_as
-from multirnn.formats.found import Found, FileStack
+from multirnn.formats.found import FileStack, Found
 from multirnn.names import COMPACT, PER_GATE, by_prefix, fused_gates, numbered_cells, one_stack
 from multirnn.recognition import from_arrays
 from multirnn.weights import Weights

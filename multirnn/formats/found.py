@@ -7,7 +7,7 @@ from multirnn.errors import FormatError
 from multirnn.spec import RecurrentSpec
 from multirnn.weights import Weights
 
-__all__ = ["Found", "FileStack"]
+__all__ = ["FileStack", "Found"]
 
 
 @dataclass(frozen=True)

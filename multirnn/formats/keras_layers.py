@@ -7,7 +7,7 @@ from typing import Any
 from multirnn.activations import ACTIVATIONS, Activation
 from multirnn.errors import FormatError, InvalidSpec, InvalidWeights, Unrepresentable
 from multirnn.formats.contents import Tensor, numbers_of, stored_as
-from multirnn.formats.found import Found, FileStack
+from multirnn.formats.found import FileStack, Found
 from multirnn.recognition import from_arrays
 from multirnn.weights import Array
 

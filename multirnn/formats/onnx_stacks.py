@@ -7,7 +7,7 @@ from typing import Any
 from multirnn.activations import Activation
 from multirnn.errors import FormatError, InvalidSpec, InvalidWeights, Unrepresentable
 from multirnn.formats import onnx_facts
-from multirnn.formats.found import Found, FileStack
+from multirnn.formats.found import FileStack, Found
 from multirnn.formats.onnx_facts import CONVENTION, short
 from multirnn.formats.onnx_model import Model
 from multirnn.formats.onnx_operators import Operator, operators

@@ -9,7 +9,7 @@ from multirnn.conventions import Convention, convention_named
 from multirnn.errors import FormatError, InvalidSpec, InvalidWeights
 from multirnn.formats.by_names import stacks_by_names
 from multirnn.formats.contents import Contents, numbers_of, stored_as
-from multirnn.formats.found import Found, FileStack
+from multirnn.formats.found import FileStack, Found
 from multirnn.formats.keras_layers import of_layers
 from multirnn.formats.onnx_stacks import of_model
 from multirnn.spec import RecurrentSpec
