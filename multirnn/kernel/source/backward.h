@@ -38,7 +38,7 @@ typedef struct {
     back_pointers *pointers;    /* of every member */
     sequence *douts;     /* the gradient of the outputs of every layer */
     long dz_size;
-    int input_plane, recurrent_plane; /* the first planes of the input and of the recurrent product */
+    int recurrent_plane; /* the first of the recurrent product; the input product has the first planes */
     real *zeros;
     real one;
 } backward_run;
@@ -67,7 +67,6 @@ static void lay_out_backward(backward_run *run, arena *a)
     long most_features = larger(k->spec->input_size, layers > 1 ? features : 0);
     long planes = k->spec->cell == GRU_AFTER ? 4 : k->gates;
     run->dz_size = odd_vectors(planes * k->plane / LANES);
-    run->input_plane = 0;
     run->recurrent_plane = k->spec->cell == GRU_AFTER;
     lay_out_stack(k, a);
     run->douts = TAKE(a, sequence, layers);
@@ -275,7 +274,6 @@ static long count_of_back_phases(const back_track *t)
     return t->steps * t->parts + (t->steps && t->run->stack.call->dfirst.h);
 }
 
-/* The operands of a step. */
 static back_step back_step_of(const back_track *t, long n, const back_pointers *to)
 {
     const backward_run *run = t->run;
@@ -432,7 +430,7 @@ static void find_dx(const backward_run *run, long layer, long direction, int ran
     long first = item * rows_of_an_item(run), rows = smaller(rows_of_an_item(run), k->valid - first);
     real out[ROWS_OF_A_TILE * WIDTH * LANES] __attribute__((aligned(64)));
     for (long r = 0; r < rows; r++)
-        from[r] = p->dz + (first + r) * run->dz_size + run->input_plane * k->plane;
+        from[r] = p->dz + (first + r) * run->dz_size;
     for (long n = 0; n < panel_count(&m); n++) {
         panel panel = panel_of(&m, n);
         long width = panel.vectors * LANES, unit = panel.unit * LANES;

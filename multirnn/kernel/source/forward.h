@@ -434,7 +434,6 @@ static void project(const track *t, long piece, const row_pointers *rows, long c
         multiply_along_units(m, first, end, &t->from->input, from, count, z, k->row_size);
 }
 
-/* The operands of a part of a step. */
 static step step_of(const track *t, stage now, const row_pointers *p)
 {
     const stack *k = &t->run->stack;

@@ -21,10 +21,12 @@
 typedef double real;
 typedef int64_t integer;
 typedef uint64_t natural;
+#define LANES (VECTOR_BYTES / 8L)
 #else
 typedef float real;
 typedef int32_t integer;
 typedef uint32_t natural;
+#define LANES (VECTOR_BYTES / 4L)
 #endif
 
 typedef real vector __attribute__((vector_size(VECTOR_BYTES)));
@@ -32,11 +34,6 @@ typedef integer mask __attribute__((vector_size(VECTOR_BYTES)));
 typedef natural bits __attribute__((vector_size(VECTOR_BYTES))); /* unsigned arithmetic wraps around */
 typedef real loose __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias)); /* at any address */
 
-#ifdef DOUBLE
-#define LANES (VECTOR_BYTES / 8L)
-#else
-#define LANES (VECTOR_BYTES / 4L)
-#endif
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
 
