@@ -16,17 +16,7 @@ from numpy.typing import ArrayLike
 
 from multirnn.errors import InvalidCall
 from multirnn.layer import NATIVE, Gradients, Implementation, Output, State
-from multirnn.numerics import (
-    TOLERANCE,
-    Difference,
-    difference,
-    distances,
-    draw_call,
-    draw_state,
-    magnitude,
-    normwise,
-    tolerance,
-)
+from multirnn.numerics import TOLERANCE, Difference, by_step, difference, draw_call, draw_state, tolerance
 from multirnn.protocol import Backend, BackendName, abilities, backend_title, realise
 from multirnn.registry import Absent, present
 from multirnn.registry import backend as load_backend
@@ -35,18 +25,8 @@ from multirnn.spec import RecurrentSpec
 from multirnn.tables import Column, Content, Shown, Styled, Table, json_value
 from multirnn.weights import Array, Weights, weights_of
 
-__all__ = [
-    "Comparison",
-    "Part",
-    "Row",
-    "batched",
-    "compare",
-    "gradient_pairs",
-    "place",
-    "state_pairs",
-    "widened",
-    "worst_part",
-]
+__all__ = ["Comparison", "Part", "Row", "batched", "compare", "gradient_pairs", "place", "state_pairs", "widened"]
+__all__ += ["worst_part"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,15 +200,13 @@ def batched(
     array = np.asarray(x, spec.dtype)
     if array.ndim == 3:
         return array, state, lengths
-    one = None if state is None else State._make(None if part is None else part[:, None] for part in state)
+    one = None if state is None else State(*(part[:, None] for part in state.parts))
     return array[None], one, None if lengths is None else np.asarray(lengths).reshape(1)
 
 
 def widened(state: State | None) -> State | None:
     """A state in float64."""
-    if state is None:
-        return None
-    return State._make(None if part is None else np.asarray(part, "float64") for part in state)
+    return None if state is None else State(*(np.asarray(part, "float64") for part in state.parts))
 
 
 class _Reference:
@@ -253,36 +231,30 @@ def _row(name: str | Backend, implementation: Implementation, weights: Weights, 
     backend = present(name)
     if isinstance(backend, Absent):
         return Row(backend.name, backend.name, backend.verdict, backend.reason)
+    spec = weights.spec
     title = backend_title(backend, implementation)
-    if implementation not in abilities(backend).implementations:
-        return Row(backend.name, title, "refuses", f"it has no implementation {implementation!r}", backend.versions())
-    if reason := backend.refuses(weights.spec):
+    known = implementation in abilities(backend).implementations
+    if reason := backend.refuses(spec) if known else f"it has no implementation {implementation!r}":
         return Row(backend.name, title, "refuses", reason, backend.versions())
     layer = realise(backend, weights, implementation=implementation)
     output = layer(reference.x, reference.state, lengths=reference.lengths)
-    gradients = None
-    if backend.differentiable:
-        gradients = layer.vjp(reference.x, reference.state, lengths=reference.lengths, cotangent=reference.cotangent)
     row = Row(backend.name, title, "equal", versions=backend.versions(), parameters=layer.parameter_count)
     sequence = {"output": (output.sequence, reference.output.sequence)}
     state = dict(state_pairs(output.state, reference.output.state))
-    gradient = {} if gradients is None else dict(gradient_pairs(gradients, reference.gradients))
-    if reason := _unlike({**sequence, **state, **gradient}, weights.spec):
+    gradients, gradient = None, {}
+    if backend.differentiable:
+        gradients = layer.vjp(reference.x, reference.state, lengths=reference.lengths, cotangent=reference.cotangent)
+        gradient = dict(gradient_pairs(gradients, reference.gradients))
+    if reason := _unlike({**sequence, **state, **gradient}, spec):
         return replace(row, verdict="differs", reason=reason)
     row = replace(
         row,
-        output=worst_part(weights.spec, sequence),
-        state=worst_part(weights.spec, state),
-        gradient=worst_part(weights.spec, gradient) if gradient else None,
-        output_steps=_steps(output.sequence, reference.output.sequence),
-        gradient_steps=None if gradients is None else _steps(gradients.x, reference.gradients.x),
+        output=worst_part(spec, sequence),
+        state=worst_part(spec, state),
+        gradient=worst_part(spec, gradient) if gradient else None,
+        output_steps=by_step(output.sequence, reference.output.sequence),
+        gradient_steps=None if gradients is None else by_step(gradients.x, reference.gradients.x),
     )
-    return _judged(row, weights.spec)
-
-
-def _judged(row: Row, spec: RecurrentSpec) -> Row:
-    """The row with its verdict."""
-    reason = ""
     if row.parameters != spec.parameter_count:
         reason = f"counts {row.parameters} parameters where the spec has {spec.parameter_count}"
     elif row.worst is not None and not row.worst.difference.normwise <= tolerance(spec.dtype):
@@ -343,8 +315,3 @@ def place(spec: RecurrentSpec, name: str, where: tuple[int, ...]) -> str:
     gates = spec.form.gates if spec.shapes[name.removeprefix("gradient of ")][0] > 1 else (spec.form.candidate,)
     source = f", source {where[2]}" if len(where) == 3 else ""
     return f", gate {gates[where[0]]}, unit {where[1]}{source}"
-
-
-def _steps(actual: Array, expected: Array) -> Array:
-    """The difference at each time step, relative to the largest |expected| of all steps: `(time,)`."""
-    return normwise(distances(actual, expected).max(axis=(0, 2), initial=0), magnitude(expected, actual.dtype))

@@ -15,20 +15,8 @@ from multirnn.errors import InvalidCall
 from multirnn.spec import RecurrentSpec
 from multirnn.weights import Array, Weights
 
-__all__ = [
-    "FAST",
-    "FROZEN",
-    "NATIVE",
-    "Gradients",
-    "Implementation",
-    "Layer",
-    "Lengths",
-    "Output",
-    "Plan",
-    "Planned",
-    "State",
-    "Stream",
-]
+__all__ = ["FAST", "FROZEN", "NATIVE", "Gradients", "Implementation", "Layer", "Lengths", "Output", "Plan", "Planned"]
+__all__ += ["State", "Stream"]
 
 Implementation = Literal["native", "fast", "frozen"]
 NATIVE: Final = "native"

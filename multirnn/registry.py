@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from difflib import get_close_matches
 from functools import cache
+from traceback import walk_tb
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from multirnn.errors import MissingFramework, UnknownBackend, Unrepresentable, an
@@ -193,13 +194,8 @@ def _offer(point: EntryPoint) -> str:
 
 def _imported_from(error: ModuleNotFoundError) -> str:
     """The top-level package that imported the missing module."""
-    trace = error.__traceback__
-    package = ""
-    while trace:
-        if not trace.tb_frame.f_code.co_filename.startswith("<frozen importlib"):
-            package = str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
-        trace = trace.tb_next
-    return package
+    frames = [frame for frame, _ in walk_tb(error.__traceback__) if "<frozen importlib" not in frame.f_code.co_filename]
+    return str(frames[-1].f_globals.get("__name__", "")).partition(".")[0] if frames else ""
 
 
 def _requirement(point: EntryPoint, missing: str) -> str:

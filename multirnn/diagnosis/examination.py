@@ -193,8 +193,9 @@ class _Examination:
 
     def _explanations(self) -> list[Mistakes]:
         """The simplest explanations of the answers that no further call tells apart."""
-        for hypotheses in (self._as_declared, self._singles, self._confined, self._pairs):
-            found = [mistakes for mistakes in hypotheses() if self._explained_by(mistakes)]
+        as_declared = [self.declared] if self.declared else []
+        for hypotheses in (as_declared, self._singles(), self._confined(), self._pairs()):
+            found = [mistakes for mistakes in hypotheses if self._explained_by(mistakes)]
             found = [m for m in found if self._bound(*m) == self.bound] or found
             unordered = {frozenset(mistake.name for mistake in m): m for m in reversed(found)}
             if left := self._told_apart(list(unordered.values())[::-1]):
@@ -210,10 +211,6 @@ class _Examination:
     def _bound(self, *mistakes: Mistake) -> float:
         """The tolerance; float32's for mistakes that compute in float32."""
         return max(self.bound, tolerance("float32")) if any(map(self._narrow, mistakes)) else self.bound
-
-    def _as_declared(self) -> Iterator[Mistakes]:
-        if self.declared:
-            yield self.declared
 
     def _singles(self) -> Iterator[Mistakes]:
         for mistake in self.mistakes:

@@ -17,21 +17,8 @@ from multirnn.kernel.library import instruction_sets, library, refuses
 from multirnn.spec import RecurrentSpec
 from multirnn.weights import Array
 
-__all__ = [
-    "CallRecord",
-    "Choices",
-    "CompiledRecurrence",
-    "Operand",
-    "Packed",
-    "Sequence",
-    "States",
-    "Table",
-    "address",
-    "call_record",
-    "operand",
-    "pack_spec",
-    "sequence",
-]
+__all__ = ["CallRecord", "Choices", "CompiledRecurrence", "Operand", "Packed", "Sequence", "States", "Table", "address"]
+__all__ += ["call_record", "operand", "pack_spec", "sequence"]
 
 Operand = int | tuple[int, ...] | None  # the address of a C-contiguous array, (address, *strides) of any other, or None
 Sequence = tuple[int, int, int]  # (batch, time, features) with dense features: address, strides of batch and time
