@@ -141,9 +141,9 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 def _row_to_dict(row: Row) -> dict[str, Any]:
     def value(found: Any) -> Any:
-        if not isinstance(found, Part):
-            return json_value(found)
-        return json_value({"normwise": found.difference.normwise, "eps": found.difference.eps, "where": found.where})
+        if isinstance(found, Part):
+            found = {"normwise": found.difference.normwise, "eps": found.difference.eps, "where": found.where}
+        return json_value(found)
 
     return {entry.name: value(getattr(row, entry.name)) for entry in fields(row)}
 

@@ -58,11 +58,7 @@ class Absent(NamedTuple):
 
 
 def present(name: BackendName | str | Backend) -> Backend | Absent:
-    """`backend`, for a table of several: one that cannot be loaded is an `Absent`.
-
-    Raises:
-        UnknownBackend: no installed distribution offers one of this name.
-    """
+    """`backend`, for a table of several: one that cannot be loaded is an `Absent`; no such name is an `UnknownBackend`."""
     if not isinstance(name, str) or name not in backends():
         return backend(name)
     try:
@@ -121,8 +117,7 @@ def read(native: Any) -> Weights:
 def backend_of(native: Any) -> Backend | None:
     """The backend that reads objects of the package that defines a framework's own object, or a base class of it; or None.
 
-    Raises:
-        MissingFramework: its framework is not installed.
+    `MissingFramework` if its framework is not installed.
     """
     points = _points("multirnn.natives")
     for kind in type(native).__mro__:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from multirnn.activations import ACTIVATIONS, Activation
 from multirnn.cells import CELLS, FORMS
 from multirnn.protocol import Backend, abilities, backend_title
-from multirnn.spec import BIASES, DTYPES, RecurrentSpec
+from multirnn.spec import BIASES, DTYPES, RecurrentSpec, axis_value
 
 __all__ = ["AXES", "QUOTED", "Rule", "Support", "ask", "axis_value", "blanks", "grid"]
 
@@ -164,11 +164,6 @@ def ask(backend: Backend, cells: Iterable[str] = CELLS) -> Support:
         backend.differentiable,
         abilities(backend).takes_lengths,
     )
-
-
-def axis_value(value: Any) -> Any:
-    """A value of an axis as in `RecurrentSpec.to_dict`."""
-    return {"name": value.name, **value.parameters} if isinstance(value, Activation) else value
 
 
 def blanks(spec: RecurrentSpec) -> dict[str, str]:

@@ -223,13 +223,12 @@ class _Examination:
         passes = list(self.spec.passes)
         actual, expected = self.asked(self.calls[0]), self.right_answer(self.calls[0])
         ends = [name for name in actual if name.startswith("final")]
-        right = [
-            all(distance(expected[name][place], actual[name][place]) <= self.bound for name in ends)
-            for place in range(len(passes))
-        ]
+        right = {
+            one: all(distance(expected[name][place], actual[name][place]) <= self.bound for name in ends)
+            for place, one in enumerate(passes)
+        }
         for layer, direction in passes if len(passes) > 1 else ():
-            beside = [place for place, other in enumerate(passes) if other[0] <= layer and other != (layer, direction)]
-            if all(right[place] for place in beside):
+            if all(right[other] for other in passes if other[0] <= layer and other != (layer, direction)):
                 for mistake in mistakes_for(replace(self.weights.part(layer, direction).spec, dtype=self.spec.dtype)):
                     yield (only_in(mistake, layer, direction),)
 

@@ -311,8 +311,6 @@ def _pass(name: str) -> tuple[int, str]:
 def _first_back(parted: dict[str, float]) -> str:
     """The first in the backward pass: a weight of the highest layer, forward before backward, else a state, else x."""
     weights = [name for name in parted if "layers." in name]
-    if not weights:
-        return max((n for n in parted if n != "gradient of x"), key=lambda n: parted[n], default="gradient of x")
-    top = max((layer, direction == "forward") for layer, direction in map(_pass, weights))
-    here = [name for name in weights if (_pass(name)[0], _pass(name)[1] == "forward") == top]
-    return max(here, key=lambda name: parted[name])
+    if weights:
+        return max(weights, key=lambda name: (*_pass(name), parted[name]))  # "forward" > "backward"
+    return max((name for name in parted if name != "gradient of x"), key=parted.__getitem__, default="gradient of x")

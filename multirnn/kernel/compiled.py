@@ -166,12 +166,9 @@ class CompiledRecurrence:
         self._keeper = _keeper()
         self._spec = pack_spec(spec)
         # Every parameter in the order of the table, with its strides if it is C-contiguous.
-        self._operands: list[tuple[str, tuple[int, ...]]] = []
-        for layer, direction in spec.passes:
-            for kind, axes in KINDS.items():
-                name = f"layers.{layer}.{direction}.{kind}"
-                shape = spec.shapes.get(name, (0,) * axes)
-                self._operands.append((name, tuple(prod(shape[axis + 1 :]) for axis in range(axes))))
+        names = {f"layers.{layer}.{way}.{kind}": axes for layer, way in spec.passes for kind, axes in KINDS.items()}
+        shapes = {name: spec.shapes.get(name, (0,) * axes) for name, axes in names.items()}
+        self._operands = [(name, tuple(prod(s[axis + 1 :]) for axis in range(len(s)))) for name, s in shapes.items()]
         self._forward = self._function("forward", 3, ctypes.c_int)
         self._backward = self._function("backward", 4, ctypes.c_int)
         self._stash_size = self._function("stash_size", 2, ctypes.c_int64)

@@ -59,8 +59,9 @@ static long rows_of_dx(const backward_run *run)
     return larger(ROWS_BYTES / (run->dz_size * (long)sizeof(real)), ROWS_OF_A_TILE);
 }
 
-static void lay_out_backward(backward_run *run, arena *a)
+static void lay_out_backward(void *argument, arena *a)
 {
+    backward_run *run = argument;
     stack *k = &run->stack;
     const call *c = k->call;
     long layers = k->spec->layers, features = k->directions * k->hidden;

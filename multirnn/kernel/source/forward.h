@@ -122,8 +122,9 @@ static void lay_out_passes(const stack *k, arena *a, pass *passes)
         lay_out_pass(k, a, passes ? passes + p : NULL, p);
 }
 
-static void lay_out_forward(forward_run *run, arena *a)
+static void lay_out_forward(void *argument, arena *a)
 {
+    forward_run *run = argument;
     stack *k = &run->stack;
     const call *c = k->call;
     long layers = k->spec->layers, count = layers * k->directions, features = k->directions * k->hidden;

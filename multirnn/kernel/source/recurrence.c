@@ -40,20 +40,16 @@ static int stash_fits(const spec *spec, const call *call)
            head->time == call->time;
 }
 
-static enum outcome run_forward(const spec *spec, const parameters *table, const call *call)
+/* Lays out a run, and does its work in a team. */
+static enum outcome run_in_team(void *run, const stack *k, void (*lay_out)(void *run, arena *a), team_work *work)
 {
-    forward_run run = {0};
-    describe(&run.stack, spec, table, call);
-    run.stack.sharing = shared_out(&run.stack);
     arena size = {NULL, 0};
-    lay_out_forward(&run, &size);
+    lay_out(run, &size);
     arena memory = {multirnn_allocate(size.used), 0};
     if (!memory.base)
         return NO_MEMORY;
-    lay_out_forward(&run, &memory);
-    if (call->stash)
-        write_head(&run.stack);
-    multirnn_team(forward_work, &run, run.stack.sharing.members, call->lent);
+    lay_out(run, &memory);
+    multirnn_team(work, run, k->sharing.members, k->call->lent);
     multirnn_free(memory.base);
     return DONE;
 }
@@ -66,7 +62,12 @@ EXPORT int NAME(forward)(const spec *spec, const parameters *table, const call *
     if (outcome != DONE)
         return outcome;
     call.lengths = lengths;
-    outcome = run_forward(spec, table, &call);
+    forward_run run = {0};
+    describe(&run.stack, spec, table, &call);
+    run.stack.sharing = shared_out(&run.stack);
+    outcome = run_in_team(&run, &run.stack, lay_out_forward, forward_work);
+    if (outcome == DONE && call.stash)
+        write_head(&run.stack);
     free(lengths);
     return outcome;
 }
@@ -77,20 +78,13 @@ EXPORT int NAME(backward)(const spec *spec, const parameters *table, const call 
         return FOREIGN_STASH;
     call call = *given;
     const stash_head *head = (const stash_head *)call.stash;
-    arena stash = {call.stash, 0}, size = {NULL, 0};
+    arena stash = {call.stash, 0};
     call.lengths = head->has_lengths ? stashed_lengths(&stash, call.batch) : NULL;
     backward_run run = {.gradients = gradients};
     describe(&run.stack, spec, table, &call);
     run.stack.sharing = head->sharing;
     run.stack.sharing.members = (int)larger(smaller(head->sharing.members, call.threads), 1);
-    lay_out_backward(&run, &size);
-    arena memory = {multirnn_allocate(size.used), 0};
-    if (!memory.base)
-        return NO_MEMORY;
-    lay_out_backward(&run, &memory);
-    multirnn_team(backward_work, &run, run.stack.sharing.members, call.lent);
-    multirnn_free(memory.base);
-    return DONE;
+    return run_in_team(&run, &run.stack, lay_out_backward, backward_work);
 }
 
 /* Packs the weights for later calls, until multirnn_free; NULL if out of memory. */
