@@ -67,10 +67,9 @@ def difference(actual: Array, expected: Array) -> Difference:
     distance = distances(actual, expected)
     if not distance.any():
         return Difference(0.0, (), 0.0)
-    worst = np.unravel_index(int(np.argmax(distance)), distance.shape)
-    largest = float(distance[worst])
-    relative = float(normwise(largest, magnitude(expected, actual.dtype)))
-    return Difference(relative, tuple(int(i) for i in worst), relative / float(np.finfo(actual.dtype).eps))
+    worst = tuple(map(int, np.unravel_index(int(np.argmax(distance)), distance.shape)))
+    relative = float(normwise(distance[worst], magnitude(expected, actual.dtype)))
+    return Difference(relative, worst, relative / float(np.finfo(actual.dtype).eps))
 
 
 def distances(actual: Array, expected: Array) -> Array:

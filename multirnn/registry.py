@@ -63,10 +63,8 @@ def present(name: BackendName | str | Backend) -> Backend | Absent:
         return backend(name)
     try:
         return backend(name)
-    except MissingFramework as error:
-        return Absent(name, "missing", str(error), error)
-    except UnknownBackend as error:
-        return Absent(name, "broken", str(error), error)
+    except (MissingFramework, UnknownBackend) as error:
+        return Absent(name, "missing" if isinstance(error, MissingFramework) else "broken", str(error), error)
     except (Exception, SystemExit) as error:  # noqa: BLE001  # an import runs a stranger's code
         return Absent(name, "broken", " ".join(f"{type(error).__name__}: {error}".split()), error)
 

@@ -127,10 +127,8 @@ class RecurrentSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """All fields and the version of this format, in values that JSON has."""
-        return {
-            "version": FORMAT_VERSION,
-            **{field.name: axis_value(getattr(self, field.name)) for field in fields(self)},
-        }
+        values = {field.name: axis_value(getattr(self, field.name)) for field in fields(self)}
+        return {"version": FORMAT_VERSION, **values}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

@@ -124,17 +124,14 @@ def _field_rows(supports: Sequence[Support], axis: str) -> Iterator[tuple[str, s
         for members, said in reversed(groups):
             if all("–" in (a.text, b.text) or a.text == b.text for a, b in zip(said, row, strict=True)):
                 members.append(form)
-                said[:] = [_both(a, b) for a, b in zip(said, row, strict=True)]
+                pairs = zip(said, row, strict=True)
+                said[:] = [_Said(b.text if a.text == "–" else a.text, [*a.rules, *b.rules]) for a, b in pairs]
                 break
         else:
             groups.append(([form], row))
     every = ", ".join(_word(axis, value) for value in AXES[axis]) if len(AXES[axis]) == 2 else ""
     for members, said in groups:
         yield LABELS[axis], _cell_names(members) if len(groups) > 1 else every, said
-
-
-def _both(a: _Said, b: _Said) -> _Said:
-    return _Said(b.text if a.text == "–" else a.text, [*a.rules, *b.rules])
 
 
 def _notes(supports: Sequence[Support], numbers: dict[tuple[int, str], int]) -> Iterator[Note]:

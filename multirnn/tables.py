@@ -235,8 +235,7 @@ class Shown(ABC):
     def __str__(self) -> str:
         return text(self._contents())
 
-    def __repr__(self) -> str:
-        return str(self)
+    __repr__ = __str__
 
     def _repr_html_(self) -> str:
         return html(self._contents())

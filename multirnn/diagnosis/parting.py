@@ -67,8 +67,8 @@ def _rows(pair: Pair, answers: Answers, parted: Parted) -> Divergence | None:
 
 def _final_states(pair: Pair, answers: Answers, parted: Parted) -> Divergence:
     """All outputs of full rows agree, and final states do not: each parts at its last step."""
-    steps = {place: pair.time_of(place, -1) if pair.time else None for place in _wrong_at_the_end(parted)}
-    parting = tuple(Parting(*pair.passes[place], step) for place, step in steps.items())
+    places = _wrong_at_the_end(parted)
+    parting = tuple(Parting(*pair.passes[p], pair.time_of(p, -1) if pair.time else None) for p in places)
     layer, direction, _ = parting[0]
     says = f"All outputs agree; the final state of layer {layer} {direction} does not."
     return _report(pair, "final state", parting, answers, says)
@@ -254,7 +254,7 @@ def gradients_part(pair: Pair) -> Divergence | None:
         return None
     name = _first_back(parted)
     a, b = expected[name], found[name]
-    worst = tuple(int(i) for i in np.unravel_index(int(np.argmax(distances(b, a))), a.shape))
+    worst = difference(b, a).where
     place: tuple[int | None, str | None] = (None, None)
     if "layers." in name:
         gate = pair.spec.form.gates[worst[0]] if len(a) > 1 else pair.spec.form.candidate

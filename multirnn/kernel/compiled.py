@@ -136,16 +136,11 @@ class Packed:
 class _KeptMemory:
     """Shared by all recurrences: when the last one goes, the memory kept for the next calls is released."""
 
+    def __init__(self) -> None:
+        finalize(self, library().multirnn_free_kept).atexit = False  # the library may be unloaded by then
 
-_keepers: WeakValueDictionary[str, _KeptMemory] = WeakValueDictionary()
 
-
-def _keeper() -> _KeptMemory:
-    found = _keepers.get("memory")
-    if found is None:
-        found = _keepers["memory"] = _KeptMemory()
-        finalize(found, library().multirnn_free_kept).atexit = False  # the library may be unloaded by then
-    return found
+_kept: WeakValueDictionary[str, _KeptMemory] = WeakValueDictionary()
 
 
 class CompiledRecurrence:
@@ -163,7 +158,7 @@ class CompiledRecurrence:
             raise InvalidCall(f"instructions must be one of {', '.join(available)}, not {instructions!r}")
         self.spec = spec
         self.instructions = instructions or available[0]
-        self._keeper = _keeper()
+        self._keeper = _kept.get("memory") or _kept.setdefault("memory", _KeptMemory())
         self._spec = pack_spec(spec)
         # Every parameter in the order of the table, with its strides if it is C-contiguous.
         names = {f"layers.{layer}.{way}.{kind}": axes for layer, way in spec.passes for kind, axes in KINDS.items()}

@@ -153,14 +153,12 @@ static void lay_out_forward(void *argument, arena *a)
     long workspaces = k->sharing.split_units ? 1 : k->sharing.slices * k->directions;
     run->workspaces = TAKE(a, workspace, workspaces);
     for (long i = 0; i < workspaces; i++) {
-        workspace w;
+        workspace *w = run->workspaces ? &run->workspaces[i] : &(workspace){0};
         for (int j = 0; j < 2; j++)
-            w.h[j] = TAKE(a, real, rows * k->state_size);
-        w.c = TAKE(a, real, rows * k->state_size);
-        w.rh = TAKE(a, real, rows * k->state_size);
-        w.z = TAKE(a, real, block * rows * k->row_size);
-        if (run->workspaces)
-            run->workspaces[i] = w;
+            w->h[j] = TAKE(a, real, rows * k->state_size);
+        w->c = TAKE(a, real, rows * k->state_size);
+        w->rh = TAKE(a, real, rows * k->state_size);
+        w->z = TAKE(a, real, block * rows * k->row_size);
     }
     run->pointers = TAKE(a, row_pointers, k->sharing.members);
     for (int i = 0; i < k->sharing.members; i++) {

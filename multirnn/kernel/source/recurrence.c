@@ -32,14 +32,6 @@ static void write_head(const stack *k)
         memcpy(stashed_lengths(&stash, c->batch), c->lengths, (size_t)c->batch * sizeof *c->lengths);
 }
 
-/* Whether forward filled the stash for this call. */
-static int stash_fits(const spec *spec, const call *call)
-{
-    const stash_head *head = (const stash_head *)call->stash;
-    return head->mark == STASH_MARK && !memcmp(&head->spec, spec, sizeof *spec) && head->batch == call->batch &&
-           head->time == call->time;
-}
-
 /* Lays out a run, and does its work in a team. */
 static enum outcome run_in_team(void *run, const stack *k, void (*lay_out)(void *run, arena *a), team_work *work)
 {
@@ -74,10 +66,11 @@ EXPORT int NAME(forward)(const spec *spec, const parameters *table, const call *
 
 EXPORT int NAME(backward)(const spec *spec, const parameters *table, const call *given, const parameters *gradients)
 {
-    if (!stash_fits(spec, given))
-        return FOREIGN_STASH;
     call call = *given;
     const stash_head *head = (const stash_head *)call.stash;
+    if (head->mark != STASH_MARK || memcmp(&head->spec, spec, sizeof *spec) || head->batch != call.batch ||
+        head->time != call.time)
+        return FOREIGN_STASH;
     arena stash = {call.stash, 0};
     call.lengths = head->has_lengths ? stashed_lengths(&stash, call.batch) : NULL;
     backward_run run = {.gradients = gradients};

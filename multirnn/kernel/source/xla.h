@@ -146,22 +146,14 @@ static void *reported(const xla_frame *frame, int outcome)
     return frame->api->create_error(&description);
 }
 
-/* Answers a query for the interface version; returns whether it was one. */
-static int answered_version(const xla_frame *frame)
-{
-    if (!frame->extensions || frame->extensions->type != XLA_METADATA)
-        return 0;
-    xla_metadata *metadata = ((xla_metadata_extension *)frame->extensions)->metadata;
-    metadata->version.major = XLA_MAJOR;
-    metadata->version.minor = XLA_MINOR;
-    return 1;
-}
-
 /* Arguments and results in the order of multirnn/kernel/xla.py. */
 static void *custom_call_of(const xla_frame *frame, int back)
 {
-    if (answered_version(frame))
+    if (frame->extensions && frame->extensions->type == XLA_METADATA) { /* it asks for the version of the interface */
+        xla_version *version = &((xla_metadata_extension *)frame->extensions)->metadata->version;
+        version->major = XLA_MAJOR, version->minor = XLA_MINOR;
         return NULL;
+    }
     const custom_call *custom = frame->attributes.arrays[0]->data;
     const spec *spec = &custom->spec;
     const int64_t *dims = frame->arguments.buffers[0]->dims, outputs = spec->directions * spec->hidden_size;
