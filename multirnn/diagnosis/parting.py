@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -256,6 +256,7 @@ def gradients_part(pair: Pair) -> Divergence | None:
     a, b = expected[name], found[name]
     worst = difference(b, a).where
     place: tuple[int | None, str | None] = (None, None)
+    where: dict[str, Any]
     if "layers." in name:
         gate = pair.spec.form.gates[worst[0]] if len(a) > 1 else pair.spec.form.candidate
         place, where = _pass(name), {"gate": gate, "unit": worst[1]}
