@@ -18,13 +18,12 @@ Sources: `torch.nn.RNN`/`LSTM`/`GRU` under "Variables"; `keras/src/layers/rnn/{s
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Literal
 
 from multirnn.activations import Activation
 from multirnn.cells import FORMS, Bias
-from multirnn.errors import Unrepresentable, an
+from multirnn.errors import Unrepresentable, an, meant
 from multirnn.spec import DIRECTIONS, RecurrentSpec
 
 __all__ = ["CONVENTIONS", "FLAX_LINEN", "TORCH", "Convention", "Entry", "convention_named"]
@@ -231,8 +230,7 @@ def convention_named(convention: str | Convention) -> Convention:
     if isinstance(convention, Convention):
         return convention
     if convention not in CONVENTIONS:
-        close = get_close_matches(str(convention), CONVENTIONS, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        hint = meant(convention, CONVENTIONS)
         raise Unrepresentable(f"no convention named {convention!r}; there are {', '.join(CONVENTIONS)}{hint}")
     return CONVENTIONS[convention]
 

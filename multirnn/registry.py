@@ -12,12 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from difflib import get_close_matches
 from functools import cache
 from traceback import walk_tb
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from multirnn.errors import MissingFramework, UnknownBackend, Unrepresentable, an
+from multirnn.errors import MissingFramework, UnknownBackend, Unrepresentable, an, meant
 from multirnn.layer import NATIVE, Implementation, Layer
 from multirnn.protocol import Backend, BackendName, contract_refuses, realise
 from multirnn.spec import RecurrentSpec
@@ -155,9 +154,7 @@ def _find(points: Sequence[EntryPoint], name: str) -> EntryPoint:
     if found:
         raise UnknownBackend(f"two distributions offer {name!r}: {', '.join(sorted(found))}; uninstall one of them")
     names = sorted({point.name for point in points})
-    close = get_close_matches(name, names, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise UnknownBackend(f"no backend named {name!r}; installed: {', '.join(names)}{hint}")
+    raise UnknownBackend(f"no backend named {name!r}; installed: {', '.join(names)}{meant(name, names)}")
 
 
 def _load(point: EntryPoint) -> Backend:

@@ -38,13 +38,7 @@ __all__ = ["command"]
     """,
 )
 @click.option("--support", "whole", is_flag=True, help="Show all that each one takes, and every reason for a refusal.")
-@click.option(
-    "--cell",
-    "cells",
-    type=click.Choice(list(CELLS)),
-    multiple=True,
-    help="Ask about this cell only; may be repeated.  [default: all]",
-)
+@options.cell_names("Ask about this cell only")
 @options.backends
 @options.json_output
 @options.debug

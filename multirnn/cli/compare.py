@@ -3,7 +3,7 @@
 With `--train`: losses and weights, each framework trained by its own optimisers.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from traceback import print_exception
 from typing import Any
@@ -48,44 +48,14 @@ Found = Comparison | Parity
       3  a backend named with --backend is missing, broken or refuses; 1 comes first
     """,
 )
-@click.option(
-    "--cell",
-    "cells",
-    type=click.Choice(list(CELLS)),
-    multiple=True,
-    help="Only this cell; may be repeated.  [default: all]",
-)
-@click.option(
-    "--hidden",
-    "hidden_size",
-    type=options.POSITIVE,
-    metavar="N",
-    default=16,
-    show_default=True,
-    help="Units of each layer and direction.",
-)
+@options.cell_names("Only this cell")
+@options.hidden(default=16)
 @options.stack
 @options.backends
-@click.option(
-    "--data",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="A series, .csv or .npy.  [default: weather of Seattle]",
-)
-@click.option(
-    "--window", type=options.POSITIVE, metavar="N", help=f"Steps of the longest window.  [default: {LONGEST}]"
-)
-@click.option(
-    "--windows", type=options.POSITIVE, metavar="N", default=16, show_default=True, help="How many windows: the batch."
-)
-@click.option(
-    "--seed",
-    type=click.IntRange(min=0),
-    metavar="N",
-    default=0,
-    show_default=True,
-    help="Of weights, windows, cotangents.",
-)
+@options.file("--data", "A series, .csv or .npy.  [default: weather of Seattle]")
+@options.count("--window", help=f"Steps of the longest window.  [default: {LONGEST}]")
+@options.count("--windows", default=16, help="How many windows: the batch.")
+@options.seed("weights, windows, cotangents")
 @click.option(
     "--implementation",
     type=click.Choice([NATIVE, FAST, FROZEN]),
@@ -94,7 +64,7 @@ Found = Comparison | Parity
     help="The frameworks' own layers, fast ones, or fast ones with constant weights.",
 )
 @click.option("--train", is_flag=True, help="Train instead: each framework by its own optimisers, losses and weights.")
-@click.option("--steps", type=options.POSITIVE, metavar="N", help=f"Of --train.  [default: {STEPS}]")
+@options.count("--steps", help=f"Of --train.  [default: {STEPS}]")
 @click.option(
     "--optimiser",
     "optimisers",
@@ -102,17 +72,8 @@ Found = Comparison | Parity
     multiple=True,
     help="Of --train: only this one; may be repeated.  [default: all]",
 )
-@click.option(
-    "--defaults",
-    is_flag=True,
-    help="Of --train: give each framework its default biases and epsilon.",
-)
-@click.option(
-    "--plot",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Write a picture of the errors over time or of the losses, .png, .svg, …",
-)
+@click.option("--defaults", is_flag=True, help="Of --train: give each framework its default biases and epsilon.")
+@options.file("--plot", "Write a picture of the errors over time or of the losses, .png, .svg, …")
 @options.json_output
 @options.debug
 @click.pass_context
@@ -161,13 +122,21 @@ def command(
         "defaults": defaults,
     }
 
-    def find(spec: RecurrentSpec) -> Found:
-        given = x.astype(spec.dtype)
-        if train:
-            return train_parity(spec, x=given, lengths=lengths, backends=chosen, seed=seed, **training)
-        return compare(spec, given, lengths=lengths, backends=chosen, seed=seed, implementation=implementation)
-
-    found = _each(specs, find, "training" if train else "comparing", chosen, options.wants_traceback(ctx))
+    found: list[Found] = []
+    with progress() as say:
+        for name in chosen:
+            say(f"loading {name}")
+            backend = present(name)
+            if options.wants_traceback(ctx) and isinstance(backend, Absent) and backend.verdict == "broken":
+                print_exception(backend.error)
+        for spec in specs:
+            say(f"{'training' if train else 'comparing'} {spec.form.title}")
+            call: dict[str, Any] = {"x": x.astype(spec.dtype), "lengths": lengths, "backends": chosen, "seed": seed}
+            found.append(
+                train_parity(spec, **call, **training)
+                if train
+                else compare(spec, **call, implementation=implementation)
+            )
     if plot:
         by_title: dict[str, Any] = {one.spec.form.title: one for one in found}
         write_figure(plot_curves(by_title) if train else plot_errors(by_title), plot)
@@ -191,27 +160,6 @@ def _specs(cells: tuple[str, ...], **fields: Any) -> Iterator[RecurrentSpec]:
         yield RecurrentSpec(
             CELLS[cell].name, **{field: value for field, value in fields.items() if field not in foreign}
         )
-
-
-def _each(
-    specs: list[RecurrentSpec],
-    find: Callable[[RecurrentSpec], Found],
-    doing: str,
-    names: tuple[str, ...],
-    tracebacks: bool,
-) -> list[Found]:
-    """The result for each spec, on the same windows."""
-    with progress() as say:
-        for name in names:
-            say(f"loading {name}")
-            backend = present(name)
-            if tracebacks and isinstance(backend, Absent) and backend.verdict == "broken":
-                print_exception(backend.error)
-        found = []
-        for spec in specs:
-            say(f"{doing} {spec.form.title}")
-            found.append(find(spec))
-    return found
 
 
 def _status(found: list[Found], names: tuple[str, ...]) -> int:
