@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 
 from multirnn.errors import InvalidCall
 from multirnn.layer import NATIVE, Gradients, Implementation, Output, State
-from multirnn.numerics import TOLERANCE, Difference, by_step, difference, draw_call, draw_state, tolerance
+from multirnn.numerics import TOLERANCE, Difference, by_step, difference, draw_call, draw_cotangent, tolerance
 from multirnn.protocol import Backend, BackendName, abilities, backend_title, realise
 from multirnn.registry import Absent, present
 from multirnn.registry import backend as load_backend
@@ -209,22 +209,23 @@ def widened(state: State | None) -> State | None:
     return None if state is None else State(*(np.asarray(part, "float64") for part in state.parts))
 
 
+def widened_output(output: Output) -> Output:
+    """An output in float64."""
+    return Output(output.sequence.astype("float64"), State(*(part.astype("float64") for part in output.state.parts)))
+
+
 class _Reference:
     """The call, its cotangent, and the reference's output and gradients."""
 
     def __init__(
         self, weights: Weights, x: Array, state: State | None, lengths: ArrayLike | None, rng: np.random.Generator
     ) -> None:
-        spec = weights.spec
         layer = load_backend("numpy").build(weights.astype("float64"))
         self.x, self.state, self.lengths = x, state, lengths
         call: Any = (x.astype("float64"), widened(state))
         self.output = layer(*call, lengths=lengths)
-        sequence = rng.standard_normal(self.output.sequence.shape).astype(spec.dtype)
-        self.cotangent = Output(sequence, draw_state(spec, x.shape[0], rng))
-        final: Any = widened(self.cotangent.state)
-        cotangent = Output(sequence.astype("float64"), final)
-        self.gradients = layer.vjp(*call, lengths=lengths, cotangent=cotangent)
+        self.cotangent = draw_cotangent(weights.spec, *x.shape[:2], rng)
+        self.gradients = layer.vjp(*call, lengths=lengths, cotangent=widened_output(self.cotangent))
 
 
 def _row(name: str | Backend, implementation: Implementation, weights: Weights, reference: _Reference) -> Row:

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from multirnn.errors import InvalidCall
-from multirnn.layer import State
+from multirnn.layer import Output, State
 from multirnn.spec import DType, RecurrentSpec
 from multirnn.weights import Array
 
-__all__ = ["TOLERANCE", "Difference", "by_step", "coarser", "difference", "distances", "draw_call", "draw_state"]
-__all__ += ["magnitude", "normwise", "tolerance"]
+__all__ = ["TOLERANCE", "Difference", "by_step", "coarser", "difference", "distances", "draw_call", "draw_cotangent"]
+__all__ += ["draw_state", "magnitude", "normwise", "tolerance"]
 
 # The worst seen over drawn specs of up to 3 layers both ways: 25.9 in float32, Keras; 20.2 in float64, PyTorch.
 TOLERANCE: Mapping[str, int] = MappingProxyType({"float32": 64, "float64": 256})
@@ -113,3 +113,9 @@ def draw_state(spec: RecurrentSpec, batch: int, rng: np.random.Generator) -> Sta
     """A state drawn from U(-1, 1): no element is zero, none saturates a gate."""
     shape = (spec.num_layers * len(spec.directions), batch, spec.hidden_size)
     return State(*(rng.uniform(-1, 1, shape).astype(spec.dtype) for _ in spec.form.states))
+
+
+def draw_cotangent(spec: RecurrentSpec, batch: int, time: int, rng: np.random.Generator) -> Output:
+    """A cotangent of an output: standard normal on the sequence, `draw_state` on the final state."""
+    sequence = rng.standard_normal((batch, time, spec.output_size)).astype(spec.dtype)
+    return Output(sequence, draw_state(spec, batch, rng))

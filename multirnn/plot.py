@@ -1,7 +1,11 @@
-"""Pictures of errors: of every backend over time, and of two layers over layer and time. They need matplotlib, the extra `plot`."""
+"""Pictures of errors: of every backend over time, and of two layers over layer and time.
+
+They need matplotlib, the extra `plot`; without it MissingFramework is raised. A figure belongs to no window.
+"""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from textwrap import wrap
@@ -20,21 +24,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["picture_format", "plot_curves", "plot_errors", "write_figure"]
+__all__ = ["picture_format", "plot_curves", "plot_errors", "replacing", "write_figure"]
 
 
 def plot_errors(comparisons: Mapping[str, Comparison]) -> "Figure":
-    """The error over the time steps, a column a comparison: of the outputs above, of the input's gradient below.
-
-    Args:
-        comparisons: by the title of their column.
-
-    Returns:
-        A matplotlib figure that belongs to no window; `figure.savefig(path)` writes it.
-
-    Raises:
-        MissingFramework: matplotlib is not installed.
-    """
+    """The error over the time steps, a column a comparison: of the outputs above, of the input's gradient below."""
     figure, panels = _grid(list(comparisons), 2, 6.5, "time step", sharey=True)
     figure.suptitle("How far each backend is from NumPy in float64: max|a−b| at each step, over max|b|")
     for column, comparison in zip(panels.T, comparisons.values(), strict=True):
@@ -51,17 +45,7 @@ def plot_errors(comparisons: Mapping[str, Comparison]) -> "Figure":
 
 
 def plot_curves(parities: Mapping[str, Parity]) -> "Figure":
-    """The losses of every backend over each other, a column a parity, a row an optimiser.
-
-    Args:
-        parities: by the title of their column; of the same optimisers.
-
-    Returns:
-        A matplotlib figure that belongs to no window; `figure.savefig(path)` writes it.
-
-    Raises:
-        MissingFramework: matplotlib is not installed.
-    """
+    """The losses of every backend over each other, a column a parity, a row an optimiser; they share the optimisers."""
     names = list(dict.fromkeys(name for parity in parities.values() for name in parity.optimisers))
     figure, panels = _grid(list(parities), len(names), 2.4 * len(names) + 1.5, "step")
     figure.suptitle("Each framework's own optimisers, from one start: the loss before each step")
@@ -136,15 +120,6 @@ def plot_divergence(divergence: Divergence) -> "Figure":
     """The error over layer and time, a row a pass, layer 0 at the bottom: of single steps, and of B running on by itself.
 
     If gates are known, a third panel shows the gates of the first pass that parts, a row a gate.
-
-    Args:
-        divergence: what `first_divergence` found.
-
-    Returns:
-        A matplotlib figure that belongs to no window; `figure.savefig(path)` writes it.
-
-    Raises:
-        MissingFramework: matplotlib is not installed.
     """
     _require_matplotlib()
     from matplotlib.figure import Figure
@@ -186,13 +161,9 @@ def plot_divergence(divergence: Divergence) -> "Figure":
 
 
 def _heat(panel: "Axes", errors: Array, labels: list[str], levels: tuple[float, float, float]) -> Any:
-    """Errors `(rows, time)` as colours, unknown ones hatched; the mesh, for the bar of colours.
+    """Errors `(rows, time)` in eps as colours, unknown ones hatched; the mesh, for the bar of colours.
 
-    Args:
-        panel: to draw in.
-        errors: in eps.
-        labels: of the rows.
-        levels: the lowest power of ten, the one at which the two part and the colour turns, and the highest.
+    The levels are the lowest power of ten, the one at which the two part and the colour turns, and the highest.
     """
     from matplotlib.colors import TwoSlopeNorm
     from matplotlib.ticker import MaxNLocator
@@ -218,12 +189,7 @@ def _heat(panel: "Axes", errors: Array, labels: list[str], levels: tuple[float, 
 
 
 def picture_format(path: str | PathLike[str]) -> str:
-    """The format of a picture by the suffix of its name.
-
-    Raises:
-        MissingFramework: matplotlib is not installed.
-        InvalidCall: there is no such format, or no folder for the picture.
-    """
+    """The format of a picture by the suffix of its name; InvalidCall if there is none such, or no folder for it."""
     _require_matplotlib()
     from matplotlib.backend_bases import FigureCanvasBase
 
@@ -240,16 +206,18 @@ def picture_format(path: str | PathLike[str]) -> str:
 
 
 def write_figure(figure: "Figure", path: str | PathLike[str]) -> None:
-    """Write a picture, its format by the suffix. A reader sees the old file or the new one, never half.
-
-    Raises:
-        InvalidCall: as `picture_format`.
-    """
-    path = Path(path)
+    """Write a picture, its format by the suffix, as `picture_format` has it."""
     form = picture_format(path)
+    with replacing(Path(path)) as unfinished:
+        figure.savefig(unfinished, format=form)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write, which becomes `path` at the end: a reader sees the old file or the new one, never half."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        figure.savefig(unfinished, format=form)
+        yield unfinished
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)

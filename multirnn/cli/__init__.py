@@ -58,11 +58,7 @@ class Commands(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import the command of this name.
-
-        Raises:
-            MissingFramework: the command is in a package that is not installed.
-        """
+        """Import the command of this name."""
         if cmd_name not in COMMANDS:
             return None
         package = PACKAGES.get(cmd_name, "multirnn")

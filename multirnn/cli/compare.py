@@ -141,7 +141,15 @@ def command(
         by_title: dict[str, Any] = {one.spec.form.title: one for one in found}
         write_figure(plot_curves(by_title) if train else plot_errors(by_title), plot)
     if as_json:
-        about = _about(series, data, lengths, seed)
+        about = {
+            "source": str(data) if data else "seattle-weather",
+            "steps": len(series.values),
+            "features": series.names,
+            "left_out": series.dropped,
+            "constant": series.constant,
+            "lengths": lengths.tolist(),
+            "seed": seed,
+        }
         kind = "trainings" if train else "comparisons"
         show_json({"ok": all(one.ok for one in found), "data": about, kind: [one.to_dict() for one in found]})
     else:
@@ -212,16 +220,3 @@ def _report(
 def _held(row: Row | Trained) -> str:
     """The backend's title; without gradients it says so."""
     return f"{row.title} (inference only)" if isinstance(row, Row) and row.gradient is None else row.title
-
-
-def _about(series: Series, data: Path | None, lengths: Lengths, seed: int) -> dict[str, Any]:
-    """The data as JSON values."""
-    return {
-        "source": str(data) if data else "seattle-weather",
-        "steps": len(series.values),
-        "features": series.names,
-        "left_out": series.dropped,
-        "constant": series.constant,
-        "lengths": lengths.tolist(),
-        "seed": seed,
-    }

@@ -20,7 +20,7 @@ from multirnn.errors import InvalidCall, Unsupported, meant
 from multirnn.mistakes import MISTAKES, mistakes_for
 from multirnn.mistakes.change import Mistake
 from multirnn.mistakes.plumbing import Plumbing
-from multirnn.plot import picture_format, plot_divergence, write_figure
+from multirnn.plot import picture_format, plot_divergence, replacing, write_figure
 from multirnn.registry import backend
 from multirnn.samples import seattle_weather
 from multirnn.spec import RecurrentSpec
@@ -129,11 +129,9 @@ def _spec(cell: str | None, hidden_size: int | None, fields: dict[str, Any]) -> 
         raise click.UsageError(
             f"--cell and --hidden belong together; --{'cell' if cell is None else 'hidden'} is missing."
         )
-    return (
-        None
-        if cell is None or hidden_size is None
-        else RecurrentSpec(CELLS[cell].name, hidden_size=hidden_size, **fields)
-    )
+    if cell is None or hidden_size is None:
+        return None
+    return RecurrentSpec(CELLS[cell].name, hidden_size=hidden_size, **fields)
 
 
 def _list(mistakes: Iterable[Mistake], as_json: bool) -> None:
@@ -142,10 +140,8 @@ def _list(mistakes: Iterable[Mistake], as_json: bool) -> None:
         plain = ("name", "family", "shows", "says", "fix")
         show_json({"mistakes": [{field: getattr(mistake, field) for field in plain} for mistake in found]})
         return
-    made = table("mistake", "of a family", "B")
-    for mistake in found:
-        made.add_row(mistake.name, mistake.family, f"{mistake.says}.")
-    show(heading(f"{len(found)} known mistakes"), made)
+    rows = ((mistake.name, mistake.family, f"{mistake.says}.") for mistake in found)
+    show(heading(f"{len(found)} known mistakes"), table("mistake", "of a family", "B", rows=rows))
 
 
 # --- What is compared ------------------------------------------------------------------------------------------------
@@ -165,12 +161,7 @@ def _sides(a: str, b: str, spec: RecurrentSpec | None, names: tuple[str, ...], s
 
 
 def _planted(name: str, mistakes: tuple[str, ...], weights: Weights) -> AdoptedLayer:
-    """A backend's layer of these weights, with mistakes in it.
-
-    Raises:
-        InvalidCall: a mistake is unknown, or makes no difference to this stack.
-        Unsupported: the backend refuses the stack, or the wrong form of it.
-    """
+    """A backend's layer of these weights, with mistakes in it."""
     # Mistakes in the plumbing are innermost, nearest to the framework.
     made = sorted((_mistake(m, weights.spec) for m in mistakes), key=lambda m: not isinstance(m.realise, Plumbing))
     wrong = backend(name)
@@ -193,11 +184,7 @@ def _mistake(name: str, spec: RecurrentSpec) -> Mistake:
 
 
 def _imported(path: str) -> Any:
-    """The object at `module:object`.
-
-    Raises:
-        InvalidCall: there is no such module or object.
-    """
+    """The object at `module:object`."""
     module, _, attributes = path.partition(":")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
@@ -240,15 +227,10 @@ def _check_files(plot: Path | None, save: Path | None) -> None:
 
 
 def _save(weights: Weights, path: Path) -> None:
-    """The arrays by their canonical names, and the spec as JSON. A reader sees the old file or the new one, never half."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with unfinished.open("wb") as file:
-            arrays: dict[str, Any] = {**weights.arrays, "spec": weights.spec.to_json()}
-            np.savez(file, **arrays)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    """The arrays by their canonical names, and the spec as JSON."""
+    arrays: dict[str, Any] = {**weights.arrays, "spec": weights.spec.to_json()}
+    with replacing(path) as unfinished, unfinished.open("wb") as file:
+        np.savez(file, **arrays)
 
 
 def _written(found: Diagnosis, plot: Path | None, save: Path | None, saved: bool) -> Iterable[str]:
