@@ -96,15 +96,8 @@ def _draw_errors(panel: "Axes", comparison: Comparison, errors: Mapping[str, Arr
             eps = np.where(steps > 0, steps / np.finfo(dtype).eps, np.nan)
             panel.plot(eps, ("-", "--", ":", "-.")[place % 4], color=f"C{place}", label=title, lw=1.5)
     panel.axhline(TOLERANCE[dtype], color="black", lw=1)
-    panel.annotate(
-        f"equal: at most {TOLERANCE[dtype]} eps",
-        (0.01, TOLERANCE[dtype]),
-        xycoords=("axes fraction", "data"),
-        xytext=(0, -4),
-        textcoords="offset points",
-        verticalalignment="top",
-        fontsize=8,
-    )
+    at: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "xytext": (0, -4), "textcoords": "offset points"}
+    panel.annotate(f"equal: at most {TOLERANCE[dtype]} eps", (0.01, TOLERANCE[dtype]), **at, va="top", fontsize=8)
 
 
 def _draw_curves(panel: "Axes", parity: Parity, name: str) -> None:

@@ -105,11 +105,7 @@ def _framework(convention: Convention, spec: RecurrentSpec, bias_given: bool) ->
         "gates": dict(convention.gates[spec.cell]),
         "arrays": [
             {
-                "name": place.name,
-                "layer": place.layer,
-                "direction": place.direction,
-                "axes": place.axes,
-                "shape": place.shape,
+                **{field: getattr(place, field) for field in ("name", "layer", "direction", "axes", "shape")},
                 "holds": [name for names in place.holds for name in names],
                 "gates": place.gates,
             }

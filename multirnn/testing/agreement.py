@@ -3,9 +3,8 @@
 from __future__ import annotations  # or naming np.random.Generator loads numpy.random
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from decimal import ROUND_CEILING, Context
-from functools import reduce
 from operator import methodcaller
 from typing import Any, NamedTuple
 
@@ -130,21 +129,15 @@ def assert_layers_agree(
         raise InvalidCall(f"forms must be one or both of {', '.join(MODES)}, not {forms!r}")
     if x is None and not (state is None and lengths is None):
         raise InvalidCall("a state or lengths belong to an x: pass x too")
-    agreements = []
+    eps: dict[str, float] = {}
+    notes: dict[str, None] = {}
     for form in forms:
         pair = _Pair(*adopt_both(a, b, spec=spec, compiled=form == "compiled"), tolerance)
         call = pair.draw(seed) if x is None else pair.check(x, state, lengths)
-        found = pair.compare(call, gradients=gradients, counts=counts, seed=seed)
-        eps = {name: one.eps for name, one in found.items()}
-        agreements.append(Agreement(pair.titles, pair.spec, (form,), eps, pair.tolerance, tuple(pair.notes)))
-    return reduce(_together, agreements)
-
-
-def _together(one: Agreement, other: Agreement) -> Agreement:
-    """The agreement over two forms."""
-    eps = {name: max(one.eps.get(name, 0.0), other.eps.get(name, 0.0)) for name in {**one.eps, **other.eps}}
-    notes = tuple(dict.fromkeys((*one.notes, *other.notes)))
-    return replace(one, forms=(*one.forms, *other.forms), eps=eps, notes=notes)
+        for name, found in pair.compare(call, gradients=gradients, counts=counts, seed=seed).items():
+            eps[name] = max(found.eps, eps.get(name, 0.0))
+        notes |= dict.fromkeys(pair.notes)
+    return Agreement(pair.titles, pair.spec, forms, eps, pair.tolerance, tuple(notes))
 
 
 class _Call(NamedTuple):

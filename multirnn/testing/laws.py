@@ -172,10 +172,7 @@ def _reversal(backend: Backend, spec: RecurrentSpec) -> None:
     layer, x, state, _ = _drawn(backend, spec)
     other = {"forward": "backward", "backward": "forward"}
     arrays = initialise(spec, seed=1).arrays
-    swapped = {}
-    for name in arrays:
-        layers, number, direction, kind = name.split(".")
-        swapped[name] = arrays[f"{layers}.{number}.{other[direction]}.{kind}"]
+    swapped = {name: arrays[".".join(other.get(part, part) for part in name.split("."))] for name in arrays}
     found = backend.build(Weights(spec, swapped))(x[:, ::-1], _mapped(lambda part: part[::-1], state))
     forward, backward = np.split(found.sequence[:, ::-1], 2, axis=2)
     expected = Output(np.concatenate([backward, forward], axis=2), _mapped(lambda part: part[::-1], found.state))
