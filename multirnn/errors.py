@@ -3,20 +3,8 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-__all__ = [
-    "InvalidCall",
-    "InvalidData",
-    "InvalidSpec",
-    "InvalidWeights",
-    "MissingFramework",
-    "MultirnnError",
-    "UnknownBackend",
-    "Unrepresentable",
-    "Unsupported",
-    "an",
-    "kind_of",
-    "meant",
-]
+__all__ = ["InvalidCall", "InvalidData", "InvalidSpec", "InvalidWeights", "MissingFramework", "MultirnnError"]
+__all__ += ["UnknownBackend", "Unrepresentable", "Unsupported", "an", "kind_of", "meant"]
 
 
 class MultirnnError(Exception):

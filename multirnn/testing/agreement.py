@@ -31,6 +31,8 @@ __tracebackhide__ = methodcaller("errisinstance", AssertionError)
 Answers = dict[str, Array]
 """The arrays of an answer by name: "output", "final h", "gradient of x", "gradient of initial c", "gradient of layers.0.…"."""
 
+Found = Mapping[str, Difference]
+
 
 class Disagreement(AssertionError):
     """Two layers gave different numbers.
@@ -264,13 +266,7 @@ class _Pair:
     # --- The report of a difference ----------------------------------------------------------------------------------
 
     def _report(
-        self,
-        call: _Call,
-        cotangent: Output | None,
-        ours: Answers,
-        theirs: Answers,
-        found: Mapping[str, Difference],
-        failed: Mapping[str, Difference],
+        self, call: _Call, cotangent: Output | None, ours: Answers, theirs: Answers, found: Found, failed: Found
     ) -> Iterator[str]:
         yield f"{self._named} do not agree."
         weights = {name: one for name, one in failed.items() if name.startswith("gradient of layers.")}
@@ -392,7 +388,7 @@ def _apart(a: Weights | None, b: Weights | None) -> Iterator[str]:
 # --- Words -----------------------------------------------------------------------------------------------------------
 
 
-def _worst(found: Mapping[str, Difference]) -> str:
+def _worst(found: Found) -> str:
     return max(found, key=lambda name: found[name].eps)
 
 

@@ -52,18 +52,8 @@ except ModuleNotFoundError as error:
         "the strategies need 'hypothesis', which is not installed: pip install \"multirnn[testing]\""
     ) from error
 
-__all__ = [
-    "Call",
-    "calls",
-    "cotangents",
-    "inputs",
-    "lengths",
-    "problems",
-    "random_weights",
-    "specs",
-    "states",
-    "weights",
-]
+__all__ = ["Call", "calls", "cotangents", "inputs", "lengths", "problems", "random_weights", "specs", "states"]
+__all__ += ["weights"]
 
 Tree = dict[Any, "Tree"]  # the possible values of a field -> those of the next field
 
