@@ -224,7 +224,7 @@ class _Reference:
         self.x, self.state, self.lengths = x, state, lengths
         call: Any = (x.astype("float64"), widened(state))
         self.output = layer(*call, lengths=lengths)
-        self.cotangent = draw_cotangent(weights.spec, *x.shape[:2], rng)
+        self.cotangent = draw_cotangent(weights.spec, len(x), x.shape[1], rng)
         self.gradients = layer.vjp(*call, lengths=lengths, cotangent=widened_output(self.cotangent))
 
 

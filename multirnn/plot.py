@@ -166,15 +166,9 @@ def _heat(panel: "Axes", errors: Array, labels: list[str], levels: tuple[float, 
     with np.errstate(divide="ignore"):  # no error at all is as low as the colours go
         shown = np.clip(np.log10(errors), low - 1, high + 1)
     panel.patch.set(hatch="////", facecolor="white", edgecolor="0.8")
-    mesh = panel.pcolormesh(
-        np.arange(time + 1) - 0.5,
-        np.arange(len(errors) + 1) - 0.5,
-        np.ma.masked_invalid(shown),
-        norm=TwoSlopeNorm(limit, low, high),
-        cmap="RdYlBu_r",
-        edgecolors="white",
-        linewidth=0.8 if time <= 60 else 0,
-    )
+    edges = (np.arange(size + 1) - 0.5 for size in (time, len(errors)))
+    colours: dict[str, Any] = {"norm": TwoSlopeNorm(limit, low, high), "cmap": "RdYlBu_r", "edgecolors": "white"}
+    mesh = panel.pcolormesh(*edges, np.ma.masked_invalid(shown), **colours, linewidth=0.8 if time <= 60 else 0)
     panel.set_yticks(range(len(labels)), labels, fontsize=8)
     panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     panel.tick_params(length=2)

@@ -3,7 +3,7 @@
 With `--train`: losses and weights, each framework trained by its own optimisers.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from traceback import print_exception
 from typing import Any
@@ -116,12 +116,12 @@ def command(
     standardised = series.standardised()
     x, lengths = standardised.windows(windows, longest=window or min(LONGEST, len(series.values)), seed=seed)
     specs = list(_specs(cells or tuple(CELLS), input_size=len(series.names), **fields))
-    training: dict[str, Any] = {
-        "steps": steps or STEPS,
-        "optimisers": optimisers or tuple(OPTIMISERS),
-        "defaults": defaults,
-    }
-
+    run: Callable[..., Found] = train_parity if train else compare
+    call: dict[str, Any] = {"lengths": lengths, "backends": chosen, "seed": seed}
+    if train:
+        call |= {"steps": steps or STEPS, "optimisers": optimisers or tuple(OPTIMISERS), "defaults": defaults}
+    else:
+        call["implementation"] = implementation
     found: list[Found] = []
     with progress() as say:
         for name in chosen:
@@ -131,12 +131,7 @@ def command(
                 print_exception(backend.error)
         for spec in specs:
             say(f"{'training' if train else 'comparing'} {spec.form.title}")
-            call: dict[str, Any] = {"x": x.astype(spec.dtype), "lengths": lengths, "backends": chosen, "seed": seed}
-            found.append(
-                train_parity(spec, **call, **training)
-                if train
-                else compare(spec, **call, implementation=implementation)
-            )
+            found.append(run(spec, x=x.astype(spec.dtype), **call))
     if plot:
         by_title: dict[str, Any] = {one.spec.form.title: one for one in found}
         write_figure(plot_curves(by_title) if train else plot_errors(by_title), plot)

@@ -115,7 +115,10 @@ def command(
             write_figure(plot_divergence(found.divergence or first_divergence(right, wrong, seed=seed)), plot)
     saved = bool(save and found.corrected)
     if save and found.corrected:
-        _save(found.corrected, save)
+        # By their canonical names, and the spec as JSON.
+        arrays: dict[str, Any] = {**found.corrected.arrays, "spec": found.corrected.spec.to_json()}
+        with replacing(save) as unfinished, unfinished.open("wb") as file:
+            np.savez(file, **arrays)
     if as_json:
         show_json({**found.to_dict(), "saved": str(save) if saved else None, "picture": str(plot) if plot else None})
     else:
@@ -224,13 +227,6 @@ def _check_files(plot: Path | None, save: Path | None) -> None:
         raise InvalidCall(f"{save}: the corrected weights are written as .npz, and the name has to end so")
     if save and not save.parent.is_dir():
         raise InvalidCall(f"{save}: there is no folder {save.parent}; make it first")
-
-
-def _save(weights: Weights, path: Path) -> None:
-    """The arrays by their canonical names, and the spec as JSON."""
-    arrays: dict[str, Any] = {**weights.arrays, "spec": weights.spec.to_json()}
-    with replacing(path) as unfinished, unfinished.open("wb") as file:
-        np.savez(file, **arrays)
 
 
 def _written(found: Diagnosis, plot: Path | None, save: Path | None, saved: bool) -> Iterable[str]:

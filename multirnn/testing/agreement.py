@@ -204,7 +204,7 @@ class _Pair:
         cotangent = None
         if gradients and self._both("differentiable", "gradients are not compared: {} has none"):
             self._both("readable", "gradients of weights are not compared: those of {} cannot be read")
-            cotangent = draw_cotangent(self.spec, *call.x.shape[:2], np.random.default_rng(seed + 1))
+            cotangent = draw_cotangent(self.spec, len(call.x), call.x.shape[1], np.random.default_rng(seed + 1))
             if without:
                 cotangent = Output(cotangent.sequence, State(*(0 * part for part in cotangent.state.parts)))
             ours |= _gradients(self.a, call, cotangent)
