@@ -187,9 +187,7 @@ def inputs(
 ) -> SearchStrategy[Array]:
     """Inputs `(batch, time, input_size)` of the spec's dtype, standard normal; sizes as in `specs`, also 0."""
     shape = st.tuples(st.sampled_from(_several(batch)), st.sampled_from(_several(time)), st.just(spec.input_size))
-    return st.builds(
-        lambda shape, seed: np.random.default_rng(seed).standard_normal(shape).astype(spec.dtype), shape, _SEEDS
-    )
+    return st.builds(_normal, shape, st.just(spec.dtype), _SEEDS)
 
 
 def states(spec: RecurrentSpec, batch: int) -> SearchStrategy[State]:
@@ -238,6 +236,10 @@ def cotangents(spec: RecurrentSpec, *, batch: int, time: int) -> SearchStrategy[
 
 
 _SEEDS = st.integers(0, 2**16)
+
+
+def _normal(shape: tuple[int, ...], dtype: str, seed: int) -> Array:
+    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
 
 
 def _several(values: Any) -> tuple[Any, ...]:
