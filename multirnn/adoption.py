@@ -27,17 +27,8 @@ from multirnn.returned import arranged, output_of
 from multirnn.spec import RecurrentSpec
 from multirnn.weights import Weights
 
-__all__ = [
-    "Adopted",
-    "AdoptedLayer",
-    "AdoptedNative",
-    "adopt",
-    "adopt_both",
-    "known_spec",
-    "native_spec",
-    "noting",
-    "takes_state",
-]
+__all__ = ["Adopted", "AdoptedLayer", "AdoptedNative", "adopt", "adopt_both", "known_spec", "native_spec", "noting"]
+__all__ += ["takes_state"]
 
 
 class Adopted(ABC):
@@ -156,16 +147,10 @@ def adopt(thing: Any, *, spec: RecurrentSpec | None = None, compiled: bool = Fal
 
 
 def adopt_both(a: Any, b: Any, *, spec: RecurrentSpec | None = None, compiled: bool = False) -> tuple[Adopted, Adopted]:
-    """Adopt two things that should be one function; a side whose spec cannot be read gets the other side's.
+    """Adopt two things that should be one function; a side whose spec cannot be read gets `spec`, or the other side's.
 
-    Args:
-        a, b: as for `adopt`.
-        spec: spec of a side whose spec cannot be read; defaults to the other side's. A readable side may have another form
-            of the biases.
-        compiled: run the compiled form of each side that has one; at least one must.
-
-    Raises:
-        InvalidCall: as for `adopt`; neither spec can be read, or one differs from `spec`; or neither has a compiled form.
+    A readable side may have another form of the biases than `spec`, and nothing else. With `compiled`, the compiled form
+    runs of each side that has one, and at least one must. Anything else is an `InvalidCall`.
     """
     own = known_spec(a), known_spec(b)
     given = spec or own[0] or own[1]
@@ -179,19 +164,11 @@ def adopt_both(a: Any, b: Any, *, spec: RecurrentSpec | None = None, compiled: b
         return first, second
     if not (first.compilable or second.compilable):
         raise InvalidCall(f"neither {first.title} nor {second.title} has a compiled form")
-    return _in_compiled_form(first), _in_compiled_form(second)
-
-
-def _in_compiled_form(adopted: Adopted) -> Adopted:
-    return adopt(adopted, compiled=True) if adopted.compilable else adopted
+    return adopt(first, compiled=first.compilable), adopt(second, compiled=second.compilable)
 
 
 def known_spec(thing: Any) -> RecurrentSpec | None:
-    """The spec of a thing; None if it cannot be read.
-
-    Raises:
-        MissingFramework: the framework of its backend is not installed.
-    """
+    """The spec of a thing; None if it cannot be read. `MissingFramework` if its framework is not installed."""
     if isinstance(thing, Adopted) or _is_layer(thing):
         return cast("RecurrentSpec", thing.spec)
     backend = backend_of(thing)
@@ -216,12 +193,7 @@ def _known(own: RecurrentSpec, given: RecurrentSpec | None, title: str) -> None:
 
 
 class AdoptedLayer(Adopted):
-    """A `Layer` as it is.
-
-    Args:
-        layer: a layer, or an object with only its `spec`, `__call__` and `vjp`.
-        title: its name in reports; its class unless given.
-    """
+    """A `Layer` as it is, or an object with only its `spec`, `__call__` and `vjp`; its class is its title unless given."""
 
     takes_lengths = True
 
@@ -265,14 +237,7 @@ class AdoptedLayer(Adopted):
 
 
 class AdoptedNative(Boundary, Adopted):
-    """A framework's own object, or a function; subclasses write `run` and `pull_back`, as layers do.
-
-    Args:
-        native: the user's object.
-        spec: its spec.
-        title: its name in reports.
-        compiled: whether its compiled form is run.
-    """
+    """A framework's own object, or a function; subclasses write `run` and `pull_back`, as layers do."""
 
     def __init__(self, native: Any, spec: RecurrentSpec, title: str, *, compiled: bool = False) -> None:
         super().__init__(spec)
@@ -281,11 +246,7 @@ class AdoptedNative(Boundary, Adopted):
         self.title = f"{title}, compiled" if compiled else title
 
     def pull_back(self, inputs: Inputs, cotangent: Output) -> Gradients:
-        """See `BoundaryLayer.pull_back`.
-
-        Raises:
-            InvalidCall: always, unless overridden.
-        """
+        """Refused, unless overridden; see `BoundaryLayer.pull_back`."""
         raise InvalidCall(f"{self.title} has no gradients: nothing differentiates it")
 
     def _check(self, x: ArrayLike, state: State | None, lengths: ArrayLike | None) -> tuple[Inputs, bool]:
@@ -298,15 +259,9 @@ class AdoptedNative(Boundary, Adopted):
 
 
 def native_spec(native: Any, spec: RecurrentSpec | None, read: Callable[[Any], Weights]) -> tuple[RecurrentSpec, bool]:
-    """The spec of a framework's own object, and whether it can be read.
+    """The spec of a framework's own object, and whether it can be read by a backend's `read`.
 
-    Args:
-        native: the object.
-        spec: the spec given by the user.
-        read: the backend's `read`.
-
-    Raises:
-        InvalidCall: it cannot be read and no spec is given, or its own spec differs from the given one.
+    `InvalidCall` if it cannot be read and the user gave no spec, or its own spec differs from the given one.
     """
     try:
         own = read(native).spec
@@ -319,11 +274,7 @@ def native_spec(native: Any, spec: RecurrentSpec | None, read: Callable[[Any], W
 
 
 def takes_state(function: Callable[..., Any]) -> bool:
-    """Whether a function takes `f(x, state)`, and not only `f(x)`.
-
-    Raises:
-        InvalidCall: it takes neither.
-    """
+    """Whether a function takes `f(x, state)`, and not only `f(x)`; `InvalidCall` if it takes neither."""
     try:
         parameters = signature(function)
     except ValueError:  # some functions written in C have no signature

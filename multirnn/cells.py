@@ -21,30 +21,17 @@ Bias = Literal["none", "single", "double"]
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One recurrent cell.
-
-    Attributes:
-        name: its name in a `RecurrentSpec`.
-        form: its name and, for the GRU, the place of its reset gate: the one spelling of `FORMS`.
-        title: what people call it.
-        gates: names of the gates in canonical order, the leading axis of every weight array.
-        candidate: the gate that goes through `activation`; all others go through `recurrent_activation`.
-        states: what is carried from step to step.
-        equations: one step, a line an equation.
-        default_bias: the bias form when a spec names none.
-        recurrent_candidate_bias: whether the candidate's recurrent bias cannot be folded into the input bias.
-        reset_after: the field of a `RecurrentSpec` that, beside `name`, tells the form.
-    """
+    """One recurrent cell; `name` and `reset_after` are those of a `RecurrentSpec`."""
 
     name: CellName
-    form: str
-    title: str
-    gates: tuple[str, ...]
-    candidate: str
-    states: tuple[str, ...]
-    equations: tuple[str, ...]
-    default_bias: Bias = "single"
-    recurrent_candidate_bias: bool = False
+    form: str  # its name and, for the GRU, the place of its reset gate: the one spelling of `FORMS`
+    title: str  # what people call it
+    gates: tuple[str, ...]  # in canonical order, the leading axis of every weight array
+    candidate: str  # the gate that goes through `activation`; all others go through `recurrent_activation`
+    states: tuple[str, ...]  # carried from step to step
+    equations: tuple[str, ...]  # of one step
+    default_bias: Bias = "single"  # when a spec names none
+    recurrent_candidate_bias: bool = False  # whether it cannot be folded into the input bias
     reset_after: bool = True
 
 

@@ -16,17 +16,7 @@ from numpy.typing import ArrayLike
 
 from multirnn.errors import InvalidCall
 from multirnn.layer import NATIVE, Gradients, Implementation, Output, State
-from multirnn.numerics import (
-    TOLERANCE,
-    Difference,
-    difference,
-    distances,
-    draw_call,
-    draw_state,
-    magnitude,
-    normwise,
-    tolerance,
-)
+from multirnn.numerics import TOLERANCE, Difference, by_step, difference, draw_call, draw_cotangent, tolerance
 from multirnn.protocol import Backend, BackendName, abilities, backend_title, realise
 from multirnn.registry import Absent, present
 from multirnn.registry import backend as load_backend
@@ -35,18 +25,8 @@ from multirnn.spec import RecurrentSpec
 from multirnn.tables import Column, Content, Shown, Styled, Table, json_value
 from multirnn.weights import Array, Weights, weights_of
 
-__all__ = [
-    "Comparison",
-    "Part",
-    "Row",
-    "batched",
-    "compare",
-    "gradient_pairs",
-    "place",
-    "state_pairs",
-    "widened",
-    "worst_part",
-]
+__all__ = ["Comparison", "Part", "Row", "batched", "compare", "gradient_pairs", "place", "state_pairs", "widened"]
+__all__ += ["worst_part"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,9 +141,9 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 def _row_to_dict(row: Row) -> dict[str, Any]:
     def value(found: Any) -> Any:
-        if not isinstance(found, Part):
-            return json_value(found)
-        return json_value({"normwise": found.difference.normwise, "eps": found.difference.eps, "where": found.where})
+        if isinstance(found, Part):
+            found = {"normwise": found.difference.normwise, "eps": found.difference.eps, "where": found.where}
+        return json_value(found)
 
     return {entry.name: value(getattr(row, entry.name)) for entry in fields(row)}
 
@@ -220,15 +200,18 @@ def batched(
     array = np.asarray(x, spec.dtype)
     if array.ndim == 3:
         return array, state, lengths
-    one = None if state is None else State._make(None if part is None else part[:, None] for part in state)
+    one = None if state is None else State(*(part[:, None] for part in state.parts))
     return array[None], one, None if lengths is None else np.asarray(lengths).reshape(1)
 
 
 def widened(state: State | None) -> State | None:
     """A state in float64."""
-    if state is None:
-        return None
-    return State._make(None if part is None else np.asarray(part, "float64") for part in state)
+    return None if state is None else State(*(np.asarray(part, "float64") for part in state.parts))
+
+
+def widened_output(output: Output) -> Output:
+    """An output in float64."""
+    return Output(output.sequence.astype("float64"), State(*(part.astype("float64") for part in output.state.parts)))
 
 
 class _Reference:
@@ -237,52 +220,42 @@ class _Reference:
     def __init__(
         self, weights: Weights, x: Array, state: State | None, lengths: ArrayLike | None, rng: np.random.Generator
     ) -> None:
-        spec = weights.spec
         layer = load_backend("numpy").build(weights.astype("float64"))
         self.x, self.state, self.lengths = x, state, lengths
         call: Any = (x.astype("float64"), widened(state))
         self.output = layer(*call, lengths=lengths)
-        sequence = rng.standard_normal(self.output.sequence.shape).astype(spec.dtype)
-        self.cotangent = Output(sequence, draw_state(spec, x.shape[0], rng))
-        final: Any = widened(self.cotangent.state)
-        cotangent = Output(sequence.astype("float64"), final)
-        self.gradients = layer.vjp(*call, lengths=lengths, cotangent=cotangent)
+        self.cotangent = draw_cotangent(weights.spec, len(x), x.shape[1], rng)
+        self.gradients = layer.vjp(*call, lengths=lengths, cotangent=widened_output(self.cotangent))
 
 
 def _row(name: str | Backend, implementation: Implementation, weights: Weights, reference: _Reference) -> Row:
     backend = present(name)
     if isinstance(backend, Absent):
         return Row(backend.name, backend.name, backend.verdict, backend.reason)
+    spec = weights.spec
     title = backend_title(backend, implementation)
-    if implementation not in abilities(backend).implementations:
-        return Row(backend.name, title, "refuses", f"it has no implementation {implementation!r}", backend.versions())
-    if reason := backend.refuses(weights.spec):
+    known = implementation in abilities(backend).implementations
+    if reason := backend.refuses(spec) if known else f"it has no implementation {implementation!r}":
         return Row(backend.name, title, "refuses", reason, backend.versions())
     layer = realise(backend, weights, implementation=implementation)
     output = layer(reference.x, reference.state, lengths=reference.lengths)
-    gradients = None
-    if backend.differentiable:
-        gradients = layer.vjp(reference.x, reference.state, lengths=reference.lengths, cotangent=reference.cotangent)
     row = Row(backend.name, title, "equal", versions=backend.versions(), parameters=layer.parameter_count)
     sequence = {"output": (output.sequence, reference.output.sequence)}
     state = dict(state_pairs(output.state, reference.output.state))
-    gradient = {} if gradients is None else dict(gradient_pairs(gradients, reference.gradients))
-    if reason := _unlike({**sequence, **state, **gradient}, weights.spec):
+    gradients, gradient = None, {}
+    if backend.differentiable:
+        gradients = layer.vjp(reference.x, reference.state, lengths=reference.lengths, cotangent=reference.cotangent)
+        gradient = dict(gradient_pairs(gradients, reference.gradients))
+    if reason := _unlike({**sequence, **state, **gradient}, spec):
         return replace(row, verdict="differs", reason=reason)
     row = replace(
         row,
-        output=worst_part(weights.spec, sequence),
-        state=worst_part(weights.spec, state),
-        gradient=worst_part(weights.spec, gradient) if gradient else None,
-        output_steps=_steps(output.sequence, reference.output.sequence),
-        gradient_steps=None if gradients is None else _steps(gradients.x, reference.gradients.x),
+        output=worst_part(spec, sequence),
+        state=worst_part(spec, state),
+        gradient=worst_part(spec, gradient) if gradient else None,
+        output_steps=by_step(output.sequence, reference.output.sequence),
+        gradient_steps=None if gradients is None else by_step(gradients.x, reference.gradients.x),
     )
-    return _judged(row, weights.spec)
-
-
-def _judged(row: Row, spec: RecurrentSpec) -> Row:
-    """The row with its verdict."""
-    reason = ""
     if row.parameters != spec.parameter_count:
         reason = f"counts {row.parameters} parameters where the spec has {spec.parameter_count}"
     elif row.worst is not None and not row.worst.difference.normwise <= tolerance(spec.dtype):
@@ -343,8 +316,3 @@ def place(spec: RecurrentSpec, name: str, where: tuple[int, ...]) -> str:
     gates = spec.form.gates if spec.shapes[name.removeprefix("gradient of ")][0] > 1 else (spec.form.candidate,)
     source = f", source {where[2]}" if len(where) == 3 else ""
     return f", gate {gates[where[0]]}, unit {where[1]}{source}"
-
-
-def _steps(actual: Array, expected: Array) -> Array:
-    """The difference at each time step, relative to the largest |expected| of all steps: `(time,)`."""
-    return normwise(distances(actual, expected).max(axis=(0, 2), initial=0), magnitude(expected, actual.dtype))

@@ -29,11 +29,7 @@ AMPLIFICATION = 8
 def probe(weights: Weights, *, ragged: bool = True, state: bool = True, batch: int = 5, time: int = 7) -> Inputs:
     """The call that `confirmed` makes, none of its numbers an integer.
 
-    Args:
-        weights: of the stack that was read.
-        ragged: the rows have different lengths, one of them 0; else all are full.
-        state: the initial state is drawn; else it is zero.
-        batch, time: the sizes of x, for an object that takes no others.
+    If ragged, the rows have different lengths, one of them 0. Without `state` the initial state is zero.
     """
     rng, spec = np.random.default_rng(0), weights.spec
     x = rng.standard_normal((batch, time, spec.input_size)).astype(spec.dtype)
@@ -47,17 +43,10 @@ def probe(weights: Weights, *, ragged: bool = True, state: bool = True, batch: i
 
 
 def confirmed(weights: Weights, run: Callable[[Inputs], Output], title: str, **call: Any) -> Weights:
-    """The weights, once the object that they were read from has computed their function.
+    """The weights, once the object that they were read from has computed their function; else Unrepresentable.
 
-    Args:
-        weights: read from the object.
-        run: calls the object on NumPy arrays and leaves no trace in it. A part of the output that the object does not
-            return is None.
-        title: the object at the beginning of a sentence, such as "this GRU".
-        call: as for `probe`: whether the object takes lengths and an initial state, and which sizes.
-
-    Raises:
-        Unrepresentable: it computes another function. Errors of `run` pass through.
+    `run` calls the object on NumPy arrays and leaves no trace in it; a part of the output that it does not return is None.
+    The title begins a sentence, such as "this GRU"; `call` is as for `probe`: what the object takes.
     """
     inputs = probe(weights, **call)
     found, expected = _parts(run(inputs)), _parts(_reference(weights, inputs))

@@ -7,12 +7,11 @@ and B; the cells of `flax/linen/recurrent.py`, `flax/nnx/nn/recurrent.py`, `haik
 """
 
 from collections.abc import Mapping
-from difflib import get_close_matches
 from types import MappingProxyType
 
 from multirnn.cells import FORMS
 from multirnn.convention import Convention, Entry, Held
-from multirnn.errors import Unrepresentable
+from multirnn.errors import Unrepresentable, meant
 from multirnn.spec import DIRECTIONS
 
 __all__ = ["CONVENTIONS", "FLAX_LINEN", "TORCH", "Convention", "Entry", "convention_named"]
@@ -342,7 +341,6 @@ def convention_named(convention: str | Convention) -> Convention:
     if isinstance(convention, Convention):
         return convention
     if convention not in CONVENTIONS:
-        close = get_close_matches(str(convention), CONVENTIONS, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        hint = meant(convention, CONVENTIONS)
         raise Unrepresentable(f"no convention named {convention!r}; there are {', '.join(CONVENTIONS)}{hint}")
     return CONVENTIONS[convention]

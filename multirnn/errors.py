@@ -1,5 +1,8 @@
 """The errors: each derives from `MultirnnError` and from the built-in that a caller expects; its text says the remedy."""
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 __all__ = [
     "FormatError",
     "InvalidCall",
@@ -8,12 +11,8 @@ __all__ = [
     "InvalidWeights",
     "MissingFramework",
     "MultirnnError",
-    "UnknownBackend",
-    "Unrepresentable",
-    "Unsupported",
-    "an",
-    "kind_of",
 ]
+__all__ += ["UnknownBackend", "Unrepresentable", "Unsupported", "an", "kind_of", "meant"]
 
 
 class MultirnnError(Exception):
@@ -66,3 +65,9 @@ def an(word: str) -> str:
 def kind_of(thing: object) -> str:
     """The type of a thing with its article, for an error message: "an int"; "None" for None."""
     return "None" if thing is None else an(type(thing).__name__)
+
+
+def meant(name: object, known: Iterable[str]) -> str:
+    """The end of a sentence about an unknown name: the known one that is nearest to it; empty if none is near."""
+    close = get_close_matches(str(name), known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -15,20 +15,8 @@ from multirnn.errors import InvalidCall
 from multirnn.spec import RecurrentSpec
 from multirnn.weights import Array, Weights
 
-__all__ = [
-    "FAST",
-    "FROZEN",
-    "NATIVE",
-    "Gradients",
-    "Implementation",
-    "Layer",
-    "Lengths",
-    "Output",
-    "Plan",
-    "Planned",
-    "State",
-    "Stream",
-]
+__all__ = ["FAST", "FROZEN", "NATIVE", "Gradients", "Implementation", "Layer", "Lengths", "Output", "Plan", "Planned"]
+__all__ += ["Runs", "State", "Stream"]
 
 Implementation = Literal["native", "fast", "frozen"]
 NATIVE: Final = "native"
@@ -71,22 +59,12 @@ class Gradients(NamedTuple):
     state: State
 
 
-class Layer(Protocol):
-    """A stack realised by a framework, called with NumPy arrays."""
+class Runs(Protocol):
+    """The calls of a `Layer`."""
 
     @property
     def spec(self) -> RecurrentSpec:
         """The spec that it implements."""
-        ...
-
-    @property
-    def native(self) -> Any:
-        """The framework's own object, live: it shares the layer's parameters."""
-        ...
-
-    @property
-    def parameter_count(self) -> int:
-        """Trainable parameters, counted by the framework's own means."""
         ...
 
     def __call__(self, x: ArrayLike, state: State | None = None, *, lengths: ArrayLike | None = None) -> Output:
@@ -116,6 +94,20 @@ class Layer(Protocol):
         Raises:
             InvalidCall: as in a call, or a cotangent that is not shaped as the output; or the layer is for inference only.
         """
+        ...
+
+
+class Layer(Runs, Protocol):
+    """A stack realised by a framework, called with NumPy arrays."""
+
+    @property
+    def native(self) -> Any:
+        """The framework's own object, live: it shares the layer's parameters."""
+        ...
+
+    @property
+    def parameter_count(self) -> int:
+        """Trainable parameters, counted by the framework's own means."""
         ...
 
     def weights(self) -> Weights:

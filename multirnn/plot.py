@@ -1,6 +1,8 @@
-"""Pictures of errors: of every backend over time, and of two layers over layer and time. They need matplotlib, the extra `plot`."""
+"""Pictures of errors: of every backend over time, and of two layers over layer and time.
 
-import os
+They need matplotlib, the extra `plot`; without it MissingFramework is raised. A figure belongs to no window.
+"""
+
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from multirnn.atomic import replacing
 from multirnn.comparison import Comparison
 from multirnn.diagnosis import Divergence
 from multirnn.errors import InvalidCall, MissingFramework
@@ -24,17 +27,7 @@ __all__ = ["picture_format", "plot_curves", "plot_errors", "write_figure"]
 
 
 def plot_errors(comparisons: Mapping[str, Comparison]) -> "Figure":
-    """The error over the time steps, a column a comparison: of the outputs above, of the input's gradient below.
-
-    Args:
-        comparisons: by the title of their column.
-
-    Returns:
-        A matplotlib figure that belongs to no window; `figure.savefig(path)` writes it.
-
-    Raises:
-        MissingFramework: matplotlib is not installed.
-    """
+    """The error over the time steps, a column a comparison: of the outputs above, of the input's gradient below."""
     figure, panels = _grid(list(comparisons), 2, 6.5, "time step", sharey=True)
     figure.suptitle("How far each backend is from NumPy in float64: max|a−b| at each step, over max|b|")
     for column, comparison in zip(panels.T, comparisons.values(), strict=True):
@@ -51,17 +44,7 @@ def plot_errors(comparisons: Mapping[str, Comparison]) -> "Figure":
 
 
 def plot_curves(parities: Mapping[str, Parity]) -> "Figure":
-    """The losses of every backend over each other, a column a parity, a row an optimiser.
-
-    Args:
-        parities: by the title of their column; of the same optimisers.
-
-    Returns:
-        A matplotlib figure that belongs to no window; `figure.savefig(path)` writes it.
-
-    Raises:
-        MissingFramework: matplotlib is not installed.
-    """
+    """The losses of every backend over each other, a column a parity, a row an optimiser; they share the optimisers."""
     names = list(dict.fromkeys(name for parity in parities.values() for name in parity.optimisers))
     figure, panels = _grid(list(parities), len(names), 2.4 * len(names) + 1.5, "step")
     figure.suptitle("Each framework's own optimisers, from one start: the loss before each step")
@@ -112,15 +95,8 @@ def _draw_errors(panel: "Axes", comparison: Comparison, errors: Mapping[str, Arr
             eps = np.where(steps > 0, steps / np.finfo(dtype).eps, np.nan)
             panel.plot(eps, ("-", "--", ":", "-.")[place % 4], color=f"C{place}", label=title, lw=1.5)
     panel.axhline(TOLERANCE[dtype], color="black", lw=1)
-    panel.annotate(
-        f"equal: at most {TOLERANCE[dtype]} eps",
-        (0.01, TOLERANCE[dtype]),
-        xycoords=("axes fraction", "data"),
-        xytext=(0, -4),
-        textcoords="offset points",
-        verticalalignment="top",
-        fontsize=8,
-    )
+    at: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "xytext": (0, -4), "textcoords": "offset points"}
+    panel.annotate(f"equal: at most {TOLERANCE[dtype]} eps", (0.01, TOLERANCE[dtype]), **at, va="top", fontsize=8)
 
 
 def _draw_curves(panel: "Axes", parity: Parity, name: str) -> None:
@@ -136,15 +112,6 @@ def plot_divergence(divergence: Divergence) -> "Figure":
     """The error over layer and time, a row a pass, layer 0 at the bottom: of single steps, and of B running on by itself.
 
     If gates are known, a third panel shows the gates of the first pass that parts, a row a gate.
-
-    Args:
-        divergence: what `first_divergence` found.
-
-    Returns:
-        A matplotlib figure that belongs to no window; `figure.savefig(path)` writes it.
-
-    Raises:
-        MissingFramework: matplotlib is not installed.
     """
     _require_matplotlib()
     from matplotlib.figure import Figure
@@ -186,13 +153,9 @@ def plot_divergence(divergence: Divergence) -> "Figure":
 
 
 def _heat(panel: "Axes", errors: Array, labels: list[str], levels: tuple[float, float, float]) -> Any:
-    """Errors `(rows, time)` as colours, unknown ones hatched; the mesh, for the bar of colours.
+    """Errors `(rows, time)` in eps as colours, unknown ones hatched; the mesh, for the bar of colours.
 
-    Args:
-        panel: to draw in.
-        errors: in eps.
-        labels: of the rows.
-        levels: the lowest power of ten, the one at which the two part and the colour turns, and the highest.
+    The levels are the lowest power of ten, the one at which the two part and the colour turns, and the highest.
     """
     from matplotlib.colors import TwoSlopeNorm
     from matplotlib.ticker import MaxNLocator
@@ -202,15 +165,9 @@ def _heat(panel: "Axes", errors: Array, labels: list[str], levels: tuple[float, 
     with np.errstate(divide="ignore"):  # no error at all is as low as the colours go
         shown = np.clip(np.log10(errors), low - 1, high + 1)
     panel.patch.set(hatch="////", facecolor="white", edgecolor="0.8")
-    mesh = panel.pcolormesh(
-        np.arange(time + 1) - 0.5,
-        np.arange(len(errors) + 1) - 0.5,
-        np.ma.masked_invalid(shown),
-        norm=TwoSlopeNorm(limit, low, high),
-        cmap="RdYlBu_r",
-        edgecolors="white",
-        linewidth=0.8 if time <= 60 else 0,
-    )
+    edges = (np.arange(size + 1) - 0.5 for size in (time, len(errors)))
+    colours: dict[str, Any] = {"norm": TwoSlopeNorm(limit, low, high), "cmap": "RdYlBu_r", "edgecolors": "white"}
+    mesh = panel.pcolormesh(*edges, np.ma.masked_invalid(shown), **colours, linewidth=0.8 if time <= 60 else 0)
     panel.set_yticks(range(len(labels)), labels, fontsize=8)
     panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     panel.tick_params(length=2)
@@ -218,12 +175,7 @@ def _heat(panel: "Axes", errors: Array, labels: list[str], levels: tuple[float, 
 
 
 def picture_format(path: str | PathLike[str]) -> str:
-    """The format of a picture by the suffix of its name.
-
-    Raises:
-        MissingFramework: matplotlib is not installed.
-        InvalidCall: there is no such format, or no folder for the picture.
-    """
+    """The format of a picture by the suffix of its name; InvalidCall if there is none such, or no folder for it."""
     _require_matplotlib()
     from matplotlib.backend_bases import FigureCanvasBase
 
@@ -240,19 +192,10 @@ def picture_format(path: str | PathLike[str]) -> str:
 
 
 def write_figure(figure: "Figure", path: str | PathLike[str]) -> None:
-    """Write a picture, its format by the suffix. A reader sees the old file or the new one, never half.
-
-    Raises:
-        InvalidCall: as `picture_format`.
-    """
-    path = Path(path)
+    """Write a picture, its format by the suffix, as `picture_format` has it."""
     form = picture_format(path)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        figure.savefig(unfinished, format=form)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with replacing(Path(path), InvalidCall) as file:
+        figure.savefig(file, format=form)
 
 
 def _require_matplotlib() -> None:

@@ -23,25 +23,8 @@ if TYPE_CHECKING:
 
 Ability = TypeVar("Ability")
 
-__all__ = [
-    "MODES",
-    "SGD_RATE",
-    "Abilities",
-    "Adopts",
-    "Backend",
-    "BackendName",
-    "Prepared",
-    "Timed",
-    "Trains",
-    "Work",
-    "abilities",
-    "accept",
-    "backend_title",
-    "contract_refuses",
-    "offers",
-    "realise",
-    "with_implementation",
-]
+__all__ = ["MODES", "SGD_RATE", "Abilities", "Adopts", "Backend", "BackendName", "Prepared", "Timed", "Trains", "Work"]
+__all__ += ["abilities", "accept", "backend_title", "contract_refuses", "offers", "realise", "with_implementation"]
 
 
 BackendName = Literal["numpy", "torch", "keras", "jax", "onnxruntime"]

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from difflib import get_close_matches
 from functools import cache
+from traceback import walk_tb
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from multirnn.errors import MissingFramework, UnknownBackend, Unrepresentable, an
+from multirnn.errors import MissingFramework, UnknownBackend, Unrepresentable, an, meant
 from multirnn.layer import NATIVE, Implementation, Layer
 from multirnn.protocol import Backend, BackendName, contract_refuses, realise
 from multirnn.spec import RecurrentSpec
@@ -57,19 +57,13 @@ class Absent(NamedTuple):
 
 
 def present(name: BackendName | str | Backend) -> Backend | Absent:
-    """`backend`, for a table of several: one that cannot be loaded is an `Absent`.
-
-    Raises:
-        UnknownBackend: no installed distribution offers one of this name.
-    """
+    """`backend`, for a table of several: one that cannot be loaded is an `Absent`; no such name is an `UnknownBackend`."""
     if not isinstance(name, str) or name not in backends():
         return backend(name)
     try:
         return backend(name)
-    except MissingFramework as error:
-        return Absent(name, "missing", str(error), error)
-    except UnknownBackend as error:
-        return Absent(name, "broken", str(error), error)
+    except (MissingFramework, UnknownBackend) as error:
+        return Absent(name, "missing" if isinstance(error, MissingFramework) else "broken", str(error), error)
     except (Exception, SystemExit) as error:  # noqa: BLE001  # an import runs a stranger's code
         return Absent(name, "broken", " ".join(f"{type(error).__name__}: {error}".split()), error)
 
@@ -120,8 +114,7 @@ def read(native: Any) -> Weights:
 def backend_of(native: Any) -> Backend | None:
     """The backend that reads objects of the package that defines a framework's own object, or a base class of it; or None.
 
-    Raises:
-        MissingFramework: its framework is not installed.
+    `MissingFramework` if its framework is not installed.
     """
     points = _points("multirnn.natives")
     for kind in type(native).__mro__:
@@ -161,9 +154,7 @@ def _find(points: Sequence[EntryPoint], name: str) -> EntryPoint:
     if found:
         raise UnknownBackend(f"two distributions offer {name!r}: {', '.join(sorted(found))}; uninstall one of them")
     names = sorted({point.name for point in points})
-    close = get_close_matches(name, names, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise UnknownBackend(f"no backend named {name!r}; installed: {', '.join(names)}{hint}")
+    raise UnknownBackend(f"no backend named {name!r}; installed: {', '.join(names)}{meant(name, names)}")
 
 
 def _load(point: EntryPoint) -> Backend:
@@ -193,13 +184,8 @@ def _offer(point: EntryPoint) -> str:
 
 def _imported_from(error: ModuleNotFoundError) -> str:
     """The top-level package that imported the missing module."""
-    trace = error.__traceback__
-    package = ""
-    while trace:
-        if not trace.tb_frame.f_code.co_filename.startswith("<frozen importlib"):
-            package = str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
-        trace = trace.tb_next
-    return package
+    frames = [frame for frame, _ in walk_tb(error.__traceback__) if "<frozen importlib" not in frame.f_code.co_filename]
+    return str(frames[-1].f_globals.get("__name__", "")).partition(".")[0] if frames else ""
 
 
 def _requirement(point: EntryPoint, missing: str) -> str:

@@ -1,6 +1,6 @@
 """What a user's own function or module returned, as an `Output`."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,26 +10,19 @@ from multirnn.layer import Output, State
 from multirnn.spec import RecurrentSpec
 from multirnn.weights import Array
 
-__all__ = ["arranged", "output_of", "states_of"]
+__all__ = ["arranged", "output_of"]
 
 
 def arranged(result: Any, shape: tuple[int, ...], spec: RecurrentSpec, title: str) -> list[Any]:
     """The result as `[sequence, h, c]`; c for an LSTM only, and the sequence alone if there is no state.
 
-    Works on any framework's arrays or tensors, without copies or conversions.
-
-    Args:
-        result: `y`, `(y, h)`, `(y, (h, c))` or `(y, h, c)`, in tuples or lists; None is skipped.
-        shape: the shape of x, `(batch, time, input_size)`.
-        spec: the spec of the function.
-        title: its name in errors.
-
-    Raises:
-        InvalidCall: the result has another structure or other shapes; the sentence says what would be right.
+    Of the result `y`, `(y, h)`, `(y, (h, c))` or `(y, h, c)`, in tuples or lists, None is skipped. The shape is that of x,
+    `(batch, time, input_size)`. Works on any framework's arrays or tensors, without copies or conversions. Raises
+    InvalidCall on another structure or other shapes.
     """
     names = ("y", *spec.form.states)
     right = f"({', '.join(names)})" if len(names) == 2 else "(y, (h, c))"
-    returned = _flat([result])
+    returned = list(_flat(result))
     if not returned:
         raise InvalidCall(f"{title} returned nothing; {right} would be right, or y alone")
     sequence, *state = returned
@@ -62,29 +55,18 @@ def arranged(result: Any, shape: tuple[int, ...], spec: RecurrentSpec, title: st
     return [sequence, *state]
 
 
-def _flat(group: Iterable[Any]) -> list[Any]:
+def _flat(result: Any) -> Iterator[Any]:
     """The arrays of nested groups in order, without None."""
-    found: list[Any] = []
-    for part in group:
-        if isinstance(part, tuple | list):
-            found += _flat(part)
-        elif part is not None:
-            found.append(part)
-    return found
+    if isinstance(result, tuple | list):
+        for part in result:
+            yield from _flat(part)
+    elif result is not None:
+        yield result
 
 
 def output_of(arrays: Sequence[Array], spec: RecurrentSpec, title: str) -> Output:
-    """The output in the spec's dtype, from the arrays that `arranged` returns.
-
-    Raises:
-        InvalidCall: a dtype is not floating.
-    """
+    """The output in the spec's dtype, from the arrays that `arranged` returns; InvalidCall if one is not floating."""
     if wrong := [array.dtype for array in arrays if array.dtype.kind != "f"]:
         raise InvalidCall(f"{title} returned an array of {wrong[0]}; it must be of {spec.dtype}")
     sequence, *state = (np.array(array, spec.dtype) for array in arrays)
     return Output(sequence, State(*state) if state else State(None))  # type: ignore[arg-type]  # unknown
-
-
-def states_of(state: State) -> list[Array]:
-    """The parts of a state: h, and c for an LSTM."""
-    return [part for part in state if part is not None]

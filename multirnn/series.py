@@ -111,8 +111,6 @@ def read_series(path: str | PathLike[str]) -> Series:
 
 _MISSING = ("na", "n/a", "nan", "null", "none", "?")
 
-Line = tuple[int, list[str]]  # its number in the file, from 1, and its cells
-
 
 def _read_csv(path: Path) -> Series:
     lines = _lines(path)
@@ -140,8 +138,8 @@ def _read_csv(path: Path) -> Series:
     )
 
 
-def _lines(path: Path) -> list[Line]:
-    """The lines that are not blank, all of one length."""
+def _lines(path: Path) -> list[tuple[int, list[str]]]:
+    """The lines that are not blank, all of one length: the number of each in the file, from 1, and its cells."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:

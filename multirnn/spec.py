@@ -26,7 +26,7 @@ from multirnn.activations import Activation
 from multirnn.cells import CELLS, Bias, Cell, CellName, cell_form
 from multirnn.errors import InvalidSpec
 
-__all__ = ["BIASES", "DIRECTIONS", "DTYPES", "DType", "RecurrentSpec"]
+__all__ = ["BIASES", "DIRECTIONS", "DTYPES", "DType", "RecurrentSpec", "axis_value"]
 
 DType = Literal["float32", "float64"]
 BIASES: tuple[Bias, ...] = ("none", "single", "double")
@@ -127,10 +127,7 @@ class RecurrentSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """All fields and the version of this format, in values that JSON has."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        for name in ("activation", "recurrent_activation"):
-            if isinstance(value := values[name], Activation):
-                values[name] = {"name": value.name, **value.parameters}
+        values = {field.name: axis_value(getattr(self, field.name)) for field in fields(self)}
         return {"version": FORMAT_VERSION, **values}
 
     @classmethod
@@ -174,6 +171,11 @@ class RecurrentSpec:
         values = {field.name: getattr(self, field.name) for field in fields(self)[1:]}
         changed = (f"{name}={value!r}" for name, value in values.items() if value != defaults[name])
         return f"RecurrentSpec({self.cell!r}, {', '.join(changed)})"
+
+
+def axis_value(value: Any) -> Any:
+    """A field's value as in `RecurrentSpec.to_dict`."""
+    return {"name": value.name, **value.parameters} if isinstance(value, Activation) else value
 
 
 @lru_cache(maxsize=256)  # asked for at every array that is packed

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from multirnn.activations import ACTIVATIONS, Activation
 from multirnn.cells import CELLS, FORMS
 from multirnn.protocol import Backend, abilities, backend_title
-from multirnn.spec import BIASES, DTYPES, RecurrentSpec
+from multirnn.spec import BIASES, DTYPES, RecurrentSpec, axis_value
 
 __all__ = ["AXES", "QUOTED", "Rule", "Support", "ask", "axis_value", "blanks", "grid"]
 
@@ -72,20 +72,18 @@ def _points(axes: Mapping[str, tuple[Any, ...]]) -> Iterator[tuple[tuple[int, ..
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Specs that a backend refuses, and the reason.
+    """Specs that a backend refuses, and its sentence.
 
-    Attributes:
-        where: the values of the specs, by axis; a missing axis has any value.
-        reason: the backend's sentence. Quotes of the spec are replaced by fields in braces, as in "not {activation!r}", so
-            that refusing eight activations is one sentence.
+    Quotes of the spec are fields in braces, as in "not {activation!r}", so that refusing eight activations is one sentence.
     """
 
-    where: Mapping[str, tuple[Any, ...]]
+    where: Mapping[str, tuple[Any, ...]]  # the values of the specs, by axis; a missing axis has any value
     reason: str
 
     def fits(self, spec: RecurrentSpec) -> bool:
         """Whether the rule covers the spec."""
-        return all(_value(spec, axis) in values for axis, values in self.where.items())
+        given = {"form": spec.form.form}
+        return all(given.get(axis, getattr(spec, axis)) in values for axis, values in self.where.items())
 
     def meets(self, **values: Any) -> bool:
         """Whether the rule covers any spec with these values, by axis."""
@@ -105,33 +103,20 @@ class Rule:
 
     def to_dict(self) -> dict[str, Any]:
         """Both fields as JSON values."""
-        return {
-            "where": {axis: [axis_value(v) for v in values] for axis, values in self.where.items()},
-            "reason": self.reason,
-        }
+        where = {axis: [axis_value(value) for value in values] for axis, values in self.where.items()}
+        return {"where": where, "reason": self.reason}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Support:
-    """The answers of a backend.
-
-    Attributes:
-        name: the backend's name.
-        title: its name with its engine, `keras (tensorflow)`.
-        axes: the axes of the grid.
-        rules: the specs it refuses; the first rule that covers a spec gives the reason.
-        accepted: whether it accepts the spec at each place of the grid; False if there is no such spec.
-        asked: the number of specs.
-        differentiable: whether its layers have `vjp`.
-        takes_lengths: whether its layers take `lengths`.
-    """
+    """The answers of a backend."""
 
     name: str
-    title: str
-    axes: Mapping[str, tuple[Any, ...]]
-    rules: tuple[Rule, ...]
-    accepted: NDArray[np.bool_]
-    asked: int
+    title: str  # its name with its engine, `keras (tensorflow)`
+    axes: Mapping[str, tuple[Any, ...]]  # of the grid
+    rules: tuple[Rule, ...]  # the first that covers a spec gives the reason
+    accepted: NDArray[np.bool_]  # at each place of the grid; False if there is no such spec
+    asked: int  # the number of specs
     differentiable: bool
     takes_lengths: bool
 
@@ -158,12 +143,7 @@ class Support:
 
 
 def ask(backend: Backend, cells: Iterable[str] = CELLS) -> Support:
-    """Ask a backend about every spec of the grid.
-
-    Args:
-        backend: the Backend object.
-        cells: names of cells, each in all its forms.
-    """
+    """Ask a backend about every spec of the grid with these cells, each in all its forms."""
     axes = _axes(cells)
     shape = tuple(map(len, axes.values()))
     answers = np.full(shape, None, object)
@@ -175,24 +155,15 @@ def ask(backend: Backend, cells: Iterable[str] = CELLS) -> Support:
     for axis in QUOTED:
         _blank(answers, axis, tuple(axes).index(axis), axes[axis])
     return Support(
-        name=backend.name,
-        title=backend_title(backend),
-        axes=axes,
-        rules=tuple(_rules(answers, there, axes)),
-        accepted=there & (answers == None),  # noqa: E711
-        asked=int(there.sum()),
-        differentiable=backend.differentiable,
-        takes_lengths=abilities(backend).takes_lengths,
+        backend.name,
+        backend_title(backend),
+        axes,
+        tuple(_rules(answers, there, axes)),
+        there & (answers == None),  # noqa: E711
+        int(there.sum()),
+        backend.differentiable,
+        abilities(backend).takes_lengths,
     )
-
-
-def _value(spec: RecurrentSpec, axis: str) -> Any:
-    return spec.form.form if axis == "form" else getattr(spec, axis)
-
-
-def axis_value(value: Any) -> Any:
-    """A value of an axis as in `RecurrentSpec.to_dict`."""
-    return {"name": value.name, **value.parameters} if isinstance(value, Activation) else value
 
 
 def blanks(spec: RecurrentSpec) -> dict[str, str]:
@@ -225,8 +196,8 @@ FREE, ACCEPTED = -1, 0  # any rule may cover it; accepted. Reasons have the code
 
 
 def _rules(answers: NDArray[Any], there: NDArray[np.bool_], axes: Mapping[str, tuple[Any, ...]]) -> Iterator[Rule]:
-    reasons = list(dict.fromkeys(reason for reason in answers.flat if reason is not None))
-    codes = {None: ACCEPTED, **{reason: code for code, reason in enumerate(reasons, ACCEPTED + 1)}}
+    reasons = list(dict.fromkeys([None, *answers.flat]))  # by code; None is ACCEPTED
+    codes = {reason: code for code, reason in enumerate(reasons)}
     coded = np.array([codes[reason] for reason in answers.flat], int).reshape(answers.shape)
     for code, box in _boxes(np.where(there, coded, FREE)):
         where = {
@@ -234,7 +205,7 @@ def _rules(answers: NDArray[Any], there: NDArray[np.bool_], axes: Mapping[str, t
             for (axis, values), places in zip(axes.items(), box, strict=True)
             if len(places) < len(values)
         }
-        yield Rule(where, reasons[code - ACCEPTED - 1])
+        yield Rule(where, reasons[code])
 
 
 def _boxes(codes: NDArray[np.int_]) -> Iterator[tuple[int, Box]]:

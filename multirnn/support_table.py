@@ -1,7 +1,8 @@
 """The support of several backends as a table with notes: `summarise`."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import product
+from functools import reduce
+from itertools import count, product
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -79,21 +80,15 @@ def summarise(supports: Sequence[Support]) -> Summary:
     ]
     numbers: dict[tuple[int, str], int] = {}  # by the place of the backend and the reason
 
-    def rows(drafts: Iterable[tuple[str, str, list[_Said]]]) -> Iterator[Line]:
-        for label, of, said in drafts:
-            answers = []
-            for column, one in enumerate(said):
-                keys = [(column, rule.reason) for rule in one.rules]
-                notes = {numbers.setdefault(key, len(numbers) + 1) for key in keys}
-                answers.append(Answer(one.text, tuple(sorted(notes))))
-            yield Line(label, of, tuple(answers))
+    def answer(column: int, said: _Said) -> Answer:
+        notes = {numbers.setdefault((column, rule.reason), len(numbers) + 1) for rule in said.rules}
+        return Answer(said.text, tuple(sorted(notes)))
 
-    return Summary(
-        titles=tuple(one.title for one in supports),
-        cells=tuple(rows(cells)),
-        fields=tuple(rows(fields)),
-        notes=tuple(_notes(supports, numbers)),
-    )
+    def lines(drafts: Iterable[tuple[str, str, list[_Said]]]) -> tuple[Line, ...]:
+        return tuple(Line(label, of, tuple(map(answer, count(), said))) for label, of, said in drafts)
+
+    titles = tuple(one.title for one in supports)
+    return Summary(titles, lines(cells), lines(fields), tuple(_notes(supports, numbers)))
 
 
 class _Said(NamedTuple):
@@ -129,17 +124,14 @@ def _field_rows(supports: Sequence[Support], axis: str) -> Iterator[tuple[str, s
         for members, said in reversed(groups):
             if all("–" in (a.text, b.text) or a.text == b.text for a, b in zip(said, row, strict=True)):
                 members.append(form)
-                said[:] = [_both(a, b) for a, b in zip(said, row, strict=True)]
+                pairs = zip(said, row, strict=True)
+                said[:] = [_Said(b.text if a.text == "–" else a.text, [*a.rules, *b.rules]) for a, b in pairs]
                 break
         else:
             groups.append(([form], row))
     every = ", ".join(_word(axis, value) for value in AXES[axis]) if len(AXES[axis]) == 2 else ""
     for members, said in groups:
         yield LABELS[axis], _cell_names(members) if len(groups) > 1 else every, said
-
-
-def _both(a: _Said, b: _Said) -> _Said:
-    return _Said(b.text if a.text == "–" else a.text, [*a.rules, *b.rules])
 
 
 def _notes(supports: Sequence[Support], numbers: dict[tuple[int, str], int]) -> Iterator[Note]:
@@ -152,13 +144,8 @@ def _notes(supports: Sequence[Support], numbers: dict[tuple[int, str], int]) -> 
         support = supports[column]
         hidden = (column, reason) not in shown
         rules = [rule for rule in support.rules if rule.reason == reason and (hidden or not rule.plain)]
-        yield Note(number, support.name, _readable(reason), " / ".join(_where(rule) for rule in rules))
-
-
-def _readable(reason: str) -> str:
-    for blank in blanks(next(grid())):
-        reason = reason.replace(blank, "…")
-    return reason
+        readable = reduce(lambda text, blank: text.replace(blank, "…"), blanks(next(grid())), reason)
+        yield Note(number, support.name, readable, " / ".join(_where(rule) for rule in rules))
 
 
 def _where(rule: Rule) -> str:

@@ -20,18 +20,8 @@ import numpy as np
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
-__all__ = [
-    "Column",
-    "Content",
-    "Shown",
-    "Styled",
-    "Table",
-    "encodable",
-    "html",
-    "json_value",
-    "lines",
-    "terminal_width",
-]
+__all__ = ["Column", "Content", "Shown", "Styled", "Table", "encodable", "html", "json_value", "lines"]
+__all__ += ["terminal_width"]
 
 
 def terminal_width() -> int:
@@ -52,19 +42,12 @@ class Styled(str):
 
 
 class Column(NamedTuple):
-    """The head of a column.
-
-    Attributes:
-        name: above it.
-        number: aligned to the right; a cell with a digit is not broken.
-        whole: no cell is broken.
-        spare: dropped if there is no room for it.
-    """
+    """The head of a column."""
 
     name: str
-    number: bool = False
-    whole: bool = False
-    spare: bool = False
+    number: bool = False  # aligned to the right; a cell with a digit is not broken
+    whole: bool = False  # no cell is broken
+    spare: bool = False  # dropped if there is no room for it
 
 
 class _Row(NamedTuple):
@@ -75,9 +58,7 @@ class _Row(NamedTuple):
 class Table:
     """Rows under columns, shown by `str`, by rich, and in a notebook.
 
-    Args:
-        columns: their heads; a string is a column of words.
-        keys: how many of the first columns identify a row.
+    A string is the head of a column of words; the first `keys` columns identify a row.
     """
 
     def __init__(self, *columns: str | Column, keys: int = 1) -> None:
@@ -132,11 +113,10 @@ class Table:
         head, body = row([column.name for column in self.columns], "th"), (row(cells, "td") for cells in self.rows)
         return f"<table><thead>{head}</thead><tbody>{''.join(body)}</tbody></table>"
 
+    _repr_html_ = html
+
     def __str__(self) -> str:
         return text([self])
-
-    def _repr_html_(self) -> str:
-        return self.html()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield from _rendered(self.lines(options.max_width))
@@ -146,7 +126,7 @@ class Table:
     def _blocks(self, width: int) -> list[list[int]]:
         """The columns of each part: one, or several below each other if the table is too wide."""
         shown = list(range(len(self.columns)))
-        widest, narrowest = self._natural(), self._narrowest()
+        widest, narrowest = self._extents(math.inf), self._extents(0)
         for place in reversed(shown):
             if self.columns[place].spare and _total(widest, shown) > width:
                 shown.remove(place)
@@ -159,29 +139,24 @@ class Table:
 
     def _widths(self, block: Sequence[int], width: int) -> list[int]:
         """The width of each column of a block: its text's, the widest narrowed until the line fits."""
-        widths, narrowest = dict(enumerate(self._natural())), self._narrowest()
+        widths, narrowest = self._extents(math.inf), self._extents(0)
         while _total(widths, block) > width:
             loose = [place for place in block if widths[place] > narrowest[place]]
             if not loose:
                 break
             widths[max(loose, key=lambda place: widths[place])] -= 1
-        return [max(map(_cells, self._column_lines(place, widths[place])), default=0) for place in block]
+        return [self._extent(place, widths[place]) for place in block]
 
-    def _natural(self) -> list[int]:
-        """The width of each column without line breaks."""
-        return [max(map(_cells, self._column_lines(place, math.inf))) for place in range(len(self.columns))]
+    def _extents(self, width: float) -> list[int]:
+        return [self._extent(place, width) for place in range(len(self.columns))]
 
-    def _narrowest(self) -> list[int]:
-        """The width of each column with a break at every space that allows one."""
-        return [max(map(_cells, self._column_lines(place, 0))) for place in range(len(self.columns))]
+    def _extent(self, place: int, width: float) -> int:
+        """The width that a column takes if its lines are broken at this one."""
+        cells = (line for row in self.rows for line in self._broken(row, place, width))
+        return max(map(_cells, [*_wrapped(self.columns[place].name, width), *cells]))
 
-    def _column_lines(self, place: int, width: float) -> Iterator[str]:
-        column = self.columns[place]
-        yield from _wrapped(column.name, width)
-        for cells in self.rows:
-            yield from self._broken(cells[place], column, width)
-
-    def _broken(self, cell: str, column: Column, width: float) -> list[str]:
+    def _broken(self, cells: Sequence[str], place: int, width: float) -> list[str]:
+        cell, column = cells[place], self.columns[place]
         unbroken = column.whole or (column.number and any(map(str.isdigit, cell)))
         return cell.split("\n") if unbroken else _wrapped(cell, width)
 
@@ -190,7 +165,7 @@ class Table:
     ) -> Iterator[list[Styled]]:
         """The lines of a row, or of the head, which is aligned to the bottom."""
         broken = [
-            _wrapped(row.cells[place], width) if bottom else self._broken(row.cells[place], self.columns[place], width)
+            _wrapped(row.cells[place], width) if bottom else self._broken(row.cells, place, width)
             for place, width in zip(block, widths, strict=True)
         ]
         height = max(map(len, broken))
@@ -210,7 +185,7 @@ _COMMAND = "pip install "
 _GLUED = _COMMAND.replace(" ", "\0")
 
 
-def _total(widths: Mapping[int, int] | Sequence[int], block: Sequence[int]) -> int:
+def _total(widths: Sequence[int], block: Sequence[int]) -> int:
     return sum(widths[place] for place in block) + len(_GAP) * (len(block) - 1)
 
 
@@ -260,8 +235,7 @@ class Shown(ABC):
     def __str__(self) -> str:
         return text(self._contents())
 
-    def __repr__(self) -> str:
-        return str(self)
+    __repr__ = __str__
 
     def _repr_html_(self) -> str:
         return html(self._contents())

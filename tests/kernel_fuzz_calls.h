@@ -261,7 +261,7 @@ static const char *call_without_memory(problem *p)
             multirnn_free(packed);
         multirnn_free_kept();
         if ((outcome != DONE && outcome != NO_MEMORY) || (code && code != XLA_RESOURCE_EXHAUSTED) || 
-            (packed && left < 2 && !with_others))
+            (packed && left < 1 && !with_others))
             return "a failed allocation went unnoticed";
     }
     return NULL;

@@ -15,8 +15,8 @@ from convention_stacks import stack
 
 import multirnn as mr
 from multirnn import formats
+from multirnn.atomic import replacing
 from multirnn.conventions import CONVENTIONS
-from multirnn.formats.atomic import replacing
 
 Arrays = dict[str, np.ndarray]
 

@@ -10,7 +10,7 @@ import numpy as np
 from multirnn import Gradients, InvalidCall, Output, RecurrentSpec, State, Weights
 from multirnn.adoption import AdoptedNative, native_spec, noting, takes_state
 from multirnn.boundary import Inputs
-from multirnn.returned import arranged, output_of, states_of
+from multirnn.returned import arranged, output_of
 from multirnn_jax.loop import Params, Recurrence
 from multirnn_jax.weights import read, width
 
@@ -75,7 +75,7 @@ class AdoptedJax(AdoptedNative):
 
     def pull_back(self, inputs: Inputs, cotangent: Output) -> Gradients:
         """See `BoundaryLayer.pull_back`."""
-        cotangents = [cotangent.sequence, *states_of(cotangent.state)]
+        cotangents = [cotangent.sequence, *cotangent.state.parts]
         with width(self.spec), noting(self.title, inputs):
             params, x, state = self._pull(*self._arguments(inputs), cotangents)
         weights = {name: np.asarray(params[name]) for name in self.spec.shapes} if self.readable else {}
@@ -83,7 +83,7 @@ class AdoptedJax(AdoptedNative):
 
     def _arguments(self, inputs: Inputs) -> tuple[Params, Any, list[Any], Any]:
         params = self.native.params if self.readable else {}
-        return params, jnp.asarray(inputs.x), [jnp.asarray(part) for part in states_of(inputs.state)], inputs.lengths
+        return params, jnp.asarray(inputs.x), [jnp.asarray(part) for part in inputs.state.parts], inputs.lengths
 
     def _outputs(self, params: Params, x: Any, state: list[Any], lengths: Any) -> list[Any]:
         if self.readable:

@@ -15,7 +15,7 @@ import keras
 from multirnn import Gradients, InvalidCall, Output, RecurrentSpec, State, Weights
 from multirnn.adoption import AdoptedNative, native_spec, noting
 from multirnn.boundary import Inputs
-from multirnn.returned import arranged, output_of, states_of
+from multirnn.returned import arranged, output_of
 from multirnn_keras import engines
 from multirnn_keras.engines import ENGINE, engine, on_device
 from multirnn_keras.layer import mask_of
@@ -117,14 +117,14 @@ class AdoptedKeras(AdoptedNative):
     def run(self, inputs: Inputs) -> Output:
         """See `BoundaryLayer.run`."""
         with noting(self.title, inputs), on_device(None):
-            found = self._forward(mask_of(inputs), [inputs.x, *states_of(inputs.state)])
+            found = self._forward(mask_of(inputs), [inputs.x, *inputs.state.parts])
         return output_of(found, self.spec, self.title)
 
     def pull_back(self, inputs: Inputs, cotangent: Output) -> Gradients:
         """See `BoundaryLayer.pull_back`."""
-        cotangents = [cotangent.sequence, *states_of(cotangent.state)]
+        cotangents = [cotangent.sequence, *cotangent.state.parts]
         with noting(self.title, inputs), on_device(None):
-            weights, (x, *state) = self._backward(mask_of(inputs), [inputs.x, *states_of(inputs.state)], cotangents)
+            weights, (x, *state) = self._backward(mask_of(inputs), [inputs.x, *inputs.state.parts], cotangents)
         named = from_variables(weights, self.spec).arrays if self.readable else {}
         return Gradients(named, x, State(*state))
 

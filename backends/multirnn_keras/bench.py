@@ -8,7 +8,6 @@ import numpy as np
 
 from multirnn import Gradients, Output, State
 from multirnn.protocol import SGD_RATE, Prepared, Work
-from multirnn.returned import states_of
 from multirnn_keras.cells import ops
 from multirnn_keras.engines import engine
 from multirnn_keras.fast import FastKerasLayer
@@ -54,7 +53,7 @@ def _gradients(layer: KerasLayer, work: Work) -> Prepared:
     assert work.cotangent is not None
     given = work.cotangent
     mask, (x, *state) = _placed(layer, work)
-    cotangents = _tensors([given.sequence, *states_of(given.state)])
+    cotangents = _tensors([given.sequence, *given.state.parts])
     variables = layer.native.weights
 
     def gradients(x: Any, state: Any, cotangents: Any) -> Any:

@@ -15,7 +15,6 @@ from multirnn import build as build_layer
 from multirnn.boundary import Inputs
 from multirnn.comparison import widened
 from multirnn.confirmation import confirmed, probe
-from multirnn.returned import states_of
 from multirnn.weights import Array
 from multirnn_keras.engines import dtype_refuses, engine
 from multirnn_keras.structure import directions_of, returned, with_directions, with_settings
@@ -153,7 +152,7 @@ def _outputs(
     batch, top = len(inputs.x), len(layers) - 1
     reference = build_layer(weights.astype("float64"), "numpy")
     expected = reference(inputs.x.astype("float64"), widened(inputs.state), lengths=inputs.lengths).state
-    states, last = ([part.astype(spec.dtype) for part in states_of(expected)] for _ in range(2))
+    states, last = ([part.astype(spec.dtype) for part in expected.parts] for _ in range(2))
     sequence: Any = None
 
     def put(state: list[Array], kind: int, row: int, array: Array) -> None:

@@ -16,7 +16,6 @@ from multirnn import Gradients, InvalidCall, Output, RecurrentSpec, State, Unrep
 from multirnn.boundary import Inputs
 from multirnn.cells import CellName
 from multirnn.layer import FAST, Plan
-from multirnn.returned import states_of
 from multirnn.spec import DTYPES
 from multirnn_keras.activations import from_keras
 from multirnn_keras.cells import Form, ops
@@ -202,14 +201,14 @@ class FastKerasLayer(KerasLayer):
         x, *rest = self._arguments(inputs)
         nothing = np.empty(0, np.uint8)
         y = np.empty((*x.shape[:2], self.spec.output_size), x.dtype)
-        found = self._kernel.backward(x, cotangent.sequence, *states_of(cotangent.state), y, nothing, *rest)
+        found = self._kernel.backward(x, cotangent.sequence, *cotangent.state.parts, y, nothing, *rest)
         count = 1 + len(self._variables)
         return Gradients(from_variables(found[1:count], self.spec).arrays, found[0], State(*found[count:]))
 
     def _arguments(self, inputs: Inputs) -> list[Any]:
         mask = mask_of(inputs)
         weights = [in_memory(variable) for variable in self._variables]
-        return [inputs.x, *weights, *states_of(inputs.state), *([] if mask is None else [mask])]
+        return [inputs.x, *weights, *inputs.state.parts, *([] if mask is None else [mask])]
 
     def apply(self, mask: Any, primals: list[Any]) -> list[Any]:
         """See `KerasLayer.apply`."""

@@ -14,7 +14,6 @@ from multirnn import Gradients, Output, RecurrentSpec, State, Unrepresentable, W
 from multirnn.boundary import BoundaryLayer, Inputs
 from multirnn.cells import CellName
 from multirnn.conventions import CONVENTIONS
-from multirnn.returned import states_of
 from multirnn_keras import engines
 from multirnn_keras.engines import device_named, engine, on_device
 from multirnn_keras.engines.interface import Mask
@@ -97,14 +96,14 @@ class KerasLayer(BoundaryLayer):
     def run(self, inputs: Inputs) -> Output:
         """See `BoundaryLayer.run`."""
         with on_device(self._device):
-            sequence, *state = self._forward(mask_of(inputs), [inputs.x, *states_of(inputs.state)])
+            sequence, *state = self._forward(mask_of(inputs), [inputs.x, *inputs.state.parts])
         return Output(sequence, State(*state))
 
     def pull_back(self, inputs: Inputs, cotangent: Output) -> Gradients:
         """See `BoundaryLayer.pull_back`."""
-        cotangents = [cotangent.sequence, *states_of(cotangent.state)]
+        cotangents = [cotangent.sequence, *cotangent.state.parts]
         with on_device(self._device):
-            weights, (x, *state) = self._backward(mask_of(inputs), [inputs.x, *states_of(inputs.state)], cotangents)
+            weights, (x, *state) = self._backward(mask_of(inputs), [inputs.x, *inputs.state.parts], cotangents)
         return Gradients(from_variables(weights, self.spec).arrays, x, State(*state))
 
     def apply(self, mask: Any, primals: list[Any]) -> list[Any]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from multirnn import Gradients, InvalidCall, Output, RecurrentSpec, State, Weights
 from multirnn.adoption import AdoptedNative, native_spec, noting
 from multirnn.boundary import Inputs
-from multirnn.returned import arranged, output_of, states_of
+from multirnn.returned import arranged, output_of
 from multirnn_torch.calls import Caller, arrays, tensors, uncompiled
 from multirnn_torch.reading import read, separated, untouched, unwrapped
 from multirnn_torch.settings import alone
@@ -93,7 +93,7 @@ class AdoptedModule(AdoptedNative):
         ):
             x_and_state = [leaf.requires_grad_() for leaf in self._leaves(inputs)]
             outputs = self._outputs(call, x_and_state, inputs)
-            cotangents = tensors([cotangent.sequence, *states_of(cotangent.state)], self._device)
+            cotangents = tensors([cotangent.sequence, *cotangent.state.parts], self._device)
             pairs = [(y, dy) for y, dy in zip(outputs, cotangents, strict=False) if y.requires_grad]
             leaves = [*named.values(), *x_and_state]
             gradients: list[Tensor | None] = [None] * len(leaves)
@@ -135,7 +135,7 @@ class AdoptedModule(AdoptedNative):
 
     def _leaves(self, inputs: Inputs) -> list[Tensor]:
         """Copies of x and of the parts of the state: a module may write to them."""
-        return [tensor.clone() for tensor in tensors([inputs.x, *states_of(inputs.state)], self._device)]
+        return [tensor.clone() for tensor in tensors([inputs.x, *inputs.state.parts], self._device)]
 
     def _outputs(self, call: Caller, leaves: list[Tensor], inputs: Inputs) -> list[Tensor]:
         x, *state = leaves

@@ -29,7 +29,7 @@ from multirnn import InvalidCall, Output, Unrepresentable, Weights
 from multirnn.adoption import noting
 from multirnn.boundary import Inputs
 from multirnn.confirmation import confirmed
-from multirnn.returned import arranged, output_of, states_of
+from multirnn.returned import arranged, output_of
 from multirnn_torch.calls import Caller, arrays, is_overridden, tensors, uncompiled
 from multirnn_torch.settings import alone
 from multirnn_torch.weights import described, is_evaluated, renewed, titled, weight_names
@@ -126,7 +126,7 @@ def _called(module: nn.Module, caller: Caller, weights: Weights, inputs: Inputs,
         alone(device, full=True),
         noting(title, inputs),
     ):
-        x, *state = (tensor.clone() for tensor in tensors([inputs.x, *states_of(inputs.state)], device))
+        x, *state = (tensor.clone() for tensor in tensors([inputs.x, *inputs.state.parts], device))
         found = arranged(caller(x, state, inputs.lengths), inputs.x.shape, weights.spec, title)
         return output_of(arrays(found), weights.spec, title)
 

@@ -1,13 +1,7 @@
 """The command line: `multirnn COMMAND`. One file per command, imported on use.
 
-Data goes to stdout, progress and errors to stderr. Exit status, as for `diff`:
-
-    0    it holds
-    1    a difference was found
-    2    used wrongly, or could not run
-    3    a requested backend is missing or refuses, or matplotlib is missing for a picture
-    130  interrupted
-    141  the reader of the output has closed the pipe
+Data goes to stdout, progress and errors to stderr. The exit status is as for `diff`, and `multirnn --help` lists it; it
+is also 3 if matplotlib is missing for a picture, 130 if interrupted, and 141 if the reader of the output has closed the pipe.
 """
 
 import os
@@ -61,11 +55,7 @@ class Commands(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import the command of this name.
-
-        Raises:
-            MissingFramework: the command is in a package that is not installed.
-        """
+        """Import the command of this name."""
         if cmd_name not in COMMANDS:
             return None
         package = PACKAGES.get(cmd_name, "multirnn")

@@ -1,7 +1,7 @@
 """`multirnn backends`: installed backends with versions, devices and refusals. Loads the frameworks."""
 
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from multirnn.protocol import abilities
 from multirnn.registry import Absent, present
 from multirnn.spec import BIASES, RecurrentSpec
 from multirnn.support import AXES, Support, ask, axis_value
-from multirnn.support_table import Answer, Line, summarise
+from multirnn.support_table import summarise
 from multirnn.tables import Content, Styled, Table
 
 __all__ = ["command"]
@@ -38,13 +38,7 @@ __all__ = ["command"]
     """,
 )
 @click.option("--support", "whole", is_flag=True, help="Show all that each one takes, and every reason for a refusal.")
-@click.option(
-    "--cell",
-    "cells",
-    type=click.Choice(list(CELLS)),
-    multiple=True,
-    help="Ask about this cell only; may be repeated.  [default: all]",
-)
+@options.cell_names("Ask about this cell only")
 @options.backends
 @options.json_output
 @options.debug
@@ -183,8 +177,13 @@ def _support_report(found: list[Found]) -> Iterator[Content]:
     if supports:
         summary = summarise(supports)
         made = Table("cell", "bias", *summary.titles, keys=2)
-        _add_rows(made, summary.cells)
-        _add_rows(made, summary.fields)
+        for lines in (summary.cells, summary.fields):
+            before = ""
+            for line in lines:
+                answers = (Styled(one, "yellow" if one.notes or one.text == "no" else "") for one in line.answers)
+                made.add_row("" if line.label == before else line.label, line.of, *answers)
+                before = line.label
+            made.add_section()
         yield heading("What each backend takes")
         yield made
         yield ""
@@ -192,10 +191,8 @@ def _support_report(found: list[Found]) -> Iterator[Content]:
         if summary.notes:
             yield ""
             yield heading("Why not the rest")
-            reasons = table("", "backend", "reason")
-            for note in summary.notes:
-                reasons.add_row(f"[{note.number}]", note.backend, str(note))
-            yield reasons
+            rows = ((f"[{note.number}]", note.backend, note) for note in summary.notes)
+            yield table("", "backend", "reason", rows=rows)
     if absent := [row for row, _ in found if row["reason"]]:
         yield ""
         yield heading("What could not be asked")
@@ -203,15 +200,3 @@ def _support_report(found: list[Found]) -> Iterator[Content]:
         for one in absent:
             missing.add_row(one["name"], one["status"], one["reason"], style="yellow")
         yield missing
-
-
-def _add_rows(made: Table, rows: Sequence[Line]) -> None:
-    before = ""
-    for row in rows:
-        again, before = row.label == before, row.label
-        made.add_row("" if again else row.label, row.of, *map(_answer, row.answers))
-    made.add_section()
-
-
-def _answer(answer: Answer) -> Styled:
-    return Styled(answer, "yellow" if answer.notes or answer.text == "no" else "")

@@ -48,44 +48,14 @@ Found = Comparison | Parity
       3  a backend named with --backend is missing, broken or refuses; 1 comes first
     """,
 )
-@click.option(
-    "--cell",
-    "cells",
-    type=click.Choice(list(CELLS)),
-    multiple=True,
-    help="Only this cell; may be repeated.  [default: all]",
-)
-@click.option(
-    "--hidden",
-    "hidden_size",
-    type=options.POSITIVE,
-    metavar="N",
-    default=16,
-    show_default=True,
-    help="Units of each layer and direction.",
-)
+@options.cell_names("Only this cell")
+@options.hidden(default=16)
 @options.stack
 @options.backends
-@click.option(
-    "--data",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="A series, .csv or .npy.  [default: weather of Seattle]",
-)
-@click.option(
-    "--window", type=options.POSITIVE, metavar="N", help=f"Steps of the longest window.  [default: {LONGEST}]"
-)
-@click.option(
-    "--windows", type=options.POSITIVE, metavar="N", default=16, show_default=True, help="How many windows: the batch."
-)
-@click.option(
-    "--seed",
-    type=click.IntRange(min=0),
-    metavar="N",
-    default=0,
-    show_default=True,
-    help="Of weights, windows, cotangents.",
-)
+@options.file("--data", "A series, .csv or .npy.  [default: weather of Seattle]")
+@options.count("--window", help=f"Steps of the longest window.  [default: {LONGEST}]")
+@options.count("--windows", default=16, help="How many windows: the batch.")
+@options.seed("weights, windows, cotangents")
 @click.option(
     "--implementation",
     type=click.Choice([NATIVE, FAST, FROZEN]),
@@ -94,7 +64,7 @@ Found = Comparison | Parity
     help="The frameworks' own layers, fast ones, or fast ones with constant weights.",
 )
 @click.option("--train", is_flag=True, help="Train instead: each framework by its own optimisers, losses and weights.")
-@click.option("--steps", type=options.POSITIVE, metavar="N", help=f"Of --train.  [default: {STEPS}]")
+@options.count("--steps", help=f"Of --train.  [default: {STEPS}]")
 @click.option(
     "--optimiser",
     "optimisers",
@@ -102,17 +72,8 @@ Found = Comparison | Parity
     multiple=True,
     help="Of --train: only this one; may be repeated.  [default: all]",
 )
-@click.option(
-    "--defaults",
-    is_flag=True,
-    help="Of --train: give each framework its default biases and epsilon.",
-)
-@click.option(
-    "--plot",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Write a picture of the errors over time or of the losses, .png, .svg, …",
-)
+@click.option("--defaults", is_flag=True, help="Of --train: give each framework its default biases and epsilon.")
+@options.file("--plot", "Write a picture of the errors over time or of the losses, .png, .svg, …")
 @options.json_output
 @options.debug
 @click.pass_context
@@ -155,24 +116,35 @@ def command(
     standardised = series.standardised()
     x, lengths = standardised.windows(windows, longest=window or min(LONGEST, len(series.values)), seed=seed)
     specs = list(_specs(cells or tuple(CELLS), input_size=len(series.names), **fields))
-    training: dict[str, Any] = {
-        "steps": steps or STEPS,
-        "optimisers": optimisers or tuple(OPTIMISERS),
-        "defaults": defaults,
-    }
-
-    def find(spec: RecurrentSpec) -> Found:
-        given = x.astype(spec.dtype)
-        if train:
-            return train_parity(spec, x=given, lengths=lengths, backends=chosen, seed=seed, **training)
-        return compare(spec, given, lengths=lengths, backends=chosen, seed=seed, implementation=implementation)
-
-    found = _each(specs, find, "training" if train else "comparing", chosen, options.wants_traceback(ctx))
+    run: Callable[..., Found] = train_parity if train else compare
+    call: dict[str, Any] = {"lengths": lengths, "backends": chosen, "seed": seed}
+    if train:
+        call |= {"steps": steps or STEPS, "optimisers": optimisers or tuple(OPTIMISERS), "defaults": defaults}
+    else:
+        call["implementation"] = implementation
+    found: list[Found] = []
+    with progress() as say:
+        for name in chosen:
+            say(f"loading {name}")
+            backend = present(name)
+            if options.wants_traceback(ctx) and isinstance(backend, Absent) and backend.verdict == "broken":
+                print_exception(backend.error)
+        for spec in specs:
+            say(f"{'training' if train else 'comparing'} {spec.form.title}")
+            found.append(run(spec, x=x.astype(spec.dtype), **call))
     if plot:
         by_title: dict[str, Any] = {one.spec.form.title: one for one in found}
         write_figure(plot_curves(by_title) if train else plot_errors(by_title), plot)
     if as_json:
-        about = _about(series, data, lengths, seed)
+        about = {
+            "source": str(data) if data else "seattle-weather",
+            "steps": len(series.values),
+            "features": series.names,
+            "left_out": series.dropped,
+            "constant": series.constant,
+            "lengths": lengths.tolist(),
+            "seed": seed,
+        }
         kind = "trainings" if train else "comparisons"
         show_json({"ok": all(one.ok for one in found), "data": about, kind: [one.to_dict() for one in found]})
     else:
@@ -191,27 +163,6 @@ def _specs(cells: tuple[str, ...], **fields: Any) -> Iterator[RecurrentSpec]:
         yield RecurrentSpec(
             CELLS[cell].name, **{field: value for field, value in fields.items() if field not in foreign}
         )
-
-
-def _each(
-    specs: list[RecurrentSpec],
-    find: Callable[[RecurrentSpec], Found],
-    doing: str,
-    names: tuple[str, ...],
-    tracebacks: bool,
-) -> list[Found]:
-    """The result for each spec, on the same windows."""
-    with progress() as say:
-        for name in names:
-            say(f"loading {name}")
-            backend = present(name)
-            if tracebacks and isinstance(backend, Absent) and backend.verdict == "broken":
-                print_exception(backend.error)
-        found = []
-        for spec in specs:
-            say(f"{doing} {spec.form.title}")
-            found.append(find(spec))
-    return found
 
 
 def _status(found: list[Found], names: tuple[str, ...]) -> int:
@@ -264,16 +215,3 @@ def _report(
 def _held(row: Row | Trained) -> str:
     """The backend's title; without gradients it says so."""
     return f"{row.title} (inference only)" if isinstance(row, Row) and row.gradient is None else row.title
-
-
-def _about(series: Series, data: Path | None, lengths: Lengths, seed: int) -> dict[str, Any]:
-    """The data as JSON values."""
-    return {
-        "source": str(data) if data else "seattle-weather",
-        "steps": len(series.values),
-        "features": series.names,
-        "left_out": series.dropped,
-        "constant": series.constant,
-        "lengths": lengths.tolist(),
-        "seed": seed,
-    }

@@ -3,7 +3,7 @@
 import io
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -55,11 +55,9 @@ def heading(text: str) -> Styled:
     return Styled(text, "bold")
 
 
-def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
-    """An empty table in the one style of all commands.
-
-    Args:
-        columns: the headings.
-        right: columns of numbers.
-    """
-    return Table(*(Column(name, number=name in right) for name in columns))
+def table(*columns: str, right: tuple[str, ...] = (), rows: Iterable[Sequence[object]] = ()) -> Table:
+    """A table of these columns and rows, in the one style of all commands; on the right are numbers."""
+    made = Table(*(Column(name, number=name in right) for name in columns))
+    for row in rows:
+        made.add_row(*row)
+    return made

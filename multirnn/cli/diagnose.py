@@ -3,7 +3,6 @@
 import os
 import sys
 from collections.abc import Iterable
-from difflib import get_close_matches
 from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
@@ -17,7 +16,7 @@ from multirnn.cells import CELLS
 from multirnn.cli import options
 from multirnn.cli.console import heading, progress, show, show_json, table
 from multirnn.diagnosis import Diagnosis, diagnose, first_divergence
-from multirnn.errors import InvalidCall, Unsupported
+from multirnn.errors import InvalidCall, Unsupported, meant
 from multirnn.mistakes import MISTAKES, mistakes_for
 from multirnn.mistakes.change import Mistake
 from multirnn.mistakes.plumbing import Plumbing
@@ -54,19 +53,14 @@ __all__ = ["command"]
 )
 @click.argument("a", required=False)
 @click.argument("b", required=False)
-@click.option(
-    "--cell", type=click.Choice(list(CELLS)), help="The recurrent cell; of a backend, which has to build one."
-)
-@click.option(
+@options.one_cell(help="The recurrent cell; of a backend, which has to build one.")
+@options.count(
     "--input",
     "input_size",
-    type=options.POSITIVE,
-    metavar="N",
     default=4,
-    show_default=True,
     help="Features of the input; 4 is the weather of Seattle, on which the two are compared then, too.",
 )
-@click.option("--hidden", "hidden_size", type=options.POSITIVE, metavar="N", help="Units of each layer and direction.")
+@options.hidden()
 @options.stack
 @click.option(
     "--mistake",
@@ -75,17 +69,10 @@ __all__ = ["command"]
     metavar="NAME",
     help="Plant this mistake in B, a backend, to see it found; may be repeated. --list names them.",
 )
-@click.option(
-    "--seed", type=click.IntRange(min=0), metavar="N", default=0, show_default=True, help="Of weights and calls."
-)
+@options.seed("weights and calls")
 @click.option("--list", "list_them", is_flag=True, help="List the known mistakes; with --cell, those of that stack.")
-@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Write a picture of where they part.")
-@click.option(
-    "--save",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Write weights with which B is right; the suffix tells the format, as in fixed.safetensors.",
-)
+@options.file("--plot", "Write a picture of where they part.")
+@options.file("--save", "Write weights with which B is right; the suffix tells the format, as in fixed.safetensors.")
 @options.json_output
 @options.debug
 @click.pass_context
@@ -142,11 +129,9 @@ def _spec(cell: str | None, hidden_size: int | None, fields: dict[str, Any]) -> 
         raise click.UsageError(
             f"--cell and --hidden belong together; --{'cell' if cell is None else 'hidden'} is missing."
         )
-    return (
-        None
-        if cell is None or hidden_size is None
-        else RecurrentSpec(CELLS[cell].name, hidden_size=hidden_size, **fields)
-    )
+    if cell is None or hidden_size is None:
+        return None
+    return RecurrentSpec(CELLS[cell].name, hidden_size=hidden_size, **fields)
 
 
 def _list(mistakes: Iterable[Mistake], as_json: bool) -> None:
@@ -155,10 +140,8 @@ def _list(mistakes: Iterable[Mistake], as_json: bool) -> None:
         plain = ("name", "family", "shows", "says", "fix")
         show_json({"mistakes": [{field: getattr(mistake, field) for field in plain} for mistake in found]})
         return
-    made = table("mistake", "of a family", "B")
-    for mistake in found:
-        made.add_row(mistake.name, mistake.family, f"{mistake.says}.")
-    show(heading(f"{len(found)} known mistakes"), made)
+    rows = ((mistake.name, mistake.family, f"{mistake.says}.") for mistake in found)
+    show(heading(f"{len(found)} known mistakes"), table("mistake", "of a family", "B", rows=rows))
 
 
 # --- What is compared ------------------------------------------------------------------------------------------------
@@ -178,12 +161,7 @@ def _sides(a: str, b: str, spec: RecurrentSpec | None, names: tuple[str, ...], s
 
 
 def _planted(name: str, mistakes: tuple[str, ...], weights: Weights) -> AdoptedLayer:
-    """A backend's layer of these weights, with mistakes in it.
-
-    Raises:
-        InvalidCall: a mistake is unknown, or makes no difference to this stack.
-        Unsupported: the backend refuses the stack, or the wrong form of it.
-    """
+    """A backend's layer of these weights, with mistakes in it."""
     # Mistakes in the plumbing are innermost, nearest to the framework.
     made = sorted((_mistake(m, weights.spec) for m in mistakes), key=lambda m: not isinstance(m.realise, Plumbing))
     wrong = backend(name)
@@ -199,20 +177,14 @@ def _planted(name: str, mistakes: tuple[str, ...], weights: Weights) -> AdoptedL
 
 def _mistake(name: str, spec: RecurrentSpec) -> Mistake:
     if name not in MISTAKES:
-        close = get_close_matches(name, MISTAKES, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise InvalidCall(f"no mistake is named {name!r}{hint or '; --list names them all'}")
+        raise InvalidCall(f"no mistake is named {name!r}{meant(name, MISTAKES) or '; --list names them all'}")
     if not MISTAKES[name].applies(spec):
         raise InvalidCall(f"the mistake {name!r} makes no difference to {spec!r}")
     return MISTAKES[name]
 
 
 def _imported(path: str) -> Any:
-    """The object at `module:object`.
-
-    Raises:
-        InvalidCall: there is no such module or object.
-    """
+    """The object at `module:object`."""
     module, _, attributes = path.partition(":")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())

@@ -112,11 +112,7 @@ def _framework(convention: Convention, spec: RecurrentSpec, bias_given: bool) ->
         "gates": dict(convention.gates[spec.cell]),
         "arrays": [
             {
-                "name": place.name,
-                "layer": place.layer,
-                "direction": place.direction,
-                "axes": place.axes,
-                "shape": place.shape,
+                **{field: getattr(place, field) for field in ("name", "layer", "direction", "axes", "shape")},
                 "holds": [name for names in place.holds for name in names],
                 "gates": place.gates,
             }
@@ -144,14 +140,8 @@ def _counts(spec: RecurrentSpec, counts: list[dict[str, Any]]) -> Parts:
     made = Table("bias", *products, Column("parameters", number=True), "the default of")
     for count in counts:
         titles = [CONVENTIONS[name].title if name in CONVENTIONS else name for name in count["default_of"]]
-        row = (
-            count["bias"],
-            "\n+ ".join(_weights(spec)),
-            count["biases"] or "–",
-            f"{count['parameters']:,}",
-            ", ".join(titles) or "–",
-        )
-        made.add_row(*row, style="bold" if count["bias"] == spec.bias else "")
+        row = count["bias"], "\n+ ".join(_weights(spec)), count["biases"] or "–", f"{count['parameters']:,}"
+        made.add_row(*row, ", ".join(titles) or "–", style="bold" if count["bias"] == spec.bias else "")
     yield heading("How many parameters")
     yield made
     yield ""

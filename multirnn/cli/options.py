@@ -1,6 +1,7 @@
 """The options that commands share: the fields of a `RecurrentSpec`, `--backend`, `--json` and `--debug`."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -11,27 +12,69 @@ from multirnn.cells import CELLS
 from multirnn.errors import InvalidSpec
 from multirnn.spec import BIASES, DTYPES
 
-__all__ = ["POSITIVE", "backends", "chosen", "debug", "json_output", "known", "one_stack", "stack", "wants_traceback"]
+__all__ = [
+    "POSITIVE",
+    "backends",
+    "cell_names",
+    "chosen",
+    "count",
+    "debug",
+    "file",
+    "hidden",
+    "json_output",
+    "known",
+    "one_cell",
+]
+__all__ += ["one_stack", "seed", "stack", "wants_traceback"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 POSITIVE = click.IntRange(min=1)
 
 
+def count(*names: str, least: int = 1, **settings: Any) -> Callable[[Command], Command]:
+    """An option that takes a whole number."""
+    return click.option(*names, type=click.IntRange(min=least), metavar="N", show_default=True, **settings)
+
+
+def hidden(**settings: Any) -> Callable[[Command], Command]:
+    """The size of the layers."""
+    return count("--hidden", "hidden_size", help="Units of each layer and direction.", **settings)
+
+
+def seed(of: str) -> Callable[[Command], Command]:
+    """The seed of what is drawn."""
+    return count("--seed", least=0, default=0, help=f"Of {of}.")
+
+
+def file(name: str, text: str) -> Callable[[Command], Command]:
+    """A file to read or write."""
+    return click.option(name, type=click.Path(path_type=Path), metavar="FILE", help=text)
+
+
+def one_cell(**settings: Any) -> Callable[[Command], Command]:
+    """A cell by its name."""
+    return click.option("--cell", type=click.Choice(list(CELLS)), **settings)
+
+
+def cell_names(what: str) -> Callable[[Command], Command]:
+    """Cells, all of them unless named."""
+    return click.option(
+        "--cell",
+        "cells",
+        type=click.Choice(list(CELLS)),
+        multiple=True,
+        help=f"{what}; may be repeated.  [default: all]",
+    )
+
+
 def one_stack(command: Command) -> Command:
     """All fields of one spec."""
     return _with(
         stack(command),
-        click.option("--cell", type=click.Choice(list(CELLS)), required=True, help="The recurrent cell."),
-        click.option("--input", "input_size", type=POSITIVE, metavar="N", required=True, help="Features of the input."),
-        click.option(
-            "--hidden",
-            "hidden_size",
-            type=POSITIVE,
-            metavar="N",
-            required=True,
-            help="Units of each layer and direction.",
-        ),
+        one_cell(required=True, help="The recurrent cell."),
+        count("--input", "input_size", required=True, help="Features of the input."),
+        hidden(required=True),
     )
 
 
@@ -39,9 +82,7 @@ def stack(command: Command) -> Command:
     """The fields of a spec that are optional in every command."""
     return _with(
         command,
-        click.option(
-            "--layers", "num_layers", type=POSITIVE, metavar="N", default=1, show_default=True, help="Stacked layers."
-        ),
+        count("--layers", "num_layers", default=1, help="Stacked layers."),
         click.option("--bidirectional", is_flag=True, help="Run forward and backward in time."),
         click.option(
             "--bias",
@@ -54,26 +95,21 @@ def stack(command: Command) -> Command:
             default=True,
             help="GRU: the reset gate acts after or before the recurrent product.  [default: after]",
         ),
-        click.option(
+        _an_activation(
             "--activation",
-            metavar="NAME[:ALPHA[,BETA]]",
-            callback=_activation,
-            default="tanh",
-            show_default=True,
-            help=f"Of the candidate: {', '.join(ACTIVATIONS)}. hard_sigmoid needs slope and offset: hard_sigmoid:1/6,0.5.",
+            "tanh",
+            f"Of the candidate: {', '.join(ACTIVATIONS)}. hard_sigmoid needs slope and offset: hard_sigmoid:1/6,0.5.",
         ),
-        click.option(
-            "--recurrent-activation",
-            metavar="NAME[:ALPHA[,BETA]]",
-            callback=_activation,
-            default="sigmoid",
-            show_default=True,
-            help="Of the gates of an LSTM or GRU.",
-        ),
+        _an_activation("--recurrent-activation", "sigmoid", "Of the gates of an LSTM or GRU."),
         click.option(
             "--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="Of all numbers."
         ),
     )
+
+
+def _an_activation(name: str, default: str, text: str) -> Callable[[Command], Command]:
+    shape = "NAME[:ALPHA[,BETA]]"
+    return click.option(name, metavar=shape, callback=_activation, default=default, show_default=True, help=text)
 
 
 def _activation(ctx: click.Context, param: click.Parameter, value: str) -> str | Activation:
@@ -97,26 +133,18 @@ def _number(text: str) -> float:
     return float(numerator) / float(denominator or 1)
 
 
-def backends(command: Command) -> Command:
-    """A selection of backends, by name."""
-    return _with(
-        command,
-        click.option(
-            "--backend",
-            "names",
-            multiple=True,
-            metavar="NAME",
-            help="Only this backend; may be repeated.  [default: all that are installed]",
-        ),
-    )
+backends = click.option(
+    "--backend",
+    "names",
+    multiple=True,
+    metavar="NAME",
+    help="Only this backend; may be repeated.  [default: all that are installed]",
+)
+"""A selection of backends, by name."""
 
 
 def chosen(names: tuple[str, ...]) -> tuple[str, ...]:
-    """The backends that were named, or all that are installed; loads none.
-
-    Raises:
-        UnknownBackend: no distribution offers one of this name.
-    """
+    """The backends that were named, or all that are installed; loads none."""
     for name in names:
         if name not in mr.backends():
             mr.backend(name)  # has the sentence
@@ -154,18 +182,7 @@ def _known(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) 
     return found
 
 
-def json_output(command: Command) -> Command:
-    """JSON instead of tables."""
-    return _with(command, click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables."))
-
-
-def debug(command: Command) -> Command:
-    """Show tracebacks; accepted before and after the command."""
-    return _with(
-        command,
-        click.option("--debug", is_flag=True, expose_value=False, callback=_remember, help="Show tracebacks."),
-    )
-
+json_output = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 
 _DEBUG = "multirnn.debug"
 
@@ -173,6 +190,10 @@ _DEBUG = "multirnn.debug"
 def _remember(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     if value:
         ctx.meta[_DEBUG] = True  # shared by the contexts of the group and of the command
+
+
+debug = click.option("--debug", is_flag=True, expose_value=False, callback=_remember, help="Show tracebacks.")
+"""Accepted before and after the command."""
 
 
 def wants_traceback(ctx: click.Context) -> bool:

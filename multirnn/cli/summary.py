@@ -24,7 +24,7 @@ __all__ = ["command"]
     """,
 )
 @options.one_stack
-@click.option("--time", type=options.POSITIVE, metavar="N", help="Time steps of the input.  [default: any number]")
+@options.count("--time", help="Time steps of the input.  [default: any number]")
 @options.json_output
 @options.debug
 def command(time: int | None, as_json: bool, **fields: Any) -> None:

@@ -193,8 +193,9 @@ class _Examination:
 
     def _explanations(self) -> list[Mistakes]:
         """The simplest explanations of the answers that no further call tells apart."""
-        for hypotheses in (self._as_declared, self._singles, self._confined, self._pairs):
-            found = [mistakes for mistakes in hypotheses() if self._explained_by(mistakes)]
+        as_declared = [self.declared] if self.declared else []
+        for hypotheses in (as_declared, self._singles(), self._confined(), self._pairs()):
+            found = [mistakes for mistakes in hypotheses if self._explained_by(mistakes)]
             found = [m for m in found if self._bound(*m) == self.bound] or found
             unordered = {frozenset(mistake.name for mistake in m): m for m in reversed(found)}
             if left := self._told_apart(list(unordered.values())[::-1]):
@@ -211,10 +212,6 @@ class _Examination:
         """The tolerance; float32's for mistakes that compute in float32."""
         return max(self.bound, tolerance("float32")) if any(map(self._narrow, mistakes)) else self.bound
 
-    def _as_declared(self) -> Iterator[Mistakes]:
-        if self.declared:
-            yield self.declared
-
     def _singles(self) -> Iterator[Mistakes]:
         for mistake in self.mistakes:
             yield (mistake,)
@@ -226,13 +223,12 @@ class _Examination:
         passes = list(self.spec.passes)
         actual, expected = self.asked(self.calls[0]), self.right_answer(self.calls[0])
         ends = [name for name in actual if name.startswith("final")]
-        right = [
-            all(distance(expected[name][place], actual[name][place]) <= self.bound for name in ends)
-            for place in range(len(passes))
-        ]
+        right = {
+            one: all(distance(expected[name][place], actual[name][place]) <= self.bound for name in ends)
+            for place, one in enumerate(passes)
+        }
         for layer, direction in passes if len(passes) > 1 else ():
-            beside = [place for place, other in enumerate(passes) if other[0] <= layer and other != (layer, direction)]
-            if all(right[place] for place in beside):
+            if all(right[other] for other in passes if other[0] <= layer and other != (layer, direction)):
                 for mistake in mistakes_for(replace(self.weights.part(layer, direction).spec, dtype=self.spec.dtype)):
                     yield (only_in(mistake, layer, direction),)
 

@@ -67,11 +67,11 @@ def _rows(pair: Pair, answers: Answers, parted: Parted) -> Divergence | None:
 
 def _final_states(pair: Pair, answers: Answers, parted: Parted) -> Divergence:
     """All outputs of full rows agree, and final states do not: each parts at its last step."""
-    steps = {place: pair.time_of(place, -1) if pair.time else None for place in _wrong_at_the_end(parted)}
-    parting = tuple(Parting(*pair.passes[place], step) for place, step in steps.items())
+    places = _wrong_at_the_end(parted)
+    parting = tuple(Parting(*pair.passes[p], pair.time_of(p, -1) if pair.time else None) for p in places)
     layer, direction, _ = parting[0]
     says = f"All outputs agree; the final state of layer {layer} {direction} does not."
-    return _final_report(pair, "final state", parting, answers, says)
+    return _report(pair, "final state", parting, answers, says)
 
 
 def _wrong_at_the_end(parted: Parted) -> list[int]:
@@ -89,28 +89,25 @@ def _outputs(pair: Pair, answers: Answers, parted: Parted) -> Divergence:
         expected, found = answers
         if not pair.parted(expected, Seen(np.where(valid, found.sequence, expected.sequence), found.final)).any:
             says = "All final states and valid outputs agree; outputs at padding do not."
-    return _output_report(pair, "output", parting, answers, says)
+    return _report(pair, "output", parting, answers, says, final=False)
 
 
-def _output_report(pair: Pair, probe: str, parting: tuple[Parting, ...], answers: Answers, says: str) -> Divergence:
-    """The record of an element of the sequence; the first of `parting` is a pass of the last layer."""
-    half = pair.spec.directions.index(parting[0].direction or "forward")
-    a, b = (pair.halves(seen)[half] for seen in answers)
-    at = a[parting[0].step or 0], b[parting[0].step or 0]
+def _report(
+    pair: Pair, probe: str, parting: tuple[Parting, ...], answers: Answers, says: str, *, final: bool = True
+) -> Divergence:
+    """The record of an element of a final state of the first of `parting`, or of the sequence if that is of the last layer."""
+    place = pair.place(parting[0])
+    if final:
+        part = int(pair.parted(*answers).final[:, place].argmax())
+        quantity = f"final {pair.spec.form.states[part]}"
+        a, b = at = answers[0].final[part, place], answers[1].final[part, place]
+    else:
+        quantity, step = "output", parting[0].step or 0
+        a, b = (pair.halves(seen)[place - len(pair.passes)] for seen in answers)
+        at = a[step], b[step]
     size = magnitude(a, a.dtype)
     return pair.report(
-        probe=probe, parting=parting, quantity="output", elements=at, size=size, measured="seen", says=says
-    )
-
-
-def _final_report(pair: Pair, probe: str, parting: tuple[Parting, ...], answers: Answers, says: str) -> Divergence:
-    """The record of an element of a final state of the first of `parting`."""
-    place = pair.place(parting[0])
-    part = int(pair.parted(*answers).final[:, place].argmax())
-    a, b = (seen.final[part, place] for seen in answers)
-    quantity, size = f"final {pair.spec.form.states[part]}", magnitude(a, a.dtype)
-    return pair.report(
-        probe=probe, parting=parting, quantity=quantity, elements=(a, b), size=size, measured="seen", says=says
+        probe=probe, parting=parting, quantity=quantity, elements=at, size=size, measured="seen", says=says
     )
 
 
@@ -175,8 +172,8 @@ def _shortest_call(pair: Pair, answers: Answers, parted: Parted) -> Divergence:
         says += f" {pair.B} hands back no states, so only the last layer is seen."
     half = place - len(pair.passes) + pair.directions
     if half >= 0 and parted.sequence[half, first.step]:
-        return _output_report(pair, "call in part", parting, answers, says)
-    return _final_report(pair, "call in part", parting, shortest[first.direction or "forward"].answers, says)
+        return _report(pair, "call in part", parting, answers, says, final=False)
+    return _report(pair, "call in part", parting, shortest[first.direction or "forward"].answers, says)
 
 
 def _earlier(pair: Pair, found: Divergence, parted: Parted) -> Divergence:
@@ -189,7 +186,7 @@ def _earlier(pair: Pair, found: Divergence, parted: Parted) -> Divergence:
     if not parting or pair.order(found.parting[0]) <= pair.order(parting[0]):
         return found
     says = f"With lengths, calls part {_at(pair, parting[0])}; full rows part elsewhere."
-    return _final_report(pair, "call in part", parting, shortest[parting[0].direction or "forward"].answers, says)
+    return _report(pair, "call in part", parting, shortest[parting[0].direction or "forward"].answers, says)
 
 
 def _marked(pair: Pair, shortest: dict[str, _Shortest]) -> Marks:
@@ -257,18 +254,16 @@ def gradients_part(pair: Pair) -> Divergence | None:
         return None
     name = _first_back(parted)
     a, b = expected[name], found[name]
-    worst = tuple(int(i) for i in np.unravel_index(int(np.argmax(distances(b, a))), a.shape))
+    worst = difference(b, a).where
     place: tuple[int | None, str | None] = (None, None)
-    where: dict[str, Any] = {}
+    where: dict[str, Any]
     if "layers." in name:
-        place = _pass(name)
-        where["gate"] = pair.spec.form.gates[worst[0]] if len(a) > 1 else pair.spec.form.candidate
-        where["unit"] = worst[1]
+        gate = pair.spec.form.gates[worst[0]] if len(a) > 1 else pair.spec.form.candidate
+        place, where = _pass(name), {"gate": gate, "unit": worst[1]}
     elif name == "gradient of x":
-        where["row"], _, where["unit"] = worst
+        where = {"row": worst[0], "unit": worst[2]}
     else:
-        place = pair.passes[worst[0]]
-        _, where["row"], where["unit"] = worst
+        place, where = pair.passes[worst[0]], {"row": worst[1], "unit": worst[2]}
     step = None
     if "gradient of x" in parted:
         far = distances(found["gradient of x"], expected["gradient of x"]).max(axis=(0, 2))
@@ -317,8 +312,6 @@ def _pass(name: str) -> tuple[int, str]:
 def _first_back(parted: dict[str, float]) -> str:
     """The first in the backward pass: a weight of the highest layer, forward before backward, else a state, else x."""
     weights = [name for name in parted if "layers." in name]
-    if not weights:
-        return max((n for n in parted if n != "gradient of x"), key=lambda n: parted[n], default="gradient of x")
-    top = max((layer, direction == "forward") for layer, direction in map(_pass, weights))
-    here = [name for name in weights if (_pass(name)[0], _pass(name)[1] == "forward") == top]
-    return max(here, key=lambda name: parted[name])
+    if weights:
+        return max(weights, key=lambda name: (*_pass(name), parted[name]))  # "forward" > "backward"
+    return max((name for name in parted if name != "gradient of x"), key=parted.__getitem__, default="gradient of x")

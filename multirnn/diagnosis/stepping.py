@@ -53,10 +53,8 @@ class Side:
         spec, batch = self.spec, len(call.x)
         found = answer(self.layer, call, spec.dtype)
         state = spec.num_layers * len(spec.directions), batch, spec.hidden_size
-        shapes = {
-            "sequence": (batch, call.x.shape[1], spec.output_size),
-            **{f"final {n}": state for n in spec.form.states},
-        }
+        shapes = {"sequence": (batch, call.x.shape[1], spec.output_size)}
+        shapes |= {f"final {n}": state for n in spec.form.states}
         for name, shape in shapes.items():
             if name in found and found[name].shape != shape:
                 raise InvalidCall(

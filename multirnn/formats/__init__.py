@@ -10,9 +10,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from multirnn.atomic import replacing
 from multirnn.conventions import convention_named
 from multirnn.errors import FormatError, InvalidWeights, Unrepresentable
-from multirnn.formats.atomic import replacing
 from multirnn.formats.contents import Contents, numbers_of
 from multirnn.formats.fitting import fitted
 from multirnn.formats.found import FileStack, Found

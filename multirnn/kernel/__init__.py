@@ -25,19 +25,5 @@ from multirnn.kernel.compiled import (
 )
 from multirnn.kernel.library import instruction_sets, refuses
 
-__all__ = [
-    "CallRecord",
-    "Choices",
-    "CompiledRecurrence",
-    "Operand",
-    "Packed",
-    "Sequence",
-    "States",
-    "Table",
-    "address",
-    "call_record",
-    "instruction_sets",
-    "operand",
-    "refuses",
-    "sequence",
-]
+__all__ = ["CallRecord", "Choices", "CompiledRecurrence", "Operand", "Packed", "Sequence", "States", "Table", "address"]
+__all__ += ["call_record", "instruction_sets", "operand", "refuses", "sequence"]

@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 
 __all__ = ["INSTRUCTIONS", "LIBRARY", "build", "fingerprint"]
@@ -48,20 +49,15 @@ def build() -> str | None:
     if compiler is None:
         return "no C compiler was found: none in $CC, and no cc, gcc or clang"
     with tempfile.TemporaryDirectory() as folder:
-        objects: list[str] = []
-        commands: list[list[str]] = []
-
-        def compile_to(name: str, source: str, *flags: str) -> None:
-            objects.append(str(Path(folder, name)))
-            commands.append([*compiler, *FLAGS.split(), *flags, "-c", str(SOURCE / source), "-o", objects[-1]])
-
-        for instructions, instruction_flags in INSTRUCTIONS.items():
-            for dtype, dtype_flag in DTYPES.items():
-                name = f"{instructions}_{dtype}"
-                flags = [*instruction_flags.split(), *dtype_flag.split()]
-                compile_to(f"{name}.o", "recurrence.c", f"-DNAME(x)=multirnn_##x##_{name}", *flags)
-        compile_to("team.o", "team.c")
-        compile_to("entry.o", "entry.c", f'-DFINGERPRINT="{fingerprint()}"')
+        units = [["team.c"], ["entry.c", f'-DFINGERPRINT="{fingerprint()}"']]
+        for (instructions, flags), (dtype, more) in product(INSTRUCTIONS.items(), DTYPES.items()):
+            name = f"-DNAME(x)=multirnn_##x##_{instructions}_{dtype}"
+            units.insert(0, ["recurrence.c", name, *flags.split(), *more.split()])  # first: they take the longest
+        objects = [str(Path(folder, f"{number}.o")) for number in range(len(units))]
+        commands = [
+            [*compiler, *FLAGS.split(), *flags, "-c", str(SOURCE / source), "-o", made]
+            for (source, *flags), made in zip(units, objects, strict=True)
+        ]
         # Linked under another name, then renamed: a process may be loading the old library.
         fresh = LIBRARY.with_name(f"{LIBRARY.stem}.{os.getpid()}{LIBRARY.suffix}")
         with ThreadPoolExecutor(os.cpu_count()) as pool:

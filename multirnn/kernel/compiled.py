@@ -17,21 +17,8 @@ from multirnn.kernel.library import instruction_sets, library, refuses
 from multirnn.spec import RecurrentSpec
 from multirnn.weights import Array
 
-__all__ = [
-    "CallRecord",
-    "Choices",
-    "CompiledRecurrence",
-    "Operand",
-    "Packed",
-    "Sequence",
-    "States",
-    "Table",
-    "address",
-    "call_record",
-    "operand",
-    "pack_spec",
-    "sequence",
-]
+__all__ = ["CallRecord", "Choices", "CompiledRecurrence", "Operand", "Packed", "Sequence", "States", "Table", "address"]
+__all__ += ["call_record", "operand", "pack_spec", "sequence"]
 
 Operand = int | tuple[int, ...] | None  # the address of a C-contiguous array, (address, *strides) of any other, or None
 Sequence = tuple[int, int, int]  # (batch, time, features) with dense features: address, strides of batch and time
@@ -149,16 +136,11 @@ class Packed:
 class _KeptMemory:
     """Shared by all recurrences: when the last one goes, the memory kept for the next calls is released."""
 
+    def __init__(self) -> None:
+        finalize(self, library().multirnn_free_kept).atexit = False  # the library may be unloaded by then
 
-_keepers: WeakValueDictionary[str, _KeptMemory] = WeakValueDictionary()
 
-
-def _keeper() -> _KeptMemory:
-    found = _keepers.get("memory")
-    if found is None:
-        found = _keepers["memory"] = _KeptMemory()
-        finalize(found, library().multirnn_free_kept).atexit = False  # the library may be unloaded by then
-    return found
+_kept: WeakValueDictionary[str, _KeptMemory] = WeakValueDictionary()
 
 
 class CompiledRecurrence:
@@ -176,15 +158,12 @@ class CompiledRecurrence:
             raise InvalidCall(f"instructions must be one of {', '.join(available)}, not {instructions!r}")
         self.spec = spec
         self.instructions = instructions or available[0]
-        self._keeper = _keeper()
+        self._keeper = _kept.get("memory") or _kept.setdefault("memory", _KeptMemory())
         self._spec = pack_spec(spec)
         # Every parameter in the order of the table, with its strides if it is C-contiguous.
-        self._operands: list[tuple[str, tuple[int, ...]]] = []
-        for layer, direction in spec.passes:
-            for kind, axes in KINDS.items():
-                name = f"layers.{layer}.{direction}.{kind}"
-                shape = spec.shapes.get(name, (0,) * axes)
-                self._operands.append((name, tuple(prod(shape[axis + 1 :]) for axis in range(axes))))
+        names = {f"layers.{layer}.{way}.{kind}": axes for layer, way in spec.passes for kind, axes in KINDS.items()}
+        shapes = {name: spec.shapes.get(name, (0,) * axes) for name, axes in names.items()}
+        self._operands = [(name, tuple(prod(s[axis + 1 :]) for axis in range(len(s)))) for name, s in shapes.items()]
         self._forward = self._function("forward", 3, ctypes.c_int)
         self._backward = self._function("backward", 4, ctypes.c_int)
         self._stash_size = self._function("stash_size", 2, ctypes.c_int64)

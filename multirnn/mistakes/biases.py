@@ -97,19 +97,15 @@ def _forget(amount: float) -> tuple[Change, Applies]:
     return change, lambda spec: spec.cell == "lstm" and biased(spec)
 
 
-def _negated(gate: str) -> Edit:
+def _negated(source: str, gate: str) -> Edit:
+    """The parameters of a gate are those of another, or its own, with the other sign."""
+
     def take(spec: RecurrentSpec, array: Array) -> Array:
         made = array.copy()
-        made[_gate(spec, gate)] *= -1
+        made[_gate(spec, gate)] = -array[_gate(spec, source)]
         return made
 
     return in_blocks(take)
-
-
-def _tied(spec: RecurrentSpec, array: Array) -> Array:
-    made = array.copy()
-    made[_gate(spec, "i")] = -array[_gate(spec, "f")]
-    return made
 
 
 def _odd_about_half(spec: RecurrentSpec, cell: str) -> bool:
@@ -147,10 +143,10 @@ BIAS_MISTAKES = known(
         "biases halved": (of_weights(_scaled(0.5), _scaled(0.5), undo=_scaled(2)), biased),
         "input bias in place of the recurrent": (of_weights(_pairwise(lambda ih, hh: (ih, ih))), _double),
         "recurrent bias in place of the input": (of_weights(_pairwise(lambda ih, hh: (hh, hh))), _double),
-        "update gate inverted": (of_weights(_negated("z"), undo=True), lambda spec: _odd_about_half(spec, "gru")),
-        "forget gate inverted": (of_weights(_negated("f"), undo=True), lambda spec: _odd_about_half(spec, "lstm")),
+        "update gate inverted": (of_weights(_negated("z", "z"), undo=True), lambda spec: _odd_about_half(spec, "gru")),
+        "forget gate inverted": (of_weights(_negated("f", "f"), undo=True), lambda spec: _odd_about_half(spec, "lstm")),
         "input gate tied to the forget gate": (
-            of_weights(in_blocks(_tied)),
+            of_weights(_negated("f", "i")),
             lambda spec: _odd_about_half(spec, "lstm"),
         ),
         "forget bias added": _forget(1),

@@ -13,37 +13,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from multirnn.boundary import Boundary, Inputs
-from multirnn.layer import Gradients, Output, State
+from multirnn.layer import Gradients, Output, Runs
 from multirnn.spec import RecurrentSpec
 from multirnn.weights import Weights
 
 __all__ = ["Applies", "Build", "Change", "Mistake", "Runs"]
 __all__ += ["always", "biased", "bidirectional", "composed", "known", "pull_back", "run"]
-
-
-class Runs(Protocol):
-    """The two calls of a `Layer` that a mistake can change."""
-
-    @property
-    def spec(self) -> RecurrentSpec:
-        """Its spec."""
-        ...
-
-    def __call__(self, x: ArrayLike, state: State | None = None, *, lengths: ArrayLike | None = None) -> Output:
-        """See `Layer.__call__`."""
-        ...
-
-    def vjp(
-        self, x: ArrayLike, state: State | None = None, *, lengths: ArrayLike | None = None, cotangent: Output
-    ) -> Gradients:
-        """See `Layer.vjp`."""
-        ...
 
 
 Build = Callable[[Weights], Runs]

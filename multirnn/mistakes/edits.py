@@ -83,13 +83,12 @@ def _flat(record: Any) -> dict[str, Array]:
 
 
 def _rebuilt(record: Any, named: Mapping[str, Array]) -> Any:
-    made: dict[str, Any] = {}
-    for field, value in record._asdict().items():
+    def made(field: str, value: Any) -> Any:
         if isinstance(value, Mapping):
-            made[field] = {name: named[name] for name in value}
-        else:
-            made[field] = _rebuilt(value, named) if isinstance(value, State) else named.get(field)
-    return record._replace(**made)
+            return {name: named[name] for name in value}
+        return _rebuilt(value, named) if isinstance(value, State) else named.get(field)
+
+    return record._replace(**{field: made(field, value) for field, value in record._asdict().items()})
 
 
 def edited(edit: Edit) -> Callable[[Weights], Weights]:

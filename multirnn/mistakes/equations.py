@@ -29,10 +29,6 @@ def _from_before(spec: RecurrentSpec, inputs: Inputs, found: Gradients) -> Gradi
     return found._replace(weights={name: shared[name][-shape[0] :] for name, shape in spec.shapes.items()})
 
 
-def _from_after(spec: RecurrentSpec, inputs: Inputs, found: Gradients) -> Gradients:
-    return found._replace(weights={name: found.weights[name] for name in spec.shapes})
-
-
 def _with(**fields: Any) -> Change:
     """The same arrays under a spec with other fields."""
     return Change(weights=lambda weights: Weights(replace(weights.spec, **fields), weights.arrays))
@@ -68,7 +64,12 @@ EQUATIONS = known(
             lambda spec: spec.cell == "gru" and spec.reset_after and (spec.hidden_size > 1 or spec.bias != "none"),
         ),
         "reset after": (
-            Change(weights=lambda weights: _reset(weights, after=True), gradients=_from_after),
+            Change(
+                weights=lambda weights: _reset(weights, after=True),
+                gradients=lambda spec, inputs, found: found._replace(
+                    weights={n: found.weights[n] for n in spec.shapes}
+                ),
+            ),
             lambda spec: (
                 spec.cell == "gru" and not spec.reset_after and (spec.hidden_size > 1 or spec.bias == "double")
             ),

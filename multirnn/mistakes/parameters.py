@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 
 from multirnn.mistakes.change import Change, bidirectional, known
-from multirnn.mistakes.edits import MATRICES, Edit, each, edited, of_weights
+from multirnn.mistakes.edits import MATRICES, Edit, adjoint, each, edited, of_weights
 from multirnn.spec import RecurrentSpec
 from multirnn.weights import Array, Weights
 
@@ -20,10 +20,7 @@ def _kernel_as_weight(array: Array) -> Array:
     return array.reshape(gates * units, sources).T.reshape(array.shape)
 
 
-def _weight_as_kernel(array: Array) -> Array:
-    """The inverse: a weight (gates * units, source) whose memory is read as a kernel (source, gates * units)."""
-    gates, units, sources = array.shape
-    return array.reshape(sources, gates * units).T.reshape(array.shape)
+_KERNELS_AS_WEIGHTS = each(MATRICES, _kernel_as_weight)
 
 
 def _square_input(spec: RecurrentSpec) -> bool:
@@ -80,8 +77,8 @@ PARAMETERS = known(
             of_weights(each(("weight_hh",), _transposed), undo=True),
             lambda spec: spec.hidden_size > 1,
         ),
-        "kernels reshaped into weights": (of_weights(each(MATRICES, _kernel_as_weight), undo=True), _has_matrices),
-        "weights reshaped into kernels": (of_weights(each(MATRICES, _weight_as_kernel), undo=True), _has_matrices),
+        "kernels reshaped into weights": (of_weights(_KERNELS_AS_WEIGHTS, undo=True), _has_matrices),
+        "weights reshaped into kernels": (of_weights(adjoint(_KERNELS_AS_WEIGHTS), undo=True), _has_matrices),
         "directions swapped": (
             of_weights(_taken(lambda spec, layer, way: (layer, OTHER[way])), undo=True),
             bidirectional,

@@ -32,8 +32,7 @@ def _zero_at(places: Callable[[int], slice]) -> Edit:
     return _each_state(zeroed)
 
 
-def _lowest_everywhere(spec: RecurrentSpec, part: Array) -> Array:
-    return np.tile(part[: len(spec.directions)], (spec.num_layers, 1, 1))
+_LOWEST_EVERYWHERE = _each_state(lambda spec, part: np.tile(part[: len(spec.directions)], (spec.num_layers, 1, 1)))
 
 
 def _lstm(spec: RecurrentSpec) -> bool:
@@ -108,7 +107,7 @@ STATES = known(
         "initial state in the lowest layer alone": _of_layers(_zero_at(lambda directions: slice(directions, None))),
         "initial state ignored in the lowest layer": _of_layers(_zero_at(slice)),
         "initial state ignored in the top layer": _of_layers(_zero_at(lambda directions: slice(-directions, None)), 3),
-        "initial state of the lowest layer in all": _of_layers(_each_state(_lowest_everywhere)),
+        "initial state of the lowest layer in all": _of_layers(_LOWEST_EVERYWHERE),
         "initial state forward alone": (of_initial_state(_zero_at(lambda _: slice(1, None, 2))), bidirectional),
         "initial state backward alone": (of_initial_state(_zero_at(lambda _: slice(0, None, 2))), bidirectional),
         **_ordered("by direction", lambda places: places.T, _both_in_stacks),

@@ -24,15 +24,5 @@ from multirnn.parity.optimiser import OPTIMISERS, STEPS, Batch, Optimiser
 from multirnn.parity.record import Parity, Trained
 from multirnn.parity.training import train_parity
 
-__all__ = [
-    "CAUSES",
-    "OPTIMISERS",
-    "STEPS",
-    "Batch",
-    "Cause",
-    "Optimiser",
-    "Parity",
-    "Setting",
-    "Trained",
-    "train_parity",
-]
+__all__ = ["CAUSES", "OPTIMISERS", "STEPS", "Batch", "Cause", "Optimiser", "Parity", "Setting", "Trained"]
+__all__ += ["train_parity"]

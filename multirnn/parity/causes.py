@@ -14,29 +14,19 @@ __all__ = ["CAUSES", "Cause", "Setting"]
 
 
 class Setting(NamedTuple):
-    """How a stack is trained.
+    """How a stack is trained."""
 
-    Attributes:
-        bias: the form of its biases.
-        optimiser: with its hyper-parameters.
-        form: the framework whose formula of the optimiser is used, "torch" or "keras".
-        rounded: whether momentum and the betas of the bias correction are rounded to float32.
-    """
-
-    bias: str
+    bias: str  # the form of its biases
     optimiser: Optimiser
-    form: str = "torch"
-    rounded: bool = False
+    form: str = "torch"  # the framework whose formula of the optimiser is used, "torch" or "keras"
+    rounded: bool = False  # momentum and the betas of the bias correction, to float32
 
 
 class Cause(NamedTuple):
     """A convention in which frameworks differ.
 
-    Attributes:
-        name: short.
-        apply: from the reference's setting and the other one, the reference's under the other convention; unchanged if
-            both share it.
-        sentence: the difference, from the title of the backend and both settings.
+    `apply` makes of the reference's setting and the other one the reference's under the other convention; unchanged if
+    both share it. `sentence` says the difference, from the title of the backend and both settings.
     """
 
     name: str

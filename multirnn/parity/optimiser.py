@@ -4,14 +4,13 @@ from __future__ import annotations  # or naming np.random.Generator loads numpy.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
 from numbers import Real
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from multirnn.errors import InvalidCall
+from multirnn.errors import InvalidCall, meant
 from multirnn.layer import Lengths
 from multirnn.weights import Array
 
@@ -41,8 +40,7 @@ class Optimiser:
 
     def __post_init__(self) -> None:
         if self.name not in _HYPER_PARAMETERS:
-            close = get_close_matches(str(self.name), _HYPER_PARAMETERS, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
+            hint = meant(self.name, _HYPER_PARAMETERS)
             raise InvalidCall(f"no optimiser named {self.name!r}; there are {', '.join(_HYPER_PARAMETERS)}{hint}")
         for entry in fields(self)[1:]:
             given = getattr(self, entry.name)

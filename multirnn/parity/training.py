@@ -4,6 +4,7 @@ from __future__ import annotations  # or naming np.random.Generator loads numpy.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -152,8 +153,7 @@ class _ReferenceTraining:
         self.start, self.batch, self.steps, self.seed = start, batch, steps, seed
         self._backend: Any = load_backend("numpy")
         self._wide = batch.astype("float64")
-        self._runs: dict[Setting, _Run] = {}
-        self._growth: dict[Optimiser, float] = {}
+        self.train, self.growth = cache(self._train), cache(self._magnified)
 
     def begin(self, bias: str) -> Weights:
         """The start with the biases in this form: the same function."""
@@ -161,14 +161,9 @@ class _ReferenceTraining:
             return self.start
         return split_biases(self.start) if bias == "double" else fold_biases(self.start)
 
-    def train(self, setting: Setting) -> _Run:
-        """The losses and final weights under this setting."""
-        if setting not in self._runs:
-            self._runs[setting] = self._train(self.begin(setting.bias).astype("float64"), setting)
-        return self._runs[setting]
-
-    def _train(self, start: Weights, setting: Setting) -> _Run:
-        layer = self._backend.build(start)
+    def _train(self, setting: Setting, start: Weights | None = None) -> _Run:
+        """The losses and final weights under this setting, from its own start unless another is given."""
+        layer = self._backend.build(start or self.begin(setting.bias).astype("float64"))
         scalars = self.start.spec.dtype if setting.rounded else ""
         losses = self._backend.train(
             layer, self._wide, setting.optimiser, self.steps, form=setting.form, scalars=scalars
@@ -179,10 +174,8 @@ class _ReferenceTraining:
         """The largest difference that counts as rounding, in eps."""
         return TOLERANCE[self.start.spec.dtype] * self.growth(optimiser)
 
-    def growth(self, optimiser: Optimiser) -> float:
+    def _magnified(self, optimiser: Optimiser) -> float:
         """The factor by which training magnifies rounding of the start: the largest of a few draws, at least one."""
-        if optimiser in self._growth:
-            return self._growth[optimiser]
         setting = Setting(self.start.spec.bias, optimiser)
         eps = float(np.finfo(self.start.spec.dtype).eps)
         wide = self.start.astype("float64")
@@ -190,9 +183,9 @@ class _ReferenceTraining:
         found = [1.0]
         for _ in range(_DRAWS):
             shifted = {name: w + rng.uniform(-eps, eps, w.shape) * np.abs(w).max() for name, w in wide.arrays.items()}
-            curve, part = _differences(self._train(Weights(wide.spec, shifted), setting), self.train(setting))
+            curve, part = _differences(self._train(setting, Weights(wide.spec, shifted)), self.train(setting))
             found.append(max(curve.normwise, part.difference.normwise) / eps)
-        return self._growth.setdefault(optimiser, max(found))
+        return max(found)
 
 
 _DRAWS = 2

@@ -3,9 +3,8 @@
 from __future__ import annotations  # or naming np.random.Generator loads numpy.random
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from decimal import ROUND_CEILING, Context
-from functools import reduce
 from operator import methodcaller
 from typing import Any, NamedTuple
 
@@ -13,11 +12,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from multirnn.adoption import Adopted, adopt, adopt_both
-from multirnn.comparison import batched, place, widened
+from multirnn.comparison import batched, place, widened, widened_output
 from multirnn.diagnosis import first_divergence
 from multirnn.errors import InvalidCall, MultirnnError
 from multirnn.layer import Output, State
-from multirnn.numerics import TOLERANCE, Difference, difference, draw_call, draw_state
+from multirnn.numerics import TOLERANCE, Difference, difference, draw_call, draw_cotangent
 from multirnn.registry import build
 from multirnn.spec import RecurrentSpec
 from multirnn.weights import Array, Weights, fold_biases
@@ -31,6 +30,8 @@ __tracebackhide__ = methodcaller("errisinstance", AssertionError)
 
 Answers = dict[str, Array]
 """The arrays of an answer by name: "output", "final h", "gradient of x", "gradient of initial c", "gradient of layers.0.…"."""
+
+Found = Mapping[str, Difference]
 
 
 class Disagreement(AssertionError):
@@ -130,21 +131,15 @@ def assert_layers_agree(
         raise InvalidCall(f"forms must be one or both of {', '.join(MODES)}, not {forms!r}")
     if x is None and not (state is None and lengths is None):
         raise InvalidCall("a state or lengths belong to an x: pass x too")
-    agreements = []
+    eps: dict[str, float] = {}
+    notes: dict[str, None] = {}
     for form in forms:
         pair = _Pair(*adopt_both(a, b, spec=spec, compiled=form == "compiled"), tolerance)
         call = pair.draw(seed) if x is None else pair.check(x, state, lengths)
-        found = pair.compare(call, gradients=gradients, counts=counts, seed=seed)
-        eps = {name: one.eps for name, one in found.items()}
-        agreements.append(Agreement(pair.titles, pair.spec, (form,), eps, pair.tolerance, tuple(pair.notes)))
-    return reduce(_together, agreements)
-
-
-def _together(one: Agreement, other: Agreement) -> Agreement:
-    """The agreement over two forms."""
-    eps = {name: max(one.eps.get(name, 0.0), other.eps.get(name, 0.0)) for name in {**one.eps, **other.eps}}
-    notes = tuple(dict.fromkeys((*one.notes, *other.notes)))
-    return replace(one, forms=(*one.forms, *other.forms), eps=eps, notes=notes)
+        for name, found in pair.compare(call, gradients=gradients, counts=counts, seed=seed).items():
+            eps[name] = max(found.eps, eps.get(name, 0.0))
+        notes |= dict.fromkeys(pair.notes)
+    return Agreement(pair.titles, pair.spec, forms, eps, pair.tolerance, tuple(notes))
 
 
 class _Call(NamedTuple):
@@ -182,11 +177,7 @@ class _Pair:
         )
 
     def check(self, x: ArrayLike, state: State | None, lengths: ArrayLike | None) -> _Call:
-        """The user's own call.
-
-        Raises:
-            InvalidCall: it does not fit the spec, or not both sides.
-        """
+        """The user's own call; InvalidCall if it does not fit the spec, or not both sides."""
         build(self.spec, "numpy")(x, state, lengths=lengths)  # raises if the call does not fit
         for side in (self.a, self.b):
             if lengths is not None and not side.takes_lengths:
@@ -205,11 +196,7 @@ class _Pair:
     # --- Answers -----------------------------------------------------------------------------------------------------
 
     def compare(self, call: _Call, *, gradients: bool, counts: bool, seed: int) -> dict[str, Difference]:
-        """The difference of every quantity that both have.
-
-        Raises:
-            AssertionError: they do not agree.
-        """
+        """The difference of every quantity that both have; AssertionError if they do not agree."""
         ours, theirs = (_outputs(side, call) for side in (self.a, self.b))
         without = [letter for letter, parts in (("A", ours), ("B", theirs)) if "final h" not in parts]
         if without:
@@ -217,7 +204,9 @@ class _Pair:
         cotangent = None
         if gradients and self._both("differentiable", "gradients are not compared: {} has none"):
             self._both("readable", "gradients of weights are not compared: those of {} cannot be read")
-            cotangent = _cotangent(self.spec, len(call.x), call.x.shape[1], seed, state=not without)
+            cotangent = draw_cotangent(self.spec, len(call.x), call.x.shape[1], np.random.default_rng(seed + 1))
+            if without:
+                cotangent = Output(cotangent.sequence, State(*(0 * part for part in cotangent.state.parts)))
             ours |= _gradients(self.a, call, cotangent)
             theirs |= _gradients(self.b, call, cotangent)
         self._note_zero_biases()
@@ -237,11 +226,7 @@ class _Pair:
         return found
 
     def _comparable(self, ours: Answers, theirs: Answers) -> tuple[Answers, Answers]:
-        """The quantities of both, in one form of the biases.
-
-        Raises:
-            AssertionError: a required quantity is missing, or shapes or dtypes differ.
-        """
+        """The quantities of both, in one form of the biases, all of one shape and dtype, else AssertionError."""
         for name in {**ours, **theirs}:
             for letter, side, parts in (("A", self.a, ours), ("B", self.b, theirs)):
                 if parts.get(name) is None and _expected(side, name, parts):
@@ -281,13 +266,7 @@ class _Pair:
     # --- The report of a difference ----------------------------------------------------------------------------------
 
     def _report(
-        self,
-        call: _Call,
-        cotangent: Output | None,
-        ours: Answers,
-        theirs: Answers,
-        found: Mapping[str, Difference],
-        failed: Mapping[str, Difference],
+        self, call: _Call, cotangent: Output | None, ours: Answers, theirs: Answers, found: Found, failed: Found
     ) -> Iterator[str]:
         yield f"{self._named} do not agree."
         weights = {name: one for name, one in failed.items() if name.startswith("gradient of layers.")}
@@ -378,14 +357,6 @@ def _expected(side: Adopted, name: str, parts: Mapping[str, Any]) -> bool:
     return name != "final h" and (name != "final c" or "final h" in parts)
 
 
-def _cotangent(spec: RecurrentSpec, batch: int, time: int, seed: int, *, state: bool) -> Output:
-    """A drawn cotangent of the sequence, and of the final state if both sides have one."""
-    rng = np.random.default_rng(seed + 1)
-    sequence = rng.standard_normal((batch, time, spec.output_size)).astype(spec.dtype)
-    drawn = draw_state(spec, batch, rng)
-    return Output(sequence, drawn if state else State._make(None if part is None else 0 * part for part in drawn))
-
-
 def _common(ours: Answers, theirs: Answers) -> tuple[Answers, Answers]:
     """The quantities of both; of recurrent biases in two forms the candidate's, the last gate's, alone."""
     names = [name for name, array in ours.items() if array is not None and theirs.get(name) is not None]
@@ -398,11 +369,7 @@ def _common(ours: Answers, theirs: Answers) -> tuple[Answers, Answers]:
 def _reference(weights: Weights, call: _Call, cotangent: Output | None) -> Answers:
     layer = adopt(build(weights.astype("float64"), "numpy"))
     wide = _Call(call.x.astype("float64"), widened(call.state), call.lengths)
-    if cotangent is not None:
-        state = widened(cotangent.state)
-        assert state is not None
-        cotangent = Output(cotangent.sequence.astype("float64"), state)
-    return _outputs(layer, wide) | _gradients(layer, wide, cotangent)
+    return _outputs(layer, wide) | _gradients(layer, wide, cotangent and widened_output(cotangent))
 
 
 def _apart(a: Weights | None, b: Weights | None) -> Iterator[str]:
@@ -421,7 +388,7 @@ def _apart(a: Weights | None, b: Weights | None) -> Iterator[str]:
 # --- Words -----------------------------------------------------------------------------------------------------------
 
 
-def _worst(found: Mapping[str, Difference]) -> str:
+def _worst(found: Found) -> str:
     return max(found, key=lambda name: found[name].eps)
 
 

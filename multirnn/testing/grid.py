@@ -15,23 +15,13 @@ INPUT_SIZE, HIDDEN_SIZE = 3, 11
 
 def covering_specs() -> Iterator[RecurrentSpec]:
     """A grid over cells, bias forms, stacks, directions, dtypes and activations: every pair of them that can meet."""
+    stacks = (1, False, "float32"), (2, True, "float32"), (1, True, "float64"), (3, False, "float64")
     for form in FORMS.values():
         for bias in BIASES:
-            for num_layers, bidirectional, dtype in (
-                (1, False, "float32"),
-                (2, True, "float32"),
-                (1, True, "float64"),
-                (3, False, "float64"),
-            ):
+            for num_layers, bidirectional, dtype in stacks:
                 yield _spec(form, num_layers=num_layers, bidirectional=bidirectional, bias=bias, dtype=dtype)
-    activations: tuple[str | Activation, ...] = (
-        "relu",
-        "sigmoid",
-        "linear",
-        "softsign",
-        Activation("elu", alpha=0.7),
-        Activation("hard_sigmoid", alpha=0.2, beta=0.5),
-    )
+    activations: list[str | Activation] = ["relu", "sigmoid", "linear", "softsign"]
+    activations += [Activation("elu", alpha=0.7), Activation("hard_sigmoid", alpha=0.2, beta=0.5)]
     for place, activation in enumerate(activations):
         for form in FORMS.values():
             # The gates take the next activation, so that none equals the candidate's.

@@ -73,7 +73,7 @@ def _drawn(backend: Backend, spec: RecurrentSpec) -> tuple[Layer, Array, State, 
 
 
 def _mapped(function: Callable[[Array], Array], state: State) -> State:
-    return State(function(state.h), None if state.c is None else function(state.c))
+    return State(*map(function, state.parts))
 
 
 def _rows(state: State, rows: NDArray[np.intp]) -> State:
@@ -86,11 +86,9 @@ def _with_batch(state: State) -> State:
 
 def _cotangent(layer: Layer, output: Output) -> Output:
     rng = np.random.default_rng(3)
-
-    def like(array: Array) -> Array:
-        return rng.standard_normal(array.shape).astype(layer.spec.dtype)
-
-    return Output(like(output.sequence), _mapped(like, output.state))
+    parts = output.sequence, *output.state.parts
+    sequence, *state = (rng.standard_normal(part.shape).astype(layer.spec.dtype) for part in parts)
+    return Output(sequence, State(*state))
 
 
 # --- The laws --------------------------------------------------------------------------------------------------------
@@ -174,10 +172,7 @@ def _reversal(backend: Backend, spec: RecurrentSpec) -> None:
     layer, x, state, _ = _drawn(backend, spec)
     other = {"forward": "backward", "backward": "forward"}
     arrays = initialise(spec, seed=1).arrays
-    swapped = {}
-    for name in arrays:
-        layers, number, direction, kind = name.split(".")
-        swapped[name] = arrays[f"{layers}.{number}.{other[direction]}.{kind}"]
+    swapped = {name: arrays[".".join(other.get(part, part) for part in name.split("."))] for name in arrays}
     found = backend.build(Weights(spec, swapped))(x[:, ::-1], _mapped(lambda part: part[::-1], state))
     forward, backward = np.split(found.sequence[:, ::-1], 2, axis=2)
     expected = Output(np.concatenate([backward, forward], axis=2), _mapped(lambda part: part[::-1], found.state))

@@ -34,9 +34,9 @@ __all__ = ["Mutant", "Score", "mutants", "mutation_score"]
 class _Around:
     """A backend whose `build` records the specs; everything else is the inner backend's."""
 
-    def __init__(self, backend: str | Backend, name: str) -> None:
+    def __init__(self, backend: str | Backend, mistake: str = "") -> None:
         self.inner = inner = load_backend(backend)
-        self.name, self.differentiable = name, inner.differentiable
+        self.name, self.differentiable = inner.name + mistake, inner.differentiable
         self.refuses, self.read, self.versions = inner.refuses, inner.read, inner.versions
         self.built: list[RecurrentSpec] = []
 
@@ -69,8 +69,7 @@ class Mutant(_Around):
     """
 
     def __init__(self, backend: str | Backend, mistake: Mistake) -> None:
-        inner = load_backend(backend)
-        super().__init__(inner, f'{inner.name} with the mistake "{mistake.name}"')
+        super().__init__(backend, f' with the mistake "{mistake.name}"')
         self.mistake = mistake
 
     def build(self, weights: Weights, *, device: str | None = None) -> Layer:
@@ -157,9 +156,7 @@ class Score:
         tried = len(self.killed) + len(self.survivors)
         lines = [f"kills {len(self.killed)} of {tried} mutants of {self.backend} ({self.fraction:.0%})"]
         for shows, title in _SEEN.items():
-            names = [
-                name for name in self.survivors if (MISTAKES[name].shows if name in MISTAKES else "outputs") == shows
-            ]
+            names = [name for name in self.survivors if getattr(MISTAKES.get(name), "shows", "outputs") == shows]
             if names:
                 lines += ["", f"survivors seen {title} ({len(names)}):"]
                 lines += [f"  {name}: {self.survivors[name]}" for name in names]
@@ -197,7 +194,7 @@ def mutation_score(
         InvalidCall: the check fails on the right backend, builds no layer there, or no mistake makes a difference to the
             layers it builds.
     """
-    right = _Around(backend, load_backend(backend).name)
+    right = _Around(backend)
     if (failure := _failure(check, right)) is not None:
         raise InvalidCall(f"the check fails on the right backend too, so it tells nothing: {failure}")
     if not right.built:

@@ -38,7 +38,7 @@ typedef struct {
     back_pointers *pointers;    /* of every member */
     sequence *douts;     /* the gradient of the outputs of every layer */
     long dz_size;
-    int input_plane, recurrent_plane; /* the first planes of the input and of the recurrent product */
+    int recurrent_plane; /* the first of the recurrent product; the input product has the first planes */
     real *zeros;
     real one;
 } backward_run;
@@ -59,15 +59,15 @@ static long rows_of_dx(const backward_run *run)
     return larger(ROWS_BYTES / (run->dz_size * (long)sizeof(real)), ROWS_OF_A_TILE);
 }
 
-static void lay_out_backward(backward_run *run, arena *a)
+static void lay_out_backward(void *argument, arena *a)
 {
+    backward_run *run = argument;
     stack *k = &run->stack;
     const call *c = k->call;
     long layers = k->spec->layers, features = k->directions * k->hidden;
     long most_features = larger(k->spec->input_size, layers > 1 ? features : 0);
     long planes = k->spec->cell == GRU_AFTER ? 4 : k->gates;
     run->dz_size = odd_vectors(planes * k->plane / LANES);
-    run->input_plane = 0;
     run->recurrent_plane = k->spec->cell == GRU_AFTER;
     lay_out_stack(k, a);
     run->douts = TAKE(a, sequence, layers);
@@ -100,24 +100,20 @@ static void lay_out_backward(backward_run *run, arena *a)
     long workspaces = k->sharing.split_units ? 1 : k->sharing.slices * k->directions;
     run->workspaces = TAKE(a, back_workspace, workspaces);
     for (long i = 0; i < workspaces; i++) {
-        back_workspace w;
-        w.dh = TAKE(a, real, rows * k->state_size);
-        w.dc = TAKE(a, real, rows * k->state_size);
-        w.drh = TAKE(a, real, rows * k->state_size);
-        w.first_c = TAKE(a, real, rows * k->state_size);
-        if (a->base)
-            run->workspaces[i] = w;
+        back_workspace *w = a->base ? &run->workspaces[i] : &(back_workspace){0};
+        w->dh = TAKE(a, real, rows * k->state_size);
+        w->dc = TAKE(a, real, rows * k->state_size);
+        w->drh = TAKE(a, real, rows * k->state_size);
+        w->first_c = TAKE(a, real, rows * k->state_size);
     }
     run->pointers = TAKE(a, back_pointers, k->sharing.members);
     for (int i = 0; i < k->sharing.members; i++) {
-        back_pointers p;
-        p.from = TAKE(a, const real *, larger(rows, rows_of_dx(run)));
-        p.y = TAKE(a, const real *, rows);
-        p.h = TAKE(a, const real *, rows);
-        p.dy = TAKE(a, const real *, rows);
-        p.sums = TAKE(a, real, (larger(most_features, k->hidden) + 1) * WIDTH * LANES);
-        if (a->base)
-            run->pointers[i] = p;
+        back_pointers *p = a->base ? &run->pointers[i] : &(back_pointers){0};
+        p->from = TAKE(a, const real *, larger(rows, rows_of_dx(run)));
+        p->y = TAKE(a, const real *, rows);
+        p->h = TAKE(a, const real *, rows);
+        p->dy = TAKE(a, const real *, rows);
+        p->sums = TAKE(a, real, (larger(most_features, k->hidden) + 1) * WIDTH * LANES);
     }
     run->zeros = TAKE(a, real, larger(k->plane, WIDTH * LANES));
     if (a->base)
@@ -270,12 +266,6 @@ static stage back_stage_of(const back_track *t, long phase)
     return (stage){t->steps - 1 - (phase - 1) / t->parts, (int)((phase - 1) % t->parts)};
 }
 
-static long count_of_back_phases(const back_track *t)
-{
-    return t->steps * t->parts + (t->steps && t->run->stack.call->dfirst.h);
-}
-
-/* The operands of a step. */
 static back_step back_step_of(const back_track *t, long n, const back_pointers *to)
 {
     const backward_run *run = t->run;
@@ -356,16 +346,6 @@ static void go_back(const back_track *t, stage now, back_step *s, long first, lo
     BACK_CELLS[t->run->stack.spec->cell][now.part](t->run, s);
 }
 
-static void begin_slice_back(const back_track *t)
-{
-    const stack *k = &t->run->stack;
-    const call *c = k->call;
-    const back_workspace *w = t->workspace;
-    read_states(k, t->slice, t->layer, t->direction, c->last.h, w->dh);
-    read_states(k, t->slice, t->layer, t->direction, c->last.c, w->dc);
-    read_states(k, t->slice, t->layer, t->direction, c->first.c, w->first_c);
-}
-
 /* Writes the gradients of the initial states. */
 static void write_dfirst(const back_track *t)
 {
@@ -379,13 +359,17 @@ static void write_dfirst(const back_track *t)
 static void run_slice_back(void *run, int rank, long layer, long task, int home, int begins)
 {
     const back_track made = back_track_of(run, layer, task), *t = &made;
+    const stack *k = &t->run->stack;
     const back_pointers *pointers = &t->run->pointers[rank];
-    long phases = count_of_back_phases(t), phase;
+    long phases = t->steps * t->parts + (t->steps && k->call->dfirst.h), phase;
     member m = multirnn_join(t->course, home, begins);
-    if (begins)
-        begin_slice_back(t);
-    if (begins && !phases)
-        write_dfirst(t);
+    if (begins) {
+        read_states(k, t->slice, layer, t->direction, k->call->last.h, t->workspace->dh);
+        read_states(k, t->slice, layer, t->direction, k->call->last.c, t->workspace->dc);
+        read_states(k, t->slice, layer, t->direction, k->call->first.c, t->workspace->first_c);
+        if (!phases)
+            write_dfirst(t);
+    }
     while (1) {
         phase = multirnn_reach(&m);
         multirnn_open(&m, phase > phases ? 0 : panel_count(&t->pass->to_h[0]));
@@ -402,7 +386,7 @@ static void run_slice_back(void *run, int rank, long layer, long task, int home,
                 note_rows(t, now.step, pointers);
         }
         if (has_units && m.alone) /* all units at once: 0.97 of the time, training an LSTM of 256 units */
-            go_back(t, now, &step, 0, unit_vectors(t->run->stack.hidden));
+            go_back(t, now, &step, 0, unit_vectors(k->hidden));
         if (multirnn_close(&m) && phase == phases)
             write_dfirst(t);
     }
@@ -432,7 +416,7 @@ static void find_dx(const backward_run *run, long layer, long direction, int ran
     long first = item * rows_of_an_item(run), rows = smaller(rows_of_an_item(run), k->valid - first);
     real out[ROWS_OF_A_TILE * WIDTH * LANES] __attribute__((aligned(64)));
     for (long r = 0; r < rows; r++)
-        from[r] = p->dz + (first + r) * run->dz_size + run->input_plane * k->plane;
+        from[r] = p->dz + (first + r) * run->dz_size;
     for (long n = 0; n < panel_count(&m); n++) {
         panel panel = panel_of(&m, n);
         long width = panel.vectors * LANES, unit = panel.unit * LANES;

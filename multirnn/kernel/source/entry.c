@@ -1,7 +1,7 @@
 /* Identification of the library, independent of instruction set and dtype. */
 #include <string.h>
 
-#include "export.h"
+#include "team.h"
 
 /* Of the sources; see multirnn/kernel/build.py. */
 EXPORT const char *multirnn_fingerprint(void) { return FINGERPRINT; }

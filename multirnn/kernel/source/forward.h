@@ -122,8 +122,9 @@ static void lay_out_passes(const stack *k, arena *a, pass *passes)
         lay_out_pass(k, a, passes ? passes + p : NULL, p);
 }
 
-static void lay_out_forward(forward_run *run, arena *a)
+static void lay_out_forward(void *argument, arena *a)
 {
+    forward_run *run = argument;
     stack *k = &run->stack;
     const call *c = k->call;
     long layers = k->spec->layers, count = layers * k->directions, features = k->directions * k->hidden;
@@ -152,14 +153,12 @@ static void lay_out_forward(forward_run *run, arena *a)
     long workspaces = k->sharing.split_units ? 1 : k->sharing.slices * k->directions;
     run->workspaces = TAKE(a, workspace, workspaces);
     for (long i = 0; i < workspaces; i++) {
-        workspace w;
+        workspace *w = run->workspaces ? &run->workspaces[i] : &(workspace){0};
         for (int j = 0; j < 2; j++)
-            w.h[j] = TAKE(a, real, rows * k->state_size);
-        w.c = TAKE(a, real, rows * k->state_size);
-        w.rh = TAKE(a, real, rows * k->state_size);
-        w.z = TAKE(a, real, block * rows * k->row_size);
-        if (run->workspaces)
-            run->workspaces[i] = w;
+            w->h[j] = TAKE(a, real, rows * k->state_size);
+        w->c = TAKE(a, real, rows * k->state_size);
+        w->rh = TAKE(a, real, rows * k->state_size);
+        w->z = TAKE(a, real, block * rows * k->row_size);
     }
     run->pointers = TAKE(a, row_pointers, k->sharing.members);
     for (int i = 0; i < k->sharing.members; i++) {
@@ -434,7 +433,6 @@ static void project(const track *t, long piece, const row_pointers *rows, long c
         multiply_along_units(m, first, end, &t->from->input, from, count, z, k->row_size);
 }
 
-/* The operands of a part of a step. */
 static step step_of(const track *t, stage now, const row_pointers *p)
 {
     const stack *k = &t->run->stack;

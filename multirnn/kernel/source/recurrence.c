@@ -1,7 +1,6 @@
 /* The entries of one instruction set and dtype: compiled once for each, with NAME(x) adding its suffix. */
 #include <stdlib.h>
 
-#include "export.h"
 #include "forward.h"
 #include "backward.h"
 #include "sharing.h"
@@ -33,45 +32,16 @@ static void write_head(const stack *k)
         memcpy(stashed_lengths(&stash, c->batch), c->lengths, (size_t)c->batch * sizeof *c->lengths);
 }
 
-/* Whether forward filled the stash for this call. */
-static int stash_fits(const spec *spec, const call *call)
+/* Lays out a run, and does its work in a team. */
+static enum outcome run_in_team(void *run, const stack *k, void (*lay_out)(void *run, arena *a), team_work *work)
 {
-    const stash_head *head = (const stash_head *)call->stash;
-    return head->mark == STASH_MARK && !memcmp(&head->spec, spec, sizeof *spec) && head->batch == call->batch &&
-           head->time == call->time;
-}
-
-static enum outcome run_forward(const spec *spec, const parameters *table, const call *call)
-{
-    forward_run run = {0};
-    describe(&run.stack, spec, table, call);
-    run.stack.sharing = shared_out(&run.stack);
     arena size = {NULL, 0};
-    lay_out_forward(&run, &size);
+    lay_out(run, &size);
     arena memory = {multirnn_allocate(size.used), 0};
     if (!memory.base)
         return NO_MEMORY;
-    lay_out_forward(&run, &memory);
-    if (call->stash)
-        write_head(&run.stack);
-    multirnn_team(forward_work, &run, run.stack.sharing.members, call->lent);
-    multirnn_free(memory.base);
-    return DONE;
-}
-
-static enum outcome run_backward(const spec *spec, const parameters *table, const call *call, const parameters *gradients)
-{
-    backward_run run = {.gradients = gradients};
-    describe(&run.stack, spec, table, call);
-    run.stack.sharing = ((const stash_head *)call->stash)->sharing;
-    run.stack.sharing.members = (int)larger(smaller(run.stack.sharing.members, call->threads), 1);
-    arena size = {NULL, 0};
-    lay_out_backward(&run, &size);
-    arena memory = {multirnn_allocate(size.used), 0};
-    if (!memory.base)
-        return NO_MEMORY;
-    lay_out_backward(&run, &memory);
-    multirnn_team(backward_work, &run, run.stack.sharing.members, call->lent);
+    lay_out(run, &memory);
+    multirnn_team(work, run, k->sharing.members, k->call->lent);
     multirnn_free(memory.base);
     return DONE;
 }
@@ -84,19 +54,30 @@ EXPORT int NAME(forward)(const spec *spec, const parameters *table, const call *
     if (outcome != DONE)
         return outcome;
     call.lengths = lengths;
-    outcome = run_forward(spec, table, &call);
+    forward_run run = {0};
+    describe(&run.stack, spec, table, &call);
+    run.stack.sharing = shared_out(&run.stack);
+    outcome = run_in_team(&run, &run.stack, lay_out_forward, forward_work);
+    if (outcome == DONE && call.stash)
+        write_head(&run.stack);
     free(lengths);
     return outcome;
 }
 
 EXPORT int NAME(backward)(const spec *spec, const parameters *table, const call *given, const parameters *gradients)
 {
-    if (!stash_fits(spec, given))
-        return FOREIGN_STASH;
     call call = *given;
+    const stash_head *head = (const stash_head *)call.stash;
+    if (head->mark != STASH_MARK || memcmp(&head->spec, spec, sizeof *spec) || head->batch != call.batch ||
+        head->time != call.time)
+        return FOREIGN_STASH;
     arena stash = {call.stash, 0};
-    call.lengths = ((const stash_head *)call.stash)->has_lengths ? stashed_lengths(&stash, call.batch) : NULL;
-    return run_backward(spec, table, &call, gradients);
+    call.lengths = head->has_lengths ? stashed_lengths(&stash, call.batch) : NULL;
+    backward_run run = {.gradients = gradients};
+    describe(&run.stack, spec, table, &call);
+    run.stack.sharing = head->sharing;
+    run.stack.sharing.members = (int)larger(smaller(head->sharing.members, call.threads), 1);
+    return run_in_team(&run, &run.stack, lay_out_backward, backward_work);
 }
 
 /* Packs the weights for later calls, until multirnn_free; NULL if out of memory. */
@@ -105,22 +86,15 @@ EXPORT char *NAME(pack)(const spec *spec, const parameters *table)
     stack k;
     call none = {0};
     describe(&k, spec, table, &none);
-    long count = k.spec->layers * k.directions;
     arena size = {NULL, 0};
     lay_out_passes(&k, &size, NULL);
     arena memory = {multirnn_allocate(size.used), 0};
-    pass *passes = multirnn_allocate(count * sizeof *passes);
-    if (memory.base && passes) {
-        lay_out_passes(&k, &memory, passes);
-        for (long p = 0; p < count; p++)
-            for (long n = 0; n < panel_count(&passes[p].input[0]); n++)
-                pack_parts(&k, &passes[p], &table[p], n);
-    } else if (memory.base) {
-        multirnn_free(memory.base);
-        memory.base = NULL;
+    for (long p = 0; memory.base && p < spec->layers * k.directions; p++) {
+        pass pass;
+        lay_out_pass(&k, &memory, &pass, p);
+        for (long n = 0; n < panel_count(&pass.input[0]); n++)
+            pack_parts(&k, &pass, &table[p], n);
     }
-    if (passes)
-        multirnn_free(passes);
     return memory.base;
 }
 

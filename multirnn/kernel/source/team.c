@@ -280,13 +280,9 @@ static void work_as_lent(void *unused)
 
 static void start_workers(int workers)
 {
-    pthread_attr_t attributes;
     pthread_t thread;
-    pthread_attr_init(&attributes);
-    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-    while (team.workers < workers && !pthread_create(&thread, &attributes, worker, NULL))
-        team.workers++;
-    pthread_attr_destroy(&attributes);
+    for (; team.workers < workers && !pthread_create(&thread, NULL, worker, NULL); team.workers++)
+        pthread_detach(thread);
 }
 
 void multirnn_team(team_work *work, void *argument, int members, lent_pool *lent)

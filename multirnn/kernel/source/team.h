@@ -10,7 +10,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "export.h"
+#define EXPORT __attribute__((visibility("default")))
 
 _Static_assert(sizeof(long) == 8 && sizeof(void *) == 8, "the compiled recurrence needs 64-bit addresses and a 64-bit long");
 

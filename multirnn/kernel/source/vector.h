@@ -21,10 +21,12 @@
 typedef double real;
 typedef int64_t integer;
 typedef uint64_t natural;
+#define LANES (VECTOR_BYTES / 8L)
 #else
 typedef float real;
 typedef int32_t integer;
 typedef uint32_t natural;
+#define LANES (VECTOR_BYTES / 4L)
 #endif
 
 typedef real vector __attribute__((vector_size(VECTOR_BYTES)));
@@ -32,11 +34,6 @@ typedef integer mask __attribute__((vector_size(VECTOR_BYTES)));
 typedef natural bits __attribute__((vector_size(VECTOR_BYTES))); /* unsigned arithmetic wraps around */
 typedef real loose __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias)); /* at any address */
 
-#ifdef DOUBLE
-#define LANES (VECTOR_BYTES / 8L)
-#else
-#define LANES (VECTOR_BYTES / 4L)
-#endif
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
 
@@ -45,11 +42,13 @@ INLINE void store(real *to, vector value) { *(loose *)to = value; }
 INLINE vector splat(real value) { return value - (vector){0}; } /* x - 0 is x, of -0 too */
 
 #if defined(__AVX512F__) && defined(DOUBLE)
-#define MASKED_LOAD(FROM, COUNT) ((vector)_mm512_maskz_loadu_pd((__mmask8)((1u << (COUNT)) - 1), FROM))
-#define MASKED_STORE(TO, VALUE, COUNT) _mm512_mask_storeu_pd(TO, (__mmask8)((1u << (COUNT)) - 1), (__m512d)(VALUE))
+#define X86(NAME) _mm512_##NAME##_pd
 #elif defined(__AVX512F__)
-#define MASKED_LOAD(FROM, COUNT) ((vector)_mm512_maskz_loadu_ps((__mmask16)((1u << (COUNT)) - 1), FROM))
-#define MASKED_STORE(TO, VALUE, COUNT) _mm512_mask_storeu_ps(TO, (__mmask16)((1u << (COUNT)) - 1), (__m512)(VALUE))
+#define X86(NAME) _mm512_##NAME##_ps
+#elif defined(__AVX__) && defined(DOUBLE)
+#define X86(NAME) _mm256_##NAME##_pd
+#elif defined(__AVX__)
+#define X86(NAME) _mm256_##NAME##_ps
 #endif
 
 /* The first `count` lanes, the others zero; all if `count` is larger. */
@@ -57,8 +56,8 @@ INLINE vector load_part(const real *from, long count)
 {
     if (count >= LANES)
         return load(from);
-#ifdef MASKED_LOAD
-    return MASKED_LOAD(from, count);
+#ifdef __AVX512F__
+    return X86(maskz_loadu)((1u << count) - 1, from);
 #else
     vector value = {0};
     for (long i = 0; i < count; i++)
@@ -72,8 +71,8 @@ INLINE void store_part(real *to, vector value, long count)
     if (count >= LANES)
         store(to, value);
     else {
-#ifdef MASKED_STORE
-        MASKED_STORE(to, value, count);
+#ifdef __AVX512F__
+        X86(mask_storeu)(to, (1u << count) - 1, value);
 #else
         for (long i = 0; i < count; i++)
             to[i] = value[i];
@@ -84,18 +83,9 @@ INLINE void store_part(real *to, vector value, long count)
 INLINE vector choose(mask where, vector yes, vector no) { return (vector)(((mask)yes & where) | ((mask)no & ~where)); }
 
 /* Both pass a NaN on: the x86 instructions return their second operand, x. */
-#if defined(__AVX512F__) && defined(DOUBLE)
-INLINE vector at_most(vector x, real limit) { return (vector)_mm512_min_pd((__m512d)splat(limit), (__m512d)x); }
-INLINE vector at_least(vector x, real limit) { return (vector)_mm512_max_pd((__m512d)splat(limit), (__m512d)x); }
-#elif defined(__AVX512F__)
-INLINE vector at_most(vector x, real limit) { return (vector)_mm512_min_ps((__m512)splat(limit), (__m512)x); }
-INLINE vector at_least(vector x, real limit) { return (vector)_mm512_max_ps((__m512)splat(limit), (__m512)x); }
-#elif defined(__AVX__) && defined(DOUBLE)
-INLINE vector at_most(vector x, real limit) { return (vector)_mm256_min_pd((__m256d)splat(limit), (__m256d)x); }
-INLINE vector at_least(vector x, real limit) { return (vector)_mm256_max_pd((__m256d)splat(limit), (__m256d)x); }
-#elif defined(__AVX__)
-INLINE vector at_most(vector x, real limit) { return (vector)_mm256_min_ps((__m256)splat(limit), (__m256)x); }
-INLINE vector at_least(vector x, real limit) { return (vector)_mm256_max_ps((__m256)splat(limit), (__m256)x); }
+#ifdef X86
+INLINE vector at_most(vector x, real limit) { return X86(min)(splat(limit), x); }
+INLINE vector at_least(vector x, real limit) { return X86(max)(splat(limit), x); }
 #else
 INLINE vector at_most(vector x, real limit) { return choose(x > splat(limit), splat(limit), x); }
 INLINE vector at_least(vector x, real limit) { return choose(x < splat(limit), splat(limit), x); }
@@ -122,26 +112,18 @@ INLINE vector zip_high(vector a, vector b) { return SHUFFLE(a, b, 1, 3); }
 #endif
 
 /* Transposes LANES vectors: row i is zipped with row i + LANES / 2, log2(LANES) times. */
-INLINE void zip_rows(vector *block)
-{
-    vector zipped[LANES];
-    UNROLL for (long i = 0; i < LANES / 2; i++)
-    {
-        zipped[2 * i] = zip_low(block[i], block[i + LANES / 2]);
-        zipped[2 * i + 1] = zip_high(block[i], block[i + LANES / 2]);
-    }
-    UNROLL for (long i = 0; i < LANES; i++) block[i] = zipped[i];
-}
-
 INLINE void transpose(vector *block)
 {
-    zip_rows(block);
-    if (LANES > 2)
-        zip_rows(block);
-    if (LANES > 4)
-        zip_rows(block);
-    if (LANES > 8)
-        zip_rows(block);
+    UNROLL for (long zips = 1; zips < LANES; zips *= 2)
+    {
+        vector zipped[LANES];
+        UNROLL for (long i = 0; i < LANES / 2; i++)
+        {
+            zipped[2 * i] = zip_low(block[i], block[i + LANES / 2]);
+            zipped[2 * i + 1] = zip_high(block[i], block[i + LANES / 2]);
+        }
+        UNROLL for (long i = 0; i < LANES; i++) block[i] = zipped[i];
+    }
 }
 
 /* The sums of LANES vectors, each in its own lane: the rounds of a transposition, with additions. */

@@ -96,12 +96,9 @@ typedef struct {
     spec spec;
 } custom_call;
 
-/* Reads buffers in order. */
-typedef struct {
-    xla_buffer **next;
-} reader;
+typedef xla_buffer **reader; /* of buffers in order */
 
-INLINE void *next_array(reader *from) { return (*from->next++)->data; }
+INLINE void *next_array(reader *from) { return (*(*from)++)->data; }
 
 INLINE states next_states(reader *from, const custom_call *custom)
 {
@@ -111,10 +108,7 @@ INLINE states next_states(reader *from, const custom_call *custom)
     return found;
 }
 
-INLINE sequence dense(void *at, int64_t time, int64_t features)
-{
-    return (sequence){at, time * features, features};
-}
+INLINE sequence dense(void *at, int64_t time, int64_t features) { return (sequence){at, time * features, features}; }
 
 /* The parameters of every layer and direction, C-contiguous each. */
 static void next_parameters(reader *from, const custom_call *custom, parameters *table)
@@ -135,12 +129,6 @@ static void next_parameters(reader *from, const custom_call *custom, parameters 
     }
 }
 
-/* Without its 64-bit mode, JAX has 32-bit integers only. */
-static void widen(const int32_t *lengths, int64_t batch, int64_t *wide)
-{
-    for (int64_t row = 0; row < batch; row++) wide[row] = lengths[row];
-}
-
 /* The XLA error of an outcome; NULL for DONE. */
 static void *reported(const xla_frame *frame, int outcome)
 {
@@ -152,36 +140,26 @@ static void *reported(const xla_frame *frame, int outcome)
         [WRONG_LENGTHS] = {XLA_INVALID_ARGUMENT, "lengths must be from 0 to the time steps of x"},
         [FOREIGN_STASH] = {XLA_INVALID_ARGUMENT, "the stash is not the one that forward filled for this call"},
     };
-    int code = errors[outcome].code;
-    const char *message = errors[outcome].message;
     if (outcome == DONE)
         return NULL;
-    xla_error_description description = {sizeof description, NULL, message, code};
+    xla_error_description description = {sizeof description, NULL, errors[outcome].message, errors[outcome].code};
     return frame->api->create_error(&description);
-}
-
-/* Answers a query for the interface version; returns whether it was one. */
-static int answered_version(const xla_frame *frame)
-{
-    if (!frame->extensions || frame->extensions->type != XLA_METADATA)
-        return 0;
-    xla_metadata *metadata = ((xla_metadata_extension *)frame->extensions)->metadata;
-    metadata->version.major = XLA_MAJOR;
-    metadata->version.minor = XLA_MINOR;
-    return 1;
 }
 
 /* Arguments and results in the order of multirnn/kernel/xla.py. */
 static void *custom_call_of(const xla_frame *frame, int back)
 {
-    if (answered_version(frame))
+    if (frame->extensions && frame->extensions->type == XLA_METADATA) { /* it asks for the version of the interface */
+        xla_version *version = &((xla_metadata_extension *)frame->extensions)->metadata->version;
+        version->major = XLA_MAJOR, version->minor = XLA_MINOR;
         return NULL;
+    }
     const custom_call *custom = frame->attributes.arrays[0]->data;
     const spec *spec = &custom->spec;
     const int64_t *dims = frame->arguments.buffers[0]->dims, outputs = spec->directions * spec->hidden_size;
     int64_t passes = spec->layers * spec->directions;
     call call = {.batch = dims[0], .time = dims[1], .threads = custom->threads};
-    reader arguments = {frame->arguments.buffers}, results = {frame->results.buffers};
+    reader arguments = frame->arguments.buffers, results = frame->results.buffers;
 
     parameters *tables = malloc((size_t)(2 * passes) * sizeof *tables + (size_t)call.batch * sizeof(int64_t));
     if (!tables)
@@ -192,7 +170,9 @@ static void *custom_call_of(const xla_frame *frame, int back)
     if (custom->has_state)
         call.first = next_states(&arguments, custom);
     if (custom->has_lengths) {
-        widen(next_array(&arguments), call.batch, lengths);
+        const int32_t *given = next_array(&arguments); /* JAX without its 64-bit mode has no wider integers */
+        for (int64_t row = 0; row < call.batch; row++)
+            lengths[row] = given[row];
         call.lengths = lengths; /* backward reads those in the stash */
     }
     next_parameters(&arguments, custom, tables);
