@@ -92,7 +92,7 @@ def test_convert(file: Path, tmp_path: Path) -> None:
         (("convert", "a.npz", "b.npz", "--to", "tensorflow-v1"), "TensorFlow 1 has no GRU whose reset gate acts after"),
         (("convert", "a.npz", "b.npz", "--to", "pytorch"), "'pytorch' is not one of"),
         (("inspect", "broken.pt"), "broken.pt: it is neither a zip archive nor a pickle of torch.save"),
-        (("verify", "a.npz", "a.npz", "--name-a", "b"), "holds the stacks ''; pass name="),
+        (("verify", "a.npz", "a.npz", "--name-a", "b"), "a.npz has no stack 'b'; it holds ''"),
     ],
 )
 def test_what_cannot_be_done_is_a_sentence(

@@ -47,9 +47,8 @@ def command(ctx: click.Context, file: Path, as_json: bool) -> None:
         made = table("name", "cell", "sizes", "bias", "parameters", "convention", "stored", right=("parameters",))
         for one in found:
             made.add_row(one.name or "–", *_row(one), one.convention, one.stored)
-        texts = [(one.name, text) for one in found for text in (*one.about, *([one.refused] if one.refused else []))]
-        notes = dict.fromkeys(f"{name}: {text}" if name else text for name, text in texts)
-        show(made, *(f"\n{note}." for note in notes))
+        notes = ((one.name, (*one.about, *([one.refused] if one.refused else []))) for one in found)
+        show(made, *(f"\n{name + ': ' if name else ''}{'; '.join(texts)}." for name, texts in notes if texts))
     ctx.exit(0 if any(one.spec for one in found) else 1)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from multirnn.atomic import replacing
 from multirnn.conventions import convention_named
-from multirnn.errors import FormatError, InvalidWeights, Unrepresentable
+from multirnn.errors import FormatError, InvalidWeights, Unrepresentable, meant
 from multirnn.formats.contents import Contents, numbers_of
 from multirnn.formats.fitting import fitted
 from multirnn.formats.found import FileStack, Found
@@ -152,13 +152,16 @@ def load(
 def _one(path: Path, name: str | None, known: Mapping[str, Any], inputs: Mapping[str, Any] | None = None) -> FileStack:
     found = _stacks(path, known, inputs)
     chosen = [stack for stack in found if name in (None, stack.found.name)]
-    there = ", ".join(repr(stack.found.name) for stack in found)
+    names = [stack.found.name for stack in found]
+    there = ", ".join(map(repr, names))
     if not found:
         raise FormatError(
             f"{path} holds no recurrent stack that is known here; if its arrays have names of your own, pass names="
         )
-    if len(chosen) != 1:
-        raise FormatError(f"{path} holds the stacks {there}; pass name=")
+    if not chosen:
+        raise FormatError(f"{path} has no stack {name!r}; it holds {there}{meant(name, names)}")
+    if len(chosen) > 1:
+        raise FormatError(f"{path} holds the stacks {there}; pass name= (on the command line, --name)")
     if (stack := chosen[0]).others:
         fitting = " and ".join(map(repr, (stack.found.convention, *stack.others)))
         raise FormatError(
