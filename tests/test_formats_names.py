@@ -95,7 +95,7 @@ def test_stacks_of_several_conventions_in_the_order_of_the_file(tmp_path: Path) 
     assert mr.load(path, "model") == mr.initialise(lstm, 1)
     with pytest.raises(mr.FormatError, match=r"holds the stacks 'b', 'params/x', 'a', 'model'; pass name="):
         mr.load(path)
-    with pytest.raises(mr.FormatError, match="holds the stacks"):
+    with pytest.raises(mr.FormatError, match="has no stack 'c'; it holds 'b', "):
         mr.load(path, "c")
 
 
