@@ -131,15 +131,16 @@ def assert_layers_agree(
         raise InvalidCall(f"forms must be one or both of {', '.join(MODES)}, not {forms!r}")
     if x is None and not (state is None and lengths is None):
         raise InvalidCall("a state or lengths belong to an x: pass x too")
+    pairs: list[_Pair] = []
     eps: dict[str, float] = {}
     notes: dict[str, None] = {}
     for form in forms:
-        pair = _Pair(*adopt_both(a, b, spec=spec, compiled=form == "compiled"), tolerance)
+        pairs.append(pair := _Pair(*adopt_both(a, b, spec=spec, compiled=form == "compiled"), tolerance))
         call = pair.draw(seed) if x is None else pair.check(x, state, lengths)
         for name, found in pair.compare(call, gradients=gradients, counts=counts, seed=seed).items():
             eps[name] = max(found.eps, eps.get(name, 0.0))
         notes |= dict.fromkeys(pair.notes)
-    return Agreement(pair.titles, pair.spec, forms, eps, pair.tolerance, tuple(notes))
+    return Agreement(pairs[0].titles, pair.spec, forms, eps, pair.tolerance, tuple(notes))
 
 
 class _Call(NamedTuple):
