@@ -382,7 +382,7 @@ IDLE = """
 import json, sys
 import pytest
 before = set(sys.modules)
-code = pytest.main(["-q", "-p", "no:hypothesispytest", "-p", "no:cacheprovider"])
+code = pytest.main(["-q", "-p", "no:hypothesispytest", "-p", "no:jaxtyping", "-p", "no:cacheprovider"])
 loaded = {name.partition(".")[0] for name in set(sys.modules)} & {
     "numpy", "rich", "click", "hypothesis", "torch", "tensorflow", "keras", "jax", "matplotlib",
 }
