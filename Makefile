@@ -25,10 +25,10 @@ test: install
 # The core's tests with NumPy alone, in an environment made from nothing: make test-core PYTHON=python3.13
 # Under two minutes: the compiled recurrence, the same library for every Python, has its long tests in `make test`.
 CORE_ENV := .cache/core
-CORE := activations boundary broken_backends cli_backends cli_explain cli_help cli_module cli_summary conventions \
-	conventions_refused foreign_arrays implementation imports kernel_activations kernel_entry kernel_missing \
-	kernel_weights names numpy_fast numpy_native numpy_parameters numpy_reference readme registry series spec \
-	strategies support weights
+CORE := activations boundary broken_backends cli_backends cli_explain cli_files cli_help cli_module cli_summary \
+	conventions conventions_refused foreign_arrays formats_names formats_npz implementation imports kernel_activations \
+	kernel_entry kernel_missing kernel_weights names numpy_fast numpy_native numpy_parameters numpy_reference readme \
+	registry series spec strategies support verify weights
 
 test-core:
 	$(PYTHON) -m venv --clear $(CORE_ENV)
