@@ -118,10 +118,23 @@ def test_the_metadata(built: Built) -> None:
         "keras": {"keras", "tensorflow"},
         "jax": {"jax"},
         "onnxruntime": {"onnxruntime", "onnx"},
+        "files": {"h5py", "msgpack", "onnx"},
         "bench": {"threadpoolctl", "jinja2"},
         "plot": {"matplotlib"},
         "testing": {"pytest", "hypothesis"},
-        "all": {"torch", "keras", "tensorflow", "jax", "onnxruntime", "onnx", "threadpoolctl", "jinja2", "matplotlib"},
+        "all": {
+            "torch",
+            "keras",
+            "tensorflow",
+            "jax",
+            "onnxruntime",
+            "onnx",
+            "h5py",
+            "msgpack",
+            "threadpoolctl",
+            "jinja2",
+        }
+        | {"matplotlib"},
     }
 
 
