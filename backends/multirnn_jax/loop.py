@@ -130,15 +130,11 @@ def stack(
 
 
 class Scan(NamedTuple):
-    """The static part of the recursion of a layer in one direction.
-
-    Attributes:
-        columns: whether the arrays of a step are `(features, ...)`, and not `(..., features)`.
-    """
+    """The static part of the recursion of a layer in one direction."""
 
     spec: RecurrentSpec
     reverse: bool
-    columns: bool = False
+    columns: bool = False  # whether the arrays of a step are `(features, ...)`, and not `(..., features)`
 
     def forward(self, gates: Any, first: State, u: Any, d: Any, valid: Any, keep: bool = False) -> tuple[Any, ...]:
         """Run over projected inputs.

@@ -31,18 +31,12 @@ class Rows(NamedTuple):
     """The layout and lengths of the rows of a call.
 
     The backward pass reads them again, so none of them is the caller's memory, which may change in between.
-
-    Attributes:
-        batch_first: whether x is `(batch, time, features)` or `(time, batch, features)`.
-        lengths: as in `LoopCall`.
-        sizes: of packed rows, the rows per step: `batch_sizes` of a `PackedSequence`.
-        starts: of packed rows, the first row of each step.
     """
 
-    batch_first: bool
-    lengths: Maybe = None
-    sizes: Maybe = None
-    starts: Maybe = None
+    batch_first: bool  # whether x is `(batch, time, features)` or `(time, batch, features)`
+    lengths: Maybe = None  # as in `LoopCall`
+    sizes: Maybe = None  # of packed rows, the rows per step: `batch_sizes` of a `PackedSequence`
+    starts: Maybe = None  # of packed rows, the first row of each step
 
     @classmethod
     def padded(cls, batch_first: bool, lengths: Tensor, batch: int, time: int) -> Self:
@@ -77,17 +71,11 @@ class Rows(NamedTuple):
 
 
 class Constants(NamedTuple):
-    """Weights of a frozen module.
+    """Weights of a frozen module."""
 
-    Attributes:
-        prepared: from `Loop.prepare`.
-        weights: they share memory and version with the module's.
-        versions: PyTorch's counts of writes at the time.
-    """
-
-    prepared: Any
-    weights: Sequence[Tensor]
-    versions: Sequence[int]
+    prepared: Any  # from `Loop.prepare`
+    weights: Sequence[Tensor]  # they share memory and version with the module's
+    versions: Sequence[int]  # PyTorch's counts of writes at the time
 
     def check(self, weights: Sequence[Tensor], names: Sequence[str]) -> None:
         """Accept the same weights alone.
