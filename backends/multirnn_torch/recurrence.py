@@ -78,11 +78,7 @@ class Constants(NamedTuple):
     versions: Sequence[int]  # PyTorch's counts of writes at the time
 
     def check(self, weights: Sequence[Tensor], names: Sequence[str]) -> None:
-        """Accept the same weights alone.
-
-        Raises:
-            InvalidCall: one was replaced or written to.
-        """
+        """Accept the same weights alone. Raises `InvalidCall`: one was replaced or written to."""
         for weight, known, version, name in zip(weights, self.weights, self.versions, names, strict=True):
             if weight.data_ptr() != known.data_ptr() or weight._version != version:
                 raise InvalidCall(
@@ -177,11 +173,7 @@ class RecurrenceFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Maybe) -> tuple[Any, ...]:
-        """See `torch.autograd.Function.backward`.
-
-        Raises:
-            InvalidCall: hooks on saved tensors returned others.
-        """
+        """See `torch.autograd.Function.backward`. Raises `InvalidCall`: hooks on saved tensors returned others."""
         saved = ctx.saved_tensors
         if _kinds(saved) != ctx.kinds:
             raise InvalidCall(
