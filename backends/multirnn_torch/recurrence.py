@@ -87,16 +87,7 @@ class Constants(NamedTuple):
 
 
 class ModuleRecurrence:
-    """The loop of a module in one dtype.
-
-    Args:
-        spec: of the module.
-        loop: a key of `LOOPS`.
-        names: of the module's weights, in the order of `spec.shapes`.
-
-    Attributes:
-        constants: the weights while the module is frozen, else None.
-    """
+    """The loop of a module in one dtype; `names` are those of its weights, in the order of `spec.shapes`."""
 
     def __init__(self, spec: RecurrentSpec, loop: str, names: Sequence[str]) -> None:
         self.spec = spec
@@ -106,7 +97,7 @@ class ModuleRecurrence:
         held: Any = self.skeleton._flat_weights
         self.shapes = [tuple(weight.shape) for weight in held]
         self.plans: dict[tuple[int, int, bool, bool], bool] = {}
-        self.constants: Constants | None = None
+        self.constants: Constants | None = None  # while the module is frozen
 
     def freeze(self, weights: Sequence[Tensor]) -> None:
         """Take these weights for constants, if the loop prepares any."""
