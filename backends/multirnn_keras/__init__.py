@@ -15,16 +15,7 @@ from multirnn_keras.activations import HardSigmoid
 from multirnn_keras.fast import FastGRU, FastKerasLayer, FastLSTM, FastSimpleRNN
 from multirnn_keras.layer import KerasLayer
 
-__all__ = [
-    "BACKEND",
-    "FastGRU",
-    "FastKerasLayer",
-    "FastLSTM",
-    "FastSimpleRNN",
-    "HardSigmoid",
-    "KerasLayer",
-    "build",
-]
+__all__ = ["BACKEND", "FastGRU", "FastKerasLayer", "FastLSTM", "FastSimpleRNN", "HardSigmoid", "KerasLayer", "build"]
 
 
 class KerasBackend(Abilities):

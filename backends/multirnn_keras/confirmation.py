@@ -30,12 +30,7 @@ def title_of(native: Any) -> str:
 
 
 def confirm(native: Any, layers: Sequence[Any], weights: Weights) -> Weights:
-    """The weights, if the object itself computes the stack that they describe.
-
-    Args:
-        native: a built layer or model.
-        layers: the layers of its stack.
-        weights: read from them.
+    """The weights read from the layers of a built object's stack, if the object itself computes that stack.
 
     Raises:
         Unrepresentable: it computes something else, or cannot be called.

@@ -31,13 +31,7 @@ for 4.2, of a GRU 2.2 for 2.8. One row took 2.2 ms for 1.7, and 1.5 for 1.1; 8 s
 
 
 def serves(spec: RecurrentSpec, device: str | None, batch: int | None, time: int | None) -> bool:
-    """Whether the compiled recurrence is there, can run the current call or trace, and is faster for this shape.
-
-    Args:
-        spec: of the stack.
-        device: None is the default one.
-        batch, time: None where unknown.
-    """
+    """Whether the compiled recurrence is there, can run the current call or trace, and is faster for this shape."""
     product = time == 1 and batch is not None and batch > ROWS
     return not (product and spec.parameter_count >= MANY_WEIGHTS) and there(device) and not _in_xla()
 
@@ -72,13 +66,9 @@ def _threads() -> int:
 
 
 def recurrence(compiled: "KerasKernel", plain: Plain, primals: Sequence[Any], mask: Any) -> Tensors:
-    """The outputs and final states of `compiled.forward`, differentiable.
+    """The outputs and final states of `compiled.forward`, differentiable; its arguments are tensors or variables.
 
-    Args:
-        compiled: runs the stack.
-        plain: the same function of `(primals, mask)` in TensorFlow operations, for gradients of gradients.
-        primals: the arguments of `compiled.forward` without the mask, as tensors or variables.
-        mask: `(batch, time)`, bool, or None.
+    `plain(primals, mask)` is the same function in TensorFlow operations, for gradients of gradients.
     """
     import tensorflow as tf
     from tensorflow.python.eager.record import could_possibly_record  # there is no public function
@@ -136,17 +126,12 @@ _Bound = tuple[list[int], kernel.Table, Any]
 class KerasKernel:
     """The compiled recurrence over NumPy arrays in Keras' layout. Threads may call it concurrently.
 
-    Args:
-        spec: of the stack.
-        reverse: run each row from its end to its beginning; for one layer in one direction.
-
-    Attributes:
-        stashing: whether `forward` stashes for `backward`, set when gradients are asked for. If not, `backward` reruns it.
+    With `reverse`, for one layer in one direction, each row runs from its end to its beginning.
     """
 
     def __init__(self, spec: RecurrentSpec, reverse: bool = False) -> None:
         self.spec, self.reverse = spec, reverse
-        self.stashing = False
+        self.stashing = False  # whether `forward` stashes for `backward`, which else reruns it
         self._compiled = kernel.CompiledRecurrence(spec)
         kinds = ("weight_ih", "weight_hh", "bias")[: 2 if spec.bias == "none" else 3]
         self._names = [f"layers.{layer}.{direction}.{kind}" for layer, direction in spec.passes for kind in kinds]
@@ -161,10 +146,7 @@ class KerasKernel:
     def forward(self, x: Array, *rest: Array) -> Arrays:
         """The outputs, zero at padding, the final states, and the stash for `backward`.
 
-        Args:
-            x: `(batch, time, input_size)`.
-            rest: kernel, recurrent kernel and bias of every pass, the initial states, and if there is one a mask
-                `(batch, time)`.
+        `rest`: kernel, recurrent kernel and bias of every pass, the initial states, and if there is one a mask.
         """
         weights, states, mask = self._parted(rest)
         ordered = _Order(mask, self.reverse, x.shape[1])
@@ -178,10 +160,7 @@ class KerasKernel:
     def backward(self, x: Array, *rest: Array) -> Arrays:
         """The gradients of x, of the weights and of the initial states.
 
-        Args:
-            x: as in `forward`.
-            rest: the gradients of the outputs and of the final states; y and the stash from `forward`; then the other
-                arguments of `forward`.
+        `rest`: the gradients of the outputs and of the final states; y and the stash from `forward`; then its `rest`.
         """
         count = len(self.spec.form.states)
         (dy, *dlast), (y, stash), rest = rest[: 1 + count], rest[1 + count : 3 + count], rest[3 + count :]
@@ -281,13 +260,7 @@ def _addresses(states: Sequence[Array]) -> kernel.States:
 
 
 class _Order:
-    """The order of steps in which every row is right-padded and runs forward.
-
-    Args:
-        mask: `(batch, time)`, or None.
-        reverse: the rows run from their ends.
-        time: the number of steps.
-    """
+    """The order of steps in which every row is right-padded and runs forward; with `reverse` rows run from their ends."""
 
     def __init__(self, mask: Any, reverse: bool, time: int) -> None:
         self.lengths: Any = None

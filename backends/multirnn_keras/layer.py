@@ -108,12 +108,7 @@ class KerasLayer(BoundaryLayer):
         return Gradients(from_variables(weights, self.spec).arrays, x, State(*state))
 
     def apply(self, mask: Any, primals: list[Any]) -> list[Any]:
-        """The sequence and the parts of the final state, in tensors, from x and the parts of the initial state.
-
-        Args:
-            mask: `(batch, time)`, bool; None where every row is full.
-            primals: x, h, and c of an LSTM, as in a call.
-        """
+        """The sequence and the parts of the final state, in tensors, from x and the parts of the initial state."""
 
         def run(layer: Any, sequence: Any, initial: list[Any]) -> list[Any]:
             output, *final = layer(sequence, initial_state=initial, mask=mask)
@@ -138,12 +133,9 @@ def build(
 def through(
     stack: Sequence[Sequence[Any]], run: Callable[[Any, Any, list[Any]], list[Any]], primals: Sequence[Any]
 ) -> list[Any]:
-    """The sequence and the parts of the final state of a stack.
+    """The sequence and the parts of the final state of a stack, layer after layer the layer of each direction.
 
-    Args:
-        stack: layer after layer, the layer of each direction.
-        run: from a layer of `stack`, its input and its initial states to its output and its final states.
-        primals: as for `KerasLayer.apply`.
+    `run` maps a layer, its input and its initial states to its output and its final states.
     """
     sequence, *parts = primals
     initial = zip(*(keras.ops.unstack(part) for part in parts), strict=True)

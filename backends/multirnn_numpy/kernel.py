@@ -21,9 +21,7 @@ Bound = tuple[tuple[Array, ...], kernel.Table]
 class CompiledStack:
     """Runs checked calls with the parameters of a stack, in place and as they are at the call.
 
-    Args:
-        native: the stack.
-        frozen: whether its parameters are constants; they are then packed once, not in every call.
+    If these are `frozen`, constants, they are packed once, not in every call.
 
     Raises:
         MissingFramework: the compiled recurrence is not installed.

@@ -83,9 +83,7 @@ class NumpyLayer(BoundaryLayer):
     def forward_and_backward(self, inputs: Inputs, cotangent_of: Callable[[Output], Output]) -> Gradients:
         """The gradients of a checked call for a cotangent that depends on its output, as the gradient of a loss does.
 
-        Args:
-            inputs: the call.
-            cotangent_of: from the output, whose memory is reused afterwards, to its cotangent, zero at padding.
+        The memory of the output is reused afterwards. The cotangent is zero at padding.
         """
         stack = self.stack_for(inputs)
         assert isinstance(stack, Stack)

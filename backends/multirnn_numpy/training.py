@@ -78,13 +78,10 @@ STEPS: Mapping[str, Mapping[str, Step]] = MappingProxyType(
 def train(
     layer: NumpyLayer, batch: Batch, optimiser: Optimiser, steps: int, *, form: str = "torch", scalars: str = ""
 ) -> Array:
-    """Train the stack in place; see `multirnn.protocol.Trains`.
+    """Train the stack in place, by the formula of `form`; see `multirnn.protocol.Trains`.
 
-    Args:
-        layer, batch, optimiser, steps: as there.
-        form: whose formula, "torch" or "keras".
-        scalars: the dtype in which JAX and Keras compute Adam's bias corrections, from numbers that TensorFlow has rounded
-            to float32. By default they are Python's floats, as in PyTorch.
+    `scalars` is the dtype in which JAX and Keras compute Adam's bias corrections, from numbers that TensorFlow has rounded
+    to float32. By default they are Python's floats, as in PyTorch.
     """
     step = STEPS[form][optimiser.name]
     native = layer.native

@@ -177,11 +177,7 @@ def _by_xla(
 ) -> tuple[Any, Any]:
     """`run` and `pull` as graphs for any batch and time; XLA compiles them for each that comes.
 
-    Args:
-        run, pull, form: as for `Engine.differentiated`.
-        weights: the shapes of kernel, recurrent kernel, and bias if there is one.
-        dtype: of all tensors but the mask.
-        masked: whether there is a mask.
+    `weights` are the shapes of kernel, recurrent kernel, and bias if there is one.
     """
     (features, gates), (units, _), *_ = weights
     sequence, state = (None, None, units), (None, units)
@@ -220,12 +216,8 @@ def differentiable(
 ) -> Tensors:
     """The outputs of `run`, with gradients by `pull`; TensorFlow takes gradients of gradients from `plain`.
 
-    Args:
-        run: from primals and mask to the outputs, and to what is kept for `pull`.
-        pull: from primals, mask, what was kept and the cotangents of the outputs to the gradients of the primals.
-        plain: from primals and mask to the same outputs, by operations that TensorFlow differentiates.
-        primals: tensors, not variables.
-        mask: a tensor of bool, or None.
+    `run` and `pull` are as in `multirnn_keras.engines.interface`, without the form; `plain` has the outputs of `run`, by
+    operations that TensorFlow differentiates. The primals are tensors, not variables.
     """
     # Under two tapes a tf.function returns what its own gradients would need, and XLA cannot. There is no public name.
     from tensorflow.python.eager.record import stop_recording
