@@ -174,19 +174,8 @@ class KerasKernel:
         dfirst = [empty(state.shape, x.dtype) for state in states]
         found = [empty(weight.shape, x.dtype) for weight in weights]
         bound = self._bind(weights)
-        record = call_record(
-            batch=len(x),
-            time=x.shape[1],
-            x=sequence(x),
-            y=sequence(y),
-            first=_addresses(states),
-            last=_addresses(dlast),
-            stash=address(stash),
-            threads=_threads(),
-            dy=sequence(dy),
-            dx=sequence(dx),
-            dfirst=_addresses(dfirst),
-        )
+        given = {"dy": sequence(dy), "dx": sequence(dx), "dfirst": _addresses(dfirst)}
+        record = _record(x, y, states, dlast, stash, **given)
         self._compiled.backward(bound[1], self._table_of(found), record)
         if self.spec.cell == "gru":
             found = [_turned(array) for array in found]
@@ -203,17 +192,7 @@ class KerasKernel:
         self, weights: Sequence[Array], x: Array, y: Array, states: Any, last: Any, lengths: Any, stash: Array
     ) -> None:
         bound = self._bind(weights)
-        record = call_record(
-            batch=len(x),
-            time=x.shape[1],
-            x=sequence(x),
-            y=sequence(y),
-            first=_addresses(states),
-            last=_addresses(last),
-            lengths=None if lengths is None else address(lengths),
-            stash=address(stash) if stash.size else None,
-            threads=_threads(),
-        )
+        record = _record(x, y, states, last, stash, lengths=None if lengths is None else address(lengths))
         self._compiled.forward(bound[1], record)
 
     def _bind(self, weights: Sequence[Array]) -> _Bound:
@@ -252,6 +231,22 @@ def _turned(weight: Array) -> Array:
     for place, gate in enumerate((1, 0, 2)):
         room[..., place, :] = gates[..., gate, :]
     return turned
+
+
+def _record(
+    x: Array, y: Array, first: Sequence[Array], last: Sequence[Array], stash: Array, **others: Any
+) -> kernel.CallRecord:
+    return call_record(
+        batch=len(x),
+        time=x.shape[1],
+        x=sequence(x),
+        y=sequence(y),
+        first=_addresses(first),
+        last=_addresses(last),
+        stash=address(stash) if stash.size else None,
+        threads=_threads(),
+        **others,
+    )
 
 
 def _addresses(states: Sequence[Array]) -> kernel.States:

@@ -20,10 +20,11 @@ import numpy as np
 
 from multirnn.weights import Array
 
-__all__ = ["Apply", "Engine", "Mask", "Per", "Plain", "Pull", "Run", "Step", "Tensors", "holding"]
+__all__ = ["Apply", "Call", "Engine", "Mask", "Per", "Plain", "Pull", "Run", "Step", "Tensors", "holding"]
 
 Tensors = list[Any]
 Mask = np.ndarray[Any, np.dtype[np.bool_]] | None
+Call = Callable[..., list[Array]]
 Apply = Callable[[Any, Tensors], Tensors]
 Run = Callable[[Any, Sequence[Any], Any], tuple[Tensors, Tensors]]
 Pull = Callable[[Any, Sequence[Any], Any, Sequence[Any], Sequence[Any]], Tensors]
@@ -75,23 +76,21 @@ class Engine:
         """A function of tensors that reads these variables, compiled; it returns when it has computed."""
         raise NotImplementedError
 
-    def call(
-        self, function: Any, variables: Sequence[Any], per: Per, *, eager_first: bool, backward: bool
-    ) -> Callable[..., list[Array]]:
+    def call(self, function: Any, variables: Sequence[Any], per: Per, eager_first: bool, backward: bool) -> Call:
         """A function of a mask and of lists of tensors, which computes gradients or not, as one of arrays; see `calls`."""
         raise NotImplementedError
 
     def calls(
         self, apply: Apply, variables: Sequence[Any], per: Per, *, eager_first: bool = False
-    ) -> tuple[Callable[..., list[Array]], Callable[..., tuple[list[Array], list[Array]]]]:
+    ) -> tuple[Call, Callable[..., tuple[list[Array], list[Array]]]]:
         """`apply(mask, primals)` as a function of arrays, and `pullback(mask, primals, cotangents)`.
 
         The pullback returns the gradients of `variables`, which are all that `apply` reads, and those of the primals.
         With `eager_first` TensorFlow runs short calls without compiling.
         """
-        forward = self.call(apply, variables, per, eager_first=eager_first, backward=False)
+        forward = self.call(apply, variables, per, eager_first, backward=False)
         vjp = partial(self.vjp, apply, variables)
-        backward = self.call(vjp, variables, per, eager_first=eager_first, backward=True)
+        backward = self.call(vjp, variables, per, eager_first, backward=True)
 
         def pullback(mask: Mask, primals: Sequence[Array], cotangents: Sequence[Array]) -> Any:
             found = backward(mask, primals, cotangents)

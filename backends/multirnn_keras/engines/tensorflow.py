@@ -11,7 +11,7 @@ from typing import Any
 import keras
 
 from multirnn.weights import Array
-from multirnn_keras.engines.interface import Apply, Engine, Mask, Per, Plain, Pull, Run, Step, Tensors
+from multirnn_keras.engines.interface import Apply, Call, Engine, Mask, Per, Plain, Pull, Run, Step, Tensors
 from multirnn_keras.memory import copied, in_memory, owned
 
 __all__ = ["differentiable", "engine"]
@@ -65,9 +65,7 @@ class _TensorFlow(Engine):
         graph: Callable[..., Any] = tf.function(function, autograph=False)
         return graph  # on a processor it returns when it has computed
 
-    def call(
-        self, function: Any, variables: Sequence[Any], per: Per, *, eager_first: bool, backward: bool
-    ) -> Callable[..., list[Array]]:
+    def call(self, function: Any, variables: Sequence[Any], per: Per, eager_first: bool, backward: bool) -> Call:
         graphs: dict[tuple[Any, ...], Callable[[Tensors], Tensors]] = {}
         called: set[tuple[Any, ...]] = set()
 
