@@ -32,9 +32,7 @@ from multirnn_keras.weights import from_variables
 
 __all__ = ["FastGRU", "FastKerasLayer", "FastLSTM", "FastSimpleRNN"]
 
-CELLS_OF_KERAS: dict[Any, CellName] = {
-    getattr(keras.layers, f"{kind.__name__}Cell"): cell for kind, cell in CELLS.items()
-}
+KERAS_CELLS: dict[Any, CellName] = {getattr(keras.layers, f"{kind.__name__}Cell"): cell for kind, cell in CELLS.items()}
 Loop = Callable[[Form, Sequence[Any], Any], list[Any]]
 
 
@@ -96,7 +94,7 @@ class Fast(keras.layers.RNN):  # type: ignore[misc]
     def form(self) -> Form | None:
         """What the loop computes; None if no spec has the activations, or the cell is not Keras' own."""
         cell = self.cell
-        kind = CELLS_OF_KERAS.get(type(cell))
+        kind = KERAS_CELLS.get(type(cell))
         if kind is None or "call" in vars(cell):
             return None
         try:

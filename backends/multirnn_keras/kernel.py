@@ -153,8 +153,8 @@ class KerasKernel:
         x = ordered.of(x)
         y = ordered.empty((*x.shape[:2], self.spec.output_size), x.dtype)
         last = [empty(state.shape, x.dtype) for state in states]
-        stash = self._stash(x, self.stashing)
-        self._run(weights, x, y, states, last, ordered.lengths, stash)
+        stash = empty((self._compiled.stash_size(*x.shape[:2]) if self.stashing else 0,), np.uint8)
+        self._run(weights, ordered.lengths, x, y, states, last, stash)
         return [ordered.back(y), *last, stash]
 
     def backward(self, x: Array, *rest: Array) -> Arrays:
@@ -168,8 +168,9 @@ class KerasKernel:
         ordered = _Order(mask, self.reverse, x.shape[1])
         x, y, dy = ordered.of(x), ordered.of(y), ordered.of(dy)
         if not stash.size:
-            stash, y = self._stash(x, True), empty(y.shape, y.dtype)
-            self._run(weights, x, y, states, [], ordered.lengths, stash)
+            stash = empty((self._compiled.stash_size(*x.shape[:2]),), np.uint8)
+            y = empty(y.shape, y.dtype)
+            self._run(weights, ordered.lengths, x, y, states, [], stash)
         dx = ordered.empty(x.shape, x.dtype)
         dfirst = [empty(state.shape, x.dtype) for state in states]
         found = [empty(weight.shape, x.dtype) for weight in weights]
@@ -185,14 +186,9 @@ class KerasKernel:
         weights, states = len(self._names), len(self._names) + len(self.spec.form.states)
         return rest[:weights], rest[weights:states], rest[states] if len(rest) > states else None
 
-    def _stash(self, x: Array, wanted: bool) -> Array:
-        return empty((self._compiled.stash_size(*x.shape[:2]) if wanted else 0,), np.uint8)
-
-    def _run(
-        self, weights: Sequence[Array], x: Array, y: Array, states: Any, last: Any, lengths: Any, stash: Array
-    ) -> None:
+    def _run(self, weights: Sequence[Array], lengths: Any, *given: Any) -> None:
         bound = self._bind(weights)
-        record = _record(x, y, states, last, stash, lengths=None if lengths is None else address(lengths))
+        record = _record(*given, lengths=None if lengths is None else address(lengths))
         self._compiled.forward(bound[1], record)
 
     def _bind(self, weights: Sequence[Array]) -> _Bound:
@@ -233,9 +229,7 @@ def _turned(weight: Array) -> Array:
     return turned
 
 
-def _record(
-    x: Array, y: Array, first: Sequence[Array], last: Sequence[Array], stash: Array, **others: Any
-) -> kernel.CallRecord:
+def _record(x: Array, y: Array, first: Any, last: Any, stash: Array, **others: Any) -> kernel.CallRecord:
     return call_record(
         batch=len(x),
         time=x.shape[1],

@@ -37,8 +37,7 @@ class KerasLayer(BoundaryLayer):
     made, and runs.
     """
 
-    _eager_first = True
-    """Whether short calls outside of a graph give the same bits as in one."""
+    _eager_first = True  # short calls outside of a graph give the same bits as in one
 
     def __init__(self, spec: RecurrentSpec, native: Any, device: str | None = None) -> None:
         super().__init__(spec)
@@ -126,9 +125,7 @@ def build(
         return kind(weights.spec, stack(weights, layers), device)
 
 
-def through(
-    stack: Sequence[Sequence[Any]], run: Callable[[Any, Any, list[Any]], list[Any]], primals: Sequence[Any]
-) -> list[Any]:
+def through(stack: Sequence[Sequence[Any]], run: Callable[..., list[Any]], primals: Sequence[Any]) -> list[Any]:
     """The sequence and the parts of the final state of a stack, layer after layer the layer of each direction.
 
     `run` maps a layer, its input and its initial states to its output and its final states.

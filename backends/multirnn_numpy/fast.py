@@ -68,25 +68,21 @@ class FastNumpyLayer(NumpyLayer):
 
     def plan(self, batch: int, time: int, *, lengths: bool = False, gradients: bool = False) -> Plan:
         """See `multirnn.layer.Planned.plan`."""
-        steps = batch * time
+        steps, loops = batch * time, "the loops in NumPy"
         if self._compiled is not None:
             sentence = f"the compiled recurrence ({self._compiled.instructions})"
             if self._constants is not None and not gradients:
                 return Plan(FROZEN, f"{sentence}, its weights packed once")
             if UNPACKED < steps < PACKED and self.spec.parameter_count > LARGE:
-                return Plan(
-                    "native", f"the loops in NumPy: to pack the weights takes longer than {steps} steps of rows"
-                )
-            return Plan("fast", sentence)
+                return Plan(NATIVE, f"{loops}: to pack the weights takes longer than {steps} steps of rows")
+            return Plan(FAST, sentence)
         why = refuses() or "the compiled recurrence is not asked for"
         forms = {"sigmoids by tanh": halvable(self.spec), "both directions at once": faster_together(self.spec, batch)}
         if not any(forms.values()):
-            return Plan("native", f"the loops in NumPy, of which no faster form is known for this spec; {why}")
+            return Plan(NATIVE, f"{loops}, of which no faster form is known for this spec; {why}")
         if steps < PREPARED:
-            return Plan(
-                "native", f"the loops in NumPy: to prepare the weights takes longer than {steps} steps of rows; {why}"
-            )
-        return Plan("fast", f"the loops in NumPy, {', '.join(form for form in forms if forms[form])}; {why}")
+            return Plan(NATIVE, f"{loops}: to prepare the weights takes longer than {steps} steps of rows; {why}")
+        return Plan(FAST, f"{loops}, {', '.join(form for form in forms if forms[form])}; {why}")
 
     def stack_for(self, inputs: Inputs) -> Stack | CompiledStack:
         """See `NumpyLayer.stack_for`; follows `plan`.

@@ -40,12 +40,7 @@ class CompiledStack:
         self._packed = self._compiled.pack(self._parameters()[1]) if frozen else None
 
     def bound(
-        self,
-        inputs: Inputs,
-        threads: int,
-        parameters: Bound | None = None,
-        stash: int | None = None,
-        empty: Empty = np.empty,
+        self, inputs: Inputs, threads: int, parameters: Bound | None = None, stash: int = 0, empty: Empty = np.empty
     ) -> Callable[[], Output]:
         """A checked call reduced to the compiled recurrence and new memory for its results."""
         batch, time, _ = inputs.x.shape

@@ -16,7 +16,7 @@ __all__ = ["NumpyLayer", "batch_first", "padding", "time_first"]
 
 
 class NumpyLayer(BoundaryLayer):
-    """A stack run by loops in NumPy, trained by writing into `native.parameters`. In float64 it is every backend's reference."""
+    """A stack run by loops in NumPy; write into `native.parameters` to train it. In float64 it is the reference."""
 
     takes_strides = True
 

@@ -188,9 +188,8 @@ class GruResetAfter(Pass):
         self.m = np.empty_like(n, order="C")
         hU = np.empty_like(self.z[0])
         rz, hU_rz, hU_n = self.z[..., : 2 * h.shape[-1]], hU[..., : 2 * h.shape[-1]], gates(hU, 3)[2]
-        for rz_t, r_t, z_t, n_t, m_t, prev_h, h_t, frozen in zip(
-            rz, r, z, n, self.m, h[:-1], h[1:], self.frozen, strict=True
-        ):
+        steps = zip(rz, r, z, n, self.m, h[:-1], h[1:], self.frozen, strict=True)
+        for rz_t, r_t, z_t, n_t, m_t, prev_h, h_t, frozen in steps:
             times(prev_h, U, hU)
             add(rz_t, hU_rz, rz_t)
             s(rz_t, rz_t)  # r = s(x_t W_r + b_r + h U_r + d_r), and z
@@ -221,9 +220,8 @@ class GruResetBefore(Pass):
         rz = self.z[..., :rz_end]
         self.rh = np.empty_like(n, order="C")
         hU = np.empty_like(rz[0], order="C")
-        for rz_t, r_t, z_t, n_t, rh_t, prev_h, h_t, frozen in zip(
-            rz, r, z, n, self.rh, h[:-1], h[1:], self.frozen, strict=True
-        ):
+        steps = zip(rz, r, z, n, self.rh, h[:-1], h[1:], self.frozen, strict=True)
+        for rz_t, r_t, z_t, n_t, rh_t, prev_h, h_t, frozen in steps:
             times(prev_h, U_rz, hU)
             add(rz_t, hU, rz_t)
             s(rz_t, rz_t)  # r = s(x_t W_r + b_r + h U_r), and z

@@ -8,7 +8,6 @@ in the other way. Sources, read in the installed versions: `torch/optim/sgd.py`,
 
 from collections.abc import Callable, Mapping
 from math import sqrt
-from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -65,12 +64,10 @@ def _adam_epsilon_hat(o: Optimiser, s: Scalars, w: Array, g: Array, m: Array, v:
     w -= o.learning_rate * sqrt(s.correction_2) / s.correction_1 * m / (np.sqrt(v) + o.epsilon)
 
 
-STEPS: Mapping[str, Mapping[str, Step]] = MappingProxyType(
-    {
-        "torch": {"sgd": _sgd, "momentum": _momentum, "adam": _adam},
-        "keras": {"sgd": _sgd, "momentum": _momentum_of_steps, "adam": _adam_epsilon_hat},
-    }
-)
+STEPS: Mapping[str, Mapping[str, Step]] = {
+    "torch": {"sgd": _sgd, "momentum": _momentum, "adam": _adam},
+    "keras": {"sgd": _sgd, "momentum": _momentum_of_steps, "adam": _adam_epsilon_hat},
+}
 """By framework, then by optimiser."""
 
 

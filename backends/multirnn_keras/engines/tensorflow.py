@@ -170,9 +170,7 @@ def _differentiated(run: Run, pull: Pull, form: Any, primals: Sequence[Any], mas
 
 
 @cache
-def _by_xla(
-    run: Run, pull: Pull, form: Any, weights: tuple[tuple[int, ...], ...], dtype: Any, masked: bool
-) -> tuple[Any, Any]:
+def _by_xla(run: Run, pull: Pull, form: Any, weights: Any, dtype: Any, masked: bool) -> tuple[Any, Any]:
     """`run` and `pull` as graphs for any batch and time; XLA compiles them for each that comes.
 
     `weights` are the shapes of kernel, recurrent kernel, and bias if there is one.
