@@ -153,15 +153,10 @@ class Stream:
 
 
 class Plan(NamedTuple):
-    """The code that a layer runs for a shape.
+    """The code that a layer runs for a shape."""
 
-    Attributes:
-        implementation: "fast" or "frozen", or "native" where nothing faster is known.
-        sentence: the code that runs, and the reason if it is native.
-    """
-
-    implementation: Implementation
-    sentence: str
+    implementation: Implementation  # "fast" or "frozen", or "native" where nothing faster is known
+    sentence: str  # the code that runs, and the reason if it is native
 
 
 @runtime_checkable

@@ -36,13 +36,10 @@ def blocks_of(form: Cell, u: Any) -> list[Any]:
 
 
 class CellStep:
-    """A cell over arrays `(..., features)`, or over columns `(features, ...)`.
+    """A cell over arrays `(..., features)`, or over columns `(features, ...)`; `axis` is that of the features.
 
-    Args:
-        blocks: the matrices of the recurrent products; transposed for `pull`.
-        product: multiplies a block and an array.
-        axis: the axis of the features.
-        a, s: the activation and the recurrent activation; for `pull`, their slopes.
+    `blocks` are the matrices of the recurrent products, which `product` multiplies with an array; `a` and `s` are the
+    activation and the recurrent activation. For `pull`, blocks are transposed, and `a` and `s` are slopes.
     """
 
     def __init__(self, blocks: list[Any], product: Callable[..., Any], axis: int, a: Activate, s: Activate) -> None:
@@ -63,11 +60,7 @@ class CellStep:
     def preactivation(h: Any, kept: Any, blocks: list[Any], d: Any) -> Any:
         """The part of all preactivations that is linear in the weights; its vjp gives their gradients.
 
-        Args:
-            h: the states before the steps, `(time, ..., hidden_size)`.
-            kept: by `step`, of all steps.
-            blocks: transposed.
-            d: as in `step`.
+        `h` are the states before the steps, `(time, ..., hidden_size)`, `kept` what `step` kept; blocks are transposed.
         """
         return product(h, blocks[0])
 

@@ -45,11 +45,7 @@ class FastRecurrence(Recurrence):
 
 
 def build(weights: Weights, device: str | None) -> "FastJaxLayer":
-    """The layer of these weights.
-
-    Raises:
-        InvalidCall: JAX has no such device here.
-    """
+    """The layer of these weights; `InvalidCall` if JAX has no such device here."""
     return FastJaxLayer(FastRecurrence(weights.spec, place(weights, device)))
 
 

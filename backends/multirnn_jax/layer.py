@@ -25,22 +25,15 @@ def refuses(spec: RecurrentSpec) -> str | None:
 
 
 def build(weights: Weights, device: str | None) -> "JaxLayer":
-    """The layer of these weights.
-
-    Raises:
-        InvalidCall: JAX has no such device here.
-    """
+    """The layer of these weights; `InvalidCall` if JAX has no such device here."""
     return JaxLayer(Recurrence(weights.spec, place(weights, device)))
 
 
 class Compiled:
     """The function of a spec and its gradients, compiled at the first call of a shape. `compiled` caches instances.
 
-    The spec is bound: as a static argument it would take JAX 10 µs to look up when memory is cold.
-
-    Attributes:
-        run: `apply`, which returns the sequence, h and c: records of them would take JAX 3 µs.
-        pull_back: the gradients, from the same arguments, all of them given, and a cotangent.
+    The spec is bound: as a static argument it would take JAX 10 µs to look up when memory is cold. `run` returns the
+    sequence, h and c, whose records would take JAX 3 µs; `pull_back` takes the same arguments and a cotangent.
     """
 
     def __init__(self, spec: RecurrentSpec, apply: Callable[..., Output], options: Options) -> None:
@@ -108,11 +101,7 @@ class JaxLayer(BoundaryLayer):
         return read(self._native)
 
     def params(self) -> Params:
-        """The parameters as they are now, checked: compiled functions would cast arrays of another dtype.
-
-        Raises:
-            InvalidCall: `native.params` were replaced by something that is not the spec's.
-        """
+        """The parameters as they are now; `InvalidCall` unless they are the spec's: compiled functions would cast them."""
         params, seen = self._native.params, self._seen
         if len(params) != len(seen) or not all(map(is_, params.values(), seen)):
             check_params(self.spec, params)

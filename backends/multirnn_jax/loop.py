@@ -130,30 +130,18 @@ def stack(
 
 
 class Scan(NamedTuple):
-    """The static part of the recursion of a layer in one direction.
-
-    Attributes:
-        columns: whether the arrays of a step are `(features, ...)`, and not `(..., features)`.
-    """
+    """The static part of the recursion of a layer in one direction."""
 
     spec: RecurrentSpec
     reverse: bool
-    columns: bool = False
+    columns: bool = False  # whether the arrays of a step are `(features, ...)`, and not `(..., features)`
 
     def forward(self, gates: Any, first: State, u: Any, d: Any, valid: Any, keep: bool = False) -> tuple[Any, ...]:
-        """Run over projected inputs.
+        """Run over projected inputs, `gates` `(time, ..., gates * hidden_size)`, from the state `first`.
 
-        Args:
-            gates: `(time, ..., gates * hidden_size)`.
-            first: the initial state, `(..., hidden_size)` each.
-            u: weight_hh, `(gates * hidden_size, hidden_size)`.
-            d: the recurrent bias of a candidate, `(..., hidden_size)` with axes of size 1.
-            valid: `(time, ..., 1)` booleans, or None.
-            keep: also return the arrays that the backward pass needs.
-
-        Returns:
-            The final state; the outputs `(time, ..., hidden_size)`, zero at padding; and, if kept, the cell states and
-            what `CellStep.step` kept, of all steps.
+        `u` is weight_hh, `d` the recurrent bias of a candidate with axes of size 1, and `valid` `(time, ..., 1)` booleans
+        or None. Returns the final state; the outputs `(time, ..., hidden_size)`, zero at padding; and with `keep` the
+        cell states and what `CellStep.step` kept, of all steps, for the backward pass.
         """
         cell = self.cell(blocks_of(self.spec.form, u), ACTIVATIONS)
         d = self.enter(d)
@@ -210,11 +198,7 @@ def _spread(bias: Any, axes: int) -> Any:
 
 
 def check(spec: RecurrentSpec, params: Params, x: Any, state: State | None, lengths: Any) -> Any:
-    """Raise the errors of `apply`.
-
-    Returns:
-        The lengths, int32 from 0 to `time`, or None.
-    """
+    """Raise the errors of `apply`; the lengths, int32 from 0 to `time`, or None."""
     if jax.dtypes.canonicalize_dtype(spec.dtype) != spec.dtype:
         raise InvalidCall(
             f"a {spec.dtype} stack needs JAX's 64-bit mode, without which it would compute in float32: "

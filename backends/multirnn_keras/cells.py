@@ -31,22 +31,14 @@ ops: Any = keras.ops  # typed there as the results of a symbolic call
 
 
 class Form(NamedTuple):
-    """The function of a layer, apart from its sizes.
+    """The function of a layer, apart from its sizes."""
 
-    Attributes:
-        cell: "simple_rnn", "lstm" or "gru".
-        reset_after: of the GRU.
-        activation, recurrent_activation: of the candidate, and of the gates.
-        bias: whether there is one.
-        reverse: run from the last step to the first; outputs stand where their inputs do.
-    """
-
-    cell: CellName
-    reset_after: bool
-    activation: Activation
+    cell: CellName  # "simple_rnn", "lstm" or "gru"
+    reset_after: bool  # of the GRU
+    activation: Activation  # of the candidate, and of the gates
     recurrent_activation: Activation
-    bias: bool
-    reverse: bool
+    bias: bool  # whether there is one
+    reverse: bool  # run from the last step to the first; outputs stand where their inputs do
 
     @property
     def states(self) -> int:

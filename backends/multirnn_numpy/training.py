@@ -21,15 +21,10 @@ __all__ = ["STEPS", "Scalars", "default_epsilon", "train"]
 
 
 class Scalars(NamedTuple):
-    """The factors of a step other than the learning rate, rounded as the framework holds them.
+    """The factors of a step other than the learning rate, rounded as the framework holds them."""
 
-    Attributes:
-        momentum: of the optimiser.
-        correction_1, correction_2: of Adam's bias, 1 - beta^t for t = 1, 2, ….
-    """
-
-    momentum: float
-    correction_1: float
+    momentum: float  # of the optimiser
+    correction_1: float  # of Adam's bias, 1 - beta^t for t = 1, 2, …
     correction_2: float
 
 

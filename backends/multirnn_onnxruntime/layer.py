@@ -42,12 +42,7 @@ def refuses(spec: RecurrentSpec) -> str | None:
 
 
 def build(weights: Weights, device: str | None, threads: int = 0) -> "OnnxRuntimeLayer":
-    """The layer of these weights.
-
-    Raises:
-        InvalidCall: a device other than "cpu".
-        InvalidWeights: one is not finite.
-    """
+    """The layer of these weights; `InvalidWeights` unless all are finite, `InvalidCall` on a device other than "cpu"."""
     if bad := [name for name, array in weights.arrays.items() if not np.isfinite(array).all()]:
         raise InvalidWeights(
             f"{bad[0]} holds NaN or infinity, which ONNX Runtime loses on its way to the outputs; it must be finite"

@@ -27,13 +27,9 @@ AT_MOST_ONE = frozenset(("hard_sigmoid", "sigmoid", "softsign", "tanh"))
 
 
 class Guard:
-    """Finds the rows in which a number may overflow, or is not finite to begin with.
+    """Finds the rows in which a number may overflow, or is not finite to begin with; weights are all finite.
 
-    Args:
-        weights: of the stack; all finite.
-
-    Attributes:
-        sees_outputs: whether the outputs of every layer are needed, because an activation is not bounded.
+    It `sees_outputs` of every layer where an activation is not bounded.
     """
 
     def __init__(self, weights: Weights) -> None:
@@ -47,11 +43,7 @@ class Guard:
             self._limit = next(filter(self._suffices, LIMITS))
 
     def passes(self, *arrays: Array) -> bool:
-        """Whether a call is known to be safe in all rows; quick.
-
-        Args:
-            arrays: x, the given states, and the outputs of every layer if the guard `sees_outputs`; none empty.
-        """
+        """Whether a call is known to be safe in all rows; quick. Arrays: x, given states, outputs if it `sees_outputs`."""
         limit = self._limit
         for array in arrays:
             numbers = array.ravel("K")  # in memory order, without a copy
@@ -63,9 +55,7 @@ class Guard:
     def unsafe(self, inputs: Inputs, outputs: Sequence[Array] = ()) -> Flags | None:
         """The rows `(batch,)` in which ONNX Runtime may be wrong; None if there are none.
 
-        Args:
-            inputs: the call.
-            outputs: those of every layer, `(batch, time, directions * hidden_size)`, if the guard `sees_outputs`.
+        Outputs are those of every layer, `(batch, time, directions * hidden_size)`, if the guard `sees_outputs`.
         """
         with np.errstate(all="ignore"):
             if np.all(self._fits(inputs, outputs, each=False)):

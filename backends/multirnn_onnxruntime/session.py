@@ -29,11 +29,7 @@ FAILURES: tuple[type[Exception], ...] = (
 
 @contextmanager
 def running() -> Iterator[None]:
-    """Around a user's own model that is loaded or run.
-
-    Raises:
-        Unrepresentable: ONNX Runtime does not; with its own reason.
-    """
+    """Around a user's own model that is loaded or run; `Unrepresentable` with ONNX Runtime's reason if it does not."""
     try:
         yield
     except MultirnnError:
@@ -101,12 +97,7 @@ class OnnxStack:
         return OnnxStack(model, threads=self._threads)
 
     def bound(self, spec: RecurrentSpec, inputs: Sequence[Array], outputs: Sequence[Array]) -> Callable[[], None]:
-        """A call that reads and writes these arrays, all C-contiguous; for one thread at a time.
-
-        Args:
-            spec: of the stack.
-            inputs, outputs: in the order of `inputs_of` and `outputs_of`.
-        """
+        """A call that reads and writes C-contiguous arrays, as `inputs_of` and `outputs_of` list them; for one thread."""
         binding = self._session.io_binding()
         for name, array in zip(inputs_of(spec), inputs, strict=True):
             binding.bind_cpu_input(name, array)
@@ -134,11 +125,6 @@ class BoundStep:
     """One time step of full rows, bound to arrays of its own; for one thread at a time.
 
     Converting arrays to and from its values takes ONNX Runtime 8 µs; a step of a simple RNN of 256 units takes 15.
-
-    Args:
-        native: with the session.
-        spec: what it computes.
-        batch: rows.
     """
 
     def __init__(self, native: OnnxStack, spec: RecurrentSpec, batch: int) -> None:
@@ -152,11 +138,9 @@ class BoundStep:
         self._run = native.bound(spec, [x, ones, *self._state], [y, *final])
 
     def __call__(self, x: Array, state: Sequence[Array]) -> list[Array]:
-        """The sequence `(batch, 1, directions * hidden_size)` and the parts of the final state.
+        """The sequence `(batch, 1, directions * hidden_size)` and the parts of the final state, from x `(batch, 1, input_size)`.
 
-        Args:
-            x: `(batch, 1, input_size)`.
-            state: the initial one, in every call of a step; or never, and it is zero.
+        The state is given in every call of a step; or never, and it is zero.
         """
         self._x[...] = x  # for so few numbers quicker than `copyto`
         for mine, given in zip(self._state, state, strict=False):
@@ -177,12 +161,9 @@ def steps(lengths: Lengths | None, batch: int, time: int) -> NDArray[np.int32]:
 
 
 def settle(y: Array, final: Sequence[Array], state: Sequence[Array], lengths: Lengths | None) -> None:
-    """Set the outputs of rows of length 0 to zero and their final state to the initial one, in place.
+    """Set the outputs y `(time, batch, directions * hidden_size)` of rows of length 0 to zero, in place.
 
-    Args:
-        y: `(time, batch, directions * hidden_size)`.
-        final, state: the final and initial states, `(num_layers * directions, batch, hidden_size)` each.
-        lengths: `(batch,)`; None where every row is full.
+    Their final states become the initial ones. Without lengths every row is full.
     """
     if lengths is None or lengths.all():
         return

@@ -28,18 +28,9 @@ def arrays(values: Iterable[Tensor]) -> list[Array]:
 
 
 class Caller:
-    """Calls a module.
+    """Calls a layer or a cell of `torch.nn`, or a module that is called as one; `InvalidCall` if its forward takes no x.
 
-    Args:
-        module: a layer or a cell of `torch.nn`, or a module that is called as one.
-        called: called in its place, such as its compiled form; the module itself unless given.
-
-    Attributes:
-        takes_state: whether it takes an initial state.
-        takes_lengths: whether it takes lengths; a layer with a hand-written forward is not trusted to.
-
-    Raises:
-        InvalidCall: its forward takes no x.
+    `called` is called in its place, such as its compiled form. A hand-written forward is not trusted to take lengths.
     """
 
     def __init__(self, module: nn.Module, called: Callable[..., Any] | None = None) -> None:
@@ -101,11 +92,8 @@ def _batch_first(module: Callable[..., Any]) -> Callable[..., Any]:
 def run(native: Callable[..., Any], x: Tensor, state: list[Tensor], lengths: Lengths | None) -> list[Tensor]:
     """The sequence `(batch, time, directions * hidden_size)`, the final h, and the final c of an LSTM.
 
-    Args:
-        native: an `nn.RNNBase` with `batch_first=True`, or a callable like one.
-        x: `(batch, time, input_size)`.
-        state: h, and c of an LSTM; empty for zero, if every row is full.
-        lengths: None if every row is full.
+    `native` is called as an `nn.RNNBase` with `batch_first=True`. Without lengths every row is full, and an empty state
+    is zero.
     """
     if lengths is None:
         return _call(native, x, state)

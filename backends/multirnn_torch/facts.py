@@ -12,23 +12,15 @@ class Fact(NamedTuple):
     """Shapes for which a loop is at least as fast as the framework's own layer.
 
     The first fact for a loop and cell whose `weights` are not exceeded decides.
-
-    Attributes:
-        loop: a key of `multirnn_torch.fast.LOOPS`.
-        cells: of a `RecurrentSpec`.
-        gradients: forward and backward, or forward alone.
-        weights: the most numbers in the weights of one layer in one direction.
-        few, steps: at most so many steps of all rows, or at least so many steps.
-        batch: the most rows.
     """
 
-    loop: str
-    cells: tuple[str, ...]
-    gradients: bool
-    weights: float
-    few: float = 0
+    loop: str  # a key of `multirnn_torch.fast.LOOPS`
+    cells: tuple[str, ...]  # of a `RecurrentSpec`
+    gradients: bool  # forward and backward, or forward alone
+    weights: float  # the most numbers in the weights of one layer in one direction
+    few: float = 0  # at most so many steps of all rows, or at least so many steps
     steps: float = 1
-    batch: float = inf
+    batch: float = inf  # the most rows
 
 
 # The numbers are the time of PyTorch 2.13 over the time of the loop. They were measured on two cores of an Intel Sapphire

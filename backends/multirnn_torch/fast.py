@@ -44,12 +44,7 @@ _DTYPES: dict[torch.dtype, DType] = {torch.float32: "float32", torch.float64: "f
 class FastModule(KeptWhole, nn.RNNBase):
     """Makes a layer of `torch.nn` fast; see `FastRNN`.
 
-    Args:
-        args, kwargs: as for the layer.
-        loop: a key of `LOOPS`; unless given, the compiled kernel if it is installed.
-
-    Attributes:
-        loop: as given.
+    `loop` is a key of `LOOPS`; unless given, the compiled kernel if it is installed.
     """
 
     def __init__(self, *args: Any, loop: str | None = None, **kwargs: Any) -> None:

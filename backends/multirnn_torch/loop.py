@@ -54,12 +54,9 @@ class Loop(Protocol):
     def backward(
         self, call: LoopCall, kept: Sequence[Tensor], dy: Maybe, dfinal: Sequence[Maybe], wanted: Sequence[bool]
     ) -> list[Maybe]:
-        """The gradients of x, of the initial states and of the weights.
+        """The gradients of x, of the initial states and of the weights, from the call of `forward` and what it kept.
 
-        Args:
-            call: as for `forward`, with the y that it wrote.
-            kept: from `forward`.
-            dy, dfinal: the gradients of the sequence and of the final states; None is zero.
-            wanted: which gradients are needed; any other is None, or one that cost nothing.
+        `dy` and `dfinal` are the gradients of the sequence and the final states; None is zero. A gradient that is not
+        wanted is None, or one that cost nothing.
         """
         ...

@@ -28,10 +28,8 @@ def refuses() -> str | None:
 class PrepackedLSTM:
     """A stack of LSTMs over full rows, in float32 and for inference.
 
-    Args:
-        passes: the weights of every layer and direction, in PyTorch's shapes: for the input, for the state, and their two
-            biases or None.
-        directions: per layer.
+    Each pass has the weights of a layer and direction in PyTorch's shapes: for the input, for the state, and their biases
+    or None.
     """
 
     def __init__(self, passes: Sequence[tuple[Tensor, Tensor, Maybe, Maybe]], directions: int) -> None:

@@ -74,11 +74,7 @@ def read(native: Any) -> Weights:
 
 
 def current(native: nn.RNNBase) -> Weights:
-    """`read`, without the call if PyTorch's or our own forward runs over the weights.
-
-    Raises:
-        Unrepresentable: as for `read`.
-    """
+    """`read`, without the call if PyTorch's or our own forward runs over the weights."""
     module = _layer_of(native)
     return read(native) if is_overridden(module) else _evaluated(module)
 
@@ -148,12 +144,7 @@ def _not_a_layer(native: Any) -> str:
 
 
 def evaluated(native: nn.Module, weights: list[Tensor]) -> Any:
-    """The module with fixed weights in place of computed ones; it shares everything else.
-
-    Args:
-        native: with or without parametrizations.
-        weights: from `renewed`.
-    """
+    """The module with fixed weights, from `renewed`, in place of computed ones; it shares everything else."""
     module: Any = native
     names = weight_names(module)
     kind: Any = type_before_parametrizations(module)

@@ -31,18 +31,12 @@ class Rows(NamedTuple):
     """The layout and lengths of the rows of a call.
 
     The backward pass reads them again, so none of them is the caller's memory, which may change in between.
-
-    Attributes:
-        batch_first: whether x is `(batch, time, features)` or `(time, batch, features)`.
-        lengths: as in `LoopCall`.
-        sizes: of packed rows, the rows per step: `batch_sizes` of a `PackedSequence`.
-        starts: of packed rows, the first row of each step.
     """
 
-    batch_first: bool
-    lengths: Maybe = None
-    sizes: Maybe = None
-    starts: Maybe = None
+    batch_first: bool  # whether x is `(batch, time, features)` or `(time, batch, features)`
+    lengths: Maybe = None  # as in `LoopCall`
+    sizes: Maybe = None  # of packed rows, the rows per step: `batch_sizes` of a `PackedSequence`
+    starts: Maybe = None  # of packed rows, the first row of each step
 
     @classmethod
     def padded(cls, batch_first: bool, lengths: Tensor, batch: int, time: int) -> Self:
@@ -77,24 +71,14 @@ class Rows(NamedTuple):
 
 
 class Constants(NamedTuple):
-    """Weights of a frozen module.
+    """Weights of a frozen module."""
 
-    Attributes:
-        prepared: from `Loop.prepare`.
-        weights: they share memory and version with the module's.
-        versions: PyTorch's counts of writes at the time.
-    """
-
-    prepared: Any
-    weights: Sequence[Tensor]
-    versions: Sequence[int]
+    prepared: Any  # from `Loop.prepare`
+    weights: Sequence[Tensor]  # they share memory and version with the module's
+    versions: Sequence[int]  # PyTorch's counts of writes at the time
 
     def check(self, weights: Sequence[Tensor], names: Sequence[str]) -> None:
-        """Accept the same weights alone.
-
-        Raises:
-            InvalidCall: one was replaced or written to.
-        """
+        """Accept the same weights alone. Raises `InvalidCall`: one was replaced or written to."""
         for weight, known, version, name in zip(weights, self.weights, self.versions, names, strict=True):
             if weight.data_ptr() != known.data_ptr() or weight._version != version:
                 raise InvalidCall(
@@ -103,16 +87,7 @@ class Constants(NamedTuple):
 
 
 class ModuleRecurrence:
-    """The loop of a module in one dtype.
-
-    Args:
-        spec: of the module.
-        loop: a key of `LOOPS`.
-        names: of the module's weights, in the order of `spec.shapes`.
-
-    Attributes:
-        constants: the weights while the module is frozen, else None.
-    """
+    """The loop of a module in one dtype; `names` are those of its weights, in the order of `spec.shapes`."""
 
     def __init__(self, spec: RecurrentSpec, loop: str, names: Sequence[str]) -> None:
         self.spec = spec
@@ -122,7 +97,7 @@ class ModuleRecurrence:
         held: Any = self.skeleton._flat_weights
         self.shapes = [tuple(weight.shape) for weight in held]
         self.plans: dict[tuple[int, int, bool, bool], bool] = {}
-        self.constants: Constants | None = None
+        self.constants: Constants | None = None  # while the module is frozen
 
     def freeze(self, weights: Sequence[Tensor]) -> None:
         """Take these weights for constants, if the loop prepares any."""
@@ -189,11 +164,7 @@ class RecurrenceFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Maybe) -> tuple[Any, ...]:
-        """See `torch.autograd.Function.backward`.
-
-        Raises:
-            InvalidCall: hooks on saved tensors returned others.
-        """
+        """See `torch.autograd.Function.backward`. Raises `InvalidCall`: hooks on saved tensors returned others."""
         saved = ctx.saved_tensors
         if _kinds(saved) != ctx.kinds:
             raise InvalidCall(

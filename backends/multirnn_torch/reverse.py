@@ -36,9 +36,6 @@ class TensorLoop:
 
     There is no loop for LSTMs, since PyTorch's own is at least as fast; a frozen one in float32 runs through
     `PrepackedLSTM`.
-
-    Args:
-        spec: the stack.
     """
 
     ragged = False

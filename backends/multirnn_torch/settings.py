@@ -33,12 +33,7 @@ def disturbed() -> bool:
 
 
 def alone(device: torch.device, *, full: bool = False) -> AbstractContextManager[Any]:
-    """A context without these settings.
-
-    Args:
-        device: of the computation.
-        full: full float32 products on CUDA too, which is not PyTorch's default.
-    """
+    """A context without these settings; `full` asks for full float32 products on CUDA too, which is not the default."""
     if not disturbed() and (device.type == "cpu" or not full):
         return _NOTHING
     return _without(device, full and device.type != "cpu")

@@ -52,11 +52,7 @@ class CandidateBiasGRU(KeptWhole, nn.GRU):
         self._init_flat_weights()
 
     def forward(self, input: Any, hx: Any = None) -> Any:
-        """As for `torch.nn.GRU`.
-
-        Raises:
-            InvalidCall: `torch.fx` traces it.
-        """
+        """As for `torch.nn.GRU`. Raises `InvalidCall`: `torch.fx` traces it."""
         self._refuse_proxy(input)
         self._update_flat_weights()
         # A torch.nn.GRU with the same attributes and a list of whole biases. The module's own list has to stay as it is:

@@ -26,28 +26,16 @@ class GaugeError(InvalidCall):
 
 
 def measure_alone(gauge: str, *arguments: Any, cores: Sequence[int] = (), environment: Mapping[str, str] = {}) -> Any:
-    """The result of a gauge in a process of its own; see `measure_together`.
-
-    Args:
-        gauge, arguments, environment: see there.
-        cores: to bind the process to; empty: those of this process.
-    """
+    """The result of a gauge in a process of its own, bound to `cores`, or to those of this process if empty."""
     return measure_together(gauge, *arguments, cores=[cores], environment=environment)[0]
 
 
 def measure_together(
     gauge: str, *arguments: Any, cores: Sequence[Sequence[int]], environment: Mapping[str, str] = {}
 ) -> list[Any]:
-    """The results of a gauge in several processes that start measuring together.
+    """The results of a function of `multirnn_bench.gauges` in several processes that start measuring together.
 
-    Args:
-        gauge: a function of `multirnn_bench.gauges`.
-        arguments: of the function, as JSON values.
-        cores: for each process, the cores that it is bound to.
-        environment: variables set beside those of this process.
-
-    Raises:
-        GaugeError: a process ended with an error, or did not answer in time.
+    `arguments` are JSON values; `cores` are those of each process. `GaugeError` if one fails or does not answer in time.
     """
     processes = [_started(gauge, arguments, bound, environment) for bound in cores]
     try:

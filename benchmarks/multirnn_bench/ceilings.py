@@ -59,11 +59,7 @@ def matrix_products(dtypes: Sequence[str], passes: int = PASSES) -> dict[str, di
 
 
 def joint_products(threads: int, alone: Means) -> dict[str, dict[str, float]]:
-    """The same of several cores: in one product, each in its own, and as many times the rate of one by itself.
-
-    Raises:
-        InvalidCall: this process may not run on so many cores.
-    """
+    """The same of several cores: in one product, each in its own, and as many times the rate of one by itself."""
     cores = first_cores(threads)
     rates: dict[str, dict[str, float]] = {}
     for dtype in alone:
@@ -90,9 +86,6 @@ def bandwidths(threads: int, alone: Means | None = None) -> dict[str, dict[str, 
 
     A level is at least as fast as the one behind it: where the methods are too coarse to show it, it gets that rate.
     Given the result for one core, caches that no two cores share are not measured again.
-
-    Raises:
-        InvalidCall: this process may not run on so many cores.
     """
     cores = [[core] for core in first_cores(threads)]
     rates: dict[str, dict[str, float]] = {}

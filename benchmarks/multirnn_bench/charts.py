@@ -65,18 +65,12 @@ def looks(rows: Iterable[Row]) -> dict[str, Look]:
 
 @dataclass
 class Scale:
-    """An axis.
+    """An axis."""
 
-    Attributes:
-        low, high: the values at its ends; of a logarithmic one, their exponents.
-        base: of the logarithm; None for a linear axis.
-        start, end: where it begins and ends on the page.
-    """
-
-    low: float
+    low: float  # the values at its ends; of a logarithmic one, their exponents
     high: float
-    base: float | None = None
-    start: float = 0
+    base: float | None = None  # of the logarithm; None for a linear axis
+    start: float = 0  # where it begins and ends on the page
     end: float = 100
 
     def at(self, value: float) -> float:
@@ -136,22 +130,14 @@ LEFT, RIGHT, TOP, BOTTOM = 52, WIDTH - 12, 10, HEIGHT - 38
 
 
 class Panel(NamedTuple):
-    """Time over the work in a call, both logarithmic, for one cell.
+    """Time over the work in a call, both logarithmic, for one cell."""
 
-    Attributes:
-        title: of the cell.
-        across, up: the scales of work and time.
-        pale: the rows behind the best of their side on their problem.
-        best: by side, a row a problem, by its work.
-        floor: work and the machine's limit, by work.
-    """
-
-    title: str
-    across: Scale
+    title: str  # of the cell
+    across: Scale  # the scales of work and time
     up: Scale
-    pale: list[Row]
-    best: dict[str, list[Row]]
-    floor: list[tuple[float, float]]
+    pale: list[Row]  # the rows behind the best of their side on their problem
+    best: dict[str, list[Row]]  # by side, a row a problem, by its work
+    floor: list[tuple[float, float]]  # work and the machine's limit, by work
 
 
 def panels(view: View) -> Iterator[Panel]:

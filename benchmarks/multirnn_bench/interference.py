@@ -83,15 +83,10 @@ def _computation() -> Callable[[], float]:
 
 
 class Taken(NamedTuple):
-    """The share of the cores lost to the hypervisor during a block.
+    """The share of the cores lost to the hypervisor during a block."""
 
-    Attributes:
-        stolen: by reported steal time; 0 where none is reported.
-        slowed: by the slowdown of a fixed computation before or after the block.
-    """
-
-    stolen: float
-    slowed: float
+    stolen: float  # by reported steal time; 0 where none is reported
+    slowed: float  # by the slowdown of a fixed computation before or after the block
 
     @property
     def most(self) -> float:
@@ -104,15 +99,10 @@ UNTAKEN = Taken(0.0, 0.0)
 
 @dataclass(frozen=True)
 class Interference:
-    """Measures interference during a block.
+    """Measures interference during a block."""
 
-    Attributes:
-        pace: the slowdown on a number of cores; see `Pace`.
-        stolen: seconds stolen so far; None where the system does not report it.
-    """
-
-    pace: Callable[[int], float] = lambda cores: 1.0
-    stolen: Callable[[], float | None] = steal
+    pace: Callable[[int], float] = lambda cores: 1.0  # the slowdown on a number of cores; see `Pace`
+    stolen: Callable[[], float | None] = steal  # seconds stolen so far; None where the system does not report it
 
     def watch(self, cores: int) -> Callable[[], Taken]:
         """Start measuring on a number of cores; call the result at the end of the block."""

@@ -134,15 +134,10 @@ def _activations(spec: RecurrentSpec) -> int:
 
 @dataclass(frozen=True)
 class Ceilings:
-    """The ceilings of a number of threads together.
+    """The ceilings of a number of threads together."""
 
-    Attributes:
-        product_means: by dtype, floating-point operations a second of a matrix product.
-        bandwidth_means: by level, "L1", "L2", "L3" and "memory", bytes a second that are read from it.
-    """
-
-    product_means: Means
-    bandwidth_means: Means
+    product_means: Means  # by dtype, floating-point operations a second of a matrix product
+    bandwidth_means: Means  # by level, "L1", "L2", "L3" and "memory", bytes a second that are read from it
 
     @classmethod
     def of(cls, products: Mapping[str, float], bandwidths: Mapping[str, float]) -> Self:
@@ -175,22 +170,13 @@ def _higher(means: Means, others: Means) -> Means:
 
 @dataclass(frozen=True)
 class Limits:
-    """The ceilings of this machine.
+    """The ceilings of this machine."""
 
-    Attributes:
-        caches: bytes of each level; L1 and L2 are a core's own, L3 is shared.
-        ceilings: by number of threads.
-    """
-
-    caches: Mapping[str, int]
-    ceilings: Mapping[int, Ceilings]
+    caches: Mapping[str, int]  # bytes of each level; L1 and L2 are a core's own, L3 is shared
+    ceilings: Mapping[int, Ceilings]  # by number of threads
 
     def seconds(self, problem: Problem, mode: str, threads: int) -> float:
-        """The least time of one call with so many threads, by the model of this module.
-
-        Raises:
-            InvalidCall: nothing was measured with so many threads.
-        """
+        """The least time of one call by the model of this module; `InvalidCall` if so many threads were not measured."""
         if threads not in self.ceilings:
             measured = ", ".join(map(str, self.ceilings)) or "none"
             raise InvalidCall(f"the limits were measured with {measured} threads, not with {threads}; measure them so")
@@ -234,11 +220,7 @@ class Limits:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The limits that `to_dict` wrote.
-
-        Raises:
-            InvalidData: the values are no limits.
-        """
+        """The limits that `to_dict` wrote; `InvalidData` for anything else."""
         try:
             ceilings = {}
             for threads, found in values["ceilings"].items():

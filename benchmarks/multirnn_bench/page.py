@@ -20,16 +20,10 @@ __all__ = ["html"]
 
 
 def html(results: Results) -> str:
-    """The page.
+    """The page of what `results.read` returns; `MissingFramework` without Jinja2.
 
     Charts and tables are complete without the script, which shows one view at a time, filters, sorts, and shows the row
     behind a mark. Nothing is loaded from anywhere, and every name and reason is escaped.
-
-    Args:
-        results: from `multirnn_bench.results.read`.
-
-    Raises:
-        MissingFramework: Jinja2 is not installed.
     """
     rows = [row | {"number": number, "label": label(row)} for number, row in enumerate(results.rows)]
     header, seen = results.header, views(rows)

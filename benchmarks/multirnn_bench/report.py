@@ -14,11 +14,7 @@ __all__ = ["markdown"]
 
 
 def markdown(results: Results) -> str:
-    """The report: a section for every mode and number of threads.
-
-    Args:
-        results: from `multirnn_bench.results.read`.
-    """
+    """The report on what `results.read` returns: a section for every mode and number of threads."""
     allowed = results.header.get("machine", {}).get("allowed_cores")
     cores = f", {count(len(allowed), 'core')}" if allowed else ""
     table = _escaped(results.header.get("table", "unnamed"))

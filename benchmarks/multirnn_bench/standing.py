@@ -45,25 +45,15 @@ class Duel:
 
 @dataclass(frozen=True)
 class Standing:
-    """One contender in one view.
+    """One contender in one view."""
 
-    Attributes:
-        name: of the contender.
-        rows: all of its rows.
-        timed: its timed rows.
-        wins: the number of problems on which it is the fastest.
-        behind: geometric mean of its time over the best time of each problem; None without a timed row.
-        share: the median of its shares of the limit; None without a timed row.
-        error: the largest error of its timed rows, in eps.
-    """
-
-    name: str
-    rows: Sequence[Row]
-    timed: Sequence[Row]
-    wins: int
-    behind: Interval | None
-    share: float | None
-    error: float | None
+    name: str  # of the contender
+    rows: Sequence[Row]  # all of its rows
+    timed: Sequence[Row]  # its timed rows
+    wins: int  # the number of problems on which it is the fastest
+    behind: Interval | None  # geometric mean of its time over the best time of each problem; None without a timed row
+    share: float | None  # the median of its shares of the limit; None without a timed row
+    error: float | None  # the largest error of its timed rows, in eps
 
 
 @dataclass(frozen=True, eq=False)

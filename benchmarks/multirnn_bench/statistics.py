@@ -57,16 +57,10 @@ def quartiles(times: ArrayLike) -> tuple[float, float, float]:
 
 
 def paired_ratio(times: ArrayLike, others: ArrayLike, *, seed: int = 0) -> Interval:
-    """How many times as long the others took: the median over rounds of `others / times`.
+    """How many times as long the others took, in seconds of the same rounds: the median of `others / times`.
 
     For contenders of one run: a slow spell of the machine hits both times of a round and leaves their ratio.
-
-    Args:
-        times, others: `(rounds,)`, seconds of the same rounds.
-        seed: of the bootstrap.
-
-    Raises:
-        InvalidCall: not the same number of rounds, or a time that is not a positive number.
+    `InvalidCall` unless both have as many rounds, of positive times.
     """
     times, others = _positive(times), _positive(others)
     if times.shape != others.shape:
@@ -78,12 +72,7 @@ def paired_ratio(times: ArrayLike, others: ArrayLike, *, seed: int = 0) -> Inter
 def independent_ratio(times: ArrayLike, others: ArrayLike, *, seed: int = 0) -> Interval:
     """How many times as long the others took: the ratio of the medians of two runs that share no rounds.
 
-    Args:
-        times, others: `(rounds,)` and `(other rounds,)`, seconds.
-        seed: of the bootstrap, which draws from each side by itself.
-
-    Raises:
-        InvalidCall: a time is not a positive number.
+    The bootstrap draws from each side by itself. `InvalidCall` if a time is not positive.
     """
     times, others = _positive(times), _positive(others)
     generator = np.random.default_rng(seed)
@@ -102,15 +91,7 @@ def shared_rounds(row: Row, other: Row) -> tuple[list[float], list[float]]:
 
 
 def geometric_mean(ratios: ArrayLike, *, seed: int = 0) -> Interval:
-    """The geometric mean of ratios, with an interval over the choice of problems.
-
-    Args:
-        ratios: `(problems,)`.
-        seed: of the bootstrap.
-
-    Raises:
-        InvalidCall: there is no ratio, or one is not a positive number.
-    """
+    """The geometric mean of ratios `(problems,)`, with an interval over their choice; `InvalidCall` unless all are positive."""
     logarithms = np.log(_positive(ratios))
     means = np.mean(_resampled(logarithms, np.random.default_rng(seed)), axis=1)
     return _interval(float(np.exp(np.mean(logarithms))), np.exp(means))
@@ -138,21 +119,13 @@ def _interval(value: float, resamples: Array) -> Interval:
 
 @dataclass(frozen=True, slots=True)
 class RowChange:
-    """One row in two files.
+    """One row in two files."""
 
-    Attributes:
-        a: the row of the first file.
-        b: its counterpart in the second.
-        ratio: time in b over time in a; None unless it was timed in both.
-        regressed: b is slower by more than the threshold, with confidence; or it was timed in a alone.
-        improved: the reverse.
-    """
-
-    a: Row
-    b: Row
-    ratio: Interval | None
-    regressed: bool
-    improved: bool
+    a: Row  # the row of the first file
+    b: Row  # its counterpart in the second
+    ratio: Interval | None  # time in b over time in a; None unless it was timed in both
+    regressed: bool  # b is slower by more than the threshold, with confidence; or it was timed in a alone
+    improved: bool  # the reverse
 
     @property
     def title(self) -> str:
@@ -194,23 +167,14 @@ def _named(row: Row) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class ComparedResults:
-    """The changes from one file of results to another.
+    """The changes from one file of results to another."""
 
-    Attributes:
-        changes: of rows in both files, in the order of the first.
-        only_a: rows that the second file lacks.
-        only_b: rows that the first file lacks.
-        warnings: why the two may not be comparable.
-        mean: geometric mean of time in b over time in a, over rows timed in both; None without any.
-        threshold: factor by which a row may become slower.
-    """
-
-    changes: tuple[RowChange, ...]
-    only_a: tuple[Row, ...]
-    only_b: tuple[Row, ...]
-    warnings: tuple[str, ...]
-    mean: Interval | None
-    threshold: float
+    changes: tuple[RowChange, ...]  # of rows in both files, in the order of the first
+    only_a: tuple[Row, ...]  # rows that the second file lacks
+    only_b: tuple[Row, ...]  # rows that the first file lacks
+    warnings: tuple[str, ...]  # why the two may not be comparable
+    mean: Interval | None  # geometric mean of time in b over time in a, over rows timed in both; None without any
+    threshold: float  # factor by which a row may become slower
 
     @property
     def regressed(self) -> bool:

@@ -13,11 +13,7 @@ __all__ = ["progress_bar"]
 
 @contextmanager
 def progress_bar() -> Iterator[Callable[[Progress], None]]:
-    """The bar.
-
-    Yields:
-        A function that shows the progress.
-    """
+    """Yields a function that shows the progress."""
     if not sys.stderr.isatty():
         told: set[str] = set()
 

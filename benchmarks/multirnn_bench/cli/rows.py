@@ -17,13 +17,7 @@ STYLES = {"wrong": "bold red", "failed": "red", "killed": "red", "slow": "yellow
 
 
 def summary(found: Results, out: Path, missing: Mapping[str, str]) -> Iterator[Content]:
-    """The tables and sentences to print.
-
-    Args:
-        found: the results.
-        out: their file.
-        missing: contenders whose framework is not installed: name to reason.
-    """
+    """The tables and sentences to print; `missing` has the reason for each contender without its framework."""
     rows = found.rows
     yield heading(f"{found.header['table']}: {found.processor}")
     yield ""
