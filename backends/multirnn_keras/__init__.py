@@ -15,24 +15,11 @@ from multirnn_keras.activations import HardSigmoid
 from multirnn_keras.fast import FastGRU, FastKerasLayer, FastLSTM, FastSimpleRNN
 from multirnn_keras.layer import KerasLayer
 
-__all__ = [
-    "BACKEND",
-    "FastGRU",
-    "FastKerasLayer",
-    "FastLSTM",
-    "FastSimpleRNN",
-    "HardSigmoid",
-    "KerasLayer",
-    "build",
-]
+__all__ = ["BACKEND", "FastGRU", "FastKerasLayer", "FastLSTM", "FastSimpleRNN", "HardSigmoid", "KerasLayer", "build"]
 
 
 class KerasBackend(Abilities):
-    """Refuses bias forms that Keras does not hold, and float64 on engines other than TensorFlow.
-
-    Attributes:
-        engine: what Keras runs on, "tensorflow", "jax" or "torch".
-    """
+    """Refuses bias forms that Keras does not hold, and float64 on engines other than TensorFlow."""
 
     name = "keras"
     differentiable = True
@@ -60,7 +47,8 @@ class KerasBackend(Abilities):
             InvalidCall: Keras' engine has no such device here, or there is no such implementation.
         """
         accept(self, weights.spec, implementation)
-        return fast.build(weights, device) if implementation == "fast" else layer.build(weights, device)
+        made_of = (FastKerasLayer, fast.LAYERS) if implementation == "fast" else ()
+        return layer.build(weights, device, *made_of)
 
     def prepare(self, layer: KerasLayer, work: Work, threads: int) -> Prepared:
         """See `multirnn.protocol.Timed`."""

@@ -1,7 +1,6 @@
 """The activations of a spec as Keras has them, and back."""
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 import keras
@@ -10,13 +9,11 @@ from multirnn import Activation, Unrepresentable
 
 __all__ = ["HardSigmoid", "from_keras", "to_keras"]
 
-OWN: Mapping[str, Activation] = MappingProxyType(
-    {
-        "elu": Activation("elu", alpha=1.0),
-        "hard_sigmoid": Activation("hard_sigmoid", alpha=1 / 6, beta=0.5),
-        **{name: Activation(name) for name in ("linear", "relu", "sigmoid", "softsign", "tanh")},
-    }
-)
+OWN: Mapping[str, Activation] = {
+    "elu": Activation("elu", alpha=1.0),
+    "hard_sigmoid": Activation("hard_sigmoid", alpha=1 / 6, beta=0.5),
+    **{name: Activation(name) for name in ("linear", "relu", "sigmoid", "softsign", "tanh")},
+}
 """Keras' own functions by name, and the activation that each computes."""
 
 
@@ -26,10 +23,6 @@ class HardSigmoid:
 
     An object with a config, because `Bidirectional` copies its layer through its config, as saving does, and there a
     bare function loses its parameters. To load a saved model that has one, import `multirnn_keras` first.
-
-    Args:
-        alpha: the slope.
-        beta: the offset.
     """
 
     def __init__(self, alpha: float, beta: float) -> None:

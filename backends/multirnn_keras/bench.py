@@ -1,6 +1,7 @@
 """Timing of Keras layers: the whole stack as a function of tensors, compiled by the engine; see `multirnn.protocol`."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import keras
@@ -12,7 +13,7 @@ from multirnn_keras.cells import ops
 from multirnn_keras.engines import engine
 from multirnn_keras.fast import FastKerasLayer
 from multirnn_keras.kernel import serves
-from multirnn_keras.layer import KerasLayer
+from multirnn_keras.layer import KerasLayer, mask_of
 from multirnn_keras.weights import from_variables
 
 __all__ = ["prepare"]
@@ -28,11 +29,7 @@ def prepare(layer: KerasLayer, work: Work, threads: int) -> Prepared:
 
 def _inference(layer: KerasLayer, work: Work) -> Prepared:
     mask, primals = _placed(layer, work)
-    run = _applied(layer, mask, work)
-
-    def call() -> Any:
-        return run(*primals)
-
+    call = partial(_applied(layer, mask, work), *primals)
     return Prepared(call, lambda: _output(call()), lambda: layer(work.x, lengths=work.lengths))
 
 
@@ -59,10 +56,7 @@ def _gradients(layer: KerasLayer, work: Work) -> Prepared:
     def gradients(x: Any, state: Any, cotangents: Any) -> Any:
         return engine.vjp(lambda mask, primals: layer.apply(mask, [*primals, *state]), variables, mask, [x], cotangents)
 
-    run = engine.compiled(gradients, variables)
-
-    def call() -> Any:
-        return run(x, state, cotangents)
+    call = partial(engine.compiled(gradients, variables), x, state, cotangents)
 
     def result() -> Gradients:
         *weights, dx = map(ops.convert_to_numpy, call())
@@ -110,11 +104,9 @@ def _applied(layer: KerasLayer, mask: Any, work: Work) -> Callable[..., Any]:
 
 def _placed(layer: KerasLayer, work: Work) -> tuple[Any, list[Any]]:
     """The mask, and x and a zero state, in tensors."""
-    spec = layer.spec
-    batch, time, _ = work.x.shape
-    state = np.zeros((spec.num_layers * len(spec.directions), batch, spec.hidden_size), spec.dtype)
-    mask = None if work.lengths is None else keras.ops.convert_to_tensor(np.arange(time) < work.lengths[:, None])
-    return mask, _tensors([work.x, *(state for _ in spec.form.states)])
+    inputs, _ = layer._check(work.x, None, work.lengths)
+    mask = mask_of(inputs)
+    return None if mask is None else keras.ops.convert_to_tensor(mask), _tensors([work.x, *states_of(inputs.state)])
 
 
 def _tensors(arrays: Sequence[Any]) -> list[Any]:

@@ -15,7 +15,7 @@ Source: the equations of `multirnn.cells`, differentiated.
 """
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from typing import Any, NamedTuple
 
 import keras
@@ -46,43 +46,29 @@ class Form(NamedTuple):
         return 2 if self.cell == "lstm" else 1
 
 
-def _act(activation: Activation) -> Callable[[Any], Any]:
-    name, alpha, beta = activation.name, activation.alpha, activation.beta
-    if name in ("tanh", "sigmoid", "relu"):
-        own: Callable[[Any], Any] = getattr(engine.nn, name)
-        return own
-    others: dict[str, Callable[[Any], Any]] = {
-        "elu": lambda x: ops.elu(x, alpha=alpha),
-        "hard_sigmoid": lambda x: ops.clip(alpha * x + beta, 0, 1),
-        "linear": lambda x: x,
-        "softsign": ops.softsign,
+def _with_slope(activation: Activation) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+    """An activation as a function of x, and its derivative as one of its value y."""
+    alpha, beta, nn = activation.alpha, activation.beta, engine.nn
+    where, one, zero = engine.where, ops.ones_like, ops.zeros_like
+    pairs: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
+        "elu": (lambda x: ops.elu(x, alpha=alpha), lambda y: where(y > 0, one(y), y + alpha)),
+        "hard_sigmoid": (
+            lambda x: ops.clip(alpha * x + beta, 0, 1),
+            lambda y: where((y > 0) & (y < 1), alpha * one(y), zero(y)),
+        ),
+        "linear": (lambda x: x, one),
+        "relu": (nn.relu, lambda y: where(y > 0, one(y), zero(y))),
+        "sigmoid": (nn.sigmoid, lambda y: y * (one(y) - y)),
+        "softsign": (ops.softsign, lambda y: ops.square(one(y) - ops.abs(y))),
+        "tanh": (nn.tanh, lambda y: one(y) - y * y),
     }
-    return others[name]
-
-
-def _slope(activation: Activation, y: Any) -> Any:
-    """The derivative of an activation where its value is y."""
-    name, alpha = activation.name, activation.alpha
-    one = ops.ones_like(y)
-    if name == "tanh":
-        return one - y * y
-    if name == "sigmoid":
-        return y * (one - y)
-    if name == "softsign":
-        return ops.square(one - ops.abs(y))
-    if name == "linear":
-        return one
-    if name == "elu":
-        return engine.where(y > 0, one, y + alpha)
-    inside = y > 0 if name == "relu" else (y > 0) & (y < 1)
-    return engine.where(inside, one if name == "relu" else alpha * one, ops.zeros_like(y))
+    return pairs[activation.name]
 
 
 class _Cell:
     def __init__(self, form: Form) -> None:
-        self.act, self.gate = _act(form.activation), _act(form.recurrent_activation)
-        self.act_slope = partial(_slope, form.activation)
-        self.gate_slope = partial(_slope, form.recurrent_activation)
+        self.act, self.act_slope = _with_slope(form.activation)
+        self.gate, self.gate_slope = _with_slope(form.recurrent_activation)
 
     def gradients(self, dz: Any, before: Tensors, slopes: Tensors) -> tuple[Any, Any, Any]:
         return dz, _outer(before[0], dz), None

@@ -29,12 +29,7 @@ def title_of(native: Any) -> str:
 
 
 def confirm(native: Any, layers: Sequence[Any], weights: Weights) -> Weights:
-    """The weights, if the object itself computes the stack that they describe.
-
-    Args:
-        native: a built layer or model.
-        layers: the layers of its stack.
-        weights: read from them.
+    """The weights read from the layers of a built object's stack, if the object itself computes that stack.
 
     Raises:
         Unrepresentable: it computes something else, or cannot be called.
@@ -42,7 +37,11 @@ def confirm(native: Any, layers: Sequence[Any], weights: Weights) -> Weights:
     if reason := dtype_refuses(weights.spec.dtype):
         raise Unrepresentable(f"{title_of(native)} is of float64; {reason}")
     parts = returned(native, list(layers))
-    batch, time = _sizes(native, layers)
+    # What the object is fixed to; None where it is open.
+    states = _states_kept(layers)
+    batch, time = (states[0].shape[0] if states else None), None
+    if isinstance(native, keras.Model):
+        batch, time, *_ = native.inputs[0].shape
     last = layers[-1]
     # With zero_output_for_mask Keras returns zero as the last output of a row with padding, not its last valid output.
     ragged = last.return_sequences or not any(each.zero_output_for_mask for each in directions_of(last))
@@ -55,15 +54,6 @@ def confirm(native: Any, layers: Sequence[Any], weights: Weights) -> Weights:
     for output in _outputs(dict(zip(parts, arrays, strict=True)), layers, weights, inputs, title_of(native)):
         confirmed(weights, lambda _, output=output: output, title_of(native), **options)  # type: ignore[misc]
     return weights
-
-
-def _sizes(native: Any, layers: Sequence[Any]) -> tuple[int | None, int | None]:
-    """The batch size and number of steps that an object is fixed to; None where they are open."""
-    if isinstance(native, keras.Model):
-        batch, time, *_ = native.inputs[0].shape
-        return batch, time
-    states = _states_kept(layers)
-    return (states[0].shape[0] if states else None), None
 
 
 def _states_kept(layers: Sequence[Any]) -> list[Any]:
@@ -82,8 +72,7 @@ def _called(native: Any, layers: Sequence[Any], inputs: Inputs) -> list[Array]:
         if inputs.lengths is not None:
             arguments["mask"] = keras.ops.convert_to_tensor(inputs.valid)
         if not isinstance(native, keras.Model):
-            states = [part for part in inputs.state if part is not None]
-            ordered = [state for both in zip(*states, strict=True) for state in both]
+            ordered = [state for both in zip(*inputs.state.parts, strict=True) for state in both]
             arguments["initial_state"] = [keras.ops.convert_to_tensor(state, dtype=dtype) for state in ordered]
         try:
             result = native(keras.ops.convert_to_tensor(inputs.x, dtype=dtype), **arguments)
@@ -155,12 +144,10 @@ def _outputs(
     states, last = ([part.astype(spec.dtype) for part in expected.parts] for _ in range(2))
     sequence: Any = None
 
-    def put(state: list[Array], kind: int, row: int, array: Array) -> None:
-        if array.shape != (batch, size):
-            raise Unrepresentable(
-                f"{title} returns {kinds[kind]} {row} of the shape {array.shape}, not {(batch, size)}"
-            )
-        state[kind][row] = array
+    def put(state: list[Array], kind: int, row: int, part: Array) -> None:
+        if part.shape != (batch, size):
+            raise Unrepresentable(f"{title} returns {kinds[kind]} {row} of the shape {part.shape}, not {(batch, size)}")
+        state[kind][row] = part
 
     for (place, index), array in found.items():
         if index:

@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from multirnn import Gradients, InvalidCall, Output, RecurrentSpec, State, Unrepresentable, Weights
+from multirnn import Gradients, InvalidCall, Output, RecurrentSpec, State, Unrepresentable
 from multirnn.boundary import Inputs
 from multirnn.cells import CellName
 from multirnn.layer import FAST, Plan
@@ -23,18 +23,15 @@ from multirnn_keras.engines import ENGINE, engine
 from multirnn_keras.kernel import KerasKernel, serves, there
 from multirnn_keras.kernel import recurrence as by_kernel
 from multirnn_keras.layer import KerasLayer, mask_of, through
-from multirnn_keras.layer import build as build_layer
 from multirnn_keras.loop import plain
 from multirnn_keras.memory import in_memory
 from multirnn_keras.reverse import recurrence
 from multirnn_keras.structure import CELLS, recurrent_layers, variables_of
 from multirnn_keras.weights import from_variables
 
-__all__ = ["FastGRU", "FastKerasLayer", "FastLSTM", "FastSimpleRNN", "build"]
+__all__ = ["FastGRU", "FastKerasLayer", "FastLSTM", "FastSimpleRNN"]
 
-CELLS_OF_KERAS: dict[Any, CellName] = {
-    getattr(keras.layers, f"{kind.__name__}Cell"): cell for kind, cell in CELLS.items()
-}
+KERAS_CELLS: dict[Any, CellName] = {getattr(keras.layers, f"{kind.__name__}Cell"): cell for kind, cell in CELLS.items()}
 Loop = Callable[[Form, Sequence[Any], Any], list[Any]]
 
 
@@ -96,7 +93,7 @@ class Fast(keras.layers.RNN):  # type: ignore[misc]
     def form(self) -> Form | None:
         """What the loop computes; None if no spec has the activations, or the cell is not Keras' own."""
         cell = self.cell
-        kind = CELLS_OF_KERAS.get(type(cell))
+        kind = KERAS_CELLS.get(type(cell))
         if kind is None or "call" in vars(cell):
             return None
         try:
@@ -107,18 +104,12 @@ class Fast(keras.layers.RNN):  # type: ignore[misc]
         return Form(kind, getattr(cell, "reset_after", True), activation, gate, cell.use_bias, self.go_backwards)
 
     def _spec(self, form: Form) -> RecurrentSpec:
-        features, _ = self.cell.kernel.shape
-        dtype: Any = self.compute_dtype
-        bias: Any = {} if form.bias else {"bias": "none"}
+        fields: dict[str, Any] = form._asdict()
+        del fields["reverse"]
+        if fields.pop("bias") is False:
+            fields["bias"] = "none"
         return RecurrentSpec(
-            form.cell,
-            features,
-            self.units,
-            reset_after=form.reset_after,
-            activation=form.activation,
-            recurrent_activation=form.recurrent_activation,
-            dtype=dtype,
-            **bias,
+            input_size=self.cell.kernel.shape[0], hidden_size=self.units, dtype=self.compute_dtype, **fields
         )
 
 
@@ -230,11 +221,6 @@ class FastKerasLayer(KerasLayer):
             return [_masked(output, mask, True, form.reverse), *final]
 
         return through(recurrent_layers(self.native), loop, [primals[0], *primals[count:]])
-
-
-def build(weights: Weights, device: str | None) -> KerasLayer:
-    """See `multirnn_keras.layer.build`."""
-    return build_layer(weights, device, FastKerasLayer, LAYERS)
 
 
 _PLAN_OF_KERNEL = Plan(FAST, "the compiled recurrence, the whole stack in one call, over the memory of the variables")

@@ -31,13 +31,7 @@ for 4.2, of a GRU 2.2 for 2.8. One row took 2.2 ms for 1.7, and 1.5 for 1.1; 8 s
 
 
 def serves(spec: RecurrentSpec, device: str | None, batch: int | None, time: int | None) -> bool:
-    """Whether the compiled recurrence is there, can run the current call or trace, and is faster for this shape.
-
-    Args:
-        spec: of the stack.
-        device: None is the default one.
-        batch, time: None where unknown.
-    """
+    """Whether the compiled recurrence is there, can run the current call or trace, and is faster for this shape."""
     product = time == 1 and batch is not None and batch > ROWS
     return not (product and spec.parameter_count >= MANY_WEIGHTS) and there(device) and not _in_xla()
 
@@ -72,13 +66,9 @@ def _threads() -> int:
 
 
 def recurrence(compiled: "KerasKernel", plain: Plain, primals: Sequence[Any], mask: Any) -> Tensors:
-    """The outputs and final states of `compiled.forward`, differentiable.
+    """The outputs and final states of `compiled.forward`, differentiable; its arguments are tensors or variables.
 
-    Args:
-        compiled: runs the stack.
-        plain: the same function of `(primals, mask)` in TensorFlow operations, for gradients of gradients.
-        primals: the arguments of `compiled.forward` without the mask, as tensors or variables.
-        mask: `(batch, time)`, bool, or None.
+    `plain(primals, mask)` is the same function in TensorFlow operations, for gradients of gradients.
     """
     import tensorflow as tf
     from tensorflow.python.eager.record import could_possibly_record  # there is no public function
@@ -136,17 +126,12 @@ _Bound = tuple[list[int], kernel.Table, Any]
 class KerasKernel:
     """The compiled recurrence over NumPy arrays in Keras' layout. Threads may call it concurrently.
 
-    Args:
-        spec: of the stack.
-        reverse: run each row from its end to its beginning; for one layer in one direction.
-
-    Attributes:
-        stashing: whether `forward` stashes for `backward`, set when gradients are asked for. If not, `backward` reruns it.
+    With `reverse`, for one layer in one direction, each row runs from its end to its beginning.
     """
 
     def __init__(self, spec: RecurrentSpec, reverse: bool = False) -> None:
         self.spec, self.reverse = spec, reverse
-        self.stashing = False
+        self.stashing = False  # whether `forward` stashes for `backward`, which else reruns it
         self._compiled = kernel.CompiledRecurrence(spec)
         kinds = ("weight_ih", "weight_hh", "bias")[: 2 if spec.bias == "none" else 3]
         self._names = [f"layers.{layer}.{direction}.{kind}" for layer, direction in spec.passes for kind in kinds]
@@ -161,27 +146,21 @@ class KerasKernel:
     def forward(self, x: Array, *rest: Array) -> Arrays:
         """The outputs, zero at padding, the final states, and the stash for `backward`.
 
-        Args:
-            x: `(batch, time, input_size)`.
-            rest: kernel, recurrent kernel and bias of every pass, the initial states, and if there is one a mask
-                `(batch, time)`.
+        `rest`: kernel, recurrent kernel and bias of every pass, the initial states, and if there is one a mask.
         """
         weights, states, mask = self._parted(rest)
         ordered = _Order(mask, self.reverse, x.shape[1])
         x = ordered.of(x)
         y = ordered.empty((*x.shape[:2], self.spec.output_size), x.dtype)
         last = [empty(state.shape, x.dtype) for state in states]
-        stash = self._stash(x, self.stashing)
-        self._run(weights, x, y, states, last, ordered.lengths, stash)
+        stash = empty((self._compiled.stash_size(*x.shape[:2]) if self.stashing else 0,), np.uint8)
+        self._run(weights, ordered.lengths, x, y, states, last, stash)
         return [ordered.back(y), *last, stash]
 
     def backward(self, x: Array, *rest: Array) -> Arrays:
         """The gradients of x, of the weights and of the initial states.
 
-        Args:
-            x: as in `forward`.
-            rest: the gradients of the outputs and of the final states; y and the stash from `forward`; then the other
-                arguments of `forward`.
+        `rest`: the gradients of the outputs and of the final states; y and the stash from `forward`; then its `rest`.
         """
         count = len(self.spec.form.states)
         (dy, *dlast), (y, stash), rest = rest[: 1 + count], rest[1 + count : 3 + count], rest[3 + count :]
@@ -189,25 +168,15 @@ class KerasKernel:
         ordered = _Order(mask, self.reverse, x.shape[1])
         x, y, dy = ordered.of(x), ordered.of(y), ordered.of(dy)
         if not stash.size:
-            stash, y = self._stash(x, True), empty(y.shape, y.dtype)
-            self._run(weights, x, y, states, [], ordered.lengths, stash)
+            stash = empty((self._compiled.stash_size(*x.shape[:2]),), np.uint8)
+            y = empty(y.shape, y.dtype)
+            self._run(weights, ordered.lengths, x, y, states, [], stash)
         dx = ordered.empty(x.shape, x.dtype)
         dfirst = [empty(state.shape, x.dtype) for state in states]
         found = [empty(weight.shape, x.dtype) for weight in weights]
         bound = self._bind(weights)
-        record = call_record(
-            batch=len(x),
-            time=x.shape[1],
-            x=sequence(x),
-            y=sequence(y),
-            first=_addresses(states),
-            last=_addresses(dlast),
-            stash=address(stash),
-            threads=_threads(),
-            dy=sequence(dy),
-            dx=sequence(dx),
-            dfirst=_addresses(dfirst),
-        )
+        given = {"dy": sequence(dy), "dx": sequence(dx), "dfirst": _addresses(dfirst)}
+        record = _record(x, y, states, dlast, stash, **given)
         self._compiled.backward(bound[1], self._table_of(found), record)
         if self.spec.cell == "gru":
             found = [_turned(array) for array in found]
@@ -217,24 +186,9 @@ class KerasKernel:
         weights, states = len(self._names), len(self._names) + len(self.spec.form.states)
         return rest[:weights], rest[weights:states], rest[states] if len(rest) > states else None
 
-    def _stash(self, x: Array, wanted: bool) -> Array:
-        return empty((self._compiled.stash_size(*x.shape[:2]) if wanted else 0,), np.uint8)
-
-    def _run(
-        self, weights: Sequence[Array], x: Array, y: Array, states: Any, last: Any, lengths: Any, stash: Array
-    ) -> None:
+    def _run(self, weights: Sequence[Array], lengths: Any, *given: Any) -> None:
         bound = self._bind(weights)
-        record = call_record(
-            batch=len(x),
-            time=x.shape[1],
-            x=sequence(x),
-            y=sequence(y),
-            first=_addresses(states),
-            last=_addresses(last),
-            lengths=None if lengths is None else address(lengths),
-            stash=address(stash) if stash.size else None,
-            threads=_threads(),
-        )
+        record = _record(*given, lengths=None if lengths is None else address(lengths))
         self._compiled.forward(bound[1], record)
 
     def _bind(self, weights: Sequence[Array]) -> _Bound:
@@ -275,19 +229,27 @@ def _turned(weight: Array) -> Array:
     return turned
 
 
+def _record(x: Array, y: Array, first: Any, last: Any, stash: Array, **others: Any) -> kernel.CallRecord:
+    return call_record(
+        batch=len(x),
+        time=x.shape[1],
+        x=sequence(x),
+        y=sequence(y),
+        first=_addresses(first),
+        last=_addresses(last),
+        stash=address(stash) if stash.size else None,
+        threads=_threads(),
+        **others,
+    )
+
+
 def _addresses(states: Sequence[Array]) -> kernel.States:
     h, c = (*map(address, states), None, None)[:2]
     return h, c
 
 
 class _Order:
-    """The order of steps in which every row is right-padded and runs forward.
-
-    Args:
-        mask: `(batch, time)`, or None.
-        reverse: the rows run from their ends.
-        time: the number of steps.
-    """
+    """The order of steps in which every row is right-padded and runs forward; `reverse`: rows run from their ends."""
 
     def __init__(self, mask: Any, reverse: bool, time: int) -> None:
         self.lengths: Any = None

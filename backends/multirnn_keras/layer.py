@@ -32,16 +32,11 @@ class KerasLayer(BoundaryLayer):
     """A stack realised by Keras' own recurrent layers.
 
     The model may be trained, saved and made a part of another: the layer runs with its variables as they are now. The
-    layer wraps the model's cells in layers of its own, which also take and return states.
-
-    Args:
-        spec: the spec of the model.
-        native: the model, a stack of recurrent layers.
-        device: where it was made, and runs.
+    layer wraps the model's cells in layers of its own, which also take and return states. `device` is where the model
+    was made, and runs.
     """
 
-    _eager_first = True
-    """Whether short calls outside of a graph give the same bits as in one."""
+    _eager_first = True  # short calls outside of a graph give the same bits as in one
 
     def __init__(self, spec: RecurrentSpec, native: Any, device: str | None = None) -> None:
         super().__init__(spec)
@@ -107,12 +102,7 @@ class KerasLayer(BoundaryLayer):
         return Gradients(from_variables(weights, self.spec).arrays, x, State(*state))
 
     def apply(self, mask: Any, primals: list[Any]) -> list[Any]:
-        """The sequence and the parts of the final state, in tensors, from x and the parts of the initial state.
-
-        Args:
-            mask: `(batch, time)`, bool; None where every row is full.
-            primals: x, h, and c of an LSTM, as in a call.
-        """
+        """The sequence and the parts of the final state, in tensors, from x and the parts of the initial state."""
 
         def run(layer: Any, sequence: Any, initial: list[Any]) -> list[Any]:
             output, *final = layer(sequence, initial_state=initial, mask=mask)
@@ -134,15 +124,10 @@ def build(
         return kind(weights.spec, stack(weights, layers), device)
 
 
-def through(
-    stack: Sequence[Sequence[Any]], run: Callable[[Any, Any, list[Any]], list[Any]], primals: Sequence[Any]
-) -> list[Any]:
-    """The sequence and the parts of the final state of a stack.
+def through(stack: Sequence[Sequence[Any]], run: Callable[..., list[Any]], primals: Sequence[Any]) -> list[Any]:
+    """The sequence and the parts of the final state of a stack, layer after layer the layer of each direction.
 
-    Args:
-        stack: layer after layer, the layer of each direction.
-        run: from a layer of `stack`, its input and its initial states to its output and its final states.
-        primals: as for `KerasLayer.apply`.
+    `run` maps a layer, its input and its initial states to its output and its final states.
     """
     sequence, *parts = primals
     initial = zip(*(keras.ops.unstack(part) for part in parts), strict=True)

@@ -39,15 +39,10 @@ def _input_bias(bias: Any) -> Any:
 
 
 def forward(form: Form, primals: Sequence[Any], mask: Any) -> tuple[Tensors, Tensors]:
-    """The outputs and final states, and tensors that `reverse.backward` needs.
+    """The outputs `(batch, time, k)` and final states; and p and all states, time first, for `reverse.backward`.
 
-    Args:
-        form: what is computed.
-        primals: x `(batch, time, features)`, kernel, recurrent kernel, the bias if there is one, h, and c of an LSTM.
-        mask: `(batch, time)`, bool, or None; where it is False the states stay.
-
-    Returns:
-        h `(batch, time, k)` of all steps, and the final h, and c of an LSTM. Then p and all states, time first.
+    The primals are x `(batch, time, features)`, kernel, recurrent kernel, bias if there is one, h, and c of an LSTM.
+    Where the mask `(batch, time)` is False the states stay.
     """
     x, kernel, bias, states, weights = parted(form, primals)
     cell = cell_of(form)

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from inspect import signature
-from types import MappingProxyType
 from typing import Any
 
 import keras
@@ -16,13 +15,11 @@ from multirnn_keras.layer import KerasLayer
 
 __all__ = ["OPTIMISERS", "default_epsilon", "train"]
 
-OPTIMISERS: Mapping[str, Callable[[Optimiser], Any]] = MappingProxyType(
-    {
-        "sgd": lambda o: keras.optimizers.SGD(o.learning_rate),
-        "momentum": lambda o: keras.optimizers.SGD(o.learning_rate, momentum=o.momentum),
-        "adam": lambda o: keras.optimizers.Adam(o.learning_rate, beta_1=o.beta_1, beta_2=o.beta_2, epsilon=o.epsilon),
-    }
-)
+OPTIMISERS: Mapping[str, Callable[[Optimiser], Any]] = {
+    "sgd": lambda o: keras.optimizers.SGD(o.learning_rate),
+    "momentum": lambda o: keras.optimizers.SGD(o.learning_rate, momentum=o.momentum),
+    "adam": lambda o: keras.optimizers.Adam(o.learning_rate, beta_1=o.beta_1, beta_2=o.beta_2, epsilon=o.epsilon),
+}
 
 
 def train(layer: KerasLayer, batch: Batch, optimiser: Optimiser, steps: int) -> Array:

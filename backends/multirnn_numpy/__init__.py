@@ -4,13 +4,15 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from multirnn import Weights
+from multirnn import InvalidCall, RecurrentSpec, Weights
 from multirnn.layer import Implementation
 from multirnn.protocol import Abilities, Prepared, Work, accept
-from multirnn_numpy import adoption, fast, layer, training, weights
+from multirnn_numpy import adoption, training
 from multirnn_numpy.fast import FastNumpyLayer
 from multirnn_numpy.layer import NumpyLayer
 from multirnn_numpy.stack import Stack
+from multirnn_numpy.weights import read
+from multirnn_numpy.weights import stack as stack_of
 
 __all__ = ["BACKEND", "FastNumpyLayer", "NumpyLayer", "Stack", "build"]
 
@@ -21,11 +23,14 @@ class NumpyBackend(Abilities):
     name = "numpy"
     differentiable = True
     implementations = ("native", "fast", "frozen")
-    refuses = staticmethod(layer.refuses)
-    read = staticmethod(weights.read)
+    read = staticmethod(read)
     adopt = staticmethod(adoption.adopt)
     train = staticmethod(training.train)
     default_epsilon = staticmethod(training.default_epsilon)
+
+    def refuses(self, spec: RecurrentSpec) -> str | None:
+        """None: every spec has its loop."""
+        return None
 
     def build(
         self, weights: Weights, *, device: str | None = None, implementation: Implementation = "native"
@@ -42,9 +47,11 @@ class NumpyBackend(Abilities):
             InvalidCall: another device or implementation.
         """
         accept(self, weights.spec, implementation)
+        if device not in (None, "cpu"):
+            raise InvalidCall(f"NumPy computes on the device 'cpu' alone, not on {device!r}")
         if implementation == "native":
-            return layer.build(weights, device)
-        return fast.build(weights, device, frozen=implementation == "frozen")
+            return NumpyLayer(stack_of(weights))
+        return FastNumpyLayer(weights, frozen=implementation == "frozen")
 
     def prepare(self, layer: NumpyLayer, work: Work, threads: int) -> Prepared:
         """See `multirnn.protocol.Timed`."""

@@ -5,13 +5,12 @@ recurrence with bound addresses and allocated outputs. The other modes are calle
 """
 
 from collections.abc import Callable
-from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from multirnn import Output, State
-from multirnn.boundary import Inputs
+from multirnn import Output
 from multirnn.protocol import SGD_RATE, Prepared, Work
 from multirnn_numpy.fast import FastNumpyLayer
 from multirnn_numpy.kernel import CompiledStack
@@ -30,39 +29,28 @@ def prepare(layer: NumpyLayer, work: Work, threads: int) -> Prepared:
 
 
 def _inference(layer: NumpyLayer, work: Work) -> Prepared:
-    inputs = _checked(layer, work)
-
-    def boundary() -> Output:
-        return layer(work.x, lengths=work.lengths)
-
+    inputs, _ = layer._check(work.x, None, work.lengths)
+    boundary = partial(layer, work.x, lengths=work.lengths)
     stack = layer.stack_for(inputs)
     if isinstance(stack, CompiledStack):
         assert isinstance(layer, FastNumpyLayer)
         bound = stack.bound(inputs, layer.threads)
         return Prepared(bound, bound, boundary)
     x, state = time_first(inputs.x, inputs.state)
-    x, padded = np.ascontiguousarray(x), padding(inputs)
-
-    def call() -> Any:
-        return stack.forward(x, state, padded)
-
+    call = partial(stack.forward, np.ascontiguousarray(x), state, padding(inputs))
     return Prepared(call, lambda: Output(*batch_first(*call()[:2])), boundary)
 
 
 def _gradients(layer: NumpyLayer, work: Work) -> Prepared:
-    cotangent = work.cotangent
-    assert cotangent is not None
-
-    def call() -> Any:
-        return layer.vjp(work.x, lengths=work.lengths, cotangent=cotangent)
-
+    assert work.cotangent is not None
+    call = partial(layer.vjp, work.x, lengths=work.lengths, cotangent=work.cotangent)
     return Prepared(call, call, call)
 
 
 def _training(layer: NumpyLayer, work: Work) -> Prepared:
     target, parameters = work.target, layer.native.parameters
     assert target is not None
-    inputs = _checked(layer, work)
+    inputs, _ = layer._check(work.x, None, work.lengths)
 
     def cotangent_of(output: Output) -> Output:
         dy = output.sequence - target
@@ -84,17 +72,8 @@ def _training(layer: NumpyLayer, work: Work) -> Prepared:
 
 
 def _streaming(layer: NumpyLayer, work: Work) -> Prepared:
-    stream, first = layer.stream(), layer.stream()
-    return Prepared(lambda: stream(work.x, lengths=work.lengths), lambda: first(work.x, lengths=work.lengths))
-
-
-def _checked(layer: NumpyLayer, work: Work) -> Inputs:
-    """The work in the form of `BoundaryLayer.run`."""
-    spec = layer.spec
-    shape = len(list(spec.passes)), len(work.x), spec.hidden_size
-    zero = State(*(np.zeros(shape, spec.dtype) for _ in spec.form.states))
-    inputs = Inputs(work.x, zero, work.lengths, state_given=False)
-    return inputs if work.lengths is None else replace(inputs, x=work.x * inputs.valid[..., None])
+    call, first = (partial(layer.stream(), work.x, lengths=work.lengths) for _ in range(2))
+    return Prepared(call, first)
 
 
 PREPARERS: dict[str, Callable[[NumpyLayer, Work], Prepared]] = {

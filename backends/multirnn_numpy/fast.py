@@ -10,12 +10,12 @@ from multirnn.kernel import refuses
 from multirnn.layer import FAST, FROZEN, NATIVE, Plan
 from multirnn_numpy.faster import HALVED, faster_together, halvable
 from multirnn_numpy.kernel import CompiledStack
-from multirnn_numpy.layer import NumpyLayer, batch_first, padding, refuse_device, time_first
+from multirnn_numpy.layer import NumpyLayer, batch_first, padding, time_first
 from multirnn_numpy.loop import CELLS
 from multirnn_numpy.stack import Stack
 from multirnn_numpy.weights import stack
 
-__all__ = ["FastNumpyLayer", "build"]
+__all__ = ["FastNumpyLayer"]
 
 UNPACKED, PACKED = 24, 64
 """Up to the first number of steps of rows, batch * time, the compiled recurrence does not pack the weights; from the second
@@ -28,12 +28,6 @@ PREPARED = 128
 """From so many steps of rows on it pays to halve the weights, or to put both directions side by side: LSTMs of
 (1, 150, 256, 256) took 5.3 ms instead of 6.8, but of (4, 25, 512, 512) 25.0 instead of 23.0.
 """
-
-
-def build(weights: Weights, device: str | None, *, frozen: bool = False) -> "FastNumpyLayer":
-    """See `multirnn_numpy.build`."""
-    refuse_device(device)
-    return FastNumpyLayer(weights, frozen=frozen)
 
 
 class FastNumpyLayer(NumpyLayer):
@@ -74,25 +68,21 @@ class FastNumpyLayer(NumpyLayer):
 
     def plan(self, batch: int, time: int, *, lengths: bool = False, gradients: bool = False) -> Plan:
         """See `multirnn.layer.Planned.plan`."""
-        steps = batch * time
+        steps, loops = batch * time, "the loops in NumPy"
         if self._compiled is not None:
             sentence = f"the compiled recurrence ({self._compiled.instructions})"
             if self._constants is not None and not gradients:
                 return Plan(FROZEN, f"{sentence}, its weights packed once")
             if UNPACKED < steps < PACKED and self.spec.parameter_count > LARGE:
-                return Plan(
-                    "native", f"the loops in NumPy: to pack the weights takes longer than {steps} steps of rows"
-                )
-            return Plan("fast", sentence)
+                return Plan(NATIVE, f"{loops}: to pack the weights takes longer than {steps} steps of rows")
+            return Plan(FAST, sentence)
         why = refuses() or "the compiled recurrence is not asked for"
         forms = {"sigmoids by tanh": halvable(self.spec), "both directions at once": faster_together(self.spec, batch)}
         if not any(forms.values()):
-            return Plan("native", f"the loops in NumPy, of which no faster form is known for this spec; {why}")
+            return Plan(NATIVE, f"{loops}, of which no faster form is known for this spec; {why}")
         if steps < PREPARED:
-            return Plan(
-                "native", f"the loops in NumPy: to prepare the weights takes longer than {steps} steps of rows; {why}"
-            )
-        return Plan("fast", f"the loops in NumPy, {', '.join(form for form in forms if forms[form])}; {why}")
+            return Plan(NATIVE, f"{loops}: to prepare the weights takes longer than {steps} steps of rows; {why}")
+        return Plan(FAST, f"{loops}, {', '.join(form for form in forms if forms[form])}; {why}")
 
     def stack_for(self, inputs: Inputs) -> Stack | CompiledStack:
         """See `NumpyLayer.stack_for`; follows `plan`.
@@ -119,7 +109,7 @@ class FastNumpyLayer(NumpyLayer):
         """See `BoundaryLayer.run`."""
         stack = self.stack_for(inputs)
         if isinstance(stack, CompiledStack):
-            return stack.run(inputs, self.threads)
+            return stack.bound(inputs, self.threads)()
         if stack is self._native:
             return super().run(inputs)
         self._parameters.now()

@@ -130,11 +130,8 @@ def forward_both(passes: Sequence[Pass]) -> None:
     both.states = [_beside(*parts) for parts in zip(first.states, second.states, strict=True)]
     both.z = _beside(first.z, second.z)
     both.U_forward = np.stack([first.U_forward, second.U_forward])
-    both.parameters = {
-        name: np.stack([array, second.parameters[name]], axis=1)[:, :, None]
-        for name, array in first.parameters.items()
-        if name == "bias_hh"
-    }
+    biases = [one.parameters["bias_hh"] for one in passes if "bias_hh" in one.parameters]
+    both.parameters = {"bias_hh": np.stack(biases, axis=1)[:, :, None]} if biases else {}
     if first.padded is not None and second.padded is not None:
         padded = np.stack([_with_rows(first.padded), _with_rows(second.padded)], axis=1)
         both.frozen = [step if step.any() else None for step in padded]

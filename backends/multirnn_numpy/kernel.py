@@ -21,9 +21,7 @@ Bound = tuple[tuple[Array, ...], kernel.Table]
 class CompiledStack:
     """Runs checked calls with the parameters of a stack, in place and as they are at the call.
 
-    Args:
-        native: the stack.
-        frozen: whether its parameters are constants; they are then packed once, not in every call.
+    If these are `frozen`, constants, they are packed once, not in every call.
 
     Raises:
         MissingFramework: the compiled recurrence is not installed.
@@ -41,19 +39,18 @@ class CompiledStack:
         self._workspaces = Workspaces()
         self._packed = self._compiled.pack(self._parameters()[1]) if frozen else None
 
-    def run(self, inputs: Inputs, threads: int) -> Output:
-        """The output of a checked call; see `BoundaryLayer.run`."""
-        return self._forward(inputs, threads, self._parameters())
-
-    def bound(self, inputs: Inputs, threads: int) -> Callable[[], Output]:
+    def bound(
+        self, inputs: Inputs, threads: int, parameters: Bound | None = None, stash: int = 0, empty: Empty = np.empty
+    ) -> Callable[[], Output]:
         """A checked call reduced to the compiled recurrence and new memory for its results."""
         batch, time, _ = inputs.x.shape
-        parameters, x, first, lengths = self._parameters(), sequence(inputs.x), _first(inputs), _lengths(inputs)
-        packed = None if self._packed is None else self._packed.address
+        parameters, x, first = parameters or self._parameters(), sequence(inputs.x), _first(inputs)
+        lengths = None if inputs.lengths is None else address(inputs.lengths)
+        packed = None if stash or self._packed is None else self._packed.address
 
         # The record holds addresses only: the default argument keeps the arrays.
         def call(kept: tuple[Inputs, Bound] = (inputs, parameters)) -> Output:
-            y, last = np.empty((batch, time, self._features), self._dtype), self._empty_state(batch)
+            y, last = empty((batch, time, self._features), self._dtype), self._empty_state(batch)
             record = call_record(
                 batch=batch,
                 time=time,
@@ -62,6 +59,7 @@ class CompiledStack:
                 first=first,
                 last=_states(last),
                 lengths=lengths,
+                stash=stash,
                 threads=threads,
                 packed=packed,
             )
@@ -78,7 +76,7 @@ class CompiledStack:
         dx, dfirst = np.empty(x.shape, self._dtype), self._empty_state(batch)
         with self._workspaces.lend() as empty:
             stash = address(empty((self._compiled.stash_size(batch, time),), np.uint8))
-            output = self._forward(inputs, threads, parameters, stash, empty)
+            output = self.bound(inputs, threads, parameters, stash, empty)()
             cotangent = cotangent_of(output)
             record = call_record(
                 batch=batch,
@@ -97,27 +95,6 @@ class CompiledStack:
             self._compiled.backward(parameters[1], gradients, record)
         return Gradients(dparameters, dx, dfirst)
 
-    def _forward(
-        self, inputs: Inputs, threads: int, parameters: Bound, stash: int | None = None, empty: Empty = np.empty
-    ) -> Output:
-        x = inputs.x
-        batch, time, _ = x.shape
-        y, last = empty((batch, time, self._features), self._dtype), self._empty_state(batch)
-        record = call_record(
-            batch=batch,
-            time=time,
-            x=sequence(x),
-            y=sequence(y),
-            first=_first(inputs),
-            last=_states(last),
-            lengths=_lengths(inputs),
-            stash=stash,
-            threads=threads,
-            packed=None if stash or self._packed is None else self._packed.address,
-        )
-        self._compiled.forward(parameters[1], record)
-        return Output(y, last)
-
     def _empty_state(self, batch: int) -> State:
         shape = self._passes, batch, self._hidden
         return State(np.empty(shape, self._dtype), np.empty(shape, self._dtype) if self._has_c else None)
@@ -130,11 +107,8 @@ class CompiledStack:
         """
         arrays, bound = self._now(), self._bound
         if arrays is not bound[0]:
-            operands = map(operand, arrays)
-            self._bound = bound = (
-                arrays,
-                self._compiled.bind(dict(zip(self._native.spec.shapes, operands, strict=True))),
-            )
+            operands = dict(zip(self._native.spec.shapes, map(operand, arrays), strict=True))
+            self._bound = bound = arrays, self._compiled.bind(operands)
         return bound
 
 
@@ -145,7 +119,3 @@ def _states(state: State) -> kernel.States:
 
 def _first(inputs: Inputs) -> kernel.States:
     return _states(inputs.state) if inputs.state_given else (None, None)
-
-
-def _lengths(inputs: Inputs) -> int | None:
-    return None if inputs.lengths is None else address(inputs.lengths)

@@ -1,8 +1,8 @@
-"""A stack run by NumPy: how it is built and called, and its gradients. No spec is refused."""
+"""A stack run by NumPy: how it is called, and its gradients."""
 
 from collections.abc import Callable, Sequence
 
-from multirnn import Gradients, InvalidCall, Output, RecurrentSpec, State, Weights
+from multirnn import Gradients, Output, State, Weights
 from multirnn.boundary import BoundaryLayer, Inputs
 from multirnn.weights import Array
 from multirnn_numpy.kernel import CompiledStack
@@ -10,35 +10,13 @@ from multirnn_numpy.loop import Padding
 from multirnn_numpy.parameters import Parameters
 from multirnn_numpy.stack import Stack
 from multirnn_numpy.weights import read
-from multirnn_numpy.weights import stack as stack_of
 from multirnn_numpy.workspace import Workspaces
 
-__all__ = ["NumpyLayer", "batch_first", "build", "padding", "refuse_device", "refuses", "time_first"]
-
-
-def refuses(spec: RecurrentSpec) -> str | None:
-    """None: every spec has its loop."""
-    return None
-
-
-def build(weights: Weights, device: str | None) -> "NumpyLayer":
-    """See `multirnn_numpy.build`."""
-    refuse_device(device)
-    return NumpyLayer(stack_of(weights))
-
-
-def refuse_device(device: str | None) -> None:
-    """Raise InvalidCall for any device but "cpu"."""
-    if device not in (None, "cpu"):
-        raise InvalidCall(f"NumPy computes on the device 'cpu' alone, not on {device!r}")
+__all__ = ["NumpyLayer", "batch_first", "padding", "time_first"]
 
 
 class NumpyLayer(BoundaryLayer):
-    """A stack run by loops in NumPy. In float64 it is the reference for every other backend.
-
-    Args:
-        native: the stack; write into `native.parameters` to train it.
-    """
+    """A stack run by loops in NumPy; write into `native.parameters` to train it. In float64 it is the reference."""
 
     takes_strides = True
 
@@ -83,9 +61,7 @@ class NumpyLayer(BoundaryLayer):
     def forward_and_backward(self, inputs: Inputs, cotangent_of: Callable[[Output], Output]) -> Gradients:
         """The gradients of a checked call for a cotangent that depends on its output, as the gradient of a loss does.
 
-        Args:
-            inputs: the call.
-            cotangent_of: from the output, whose memory is reused afterwards, to its cotangent, zero at padding.
+        The memory of the output is reused afterwards. The cotangent is zero at padding.
         """
         stack = self.stack_for(inputs)
         assert isinstance(stack, Stack)

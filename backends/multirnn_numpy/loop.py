@@ -41,24 +41,13 @@ is busy. Above it the one product is faster, 16.0 ms against 16.4 for (32, 100, 
 class Pass(ABC):
     """One layer in one direction over one sequence, with all that its backward pass needs.
 
-    Args:
-        spec: of the stack.
-        parameters: of this layer and direction, by the last part of their names, in canonical shapes.
-        x: `(time, batch, features)` in running order; or `(time, features)`.
-        first: the state before the first step, h and c of an LSTM: `(batch, hidden_size)`; or `(hidden_size,)`.
-        padded: the steps that are padding: `(time, batch, 1)`; or `(time, 1)`. None if none is.
-        empty: allocates the large arrays.
-
-    Attributes:
-        states: h, and c of an LSTM, before the first and after every step: `(time + 1, batch, hidden_size)`.
-        z: `(time, batch, gates * hidden_size)`; x W + b, which `forward` turns into the gates.
-        U_forward: U as `forward` uses it.
-        multiply: the product in `forward`, `multiply(h, U_forward, out)`.
-        kept: the names of further arrays that `forward` makes for the backward pass, `(time, batch, hidden_size)` each.
+    x is `(time, batch, features)` in running order, the state `first` before the first step `(batch, hidden_size)`, and
+    `padded`, the steps that are padding, `(time, batch, 1)`. The parameters have the last parts of their names, and
+    canonical shapes. `empty` allocates the large arrays.
     """
 
-    multiply: Any = staticmethod(np.dot)
-    kept: tuple[str, ...] = ()
+    multiply: Any = staticmethod(np.dot)  # as in `forward`, `multiply(h, U_forward, out)`
+    kept: tuple[str, ...] = ()  # more arrays for the backward pass, `(time, batch, hidden_size)` each
 
     def __init__(
         self,
@@ -79,10 +68,11 @@ class Pass(ABC):
         self.padded = padded
         # Most steps have no padding, and should not pay for any.
         self.frozen = [None] * len(x) if padded is None else [step if step.any() else None for step in padded]
+        # h, and c of an LSTM, before the first and after every step: (time + 1, batch, hidden_size).
         self.states = [empty((len(x) + 1, *part.shape), x.dtype) for part in first]
         for state, part in zip(self.states, first, strict=True):
             state[0] = part
-        self.z = self.room_for_z()
+        self.z = self.room_for_z()  # x W + b, which `forward` turns into the gates
         W, self.U_forward, b = self.matrices()
         self.project(W, b)
 
@@ -198,9 +188,8 @@ class GruResetAfter(Pass):
         self.m = np.empty_like(n, order="C")
         hU = np.empty_like(self.z[0])
         rz, hU_rz, hU_n = self.z[..., : 2 * h.shape[-1]], hU[..., : 2 * h.shape[-1]], gates(hU, 3)[2]
-        for rz_t, r_t, z_t, n_t, m_t, prev_h, h_t, frozen in zip(
-            rz, r, z, n, self.m, h[:-1], h[1:], self.frozen, strict=True
-        ):
+        steps = zip(rz, r, z, n, self.m, h[:-1], h[1:], self.frozen, strict=True)
+        for rz_t, r_t, z_t, n_t, m_t, prev_h, h_t, frozen in steps:
             times(prev_h, U, hU)
             add(rz_t, hU_rz, rz_t)
             s(rz_t, rz_t)  # r = s(x_t W_r + b_r + h U_r + d_r), and z
@@ -231,9 +220,8 @@ class GruResetBefore(Pass):
         rz = self.z[..., :rz_end]
         self.rh = np.empty_like(n, order="C")
         hU = np.empty_like(rz[0], order="C")
-        for rz_t, r_t, z_t, n_t, rh_t, prev_h, h_t, frozen in zip(
-            rz, r, z, n, self.rh, h[:-1], h[1:], self.frozen, strict=True
-        ):
+        steps = zip(rz, r, z, n, self.rh, h[:-1], h[1:], self.frozen, strict=True)
+        for rz_t, r_t, z_t, n_t, rh_t, prev_h, h_t, frozen in steps:
             times(prev_h, U_rz, hU)
             add(rz_t, hU, rz_t)
             s(rz_t, rz_t)  # r = s(x_t W_r + b_r + h U_r), and z

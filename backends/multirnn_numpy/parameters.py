@@ -14,8 +14,7 @@ __all__ = ["Parameters"]
 class Parameters:
     """The current parameters of a stack; keep the tuple while you use their addresses.
 
-    Args:
-        native: the stack, whose parameters may be replaced at any time, also by another thread.
+    They may be replaced at any time, also by another thread.
     """
 
     def __init__(self, native: Stack) -> None:

@@ -110,9 +110,8 @@ def _gru_reset_after(run: GruResetAfter, dy: Array, dstate: list[Array]) -> tupl
     _at_padding(run, 1, z)
     dhs = run.empty(dy.shape, dy.dtype)
     U_T, to_h = ascontiguousarray(run.U.T), np.empty_like(dh)
-    for drzm_t, gates_t, z_t, dy_t, dh_t, dh_gates in _steps_back(
-        drzm, _gate_axis(drzm, 3), z, dy, dhs, dhs[..., None, :]
-    ):
+    steps = _steps_back(drzm, _gate_axis(drzm, 3), z, dy, dhs, dhs[..., None, :])
+    for drzm_t, gates_t, z_t, dy_t, dh_t, dh_gates in steps:
         add(dh, dy_t, dh_t)  # all of dh
         multiply(gates_t, dh_gates, gates_t)
         multiply(dh_t, z_t, dh)

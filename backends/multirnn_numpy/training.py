@@ -8,7 +8,6 @@ in the other way. Sources, read in the installed versions: `torch/optim/sgd.py`,
 
 from collections.abc import Callable, Mapping
 from math import sqrt
-from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -65,12 +64,10 @@ def _adam_epsilon_hat(o: Optimiser, s: Scalars, w: Array, g: Array, m: Array, v:
     w -= o.learning_rate * sqrt(s.correction_2) / s.correction_1 * m / (np.sqrt(v) + o.epsilon)
 
 
-STEPS: Mapping[str, Mapping[str, Step]] = MappingProxyType(
-    {
-        "torch": {"sgd": _sgd, "momentum": _momentum, "adam": _adam},
-        "keras": {"sgd": _sgd, "momentum": _momentum_of_steps, "adam": _adam_epsilon_hat},
-    }
-)
+STEPS: Mapping[str, Mapping[str, Step]] = {
+    "torch": {"sgd": _sgd, "momentum": _momentum, "adam": _adam},
+    "keras": {"sgd": _sgd, "momentum": _momentum_of_steps, "adam": _adam_epsilon_hat},
+}
 """By framework, then by optimiser."""
 
 
@@ -78,13 +75,10 @@ STEPS: Mapping[str, Mapping[str, Step]] = MappingProxyType(
 def train(
     layer: NumpyLayer, batch: Batch, optimiser: Optimiser, steps: int, *, form: str = "torch", scalars: str = ""
 ) -> Array:
-    """Train the stack in place; see `multirnn.protocol.Trains`.
+    """Train the stack in place, by the formula of `form`; see `multirnn.protocol.Trains`.
 
-    Args:
-        layer, batch, optimiser, steps: as there.
-        form: whose formula, "torch" or "keras".
-        scalars: the dtype in which JAX and Keras compute Adam's bias corrections, from numbers that TensorFlow has rounded
-            to float32. By default they are Python's floats, as in PyTorch.
+    `scalars` is the dtype in which JAX and Keras compute Adam's bias corrections, from numbers that TensorFlow has
+    rounded to float32. By default they are Python's floats, as in PyTorch.
     """
     step = STEPS[form][optimiser.name]
     native = layer.native

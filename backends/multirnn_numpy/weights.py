@@ -38,10 +38,8 @@ def read(native: Any) -> Weights:
         InvalidWeights: its parameters do not fit its spec.
     """
     if not isinstance(native, Stack):
-        kind = type(native)
-        raise Unrepresentable(
-            f"the numpy backend reads a multirnn_numpy.Stack, not a {kind.__module__}.{kind.__qualname__}"
-        )
+        kind = f"{type(native).__module__}.{type(native).__qualname__}"
+        raise Unrepresentable(f"the numpy backend reads a multirnn_numpy.Stack, not a {kind}")
     weights = Weights(native.spec, native.parameters)
     if type(native) is Stack and "forward" not in vars(native):
         return weights

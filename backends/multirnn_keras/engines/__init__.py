@@ -114,10 +114,7 @@ def devices() -> tuple[str, ...]:
 
 
 def device_named(name: str | None) -> str | None:
-    """A device's name with its number; None, the engine's default, for None.
-
-    Args:
-        name: as `keras.device` takes it, "cpu", "gpu" or "gpu:1"; "cuda" means "gpu".
+    """The name of a device with its number, from "cpu", "gpu", "gpu:1" or "cuda"; None is the engine's default.
 
     Raises:
         InvalidCall: the engine has no such device here.

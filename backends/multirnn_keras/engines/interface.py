@@ -20,10 +20,11 @@ import numpy as np
 
 from multirnn.weights import Array
 
-__all__ = ["Apply", "Engine", "Mask", "Per", "Plain", "Pull", "Run", "Step", "Tensors", "holding"]
+__all__ = ["Apply", "Call", "Engine", "Mask", "Per", "Plain", "Pull", "Run", "Step", "Tensors", "holding"]
 
 Tensors = list[Any]
 Mask = np.ndarray[Any, np.dtype[np.bool_]] | None
+Call = Callable[..., list[Array]]
 Apply = Callable[[Any, Tensors], Tensors]
 Run = Callable[[Any, Sequence[Any], Any], tuple[Tensors, Tensors]]
 Pull = Callable[[Any, Sequence[Any], Any, Sequence[Any], Sequence[Any]], Tensors]
@@ -35,19 +36,12 @@ Per = Literal["call", "shape", "batch"]
 
 
 class Engine:
-    """An engine; an instance of this class itself is one without gradients, for which no layer is built.
-
-    Attributes:
-        compiles: whether it compiles functions.
-        timed, loops: how the calls of a benchmark run, and the fast loops, in words.
-        nn: has `tanh`, `sigmoid` and `relu`.
-        concatenate, where, stack, unstack: as in `keras.ops`, without its overhead.
-    """
+    """An engine; an instance of this class itself is one without gradients, for which no layer is built."""
 
     compiles = True
-    timed = loops = ""
-    nn: Any
-    concatenate: Any
+    timed = loops = ""  # how the calls of a benchmark run, and the fast loops, in words
+    nn: Any  # has `tanh`, `sigmoid` and `relu`
+    concatenate: Any  # these four as in `keras.ops`, without its overhead
     where: Any
     stack: Any
     unstack: Any
@@ -82,28 +76,21 @@ class Engine:
         """A function of tensors that reads these variables, compiled; it returns when it has computed."""
         raise NotImplementedError
 
-    def call(
-        self, function: Any, variables: Sequence[Any], per: Per, *, eager_first: bool, backward: bool
-    ) -> Callable[..., list[Array]]:
+    def call(self, function: Any, variables: Sequence[Any], per: Per, eager_first: bool, backward: bool) -> Call:
         """A function of a mask and of lists of tensors, which computes gradients or not, as one of arrays; see `calls`."""
         raise NotImplementedError
 
     def calls(
         self, apply: Apply, variables: Sequence[Any], per: Per, *, eager_first: bool = False
-    ) -> tuple[Callable[..., list[Array]], Callable[..., tuple[list[Array], list[Array]]]]:
+    ) -> tuple[Call, Callable[..., tuple[list[Array], list[Array]]]]:
         """`apply(mask, primals)` as a function of arrays, and `pullback(mask, primals, cotangents)`.
 
-        The pullback returns the gradients of the variables, and those of the primals.
-
-        Args:
-            apply: the function of tensors.
-            variables: all that it reads.
-            per: what to compile, if the engine compiles.
-            eager_first: let TensorFlow run short calls without compiling.
+        The pullback returns the gradients of `variables`, which are all that `apply` reads, and those of the primals.
+        With `eager_first` TensorFlow runs short calls without compiling.
         """
-        forward = self.call(apply, variables, per, eager_first=eager_first, backward=False)
+        forward = self.call(apply, variables, per, eager_first, backward=False)
         vjp = partial(self.vjp, apply, variables)
-        backward = self.call(vjp, variables, per, eager_first=eager_first, backward=True)
+        backward = self.call(vjp, variables, per, eager_first, backward=True)
 
         def pullback(mask: Mask, primals: Sequence[Array], cotangents: Sequence[Array]) -> Any:
             found = backward(mask, primals, cotangents)
@@ -118,26 +105,15 @@ class Engine:
     def differentiated(self, run: Run, pull: Pull, form: Any, primals: Sequence[Any], mask: Any) -> Tensors:
         """The outputs of `run`, with gradients by `pull`; the engine itself differentiates those again.
 
-        Args:
-            run, pull: described above.
-            form: their first argument, hashable; the last `form.states` primals are states.
-            primals: tensors or variables.
-            mask: a tensor, or None.
+        `form` is hashable, and the last `form.states` primals are states. The primals are tensors or variables.
         """
         raise NotImplementedError
 
     def scan(self, step: Step, states: Tensors, given: Tensors, count: int, reverse: bool) -> tuple[Tensors, Tensors]:
-        """Run a step over the first axis of tensors.
+        """Run a step over the first axis of tensors, `(time, …)` each, or from the end of it.
 
-        Args:
-            step: from the states and the step's own slices of `given` to the new states and the results.
-            states: before the first step.
-            given: `(time, …)` each.
-            count: the number of results of a step.
-            reverse: begin at the end.
-
-        Returns:
-            The states after the last step, and the results, `(time, …)` each.
+        `step` maps the states and its own slices of `given` to the new states and `count` results. Found are the states
+        after the last step, and the results, `(time, …)` each.
         """
         steps = list(zip(*map(self.unstack, given), strict=True))
         rows = []

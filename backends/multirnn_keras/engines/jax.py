@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from multirnn.weights import Array
-from multirnn_keras.engines.interface import Apply, Engine, Mask, Per, Pull, Run, Step, Tensors, holding
+from multirnn_keras.engines.interface import Apply, Call, Engine, Mask, Per, Pull, Run, Step, Tensors, holding
 
 __all__ = ["engine"]
 
@@ -39,9 +39,7 @@ class _Jax(Engine):
         jitted = jax.jit(_pure(function, variables))
         return lambda *tensors: finished(jitted(_values(variables), *tensors))
 
-    def call(
-        self, function: Any, variables: Sequence[Any], per: Per, *, eager_first: bool, backward: bool
-    ) -> Callable[..., list[Array]]:
+    def call(self, function: Any, variables: Sequence[Any], per: Per, eager_first: bool, backward: bool) -> Call:
         pure = _pure(function, variables)
         run: Any = pure if per == "call" else jax.jit(pure)
 

@@ -11,7 +11,7 @@ from typing import Any
 import keras
 
 from multirnn.weights import Array
-from multirnn_keras.engines.interface import Apply, Engine, Mask, Per, Plain, Pull, Run, Step, Tensors
+from multirnn_keras.engines.interface import Apply, Call, Engine, Mask, Per, Plain, Pull, Run, Step, Tensors
 from multirnn_keras.memory import copied, in_memory, owned
 
 __all__ = ["differentiable", "engine"]
@@ -65,9 +65,7 @@ class _TensorFlow(Engine):
         graph: Callable[..., Any] = tf.function(function, autograph=False)
         return graph  # on a processor it returns when it has computed
 
-    def call(
-        self, function: Any, variables: Sequence[Any], per: Per, *, eager_first: bool, backward: bool
-    ) -> Callable[..., list[Array]]:
+    def call(self, function: Any, variables: Sequence[Any], per: Per, eager_first: bool, backward: bool) -> Call:
         graphs: dict[tuple[Any, ...], Callable[[Tensors], Tensors]] = {}
         called: set[tuple[Any, ...]] = set()
 
@@ -172,16 +170,10 @@ def _differentiated(run: Run, pull: Pull, form: Any, primals: Sequence[Any], mas
 
 
 @cache
-def _by_xla(
-    run: Run, pull: Pull, form: Any, weights: tuple[tuple[int, ...], ...], dtype: Any, masked: bool
-) -> tuple[Any, Any]:
+def _by_xla(run: Run, pull: Pull, form: Any, weights: Any, dtype: Any, masked: bool) -> tuple[Any, Any]:
     """`run` and `pull` as graphs for any batch and time; XLA compiles them for each that comes.
 
-    Args:
-        run, pull, form: as for `Engine.differentiated`.
-        weights: the shapes of kernel, recurrent kernel, and bias if there is one.
-        dtype: of all tensors but the mask.
-        masked: whether there is a mask.
+    `weights` are the shapes of kernel, recurrent kernel, and bias if there is one.
     """
     (features, gates), (units, _), *_ = weights
     sequence, state = (None, None, units), (None, units)
@@ -220,12 +212,8 @@ def differentiable(
 ) -> Tensors:
     """The outputs of `run`, with gradients by `pull`; TensorFlow takes gradients of gradients from `plain`.
 
-    Args:
-        run: from primals and mask to the outputs, and to what is kept for `pull`.
-        pull: from primals, mask, what was kept and the cotangents of the outputs to the gradients of the primals.
-        plain: from primals and mask to the same outputs, by operations that TensorFlow differentiates.
-        primals: tensors, not variables.
-        mask: a tensor of bool, or None.
+    `run` and `pull` are as in `multirnn_keras.engines.interface`, without the form; `plain` has the outputs of `run`,
+    by operations that TensorFlow differentiates. The primals are tensors, not variables.
     """
     # Under two tapes a tf.function returns what its own gradients would need, and XLA cannot. There is no public name.
     from tensorflow.python.eager.record import stop_recording

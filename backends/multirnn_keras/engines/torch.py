@@ -9,7 +9,7 @@ import keras
 import torch
 
 from multirnn.weights import Array
-from multirnn_keras.engines.interface import Apply, Engine, Mask, Per, Pull, Run, Tensors, holding
+from multirnn_keras.engines.interface import Apply, Call, Engine, Mask, Per, Pull, Run, Tensors, holding
 
 __all__ = ["engine"]
 
@@ -56,9 +56,7 @@ class _Torch(Engine):
 
         return run
 
-    def call(
-        self, function: Any, variables: Sequence[Any], per: Per, *, eager_first: bool, backward: bool
-    ) -> Callable[..., list[Array]]:
+    def call(self, function: Any, variables: Sequence[Any], per: Per, eager_first: bool, backward: bool) -> Call:
         def tensor(array: Any) -> Any:
             # PyTorch shares the memory of an array: a user's layer may write to it, and PyTorch warns if it must not.
             return keras.ops.convert_to_tensor(array if per == "batch" and array.flags.writeable else array.copy())
