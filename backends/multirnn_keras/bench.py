@@ -106,7 +106,7 @@ def _placed(layer: KerasLayer, work: Work) -> tuple[Any, list[Any]]:
     """The mask, and x and a zero state, in tensors."""
     inputs, _ = layer._check(work.x, None, work.lengths)
     mask = mask_of(inputs)
-    return None if mask is None else keras.ops.convert_to_tensor(mask), _tensors([work.x, *states_of(inputs.state)])
+    return None if mask is None else keras.ops.convert_to_tensor(mask), _tensors([work.x, *inputs.state.parts])
 
 
 def _tensors(arrays: Sequence[Any]) -> list[Any]:
