@@ -28,11 +28,11 @@ __all__ = ["AdoptedKeras", "adopt"]
 def adopt(native: Any, spec: RecurrentSpec | None, *, compiled: bool) -> "AdoptedKeras":
     """Run a layer or a model as it is; see `multirnn.adoption.adopt`.
 
-    It is a `SimpleRNN`, `LSTM`, `GRU`, `RNN` of a cell, a `Bidirectional` one, or a stack of them in a model. Or a layer
-    called as `layer(x)` or `layer(x, initial_state=…)` that returns y, or y and its states. It takes and returns states
-    as Keras does: one tensor `(batch, hidden_size)`, or a list of them, direction after direction. With an argument
-    `mask` it takes lengths. `compiled` runs it by `tf.function` or `jax.jit`; on PyTorch Keras compiles nothing unless
-    told to, and `torch.compile` then takes minutes.
+    It is a `SimpleRNN`, `LSTM`, `GRU`, `RNN` of a cell, a `Bidirectional` one, or a stack of them in a model. Or a
+    layer called as `layer(x)` or `layer(x, initial_state=…)` that returns y, or y and its states. It takes and returns
+    states as Keras does: one tensor `(batch, hidden_size)`, or a list of them, direction after direction. With an
+    argument `mask` it takes lengths. `compiled` runs it by `tf.function` or `jax.jit`; on PyTorch Keras compiles
+    nothing unless told to, and `torch.compile` then takes minutes.
 
     Raises:
         InvalidCall: it is no layer, has no weights yet, is stateful, or computes in another dtype than the spec's; or

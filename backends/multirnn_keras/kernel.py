@@ -249,7 +249,7 @@ def _addresses(states: Sequence[Array]) -> kernel.States:
 
 
 class _Order:
-    """The order of steps in which every row is right-padded and runs forward; with `reverse` rows run from their ends."""
+    """The order of steps in which every row is right-padded and runs forward; `reverse`: rows run from their ends."""
 
     def __init__(self, mask: Any, reverse: bool, time: int) -> None:
         self.lengths: Any = None

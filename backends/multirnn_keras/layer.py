@@ -32,8 +32,8 @@ class KerasLayer(BoundaryLayer):
     """A stack realised by Keras' own recurrent layers.
 
     The model may be trained, saved and made a part of another: the layer runs with its variables as they are now. The
-    layer wraps the model's cells in layers of its own, which also take and return states. `device` is where the model was
-    made, and runs.
+    layer wraps the model's cells in layers of its own, which also take and return states. `device` is where the model
+    was made, and runs.
     """
 
     _eager_first = True  # short calls outside of a graph give the same bits as in one

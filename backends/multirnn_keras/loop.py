@@ -41,7 +41,7 @@ def _input_bias(bias: Any) -> Any:
 def forward(form: Form, primals: Sequence[Any], mask: Any) -> tuple[Tensors, Tensors]:
     """The outputs `(batch, time, k)` and final states; and p and all states, time first, for `reverse.backward`.
 
-    The primals are x `(batch, time, features)`, kernel, recurrent kernel, the bias if there is one, h, and c of an LSTM.
+    The primals are x `(batch, time, features)`, kernel, recurrent kernel, bias if there is one, h, and c of an LSTM.
     Where the mask `(batch, time)` is False the states stay.
     """
     x, kernel, bias, states, weights = parted(form, primals)

@@ -77,8 +77,8 @@ def train(
 ) -> Array:
     """Train the stack in place, by the formula of `form`; see `multirnn.protocol.Trains`.
 
-    `scalars` is the dtype in which JAX and Keras compute Adam's bias corrections, from numbers that TensorFlow has rounded
-    to float32. By default they are Python's floats, as in PyTorch.
+    `scalars` is the dtype in which JAX and Keras compute Adam's bias corrections, from numbers that TensorFlow has
+    rounded to float32. By default they are Python's floats, as in PyTorch.
     """
     step = STEPS[form][optimiser.name]
     native = layer.native

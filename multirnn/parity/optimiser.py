@@ -84,17 +84,11 @@ STEPS = 20
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """The training data; every step takes all of it.
+    """The training data; every step takes all of it."""
 
-    Attributes:
-        x: `(batch, time, input_size)`, zero at padding.
-        target: `(batch, time, directions * hidden_size)`, zero at padding.
-        lengths: `(batch,)`, at least 1 each.
-    """
-
-    x: Array
-    target: Array
-    lengths: Lengths
+    x: Array  # `(batch, time, input_size)`, zero at padding
+    target: Array  # `(batch, time, directions * hidden_size)`, zero at padding
+    lengths: Lengths  # `(batch,)`, at least 1 each
 
     @property
     def valid(self) -> np.ndarray[Any, np.dtype[np.bool_]]:

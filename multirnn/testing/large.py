@@ -48,21 +48,13 @@ SIZES: dict[str, tuple[int, int, bool, dict[str, Any]]] = {
 
 
 class LargeProblem(NamedTuple):
-    """A stack and a call of it.
+    """A stack and a call of it."""
 
-    Attributes:
-        name: what is large, and the cell.
-        weights: of the stack.
-        x: `(batch, time, input_size)`.
-        state: the initial state.
-        lengths: `(batch,)`, or None: every row is full.
-    """
-
-    name: str
-    weights: Weights
-    x: Array
-    state: State
-    lengths: Lengths | None
+    name: str  # what is large, and the cell
+    weights: Weights  # of the stack
+    x: Array  # `(batch, time, input_size)`
+    state: State  # the initial state
+    lengths: Lengths | None  # `(batch,)`, or None: every row is full
 
 
 def large_problems() -> Iterator[LargeProblem]:

@@ -133,19 +133,12 @@ _SEEN = {
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """The mutants that a check kills. It prints as a sentence and a list of the survivors.
+    """The mutants that a check kills. It prints as a sentence and a list of the survivors."""
 
-    Attributes:
-        backend: the name of the backend.
-        killed: by mistake, how the check failed.
-        survivors: by mistake, what is wrong and was not caught.
-        not_exercised: by mistake, what could not be tried because the framework has no such layer.
-    """
-
-    backend: str
-    killed: Mapping[str, str]
-    survivors: Mapping[str, str]
-    not_exercised: Mapping[str, str]
+    backend: str  # the name of the backend
+    killed: Mapping[str, str]  # by mistake, how the check failed
+    survivors: Mapping[str, str]  # by mistake, what is wrong and was not caught
+    not_exercised: Mapping[str, str]  # by mistake, what could not be tried because the framework has no such layer
 
     @property
     def fraction(self) -> float:

@@ -66,17 +66,11 @@ RECURRENT_ACTIVATIONS = (*("sigmoid",) * 6, "tanh", Activation("hard_sigmoid", 0
 
 
 class Call(NamedTuple):
-    """The arguments of a call, `layer(x, state, lengths=lengths)`.
+    """The arguments of a call, `layer(x, state, lengths=lengths)`."""
 
-    Attributes:
-        x: `(batch, time, input_size)` of the spec's dtype.
-        state: the initial state, or None: from zero.
-        lengths: `(batch,)` integers, or None: every row is full.
-    """
-
-    x: Array
-    state: State | None
-    lengths: Lengths | None
+    x: Array  # `(batch, time, input_size)` of the spec's dtype
+    state: State | None  # the initial state, or None: from zero
+    lengths: Lengths | None  # `(batch,)` integers, or None: every row is full
 
 
 def specs(

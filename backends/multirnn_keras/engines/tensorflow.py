@@ -212,8 +212,8 @@ def differentiable(
 ) -> Tensors:
     """The outputs of `run`, with gradients by `pull`; TensorFlow takes gradients of gradients from `plain`.
 
-    `run` and `pull` are as in `multirnn_keras.engines.interface`, without the form; `plain` has the outputs of `run`, by
-    operations that TensorFlow differentiates. The primals are tensors, not variables.
+    `run` and `pull` are as in `multirnn_keras.engines.interface`, without the form; `plain` has the outputs of `run`,
+    by operations that TensorFlow differentiates. The primals are tensors, not variables.
     """
     # Under two tapes a tf.function returns what its own gradients would need, and XLA cannot. There is no public name.
     from tensorflow.python.eager.record import stop_recording
