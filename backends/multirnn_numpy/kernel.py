@@ -23,10 +23,8 @@ Bound = tuple[tuple[Array, ...], kernel.Table]
 class CompiledStack:
     """Runs checked calls with the parameters of a stack, in place and as they are at the call.
 
-    If these are `frozen`, constants, they are packed once, not in every call.
-
-    Raises:
-        MissingFramework: the compiled recurrence is not installed.
+    If these are `frozen`, constants, they are packed once, not in every call. `MissingFramework` if the compiled
+    recurrence is not installed.
     """
 
     def __init__(self, native: Stack, *, frozen: bool = False) -> None:
@@ -113,11 +111,7 @@ class CompiledStack:
         return State(np.empty(shape, self._dtype), np.empty(shape, self._dtype) if self._has_c else None)
 
     def _parameters(self) -> Bound:
-        """As they are now. A call keeps them to its end, because another thread may replace them meanwhile.
-
-        Raises:
-            InvalidWeights: see `Parameters.now`.
-        """
+        """As `Parameters.now`. A call keeps them to its end, because another thread may replace them meanwhile."""
         arrays, bound = self._now(), self._bound
         if arrays is not bound[0]:
             operands = dict(zip(self._native.spec.shapes, map(operand, arrays), strict=True))
