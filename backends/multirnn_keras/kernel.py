@@ -187,7 +187,7 @@ class KerasKernel:
 
     def _run(self, weights: Sequence[Array], lengths: Any, *given: Any) -> None:
         bound = self._bind(weights)
-        self._compiled.forward(bound[1], _record(*given, None if lengths is None else address(lengths)))
+        self._compiled.forward(bound[1], _record(*given, lengths=None if lengths is None else address(lengths)))
 
     def _bind(self, weights: Sequence[Array]) -> _Bound:
         """The table of the weights, rebuilt when one has moved.
