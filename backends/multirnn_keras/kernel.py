@@ -185,9 +185,10 @@ class KerasKernel:
         weights, states = len(self._names), len(self._names) + len(self.spec.form.states)
         return rest[:weights], rest[weights:states], rest[states] if len(rest) > states else None
 
-    def _run(self, weights: Sequence[Array], lengths: Any, *given: Any) -> None:
+    def _run(self, weights: Any, lengths: Any, x: Array, y: Array, first: Any, last: Any, stash: Array) -> None:
         bound = self._bind(weights)
-        self._compiled.forward(bound[1], _record(*given, lengths=None if lengths is None else address(lengths)))
+        at = None if lengths is None else address(lengths)
+        self._compiled.forward(bound[1], _record(x, y, first, last, stash, at))
 
     def _bind(self, weights: Sequence[Array]) -> _Bound:
         """The table of the weights, rebuilt when one has moved.
