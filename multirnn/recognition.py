@@ -137,7 +137,9 @@ def _read(
             reasons.append(reason)
             continue
         gates = "sigmoid" if len(form.gates) == 1 else known["recurrent_activation"]
-        for bias in (one for one in BIASES if one in convention.arrays[form.form]):
+        for bias in BIASES:
+            if bias not in convention.arrays[form.form]:
+                continue
             candidate = RecurrentSpec(
                 form.name,
                 **sizes,

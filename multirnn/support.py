@@ -196,7 +196,7 @@ FREE, ACCEPTED = -1, 0  # any rule may cover it; accepted. Reasons have the code
 
 
 def _rules(answers: NDArray[Any], there: NDArray[np.bool_], axes: Mapping[str, tuple[Any, ...]]) -> Iterator[Rule]:
-    reasons = list(dict.fromkeys([None, *answers.flat]))  # by code; None is ACCEPTED
+    reasons: list[Any] = list(dict.fromkeys([None, *answers.flat]))  # by code; None is ACCEPTED
     codes = {reason: code for code, reason in enumerate(reasons)}
     coded = np.array([codes[reason] for reason in answers.flat], int).reshape(answers.shape)
     for code, box in _boxes(np.where(there, coded, FREE)):

@@ -47,8 +47,9 @@ class KerasBackend(Abilities):
             InvalidCall: Keras' engine has no such device here, or there is no such implementation.
         """
         accept(self, weights.spec, implementation)
-        made_of = (FastKerasLayer, fast.LAYERS) if implementation == "fast" else ()
-        return layer.build(weights, device, *made_of)
+        if implementation == "fast":
+            return layer.build(weights, device, FastKerasLayer, fast.LAYERS)
+        return layer.build(weights, device)
 
     def prepare(self, layer: KerasLayer, work: Work, threads: int) -> Prepared:
         """See `multirnn.protocol.Timed`."""

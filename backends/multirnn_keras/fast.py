@@ -108,9 +108,8 @@ class Fast(keras.layers.RNN):  # type: ignore[misc]
         del fields["reverse"]
         if fields.pop("bias") is False:
             fields["bias"] = "none"
-        return RecurrentSpec(
-            input_size=self.cell.kernel.shape[0], hidden_size=self.units, dtype=self.compute_dtype, **fields
-        )
+        fields |= {"input_size": self.cell.kernel.shape[0], "hidden_size": self.units, "dtype": self.compute_dtype}
+        return RecurrentSpec(**fields)
 
 
 def _whole(tensor: Any, shape: tuple[Any, ...]) -> Any:

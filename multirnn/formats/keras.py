@@ -142,7 +142,7 @@ def _layer(name: str, arrays: Mapping[str, tuple[Tensor, ...]]) -> RecurrentLaye
     """A layer whose cell the shape of its recurrent kernel tells; refused where it has none."""
     first = next(iter(arrays.values()))
     recurrent, bias = (*first[1:3], None, None)[:2]
-    shape = recurrent.shape if recurrent is not None else ()
+    shape: tuple[int, ...] = getattr(recurrent, "shape", ())
     gates = shape[1] // shape[0] if len(shape) == 2 and shape[0] and not shape[1] % shape[0] else 0
     cell = {1: "simple_rnn", 3: "gru", 4: "lstm"}.get(gates, "")
     if not cell:

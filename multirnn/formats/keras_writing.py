@@ -47,7 +47,7 @@ def write(weights: Weights, file: BinaryIO, convention: str, path: Path) -> None
         MissingFramework: h5py is not installed.
     """
     h5py = needed("h5py", path)
-    name = path.name.lower()
+    name, config = path.name.lower(), _model(weights.spec) if path.name.lower().endswith(".keras") else {}
     with tempfile.TemporaryFile(dir=path.resolve().parent) as raw:
         if name.endswith(".weights.h5"):
             with h5py.File(raw, "w") as opened:
@@ -55,7 +55,6 @@ def write(weights: Weights, file: BinaryIO, convention: str, path: Path) -> None
                 opened.attrs["model_config"] = json.dumps(_model(weights.spec, named=False))
                 _variables(opened, weights)
         elif name.endswith(".keras"):
-            config = _model(weights.spec)
             with h5py.File(raw, "w") as opened:
                 _variables(opened, weights)
         else:

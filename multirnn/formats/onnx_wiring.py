@@ -303,6 +303,7 @@ class Wiring:
         """Draws what the operators return, and gives the forms in which a model may return it."""
         shape = (start.time, chain[0].directions, start.batch, chain[0].arrays["R"].shape[2])
         states: list[list[NDArray[Any]]] = [[], []]
+        y: NDArray[Any] = np.empty(0)
         for one in chain:
             y = self._draw(one, shape)
             results = [y.transpose(2, 0, 1, 3) if one.batch_first else y]

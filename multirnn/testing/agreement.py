@@ -135,12 +135,13 @@ def assert_layers_agree(
     eps: dict[str, float] = {}
     notes: dict[str, None] = {}
     for form in forms:
-        pairs.append(pair := _Pair(*adopt_both(a, b, spec=spec, compiled=form == "compiled"), tolerance))
+        pair = _Pair(*adopt_both(a, b, spec=spec, compiled=form == "compiled"), tolerance)
+        pairs.append(pair)
         call = pair.draw(seed) if x is None else pair.check(x, state, lengths)
         for name, found in pair.compare(call, gradients=gradients, counts=counts, seed=seed).items():
             eps[name] = max(found.eps, eps.get(name, 0.0))
         notes |= dict.fromkeys(pair.notes)
-    return Agreement(pairs[0].titles, pair.spec, forms, eps, pair.tolerance, tuple(notes))
+    return Agreement(pairs[0].titles, pairs[-1].spec, forms, eps, pairs[-1].tolerance, tuple(notes))
 
 
 class _Call(NamedTuple):
