@@ -143,7 +143,8 @@ def _layer(name: str, arrays: Mapping[str, tuple[Tensor, ...]]) -> RecurrentLaye
     first = next(iter(arrays.values()))
     recurrent, bias = (*first[1:3], None, None)[:2]
     shape: tuple[int, ...] = getattr(recurrent, "shape", ())
-    gates = shape[1] // shape[0] if len(shape) == 2 and shape[0] and not shape[1] % shape[0] else 0
+    rows, columns = shape if len(shape) == 2 else (0, 0)
+    gates = columns // rows if rows and not columns % rows else 0
     cell = {1: "simple_rnn", 3: "gru", 4: "lstm"}.get(gates, "")
     if not cell:
         said = f"the shape {shape}" if recurrent is not None else "one array"
@@ -155,7 +156,7 @@ def _layer(name: str, arrays: Mapping[str, tuple[Tensor, ...]]) -> RecurrentLaye
             refused=f"it has {said} where a recurrent kernel has (hidden_size, gates * hidden_size)",
         )
     # CuDNN's layers keep input and recurrent bias one after the other.
-    cudnn = bias is not None and cell != "simple_rnn" and bias.shape == (2 * shape[1],)
+    cudnn = bias is not None and cell != "simple_rnn" and bias.shape == (2 * columns,)
     return RecurrentLayer(name, cell, cudnn, arrays)
 
 
