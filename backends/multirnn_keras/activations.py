@@ -54,11 +54,7 @@ def to_keras(activation: str | Activation, dtype: str) -> Any:
 
 
 def from_keras(activation: Any) -> Activation:
-    """The activation of a Keras layer.
-
-    Raises:
-        Unrepresentable: no spec has it.
-    """
+    """The activation of a Keras layer; `Unrepresentable` if no spec has it."""
     for name, own in OWN.items():
         if activation is getattr(keras.activations, name):
             return own

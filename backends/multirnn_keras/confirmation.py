@@ -31,8 +31,7 @@ def title_of(native: Any) -> str:
 def confirm(native: Any, layers: Sequence[Any], weights: Weights) -> Weights:
     """The weights read from the layers of a built object's stack, if the object itself computes that stack.
 
-    Raises:
-        Unrepresentable: it computes something else, or cannot be called.
+    `Unrepresentable` if it computes something else, or cannot be called.
     """
     if reason := dtype_refuses(weights.spec.dtype):
         raise Unrepresentable(f"{title_of(native)} is of float64; {reason}")

@@ -175,8 +175,7 @@ class KerasKernel:
         dfirst = [empty(state.shape, x.dtype) for state in states]
         found = [empty(weight.shape, x.dtype) for weight in weights]
         bound = self._bind(weights)
-        given = {"dy": sequence(dy), "dx": sequence(dx), "dfirst": _addresses(dfirst)}
-        record = _record(x, y, states, dlast, stash, **given)
+        record = _record(x, y, states, dlast, stash, None, sequence(dy), sequence(dx), _addresses(dfirst))
         self._compiled.backward(bound[1], self._table_of(found), record)
         if self.spec.cell == "gru":
             found = [_turned(array) for array in found]
@@ -186,10 +185,10 @@ class KerasKernel:
         weights, states = len(self._names), len(self._names) + len(self.spec.form.states)
         return rest[:weights], rest[weights:states], rest[states] if len(rest) > states else None
 
-    def _run(self, weights: Sequence[Array], lengths: Any, *given: Any) -> None:
+    def _run(self, weights: Any, lengths: Any, x: Array, y: Array, first: Any, last: Any, stash: Array) -> None:
         bound = self._bind(weights)
-        record = _record(*given, lengths=None if lengths is None else address(lengths))
-        self._compiled.forward(bound[1], record)
+        at = None if lengths is None else address(lengths)
+        self._compiled.forward(bound[1], _record(x, y, first, last, stash, at))
 
     def _bind(self, weights: Sequence[Array]) -> _Bound:
         """The table of the weights, rebuilt when one has moved.
@@ -229,7 +228,17 @@ def _turned(weight: Array) -> Array:
     return turned
 
 
-def _record(x: Array, y: Array, first: Any, last: Any, stash: Array, **others: Any) -> kernel.CallRecord:
+def _record(
+    x: Array,
+    y: Array,
+    first: Any,
+    last: Any,
+    stash: Array,
+    lengths: Any,
+    dy: Any = None,
+    dx: Any = None,
+    dfirst: Any = (None, None),
+) -> kernel.CallRecord:
     return call_record(
         batch=len(x),
         time=x.shape[1],
@@ -239,7 +248,10 @@ def _record(x: Array, y: Array, first: Any, last: Any, stash: Array, **others: A
         last=_addresses(last),
         stash=address(stash) if stash.size else None,
         threads=_threads(),
-        **others,
+        lengths=lengths,
+        dy=dy,
+        dx=dx,
+        dfirst=dfirst,
     )
 
 

@@ -114,11 +114,7 @@ class KerasLayer(BoundaryLayer):
 def build(
     weights: Weights, device: str | None, kind: type[KerasLayer] = KerasLayer, layers: Mapping[CellName, Any] = LAYERS
 ) -> KerasLayer:
-    """A layer of these weights, of this class, on a stack of these classes of Keras.
-
-    Raises:
-        InvalidCall: Keras' engine has no such device here.
-    """
+    """A layer of these weights, of this class, on a stack of these classes of Keras; see `multirnn_keras.build`."""
     device = device_named(device)
     with on_device(device):
         return kind(weights.spec, stack(weights, layers), device)

@@ -82,11 +82,7 @@ def with_settings(layers: Iterable[Any], **settings: Any) -> Iterator[None]:
 
 
 def stacked(native: Any) -> list[Any]:
-    """The layers of a stack, first to last.
-
-    Raises:
-        Unrepresentable: they are not one stack, or one of them runs twice.
-    """
+    """The layers of a stack, first to last; `Unrepresentable` if they are not one, or one of them runs twice."""
     if not isinstance(native, keras.Model):
         return [native]
     if not (layers := [layer for layer in native.layers if not isinstance(layer, keras.layers.InputLayer)]):
@@ -111,8 +107,7 @@ def stacked(native: Any) -> list[Any]:
 def returned(native: Any, layers: list[Any]) -> list[tuple[int, int]]:
     """The outputs of an object as pairs: the index of a layer, and 0 for its sequence, 1 and more for its states.
 
-    Raises:
-        Unrepresentable: it returns the output of a layer below the last.
+    `Unrepresentable` if it returns the output of a layer below the last.
     """
     if not isinstance(native, keras.Model):
         states = len(keras.tree.flatten(directions_of(native)[0].cell.state_size)) * len(directions_of(native))
@@ -154,11 +149,7 @@ def _chain(model: Any) -> list[Any]:
 
 
 def directions_of(layer: Any) -> tuple[Any, ...]:
-    """The forward layer, and the backward one of a `Bidirectional`.
-
-    Raises:
-        Unrepresentable: no spec describes one of them, or how they are merged.
-    """
+    """The forward layer, and the backward one of a `Bidirectional`; `Unrepresentable` if no spec describes them so."""
     if is_both_ways(layer):
         if layer.merge_mode != "concat":
             raise Unrepresentable(

@@ -109,7 +109,7 @@ class FastNumpyLayer(NumpyLayer):
         """See `BoundaryLayer.run`."""
         stack = self.stack_for(inputs)
         if isinstance(stack, CompiledStack):
-            return stack.bound(inputs, self.threads)()
+            return stack.run(inputs, self.threads)
         if stack is self._native:
             return super().run(inputs)
         self._parameters.now()

@@ -1,6 +1,8 @@
 """A `Stack` run by the compiled recurrence, `multirnn.kernel`."""
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -21,10 +23,8 @@ Bound = tuple[tuple[Array, ...], kernel.Table]
 class CompiledStack:
     """Runs checked calls with the parameters of a stack, in place and as they are at the call.
 
-    If these are `frozen`, constants, they are packed once, not in every call.
-
-    Raises:
-        MissingFramework: the compiled recurrence is not installed.
+    If these are `frozen`, constants, they are packed once, not in every call. `MissingFramework` if the compiled
+    recurrence is not installed.
     """
 
     def __init__(self, native: Stack, *, frozen: bool = False) -> None:
@@ -39,34 +39,15 @@ class CompiledStack:
         self._workspaces = Workspaces()
         self._packed = self._compiled.pack(self._parameters()[1]) if frozen else None
 
-    def bound(
-        self, inputs: Inputs, threads: int, parameters: Bound | None = None, stash: int = 0, empty: Empty = np.empty
-    ) -> Callable[[], Output]:
+    def run(self, inputs: Inputs, threads: int) -> Output:
+        """The output of a checked call; see `BoundaryLayer.run`."""
+        x, first, lengths = sequence(inputs.x), _first(inputs), _lengths(inputs)
+        return self._forward(inputs, self._parameters(), threads, x, first, lengths)
+
+    def bound(self, inputs: Inputs, threads: int) -> Callable[[], Output]:
         """A checked call reduced to the compiled recurrence and new memory for its results."""
-        batch, time, _ = inputs.x.shape
-        parameters, x, first = parameters or self._parameters(), sequence(inputs.x), _first(inputs)
-        lengths = None if inputs.lengths is None else address(inputs.lengths)
-        packed = None if stash or self._packed is None else self._packed.address
-
-        # The record holds addresses only: the default argument keeps the arrays.
-        def call(kept: tuple[Inputs, Bound] = (inputs, parameters)) -> Output:
-            y, last = empty((batch, time, self._features), self._dtype), self._empty_state(batch)
-            record = call_record(
-                batch=batch,
-                time=time,
-                x=x,
-                y=sequence(y),
-                first=first,
-                last=_states(last),
-                lengths=lengths,
-                stash=stash,
-                threads=threads,
-                packed=packed,
-            )
-            self._compiled.forward(kept[1][1], record)
-            return Output(y, last)
-
-        return call
+        x, first, lengths = sequence(inputs.x), _first(inputs), _lengths(inputs)
+        return partial(self._forward, inputs, self._parameters(), threads, x, first, lengths)
 
     def forward_and_backward(self, inputs: Inputs, cotangent_of: Callable[[Output], Output], threads: int) -> Gradients:
         """The gradients of a checked call; see `NumpyLayer.forward_and_backward`."""
@@ -76,7 +57,8 @@ class CompiledStack:
         dx, dfirst = np.empty(x.shape, self._dtype), self._empty_state(batch)
         with self._workspaces.lend() as empty:
             stash = address(empty((self._compiled.stash_size(batch, time),), np.uint8))
-            output = self.bound(inputs, threads, parameters, stash, empty)()
+            given = sequence(x), _first(inputs), _lengths(inputs)
+            output = self._forward(inputs, parameters, threads, *given, stash, empty)
             cotangent = cotangent_of(output)
             record = call_record(
                 batch=batch,
@@ -95,16 +77,41 @@ class CompiledStack:
             self._compiled.backward(parameters[1], gradients, record)
         return Gradients(dparameters, dx, dfirst)
 
+    def _forward(
+        self,
+        inputs: Inputs,
+        parameters: Bound,
+        threads: int,
+        x: Any,
+        first: Any,
+        lengths: Any,
+        stash: int = 0,
+        empty: Empty = np.empty,
+    ) -> Output:
+        # The record holds addresses only: the arguments keep the arrays.
+        batch, time, _ = inputs.x.shape
+        y, last = empty((batch, time, self._features), self._dtype), self._empty_state(batch)
+        record = call_record(
+            batch=batch,
+            time=time,
+            x=x,
+            y=sequence(y),
+            first=first,
+            last=_states(last),
+            lengths=lengths,
+            stash=stash,
+            threads=threads,
+            packed=None if stash or self._packed is None else self._packed.address,
+        )
+        self._compiled.forward(parameters[1], record)
+        return Output(y, last)
+
     def _empty_state(self, batch: int) -> State:
         shape = self._passes, batch, self._hidden
         return State(np.empty(shape, self._dtype), np.empty(shape, self._dtype) if self._has_c else None)
 
     def _parameters(self) -> Bound:
-        """As they are now. A call keeps them to its end, because another thread may replace them meanwhile.
-
-        Raises:
-            InvalidWeights: see `Parameters.now`.
-        """
+        """As `Parameters.now`. A call keeps them to its end, because another thread may replace them meanwhile."""
         arrays, bound = self._now(), self._bound
         if arrays is not bound[0]:
             operands = dict(zip(self._native.spec.shapes, map(operand, arrays), strict=True))
@@ -119,3 +126,7 @@ def _states(state: State) -> kernel.States:
 
 def _first(inputs: Inputs) -> kernel.States:
     return _states(inputs.state) if inputs.state_given else (None, None)
+
+
+def _lengths(inputs: Inputs) -> int | None:
+    return None if inputs.lengths is None else address(inputs.lengths)

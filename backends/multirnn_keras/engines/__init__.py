@@ -116,8 +116,7 @@ def devices() -> tuple[str, ...]:
 def device_named(name: str | None) -> str | None:
     """The name of a device with its number, from "cpu", "gpu", "gpu:1" or "cuda"; None is the engine's default.
 
-    Raises:
-        InvalidCall: the engine has no such device here.
+    `InvalidCall` if the engine has no such device here.
     """
     if name is None:
         return None
