@@ -51,11 +51,7 @@ def attributes(spec: RecurrentSpec) -> dict[str, Any]:
 
 
 def read(node: NodeProto) -> tuple[Activation, Activation]:
-    """The activation and the recurrent activation of an operator; for an RNN the second is the sigmoid.
-
-    Raises:
-        Unrepresentable: no spec has them.
-    """
+    """The activation and the recurrent one of an operator, of an RNN the sigmoid; `Unrepresentable` if no spec has them."""
     kind, count = node.op_type, len(DEFAULTS[node.op_type])
     both = attribute(node, "direction") == "bidirectional"
     names = attribute(node, "activations") or []
