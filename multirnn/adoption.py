@@ -89,11 +89,7 @@ class Adopted(ABC):
         raise InvalidCall(f"{self.title} has no gradients: nothing differentiates it")
 
     def weights(self) -> Weights:
-        """The parameters as they are now.
-
-        Raises:
-            Unrepresentable: it is not readable.
-        """
+        """The parameters as they are now; `Unrepresentable` unless it is readable."""
         raise Unrepresentable(f"the weights of {self.title} cannot be read")
 
     def __repr__(self) -> str:

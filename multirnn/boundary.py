@@ -264,11 +264,7 @@ class InferenceLayer(BoundaryLayer):
         return self.pull_back(inputs, cotangent)
 
     def pull_back(self, inputs: Inputs, cotangent: Output) -> Gradients:
-        """See `BoundaryLayer.pull_back`.
-
-        Raises:
-            InvalidCall: it is for inference only.
-        """
+        """`InvalidCall`: it is for inference only."""
         raise InvalidCall(
             f"{type(self).__name__} is for inference only and has no gradients; build the layer with another backend"
         )

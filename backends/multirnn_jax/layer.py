@@ -93,11 +93,7 @@ class JaxLayer(BoundaryLayer):
         return sum(leaf.size for leaf in jax.tree.leaves(self._native.params))
 
     def weights(self) -> Weights:
-        """The parameters as they are now, copied.
-
-        Raises:
-            InvalidWeights: `native.params` were replaced by something that is not the spec's.
-        """
+        """The parameters as they are now, copied; `InvalidWeights` if `native.params` are no longer the spec's."""
         return read(self._native)
 
     def params(self) -> Params:

@@ -39,11 +39,8 @@ class Fast(keras.layers.RNN):  # type: ignore[misc]
     """A layer of Keras with our loop; a mixin before Keras' own class.
 
     Keras' own loop runs with dropout while training, with `unroll=True`, with an activation that no spec has, and with a
-    cell that is not Keras' own.
-
-    Attributes:
-        use_kernel: whether graphs of TensorFlow may call back to the compiled recurrence of multirnn. Such graphs run in
-            this process alone: set it to False before `export`. It is not saved.
+    cell that is not Keras' own. With `use_kernel`, which is not saved, graphs of TensorFlow may call back to the compiled
+    recurrence of multirnn. Such graphs run in this process alone: set it to False before `export`.
     """
 
     use_kernel = True

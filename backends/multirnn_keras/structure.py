@@ -11,17 +11,9 @@ from multirnn import Unrepresentable
 from multirnn.cells import CellName
 
 __all__ = [
-    "CELLS",
-    "directions_of",
-    "is_as_made",
-    "is_both_ways",
-    "recurrent_layers",
-    "returned",
-    "stacked",
-    "variables_of",
-    "with_directions",
-    "with_settings",
-]
+    "CELLS", "directions_of", "is_as_made", "is_both_ways", "recurrent_layers", "returned", "stacked", "variables_of",
+    "with_directions", "with_settings",
+]  # fmt: skip
 
 CELLS: dict[Any, CellName] = {keras.layers.SimpleRNN: "simple_rnn", keras.layers.LSTM: "lstm", keras.layers.GRU: "gru"}
 """The cell of each class that is read; `multirnn_keras.fast` adds its own classes."""

@@ -85,11 +85,7 @@ class FastNumpyLayer(NumpyLayer):
         return Plan(FAST, f"{loops}, {', '.join(form for form in forms if forms[form])}; {why}")
 
     def stack_for(self, inputs: Inputs) -> Stack | CompiledStack:
-        """See `NumpyLayer.stack_for`; follows `plan`.
-
-        Raises:
-            InvalidCall: a parameter of a frozen layer was replaced.
-        """
+        """See `NumpyLayer.stack_for`; follows `plan`. Refuses a frozen layer whose parameters were replaced."""
         if self._constants is not None and any(map(is_not, self._constants, self._parameters.now())):
             raise InvalidCall(
                 "the parameters of a frozen layer are constants, and one of them was replaced; build a frozen layer of "

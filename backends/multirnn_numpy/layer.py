@@ -37,11 +37,7 @@ class NumpyLayer(BoundaryLayer):
         return sum(array.size for array in self._native.parameters.values())
 
     def weights(self) -> Weights:
-        """The parameters as they are now, copied.
-
-        Raises:
-            InvalidWeights: `native.parameters` were replaced by arrays that do not fit the spec.
-        """
+        """The parameters as they are now, copied; `InvalidWeights` if they were replaced by arrays that do not fit."""
         return read(self._native)
 
     def stack_for(self, inputs: Inputs) -> Stack | CompiledStack:

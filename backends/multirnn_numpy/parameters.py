@@ -25,8 +25,7 @@ class Parameters:
     def now(self) -> tuple[Array, ...]:
         """In the order of `spec.shapes`; the same tuple as long as none is replaced.
 
-        Raises:
-            InvalidWeights: one was replaced by an array that does not fit the spec or is not aligned in memory.
+        `InvalidWeights` if one was replaced by an array that does not fit the spec or is not aligned in memory.
         """
         given, seen = self._native.parameters, self._seen
         if len(given) == len(seen):

@@ -24,19 +24,10 @@ __all__ = ["Trial"]
 
 
 class Trial:
-    """A model that was run once, and computes a stack.
+    """A model that was run once, and computes a stack with the weights that were read from it; else `Unrepresentable`.
 
-    Args:
-        chain: the model.
-        weights: read from it.
-
-    Attributes:
-        weights: those that it computes with.
-        signature: how it is called.
-        returned: the meaning of each of its outputs, by name: "sequence", "h" and "c" are those of `multirnn.formats.onnx_graph`.
-
-    Raises:
-        Unrepresentable: it computes something else than these weights describe, or ONNX Runtime does not run it.
+    `signature` says how it is called, `returned` what each of its outputs means, by name: "sequence", "h" and "c" are those
+    of `multirnn.formats.onnx_graph`.
     """
 
     def __init__(self, chain: Chain, weights: Weights) -> None:
@@ -128,10 +119,8 @@ class Trial:
     def _forms(self, y: Array, sequence: Array, states: list[Array]) -> Iterator[tuple[str, Array]]:
         """The arrays that a model may return, each with its name.
 
-        Args:
-            y: of the last operator, `(time, directions, batch, hidden_size)`.
-            sequence: the same, `(time, batch, directions * hidden_size)`.
-            states: `(num_layers * directions, batch, hidden_size)` each.
+        y, `(time, directions, batch, hidden_size)`, is of the last operator, the sequence `(time, batch, directions *
+        hidden_size)` the same; states are `(num_layers * directions, batch, hidden_size)` each.
         """
         yield "sequence", sequence
         yield "sequence, batch first", sequence.swapaxes(0, 1)

@@ -21,21 +21,11 @@ INTEGERS: Mapping[int, str] = MappingProxyType({TensorProto.INT32: "int32", Tens
 
 
 class Signature:
-    """The inputs of a model.
+    """The inputs of a model; `Unrepresentable` if it takes what no call of a stack has, or changes x before the first layer.
 
-    Args:
-        chain: the model.
-
-    Attributes:
-        x: the name of the sequence.
-        layout: "time first", "batch first", or "unbatched": `(time, input_size)`.
-        lengths: the name of the lengths; empty if it takes none.
-        lengths_dtype: int32 or int64; empty if it takes none.
-        states: the names of the initial h, and of an LSTM of the initial c: one for all layers, one for each, or none.
-        places: of the states among the inputs of an operator.
-
-    Raises:
-        Unrepresentable: it takes something that no call of a stack has, or changes x before the first layer.
+    `x` and `lengths` are names, empty if it takes none; `layout` is "time first", "batch first" or "unbatched",
+    `(time, input_size)`. `states` names the initial h, and of an LSTM the initial c: one for all layers, one for each, or
+    none; `places` are theirs among the inputs of an operator.
     """
 
     def __init__(self, chain: Chain) -> None:
@@ -79,11 +69,7 @@ class Signature:
         return batch, time
 
     def tried_sizes(self, weights: Weights) -> tuple[int, int]:
-        """Batch and time for a trial, larger than the numbers in the model, which may be limits.
-
-        Raises:
-            Unrepresentable: the sizes that it takes are too large.
-        """
+        """Batch and time for a trial, larger than the numbers in the model, which may be limits."""
         batch, time = self.fixed()
         batch, time = batch or max(5, self._more), time or max(7, self._more)
         features = weights.spec.input_size + weights.spec.num_layers * weights.spec.output_size

@@ -21,13 +21,9 @@ SMALL = 1024
 
 
 def refuse_large(model: ModelProto) -> set[str]:
-    """Infer all shapes, with the values of small constants.
+    """The names of the values that are integers, as all sizes and lengths are; `Unrepresentable` if an array may be too large.
 
-    Returns:
-        The names of the values that are integers, as all sizes and lengths are.
-
-    Raises:
-        Unrepresentable: an array would be too large, or its size is unknown.
+    All shapes are inferred, with the values of small constants.
     """
     graph = model.graph
     large = [tensor for tensor in graph.initializer if prod(tensor.dims) > SMALL]

@@ -35,20 +35,10 @@ GATES: Mapping[str, int] = MappingProxyType({"RNN": 1, "LSTM": 4, "GRU": 3})
 
 
 class Chain:
-    """The operators of a model, in order.
+    """The operators of a model, in order; `Unrepresentable` if they cannot be one stack, or are not all of the model.
 
-    Args:
-        model: the model; it is not changed.
-
-    Attributes:
-        model: a copy of it, in which the operators have a `hidden_size` and all their outputs have names.
-        given: the names of its inputs, without those that have a constant.
-        operators: its nodes RNN, LSTM or GRU, of one kind and alike.
-        directions: of each operator, 1 or 2.
-        hidden_size: of each operator.
-
-    Raises:
-        Unrepresentable: they cannot be one stack, or the model computes something else too.
+    `model` is a copy in which the operators, of one kind and alike, have a `hidden_size` and all their outputs have names;
+    `given` are the names of its inputs, without those that have a constant.
     """
 
     def __init__(self, model: ModelProto) -> None:
@@ -118,11 +108,7 @@ class Chain:
         return found
 
     def value(self, name: str, given: Mapping[str, Array]) -> Array:
-        """A value of the graph, computed from other values by ONNX Runtime.
-
-        Raises:
-            Unrepresentable: it depends on other inputs too, or ONNX Runtime does not compute it.
-        """
+        """A value of the graph, computed from other values by ONNX Runtime; `Unrepresentable` if it cannot be."""
         if name in given:
             return given[name]
         if name in self._initialisers:

@@ -37,11 +37,7 @@ def _text(value: Any) -> Any:
 
 
 def refuse_attributes(node: NodeProto, *, recurrent: bool) -> None:
-    """Check that `attribute` can read everything that a node has; `recurrent` if it is an RNN, LSTM or GRU.
-
-    Raises:
-        Unrepresentable: it cannot; or a recurrent one has attributes that ONNX does not define.
-    """
+    """Refuse attributes that `attribute` cannot read, and of an RNN, LSTM or GRU (`recurrent`) those that ONNX has not."""
     names = [one.name for one in node.attribute]
     for one in node.attribute:
         wanted = OF_OPERATORS.get(one.name) if recurrent else one.type
@@ -57,11 +53,7 @@ def refuse_attributes(node: NodeProto, *, recurrent: bool) -> None:
 
 
 def array_of(tensor: TensorProto) -> Array:
-    """The numbers of a tensor.
-
-    Raises:
-        Unrepresentable: they lie in another file, are not plain numbers, or do not fit the shape.
-    """
+    """The numbers of a tensor; refused in another file, if they are not plain numbers, or do not fit the shape."""
     name = f"the tensor {short(tensor.name)}" if tensor.name else "a tensor of the model"
     if tensor.data_location != TensorProto.DEFAULT or tensor.external_data:
         raise Unrepresentable(

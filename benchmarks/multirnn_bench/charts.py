@@ -11,24 +11,9 @@ from multirnn.layer import FAST, FROZEN, NATIVE
 from multirnn_bench.standing import Duel, Row, View, label
 
 __all__ = [
-    "BOTTOM",
-    "FAMILIES",
-    "HEIGHT",
-    "LEFT",
-    "LETTERS",
-    "RIGHT",
-    "TOP",
-    "WIDTH",
-    "Look",
-    "Panel",
-    "Scale",
-    "duel_scale",
-    "error_scale",
-    "having",
-    "looks",
-    "panels",
-    "waits",
-]
+    "BOTTOM", "FAMILIES", "HEIGHT", "LEFT", "LETTERS", "RIGHT", "TOP", "WIDTH", "Look", "Panel", "Scale",
+    "duel_scale", "error_scale", "having", "looks", "panels", "waits",
+]  # fmt: skip
 
 FAMILIES = ("numpy", "torch", "keras", "jax", "onnx", "flax")
 """Words in a contender's name that give it a colour, `--f0` and on; all other names share one more colour."""

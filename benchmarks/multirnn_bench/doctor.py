@@ -30,22 +30,16 @@ PERIOD = 0.3
 class Finding:
     """The result of a check.
 
-    Attributes:
-        check: its name.
-        status: "slow": there is something to fix; "note": slow on any machine, in a case that may never happen; "fine";
-            "unknown": it could not be measured.
-        says: the finding, with its figures.
-        remedy: what to do; empty where there is nothing to do.
-        ratio: present time over achievable time; None where nothing was compared.
-        measured: the figures, by name.
+    The status is "slow": there is something to fix; "note": slow on any machine, in a case that may never happen; "fine";
+    or "unknown": it could not be measured.
     """
 
-    check: str
+    check: str  # its name
     status: str
-    says: str
-    remedy: str = ""
-    ratio: float | None = None
-    measured: Mapping[str, Any] = field(default_factory=dict)
+    says: str  # with its figures
+    remedy: str = ""  # empty where there is nothing to do
+    ratio: float | None = None  # present time over achievable time; None where nothing was compared
+    measured: Mapping[str, Any] = field(default_factory=dict)  # the figures, by name
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, as JSON values."""

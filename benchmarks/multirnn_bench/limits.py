@@ -252,14 +252,8 @@ def measure(*threads: int, dtypes: Sequence[str] = tuple(BYTES)) -> Limits:
     """Measure the ceilings of this machine, some seconds for each number of threads.
 
     Nothing else should run meanwhile. Each measurement runs in processes of its own, bound to cores, by several
-    methods; the best counts, since a ceiling that is too low makes everything look good.
-
-    Args:
-        threads: one or more numbers, `measure(1, 2)`.
-        dtypes: of the products; other dtypes then have no limit.
-
-    Raises:
-        InvalidCall: this process may not run on so many cores.
+    methods; the best counts, since a ceiling that is too low makes everything look good. Products are measured in these
+    dtypes; others then have no limit. `InvalidCall` if this process may not run on so many cores.
     """
     for count in threads:
         first_cores(count)  # refuse before anything is measured

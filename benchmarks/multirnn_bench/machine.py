@@ -13,18 +13,9 @@ from pathlib import Path
 from typing import Any
 
 __all__ = [
-    "VARIABLES",
-    "activity",
-    "allowed_cores",
-    "blas_libraries",
-    "cache_sizes",
-    "cpu_features",
-    "describe",
-    "free_memory",
-    "quota",
-    "steal",
-    "thread_variables",
-]
+    "VARIABLES", "activity", "allowed_cores", "blas_libraries", "cache_sizes", "cpu_features", "describe",
+    "free_memory", "quota", "steal", "thread_variables",
+]  # fmt: skip
 
 TELLING = (
     *("sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512dq", "avx512bw", "avx512vl", "avx512_bf16"),

@@ -18,16 +18,9 @@ from multirnn.weights import Array
 from multirnn_bench.quantities import count
 
 __all__ = [
-    "ComparedResults",
-    "Interval",
-    "RowChange",
-    "compare_results",
-    "geometric_mean",
-    "independent_ratio",
-    "paired_ratio",
-    "quartiles",
-    "shared_rounds",
-]
+    "ComparedResults", "Interval", "RowChange", "compare_results", "geometric_mean", "independent_ratio",
+    "paired_ratio", "quartiles", "shared_rounds",
+]  # fmt: skip
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000  # the ends of an interval then move by less than a tenth of its width from seed to seed

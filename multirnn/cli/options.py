@@ -13,19 +13,9 @@ from multirnn.errors import InvalidSpec
 from multirnn.spec import BIASES, DTYPES
 
 __all__ = [
-    "POSITIVE",
-    "backends",
-    "cell_names",
-    "chosen",
-    "count",
-    "debug",
-    "file",
-    "hidden",
-    "json_output",
-    "known",
-    "one_cell",
-]
-__all__ += ["one_stack", "seed", "stack", "wants_traceback"]
+    "POSITIVE", "backends", "cell_names", "chosen", "count", "debug", "file", "hidden", "json_output", "known",
+    "one_cell", "one_stack", "seed", "stack", "wants_traceback",
+]  # fmt: skip
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
