@@ -140,3 +140,16 @@ def test_verify_of_activations_that_both_files_say(tmp_path: Path) -> None:
         mr.save(mr.initialise(mr.RecurrentSpec("simple_rnn", 4, 3, activation=name)), tmp_path / f"{name}.npz")
     done = run("verify", tmp_path / "tanh.npz", tmp_path / "relu.npz")
     assert (done.exit_code, done.stdout) == (1, "not the same: activation is 'tanh' in A and 'relu' in B\n")
+
+
+def test_what_a_file_says_is_not_overruled(tmp_path: Path) -> None:
+    mr.save(mr.initialise(SPEC), tmp_path / "a.npz")
+    assert mr.load(tmp_path / "a.npz", cell="gru", activation=mr.Activation("tanh")).spec == SPEC
+    with pytest.raises(mr.FormatError, match=r"a\.npz: it says activation='tanh', not 'relu'$"):
+        mr.load(tmp_path / "a.npz", activation="relu")
+    with pytest.raises(
+        TypeError, match=r"^load takes no activations=; what a file does not tell are convention, cell,"
+    ):
+        mr.load(tmp_path / "a.npz", activations="relu")
+    with pytest.raises(TypeError, match=r"^save takes Weights, not a RecurrentSpec$"):
+        mr.save(SPEC, tmp_path / "b.npz")  # type: ignore[arg-type]

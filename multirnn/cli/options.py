@@ -10,6 +10,7 @@ import multirnn as mr
 from multirnn.activations import ACTIVATIONS, Activation
 from multirnn.cells import CELLS
 from multirnn.errors import InvalidSpec
+from multirnn.formats import KNOWN
 from multirnn.spec import BIASES, DTYPES
 
 __all__ = [
@@ -150,9 +151,6 @@ def known(option: str, of: str) -> Callable[[Command], Command]:
         callback=_known,
         help=f"What {of} does not say: {', '.join(KNOWN)}, as in reset_after=false; may be repeated.",
     )
-
-
-KNOWN = ("convention", "cell", "reset_after", "activation", "recurrent_activation", "transposed")
 
 
 def _known(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str | Activation | bool]:

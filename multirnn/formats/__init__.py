@@ -12,7 +12,7 @@ from typing import Any
 
 from multirnn.atomic import replacing
 from multirnn.conventions import convention_named
-from multirnn.errors import FormatError, InvalidWeights, Unrepresentable, meant
+from multirnn.errors import FormatError, InvalidWeights, Unrepresentable, kind_of, meant
 from multirnn.formats.contents import Contents, numbers_of
 from multirnn.formats.fitting import fitted
 from multirnn.formats.found import FileStack, Found
@@ -36,6 +36,10 @@ __all__ = [
     "verify",
     "writable",
 ]
+
+
+KNOWN = ("convention", "cell", "reset_after", "activation", "recurrent_activation", "transposed")
+"""What a file may not tell of its stack, as arguments of `load`."""
 
 
 @dataclass(frozen=True)
@@ -133,11 +137,14 @@ def load(
             `from_arrays`.
 
     Raises:
-        FormatError: it has no such stack, or several, or is damaged; the sentence says which there are.
+        FormatError: it has no such stack, or several, or is damaged, or says otherwise than `known`.
+        TypeError: `known` has another name.
         MissingFramework: the package that reads the format is not installed.
         Unrepresentable: there is no convention of this name.
     """
     path = Path(path)
+    if unknown := [one for one in known if one not in KNOWN]:
+        raise TypeError(f"load takes no {unknown[0]}=; what a file does not tell are {', '.join(KNOWN)}")
     if names is None:
         return _loaded(path, _one(path, name, known, inputs))
     arrays = read(path, inputs=inputs).arrays
@@ -236,9 +243,12 @@ def save(weights: Weights, path: str | Path, *, convention: str | None = None) -
 
     Raises:
         FormatError: the format is not written, has no such convention, or the file cannot be written.
+        TypeError: these are no weights.
         Unrepresentable: the convention cannot hold these weights; the sentence says what helps.
         MissingFramework: the package that writes the format is not installed.
     """
+    if not isinstance(weights, Weights):
+        raise TypeError(f"save takes Weights, not {kind_of(weights)}")
     path = Path(path)
     chosen = writable(path)
     laid = convention or chosen.convention

@@ -39,7 +39,7 @@ def stacks(contents: Contents, convention: str | None = None, **known: Any) -> I
 
 def _found(contents: Contents, chosen: Convention | None, known: Mapping[str, Any]) -> Iterator[FileStack]:
     if "spec" in contents.facts:
-        yield _canonical(contents)
+        yield _canonical(contents, known)
     elif "layers" in contents.facts:
         yield from of_layers(contents.facts["layers"], contents.facts.get("version"), known)
     elif "model" in contents.facts:
@@ -50,8 +50,8 @@ def _found(contents: Contents, chosen: Convention | None, known: Mapping[str, An
             yield replace(stack, found=replace(stack.found, about=(*stack.found.about, *about)))
 
 
-def _canonical(contents: Contents) -> FileStack:
-    """A file of our own: canonical names, and the spec beside them."""
+def _canonical(contents: Contents, known: Mapping[str, Any]) -> FileStack:
+    """A file of our own: canonical names, and the spec beside them, which `known` may repeat and not contradict."""
     try:
         spec = RecurrentSpec.from_dict(json.loads(contents.facts["spec"]))
         if spec.num_layers * len(spec.directions) > len(contents.arrays):  # before each parameter is named
@@ -60,5 +60,8 @@ def _canonical(contents: Contents) -> FileStack:
         weights = Weights(spec, arrays)
     except (InvalidSpec, InvalidWeights, ValueError, TypeError, RecursionError) as error:
         raise FormatError(f"its spec and its arrays do not agree: {error}") from error
+    for name in ("cell", "reset_after", "activation", "recurrent_activation"):
+        if name in known and replace(spec, **{name: known[name]}) != spec:
+            raise FormatError(f"it says {name}={getattr(spec, name)!r}, not {known[name]!r}")
     stored = stored_as(next(iter(contents.arrays.values())))
     return FileStack(Found("", spec, "canonical", stored), weights)
