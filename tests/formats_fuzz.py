@@ -2,8 +2,10 @@
 
     python tests/formats_fuzz.py --inputs 200000
     python tests/formats_fuzz.py --seed 4711 --inputs 1            one input again, with its traceback
+    python tests/formats_fuzz.py --guided --inputs 50000           guided by the lines of the readers that inputs reach
 
-An input is a valid file (`formats_seeds.py`) with damage (`formats_damage.py`).
+An input is a valid file (`formats_seeds.py`) with damage (`formats_damage.py`). A guided run damages further what reached a
+line that no input before it had reached; its inputs depend on each other, so one that goes wrong is kept in this folder.
 """
 
 import argparse
@@ -17,8 +19,9 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import formats_seeds
 from formats_damage import damaged
@@ -69,6 +72,29 @@ def examined(path: Path, number: int) -> Finding | None:
     return finding
 
 
+class Lines:
+    """The lines of the readers that inputs reach."""
+
+    FOLDER = str(Path(formats.__file__).parent)
+
+    def __init__(self) -> None:
+        self.reached: set[tuple[str, int]] = set()
+
+    def __enter__(self) -> "Lines":
+        sys.settrace(self._called)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        sys.settrace(None)
+
+    def _called(self, frame: Any, event: str, argument: Any) -> Any:
+        return self._line if frame.f_code.co_filename.startswith(self.FOLDER) else None
+
+    def _line(self, frame: Any, event: str, argument: Any) -> Any:
+        self.reached.add((frame.f_code.co_filename, frame.f_lineno))
+        return self._line
+
+
 def _trace(error: BaseException) -> str:
     return "".join(traceback.format_exception(error))
 
@@ -76,8 +102,9 @@ def _trace(error: BaseException) -> str:
 # --- Processes -------------------------------------------------------------------------------------------------------
 
 
-def read_all(numbers: range, folder: Path, suffixes: Sequence[str]) -> None:
+def read_all(numbers: range, folder: Path, suffixes: Sequence[str], guided: bool = False) -> None:
     """Reads so many damaged files, and prints a line of JSON for each that is not taken as it should be."""
+    lines = Lines()
     faulthandler.enable()
     seeds = [seed for seed in formats_seeds.seeds(folder) if seed[0] in suffixes or not suffixes]
     room = folder / "inputs"
@@ -89,15 +116,21 @@ def read_all(numbers: range, folder: Path, suffixes: Sequence[str]) -> None:
         path = room / f"{number}{suffix}"
         path.write_bytes(data)
         faulthandler.dump_traceback_later(3 * LONGEST, exit=True)
-        finding = examined(path, number)
+        before = len(lines.reached)
+        with lines if guided else nullcontext():
+            finding = examined(path, number)
+        if len(lines.reached) > before:
+            seeds.append((suffix, data))
         faulthandler.cancel_dump_traceback_later()
         path.unlink()
         if finding is not None:
+            if guided:
+                Path(f"formats-fuzz-{number}{suffix}").write_bytes(data)
             print(json.dumps(finding), flush=True)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
 
 
-def fuzz(inputs: int, seed: int, suffixes: Sequence[str] = ()) -> tuple[list[Finding], int]:
+def fuzz(inputs: int, seed: int, suffixes: Sequence[str] = (), *, guided: bool = False) -> tuple[list[Finding], int]:
     """What is wrong with so many inputs, and the most memory that a process took, in MB.
 
     They are read in processes of their own: a library may crash, or never return.
@@ -109,6 +142,7 @@ def fuzz(inputs: int, seed: int, suffixes: Sequence[str] = ()) -> tuple[list[Fin
         while start < seed + inputs:
             end = min(start + CHUNK, seed + inputs)
             words = ["--alone", name, "--seed", str(start), "--inputs", str(end - start), "--only", *suffixes]
+            words += ["--guided"] if guided else []
             done = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True, check=False)
             lines = done.stdout.splitlines()
             findings += [Finding(*json.loads(line)) for line in lines if line.startswith("[")]
@@ -130,12 +164,13 @@ def main() -> None:
     parser.add_argument("--inputs", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", nargs="*", default=[], metavar="SUFFIX", help="of the files that are damaged")
+    parser.add_argument("--guided", action="store_true", help="damage further what reached new lines of the readers")
     parser.add_argument("--alone", type=Path, metavar="FOLDER", help="in this process; used by itself")
     given = parser.parse_args()
     if given.alone:
-        read_all(range(given.seed, given.seed + given.inputs), given.alone, given.only)
+        read_all(range(given.seed, given.seed + given.inputs), given.alone, given.only, given.guided)
         return
-    findings, peak = fuzz(given.inputs, given.seed, given.only)
+    findings, peak = fuzz(given.inputs, given.seed, given.only, guided=given.guided)
     places = Counter(finding.place for finding in findings)
     for finding in findings:
         if places.pop(finding.place, 0):  # one fault is told once

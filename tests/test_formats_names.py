@@ -374,6 +374,6 @@ def test_a_place_that_cannot_be_written_to(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(mr.FormatError, match=r"file/a.npz cannot be written: Not a directory"):
         mr.save(weights, tmp_path / "file" / "a.npz")
-    with pytest.raises(mr.FormatError, match="cannot be written: .*embedded null"):
+    with pytest.raises(mr.FormatError, match=r"cannot be written: .*embedded null"):
         mr.save(weights, "\0.npz")
     assert sorted(one.name for one in tmp_path.iterdir()) == ["file", "folder.npz"]
