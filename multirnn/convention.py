@@ -23,7 +23,10 @@ from multirnn.cells import CELLS, Bias
 from multirnn.errors import an
 from multirnn.spec import RecurrentSpec
 
-__all__ = ["Convention", "Entry", "Held"]
+__all__ = ["UNTOLD", "Convention", "Entry", "Held"]
+
+UNTOLD = ("convention", "cell", "reset_after", "activation", "recurrent_activation", "transposed")
+"""What names and shapes may not tell of a stack: arguments of `from_arrays` and `load`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ import click
 import multirnn as mr
 from multirnn.activations import ACTIVATIONS, Activation
 from multirnn.cells import CELLS
+from multirnn.convention import UNTOLD
 from multirnn.errors import InvalidSpec
-from multirnn.formats import KNOWN
 from multirnn.spec import BIASES, DTYPES
 
 __all__ = [
@@ -149,7 +149,7 @@ def known(option: str, of: str) -> Callable[[Command], Command]:
         multiple=True,
         metavar="NAME=VALUE",
         callback=_known,
-        help=f"What {of} does not say: {', '.join(KNOWN)}, as in reset_after=false; may be repeated.",
+        help=f"What {of} does not say: {', '.join(UNTOLD)}, as in reset_after=false; may be repeated.",
     )
 
 
@@ -157,8 +157,8 @@ def _known(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) 
     found: dict[str, str | Activation | bool] = {}
     for value in values:
         name, equals, text = value.partition("=")
-        if not equals or name not in KNOWN:
-            raise click.BadParameter(f"write NAME=VALUE with a NAME out of {', '.join(KNOWN)}, not {value!r}")
+        if not equals or name not in UNTOLD:
+            raise click.BadParameter(f"write NAME=VALUE with a NAME out of {', '.join(UNTOLD)}, not {value!r}")
         if name.endswith("activation"):
             found[name] = _activation(ctx, param, text)
         elif name in ("reset_after", "transposed"):

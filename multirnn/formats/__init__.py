@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from multirnn.atomic import replacing
+from multirnn.convention import UNTOLD
 from multirnn.conventions import convention_named
 from multirnn.errors import FormatError, InvalidWeights, Unrepresentable, kind_of, meant
 from multirnn.formats.contents import Contents, numbers_of
@@ -36,10 +37,6 @@ __all__ = [
     "verify",
     "writable",
 ]
-
-
-KNOWN = ("convention", "cell", "reset_after", "activation", "recurrent_activation", "transposed")
-"""What a file may not tell of its stack, as arguments of `load`."""
 
 
 @dataclass(frozen=True)
@@ -143,8 +140,8 @@ def load(
         Unrepresentable: there is no convention of this name.
     """
     path = Path(path)
-    if unknown := [one for one in known if one not in KNOWN]:
-        raise TypeError(f"load takes no {unknown[0]}=; what a file does not tell are {', '.join(KNOWN)}")
+    if unknown := [one for one in known if one not in UNTOLD]:
+        raise TypeError(f"load takes no {unknown[0]}=; what a file does not tell are {', '.join(UNTOLD)}")
     if names is None:
         return _loaded(path, _one(path, name, known, inputs))
     arrays = read(path, inputs=inputs).arrays
