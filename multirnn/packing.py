@@ -37,8 +37,12 @@ def to_arrays(weights: Weights, *, convention: str | Convention) -> dict[str, Ar
     packed: dict[str, Array] = {}
     for place in places:
         parts = [[_gates_of(arrays, spec, name, place.gates) for name in row] for row in place.holds]
-        full = np.array([[np.concatenate(row, -1)] for row in parts] if place.joined else parts)
-        packed[place.name] = _join(_turned(full, convention, spec, place.gates), place)
+        if len(parts) == len(parts[0]) == 1:  # one array, of which a copy would be one more pass over the memory
+            full = parts[0][0][None, None]
+        else:
+            full = np.array([[np.concatenate(row, -1)] for row in parts] if place.joined else parts)
+        made = _join(_turned(full, convention, spec, place.gates), place)
+        packed[place.name] = made if made.flags.writeable else made.copy()  # not a view of the weights
     return packed
 
 
@@ -173,7 +177,7 @@ def _gates_present(spec: RecurrentSpec, name: str) -> tuple[str, ...]:
 
 def _gates_of(arrays: Mapping[str, Array], spec: RecurrentSpec, name: str, gates: tuple[str, ...]) -> Array:
     present = _gates_present(spec, name)
-    return arrays[name][[present.index(gate) for gate in gates]]
+    return arrays[name] if gates == present else arrays[name][[present.index(gate) for gate in gates]]
 
 
 def _full_shape(spec: RecurrentSpec, holds: tuple[tuple[str, ...], ...], gates: tuple[str, ...]) -> tuple[int, ...]:

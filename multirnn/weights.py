@@ -78,7 +78,8 @@ class Weights:
         """One layer in one direction as a stack of its own, which runs forward."""
         first = self.spec.shapes[f"layers.{layer}.{direction}.weight_ih"]
         spec = replace(self.spec, input_size=first[2], num_layers=1, bidirectional=False)
-        return Weights(spec, {f"layers.0.forward.{name}": array for name, array in self.at(layer, direction).items()})
+        own = self.at(layer, direction)
+        return Weights(spec, Owned((f"layers.0.forward.{name}", array) for name, array in own.items()))
 
     @np.errstate(all="ignore")
     def astype(self, dtype: DType) -> Weights:
