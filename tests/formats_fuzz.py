@@ -31,6 +31,8 @@ from multirnn import formats
 
 LONGEST = 2.0
 """Seconds that any input may take."""
+TRACED = 20
+"""How many times as long the lines of a reader may take while they are traced."""
 MEMORY = 4 << 30
 """Bytes of address space beside what is used at the start, in a run of its own."""
 
@@ -53,7 +55,7 @@ class Finding(NamedTuple):
         return f"{self.said[:10]} {lines[-1] if lines else ''}"
 
 
-def examined(path: Path, number: int) -> Finding | None:
+def examined(path: Path, number: int, longest: float = LONGEST) -> Finding | None:
     """Reads a file; what is wrong with it, if anything is."""
     began, suffix, finding = time.perf_counter(), path.name.partition(".")[2], None
     try:
@@ -65,7 +67,7 @@ def examined(path: Path, number: int) -> Finding | None:
             finding = Finding(number, suffix, f"no sentence about the file: {str(error)[:200]!r}", _trace(error))
     except Exception as error:  # noqa: BLE001  # that is what is looked for
         finding = Finding(number, suffix, f"{type(error).__name__}: {str(error)[:200]}", _trace(error))
-    if (took := time.perf_counter() - began) > LONGEST:
+    if (took := time.perf_counter() - began) > longest:
         finding = Finding(number, suffix, f"it took {took:.1f} s")
     if [one.name for one in path.parent.iterdir()] != [path.name]:
         finding = Finding(number, suffix, "something was written")
@@ -105,6 +107,7 @@ def _trace(error: BaseException) -> str:
 def read_all(numbers: range, folder: Path, suffixes: Sequence[str], guided: bool = False) -> None:
     """Reads so many damaged files, and prints a line of JSON for each that is not taken as it should be."""
     lines = Lines()
+    longest = TRACED * LONGEST if guided else LONGEST
     faulthandler.enable()
     seeds = [seed for seed in formats_seeds.seeds(folder) if seed[0] in suffixes or not suffixes]
     room = folder / "inputs"
@@ -115,10 +118,10 @@ def read_all(numbers: range, folder: Path, suffixes: Sequence[str], guided: bool
         suffix, data = damaged(seeds, number)
         path = room / f"{number}{suffix}"
         path.write_bytes(data)
-        faulthandler.dump_traceback_later(3 * LONGEST, exit=True)
+        faulthandler.dump_traceback_later(3 * longest, exit=True)
         before = len(lines.reached)
         with lines if guided else nullcontext():
-            finding = examined(path, number)
+            finding = examined(path, number, longest)
         if len(lines.reached) > before:
             seeds.append((suffix, data))
         faulthandler.cancel_dump_traceback_later()
