@@ -8,6 +8,7 @@ import sys
 import tarfile
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ Arrays = Mapping[str, np.ndarray]
 
 @pytest.fixture(scope="module")
 def package(request: pytest.FixtureRequest) -> Path:
-    """The unpacked files of the package that is the parameter; nothing of it is imported or run."""
+    """The unpacked files of the package that is the parameter; it is not installed, and none of it is imported here."""
     name = request.param
     folder = ROOT / f"{name}-{PACKAGES[name]}"
     if not folder.exists():
@@ -38,12 +39,15 @@ def package(request: pytest.FixtureRequest) -> Path:
             f".{folder.name}.{request.config.workerinput['workerid'] if hasattr(request.config, 'workerinput') else 0}"
         )
         unfinished.mkdir(parents=True, exist_ok=True)
-        # An sdist is not built: building would run it.
-        what = ("--no-deps", "--no-binary=:none:" if name != "textgenrnn" else "--no-build-isolation")
-        done = subprocess.run(
-            [sys.executable, "-m", "pip", "download", "--quiet", *what, "--dest", unfinished, f"{name}=={PACKAGES[name]}"],
-            capture_output=True, text=True, timeout=300, check=False,
-        )  # fmt: skip
+        # textgenrnn is an sdist alone, which pip asks for its metadata.
+        how = "--no-build-isolation" if name == "textgenrnn" else "--only-binary=:all:"
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", how, "--dest", unfinished]
+        try:
+            done = subprocess.run(
+                [*command, f"{name}=={PACKAGES[name]}"], capture_output=True, text=True, timeout=120, check=False
+            )
+        except subprocess.TimeoutExpired:
+            pytest.skip(f"pip does not fetch {name} {PACKAGES[name]} here within two minutes")
         if not (archives := [*unfinished.glob("*.whl"), *unfinished.glob("*.tar.gz")]):
             pytest.skip(f"pip cannot fetch {name} {PACKAGES[name]} here: {done.stderr.strip().splitlines()[-1:]}")
         (archive,) = archives
@@ -54,9 +58,8 @@ def package(request: pytest.FixtureRequest) -> Path:
             with tarfile.open(archive) as tar:
                 tar.extractall(unfinished, filter="data")
         archive.unlink()
-        if folder.exists():  # another process was faster
-            return folder
-        unfinished.rename(folder)
+        with suppress(OSError):  # another process was faster
+            unfinished.rename(folder)
     return folder
 
 
