@@ -15,7 +15,7 @@ from convention_stacks import INVERTED, Arrays, keras_names, stack
 import multirnn as mr
 from multirnn.cells import CELLS, FORMS, cell_form
 from multirnn.conventions import CONVENTIONS
-from multirnn.packing import layout
+from multirnn.packing import BLOCK, layout
 from multirnn.spec import BIASES, DTYPES
 
 HELD = {  # the forms of the biases that each convention has a place for
@@ -119,6 +119,18 @@ def test_arrays_come_back_exactly(convention: str, form: str, bias: str) -> None
                 assert {str(array.dtype) for array in arrays.values()} == {dtype}
                 assert read_back(arrays, convention, spec) == weights
                 assert read_back(dict(reversed(arrays.items())), convention, spec) == weights
+
+
+@pytest.mark.parametrize("hidden", [BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 3])
+@pytest.mark.parametrize("convention", ["torch", "keras", "onnx"])
+def test_arrays_of_more_columns_than_are_transposed_at_a_time(convention: str, hidden: int) -> None:
+    weights = mr.initialise(mr.RecurrentSpec("gru", hidden + 2, hidden, bias="double"), 1)
+    arrays = mr.to_arrays(weights, convention=convention)
+    assert read_back(arrays, convention, weights.spec) == weights
+    first = weights.arrays["layers.0.forward.weight_ih"]
+    if convention == "keras":
+        expected = np.concatenate([first[gate].T for gate in (1, 0, 2)], axis=1)
+        assert np.array_equal(arrays["gru/gru_cell/kernel"], expected)
 
 
 def test_what_is_handed_out_is_the_callers() -> None:
