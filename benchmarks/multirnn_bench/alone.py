@@ -26,7 +26,7 @@ class GaugeError(InvalidCall):
 
 
 def measure_alone(gauge: str, *arguments: Any, cores: Sequence[int] = (), environment: Mapping[str, str] = {}) -> Any:
-    """The result of a gauge in a process of its own, bound to `cores`, or to those of this process if empty."""
+    """Run a gauge in a process of its own, bound to `cores`; if empty, to the cores of this process."""
     return measure_together(gauge, *arguments, cores=[cores], environment=environment)[0]
 
 

@@ -19,7 +19,7 @@ class Found:
         spec: its spec, in the dtype that `load` returns; None if it is refused.
         convention: how its arrays lie: a name out of `CONVENTIONS`, or "canonical".
         stored: the dtype in the file; float16 and bfloat16 are widened to float32, exactly.
-        about: what the file says of it besides, and what it does not say; a sentence each.
+        about: notes on it, a sentence each: what surrounds it, what the file leaves open.
         unsaid: fields of the spec that the file does not tell; `verify` takes them from the other file.
         refused: why no spec describes it, so that `load` refuses it; empty for any other.
     """
