@@ -196,6 +196,23 @@ static int fill_memory(void)
     return all > KEPT_BYTES || all < KEPT_BYTES / 2;
 }
 
+/* Naps double up to the longest, and after a while awake the next is short again. `woke` is set because a busy machine would
+   make the time awake any length. */
+static int take_naps(void)
+{
+    static const int64_t expected[] = {SHORT_NAP, 2 * SHORT_NAP, 4 * SHORT_NAP, 8 * SHORT_NAP, LONG_NAP, LONG_NAP, SHORT_NAP};
+    enum { COUNT = sizeof expected / sizeof *expected };
+    course c = {0};
+    member m = multirnn_join(&c, 0, 0);
+    int wrong = 0;
+    for (int i = 0; i < COUNT; i++) {
+        m.woke = i > 0 && i + 1 < COUNT ? now() + LONG_NAP * 100 : 0;
+        nap(&m);
+        wrong += m.nap != expected[i];
+    }
+    return wrong;
+}
+
 typedef struct {
     uint64_t first;
     long count;
@@ -254,7 +271,7 @@ int main(int count, char **arguments)
     }
     if (!callers)
         wrong += run_child(seed + 500000);
-    wrong += ask_library() + fill_memory();
+    wrong += ask_library() + fill_memory() + take_naps();
     multirnn_free_kept();
     printf("%ld problems, %ld wrong; %d pieces were done for others, and %d phases missed\n", problems * (callers + 1), wrong,
            helped, skipped);
