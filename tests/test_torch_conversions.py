@@ -255,31 +255,63 @@ class Model(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
-@every_kind
-def test_scripting_is_refused_in_a_sentence(kind) -> None:
+@pytest.mark.parametrize("kind", [FastRNN, FastLSTM, FastGRU], ids=lambda kind: kind.__name__)
+def test_scripting_compiles_pytorchs_own_over_the_same_parameters(kind) -> None:
     layer, own = pair(kind)
+    model = Model(layer)
+    expected = model(x())
+    with pytest.warns(UserWarning, match=rf"compiles a torch.nn.{OWN[kind].__name__} over .* leaves it in the model"):
+        scripted = torch.jit.script(model)
+    assert_close(scripted(x()), expected)
+    assert list(scripted.state_dict()) == list(Model(own).state_dict())
+    assert type(model.layer) is OWN[kind]  # PyTorch's doing, and said
+    assert model.layer.weight_hh_l0 is layer.weight_hh_l0
+    assert type(layer) is kind
+    assert_close(model(x()), expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("kind", [FastRNN, CandidateBiasGRU, FastCandidateBiasGRU], ids=lambda kind: kind.__name__)
+def test_scripting_is_refused_where_pytorch_has_no_such_layer(kind) -> None:
+    layer, own = pair(kind)
+    if kind is FastRNN:
+        parametrize.register_parametrization(layer, "weight_hh_l0", Scaled())
     for model in (layer, Model(layer)):
         with pytest.raises(
-            mr.InvalidCall, match=rf"torch.jit.script cannot compile a {kind.__name__}; use .*{own._get_name()}"
+            mr.InvalidCall, match=rf"torch.jit.script cannot compile a .*{kind.__name__}; use .*{own._get_name()}"
         ):
             torch.jit.script(model)
-    assert type(Model(layer).layer) is kind
+    assert type(Model(layer).layer) is type(layer)
 
 
+class Streams(nn.Module):
+    """Passes a state on, in a pair for an LSTM."""
+
+    def __init__(self, layer) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x, h, c):
+        y, state = self.layer(x, (h, c) if self.layer.mode == "LSTM" else h)
+        return self.layer(y[:, :, :5], state)[0]
+
+
+@pytest.mark.filterwarnings("ignore:Was not able to add assertion:UserWarning")
 @every_kind
-def test_symbolic_tracing_is_refused_in_a_sentence_or_keeps_it_whole(kind) -> None:
+def test_symbolic_tracing_gives_one_node(kind) -> None:
     layer, _ = pair(kind)
     model = Model(layer)
-    for traced in (layer, model):
-        with pytest.raises(mr.InvalidCall, match=rf"torch.fx cannot trace through a {kind.__name__}; trace with a"):
-            torch.fx.symbolic_trace(traced)
-
-    class KeepsWhole(torch.fx.Tracer):
-        def is_leaf_module(self, module, name):
-            return isinstance(module, nn.RNNBase) or super().is_leaf_module(module, name)
-
-    graph = KeepsWhole().trace(model)
-    assert_close(torch.fx.GraphModule(model, graph)(x()), model(x()))
+    graph = torch.fx.symbolic_trace(model)
+    assert [node.target for node in graph.graph.nodes if node.op == "call_module"] == ["layer", "head"]
+    assert_close(graph(x()), model(x()))
+    assert graph.layer is layer
+    streams, state = Streams(layer), [drawn(2, BATCH, 7, seed=seed).detach() for seed in (5, 6)]
+    traced = torch.fx.symbolic_trace(streams)
+    assert_close(traced(x(), *state), streams(x(), *state))
+    held = torch.fx.symbolic_trace(streams, concrete_args={"h": state[0], "c": state[1]})
+    assert len([node for node in held.graph.nodes if node.op == "call_module"]) == 2
+    with pytest.raises(mr.InvalidCall, match=rf"torch.fx cannot trace through a {kind.__name__}; trace a model that"):
+        torch.fx.symbolic_trace(layer)
 
 
 @pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated")

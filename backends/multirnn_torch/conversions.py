@@ -5,7 +5,7 @@ any other class from its source, trace through it, or leave it as it is, and say
 """
 
 import warnings
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,17 +16,31 @@ __all__ = ["KeptWhole"]
 
 
 class KeptWhole(nn.RNNBase):
-    """Refuses scripting and symbolic tracing, and warns of quantisation.
+    """Scripted as PyTorch's own layer, one node of a symbolic trace, and not quantised without a word.
 
     `torch.jit.trace`, `torch.export` and `torch.compile` take it.
     """
 
-    def __prepare_scriptable__(self) -> NoReturn:
-        """Raise InvalidCall: `torch.jit.script` calls this, also for a layer inside of a model."""
-        raise InvalidCall(
-            f"torch.jit.script cannot compile a {type(self).__name__}; use torch.jit.trace or torch.export, "
-            f"or script a model with a {self._own()} in its place"
+    def __prepare_scriptable__(self) -> nn.RNNBase:
+        """PyTorch's own layer over the same parameters, for `torch.jit.script`.
+
+        PyTorch also leaves it in the model in place of this layer, hence the warning.
+
+        Raises:
+            InvalidCall: no layer of PyTorch computes the same.
+        """
+        kind, own = type(self).__name__, self._own()
+        if (native := self._native()) is None:
+            raise InvalidCall(
+                f"torch.jit.script cannot compile a {kind}; use torch.jit.trace or torch.export, "
+                f"or script a model with a {own} in its place"
+            )
+        warnings.warn(
+            f"torch.jit.script compiles a {own} over the same parameters in place of a {kind}, and leaves it in the model; "
+            "mr.replace_layers(model) makes the model fast again",
+            stacklevel=2,
         )
+        return native
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Refuse a `qconfig` from `torch.ao.quantization`; None, by which it leaves a layer alone, is a warning."""
@@ -43,14 +57,37 @@ class KeptWhole(nn.RNNBase):
             )
         super().__setattr__(name, value)
 
-    def _refuse_proxy(self, x: Any) -> None:
-        """Raise InvalidCall if x is a proxy of `torch.fx`, which would trace through."""
-        if isinstance(x, torch.fx.Proxy):
+    def _native(self) -> nn.RNNBase | None:
+        """A layer of `torch.nn` over the same parameters; None if none computes the same."""
+        return None
+
+    def _node(self, *arguments: Any) -> torch.fx.Proxy | None:
+        """If `torch.fx` traces one of the arguments: a proxy for the result, by one node that calls this layer.
+
+        Raises:
+            InvalidCall: this layer itself is traced, not a model that contains it.
+        """
+        found = next((part for part in _parts(arguments) if isinstance(part, torch.fx.Proxy)), None)
+        if found is None:
+            return None
+        if not (path := found.tracer.path_of_module(self)):
             raise InvalidCall(
-                f"torch.fx cannot trace through a {type(self).__name__}; trace with a torch.fx.Tracer whose "
-                f"is_leaf_module is True for it, as it is for {self._own()}"
+                f"torch.fx cannot trace through a {type(self).__name__}; trace a model that contains it, where it is one node"
             )
+        while arguments[-1] is None:
+            arguments = arguments[:-1]
+        made: torch.fx.Proxy = found.tracer.create_proxy("call_module", path, arguments, {})
+        return made
 
     def _own(self) -> str:
         """PyTorch's layer for the same cell."""
         return f"torch.nn.{self.mode.partition('_')[0]}"
+
+
+def _parts(arguments: Any) -> Any:
+    """Of arguments, and of tuples and lists in them."""
+    for part in arguments:
+        if isinstance(part, tuple | list):
+            yield from part
+        else:
+            yield part

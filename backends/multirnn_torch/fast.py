@@ -11,6 +11,7 @@ from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.rnn import PackedSequence
 
 from multirnn import InvalidCall, RecurrentSpec, Weights, kernel
@@ -65,7 +66,7 @@ class FastModule(KeptWhole, nn.RNNBase):
                 state stays. A PackedSequence has its own.
 
         Raises:
-            InvalidCall: lengths that do not fit the rows; or `torch.fx` traces it.
+            InvalidCall: lengths that do not fit the rows; or `torch.fx` traces this layer itself.
         """
         if torch.compiler.is_compiling():
             return self._run_native(input, hx, lengths)
@@ -113,6 +114,15 @@ class FastModule(KeptWhole, nn.RNNBase):
         for recurrence in self._recurrences.values():
             recurrence.constants = None
         return self
+
+    def _native(self) -> nn.RNNBase | None:
+        kind = next((own for own in (nn.RNN, nn.LSTM, nn.GRU) if isinstance(self, own)), None)
+        if kind is None or is_parametrized(self) or isinstance(self, CandidateBiasGRU):
+            return None
+        native = kind.__new__(kind)
+        ours = ("loop", "_recurrences")
+        vars(native).update({name: value for name, value in vars(self).items() if name not in ours})
+        return native
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()  # type: ignore[no-untyped-call]
@@ -188,7 +198,8 @@ class FastModule(KeptWhole, nn.RNNBase):
 
     def _run_native(self, x: Any, hx: Any, lengths: Maybe) -> Any:
         """By the framework's own layer."""
-        self._refuse_proxy(x)
+        if (node := self._node(x, hx, lengths)) is not None:
+            return node
         if not isinstance(x, Tensor | PackedSequence):
             mask = "; its mask is not read; rows that end early are told by lengths" if hasattr(x, "mask") else ""
             raise InvalidCall(

@@ -52,8 +52,9 @@ class CandidateBiasGRU(KeptWhole, nn.GRU):
         self._init_flat_weights()
 
     def forward(self, input: Any, hx: Any = None) -> Any:
-        """As for `torch.nn.GRU`. Raises `InvalidCall`: `torch.fx` traces it."""
-        self._refuse_proxy(input)
+        """As for `torch.nn.GRU`. Raises `InvalidCall`: `torch.fx` traces it, and not a model that contains it."""
+        if (node := self._node(input, hx)) is not None:
+            return node
         self._update_flat_weights()
         # A torch.nn.GRU with the same attributes and a list of whole biases. The module's own list has to stay as it is:
         # code that replaces a weight writes into it.
