@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import PackedSequence
 from multirnn import InvalidCall, RecurrentSpec, Weights, kernel
 from multirnn.layer import FAST, FROZEN, Lengths, Plan
 from multirnn.spec import DType
-from multirnn_torch import facts
+from multirnn_torch import facts, traced
 from multirnn_torch.calls import run
 from multirnn_torch.conversions import KeptWhole
 from multirnn_torch.layer import TorchLayer, device_of
@@ -75,7 +75,7 @@ class FastModule(KeptWhole, nn.RNNBase):
             InvalidCall: lengths that do not fit the rows; or `torch.fx` traces it.
         """
         if torch.compiler.is_compiling():
-            return self._run_native(input, hx, lengths)
+            return self._run_traced(input, hx, lengths)
         if "torch._dynamo" in sys.modules:  # it may be about to compile every function that is called from here
             return _uncompiled()(self, input, hx, lengths)
         return self._run_any(input, hx, lengths)
@@ -135,6 +135,26 @@ class FastModule(KeptWhole, nn.RNNBase):
         packed = isinstance(input, PackedSequence)
         found = self._run_packed(input, hx) if packed else self._run(input, hx, Rows(self.batch_first, lengths))
         return self._run_native(input, hx, lengths) if found is None else found
+
+    def _run_traced(self, x: Any, hx: Any, lengths: Maybe) -> Any:
+        """Under `torch.compile` or `torch.export`."""
+        if isinstance(x, PackedSequence):
+            raise InvalidCall(
+                "torch.compile and torch.export take no PackedSequence; tell where rows end by lengths, layer(x, lengths=...)"
+            )
+        if self._is_whole() and (found := traced.run(self, x, hx, lengths, self._traced_weights())) is not None:
+            return found
+        if lengths is not None:
+            raise InvalidCall(
+                "lengths under torch.compile and torch.export need the compiled kernel: float32 or float64 on the CPU, "
+                "no projections, no dropout between layers in training, and lengths that are int64 on the CPU"
+            )
+        return self._run_native(x, hx, lengths)
+
+    def _traced_weights(self) -> list[Tensor]:
+        """The weights that the layer in `torch.nn` would use, without writing to its list of them."""
+        flat: Any = self._flat_weights
+        return [getattr(self, name) for name in self._flat_weights_names] if self._weights_have_changed() else flat
 
     def _run(self, x: Tensor, hx: Any, rows: Rows) -> Any:
         """The result; or None if the framework's own layer has to run, also to report an error."""
@@ -328,6 +348,9 @@ class FastCandidateBiasGRU(FastGRU, CandidateBias):
     """`CandidateBiasGRU`, made fast on the CPU."""
 
     _layer = CandidateBias
+
+    def _traced_weights(self) -> list[Tensor]:
+        return self._whole(super()._traced_weights())
 
 
 def _refuse_projection(arguments: dict[str, Any]) -> None:

@@ -8,10 +8,11 @@ the module stays a `torch.nn.RNN` or `LSTM`. In a GRU the candidate's part of `b
 gate multiplies it; `CandidateBiasGRU` has that part as a parameter.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from multirnn_torch.conversions import KeptWhole
@@ -48,11 +49,14 @@ class CandidateBias(KeptWhole):
         # A torch.nn.GRU with the same attributes and a list of whole biases. The module's own list has to stay as it is:
         # code that replaces a weight writes into it.
         whole: Any = nn.GRU.__new__(nn.GRU)
-        pad = 2 * self.hidden_size, 0
-        weights: Any = zip(self._flat_weights_names, self._flat_weights, strict=True)
-        padded = [functional.pad(weight, pad) if name.startswith("bias_hn") else weight for name, weight in weights]
-        vars(whole).update(vars(self), _flat_weights=padded, _flat_weights_names=[], _flat_weight_refs=[])
+        flat: Any = self._flat_weights
+        vars(whole).update(vars(self), _flat_weights=self._whole(flat), _flat_weights_names=[], _flat_weight_refs=[])
         return nn.GRU.forward(whole, input, hx)
+
+    def _whole(self, weights: Sequence[Tensor]) -> list[Tensor]:
+        """The weights of a `torch.nn.GRU` that computes the same."""
+        pad, named = (2 * self.hidden_size, 0), zip(self._flat_weights_names, weights, strict=True)
+        return [functional.pad(weight, pad) if name.startswith("bias_hn") else weight for name, weight in named]
 
     def flatten_parameters(self) -> None:
         """Do nothing: cuDNN's block of memory needs whole biases, which exist only during a call."""
