@@ -35,11 +35,22 @@ class KernelLoop:
         _, table, _ = self._table(weights)
         return self._compiled.pack(table)
 
-    def forward(self, call: LoopCall, *, keep: bool) -> tuple[list[Tensor], list[Tensor]]:
-        """See `Loop.forward`."""
+    def reserve_size(self, batch: int, time: int) -> int:
+        """An upper bound of the bytes that `forward` keeps, linear in the symbols that `torch.compile` has for sizes.
+
+        `stash_size` is the sum of pieces: a head, the lengths, and pieces of whole elements for each step of each row. Each is
+        rounded up to 64 bytes, which 64 rows of 64 steps and of 0 steps are already.
+        """
+        head, count = self._compiled.stash_size(0, 0), 64 * 64
+        step = (self._compiled.stash_size(64, 64) - self._compiled.stash_size(64, 0)) // count
+        return step * batch * time + 8 * batch + head + ALIGNMENT * (1 + 3 * self._passes)
+
+    def forward(self, call: LoopCall, *, keep: bool, reserve: Maybe = None) -> tuple[list[Tensor], list[Tensor]]:
+        """See `Loop.forward`; what it keeps is written to the reserve space, if one is given."""
         batch, time = call.size
         final = [self._empty_state(batch) for _ in range(self._states)]
-        kept = [_aligned(self._compiled.stash_size(batch, time))] if keep else []
+        aligned = reserve is not None and not reserve.data_ptr() % ALIGNMENT
+        kept = [reserve if aligned else _aligned(self._compiled.stash_size(batch, time))] if keep else []
         bound = self._table(call.weights)  # it owns their memory: another thread may replace the weights meanwhile
         record = call_record(
             batch=batch,
@@ -56,6 +67,8 @@ class KernelLoop:
             starts=_address(call.starts),
         )
         self._compiled.forward(bound[1], record)
+        if reserve is not None and not aligned:
+            reserve[: len(kept[0])] = kept[0]
         return final, kept
 
     def backward(

@@ -8,15 +8,16 @@ the module stays a `torch.nn.RNN` or `LSTM`. In a GRU the candidate's part of `b
 gate multiplies it; `CandidateBiasGRU` has that part as a parameter.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from multirnn_torch.conversions import KeptWhole
 
-__all__ = ["CandidateBiasGRU", "drop_recurrent_bias"]
+__all__ = ["CandidateBias", "CandidateBiasGRU", "drop_recurrent_bias"]
 
 
 def drop_recurrent_bias(native: nn.RNNBase) -> None:
@@ -28,18 +29,8 @@ def drop_recurrent_bias(native: nn.RNNBase) -> None:
     native._init_flat_weights()  # the list of weights that PyTorch hands to its kernels still had the parameters
 
 
-class CandidateBiasGRU(KeptWhole, nn.GRU):
-    """A `torch.nn.GRU` whose recurrent bias is the candidate's alone: `bias_hn_l{k}`, in place of `bias_hh_l{k}`.
-
-    The parameter has the shape `(hidden_size,)`. PyTorch's kernel gets zeros for the reset and update gates and then this
-    parameter, so the gradient flows into it.
-
-    On CUDA the assembled bias lies outside the one block of memory that cuDNN wants for all weights, so PyTorch copies
-    them in every call, with a warning. `torch.nn.GRU` needs no copy.
-
-    Args:
-        args, kwargs: as for `torch.nn.GRU`.
-    """
+class CandidateBias(KeptWhole):
+    """What makes of a GRU, whichever class it is of, one whose recurrent bias is the candidate's; see `CandidateBiasGRU`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -59,14 +50,31 @@ class CandidateBiasGRU(KeptWhole, nn.GRU):
         # A torch.nn.GRU with the same attributes and a list of whole biases. The module's own list has to stay as it is:
         # code that replaces a weight writes into it.
         whole: Any = nn.GRU.__new__(nn.GRU)
-        pad = 2 * self.hidden_size, 0
-        weights: Any = zip(self._flat_weights_names, self._flat_weights, strict=True)
-        padded = [functional.pad(weight, pad) if name.startswith("bias_hn") else weight for name, weight in weights]
-        vars(whole).update(vars(self), _flat_weights=padded, _flat_weights_names=[], _flat_weight_refs=[])
+        flat: Any = self._flat_weights
+        vars(whole).update(vars(self), _flat_weights=self._whole(flat), _flat_weights_names=[], _flat_weight_refs=[])
         return nn.GRU.forward(whole, input, hx)
+
+    def _whole(self, weights: Sequence[Tensor]) -> list[Tensor]:
+        """The weights of a `torch.nn.GRU` that computes the same."""
+        pad, named = (2 * self.hidden_size, 0), zip(self._flat_weights_names, weights, strict=True)
+        return [functional.pad(weight, pad) if name.startswith("bias_hn") else weight for name, weight in named]
 
     def flatten_parameters(self) -> None:
         """Do nothing: cuDNN's block of memory needs whole biases, which exist only during a call."""
+
+
+class CandidateBiasGRU(CandidateBias, nn.GRU):
+    """A `torch.nn.GRU` whose recurrent bias is the candidate's alone: `bias_hn_l{k}`, in place of `bias_hh_l{k}`.
+
+    The parameter has the shape `(hidden_size,)`. PyTorch's kernel gets zeros for the reset and update gates and then this
+    parameter, so the gradient flows into it.
+
+    On CUDA the assembled bias lies outside the one block of memory that cuDNN wants for all weights, so PyTorch copies
+    them in every call, with a warning. `torch.nn.GRU` needs no copy.
+
+    Args:
+        args, kwargs: as for `torch.nn.GRU`.
+    """
 
 
 def _recurrent_biases(native: nn.RNNBase) -> list[str]:
