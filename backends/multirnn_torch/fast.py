@@ -123,12 +123,10 @@ class FastModule(KeptWhole, nn.RNNBase):
         return self
 
     def _native(self) -> nn.RNNBase | None:
-        kind = next((own for own in (nn.RNN, nn.LSTM, nn.GRU) if isinstance(self, own)), None)
-        if kind is None or is_parametrized(self) or isinstance(self, CandidateBiasGRU):
+        if self._layer is CandidateBiasGRU or is_parametrized(self):
             return None
-        native = kind.__new__(kind)
-        ours = ("loop", "_recurrences")
-        vars(native).update({name: value for name, value in vars(self).items() if name not in ours})
+        native = self._layer.__new__(self._layer)
+        vars(native).update({name: value for name, value in vars(self).items() if name not in OWN})
         return native
 
     def __getstate__(self) -> dict[str, Any]:
