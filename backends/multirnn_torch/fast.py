@@ -61,6 +61,10 @@ class FastModule(KeptWhole, nn.RNNBase):
         self.loop = loop
         self._recurrences = {}
 
+    def _end(self) -> None:
+        """Drop what `_begin` sets, before the `__class__` becomes that of the layer of `torch.nn`."""
+        del self.loop, self._recurrences
+
     def forward(self, input: Any, hx: Any = None, lengths: Tensor | None = None) -> Any:
         """As for the layer in `torch.nn`.
 

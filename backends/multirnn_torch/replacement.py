@@ -104,9 +104,9 @@ def _keeps(layer: Any, implementation: Implementation) -> str | None:
     fast = isinstance(layer, FastModule)
     if fast == (implementation == FAST):
         return _ALREADY[implementation]
-    if fast:
-        return None if _counterpart(layer) else f"its class derives from {type(layer).__bases__[0].__name__}: a user's own"
-    return _refuses(layer)
+    if not fast:
+        return _refuses(layer)
+    return None if _counterpart(layer) else "its class derives from a fast layer, and PyTorch has none like it"
 
 
 def _refuses(layer: Any) -> str | None:
@@ -148,8 +148,10 @@ def _overrides(layer: Any) -> str | None:
     return f"its class derives from {base.__name__}, and the code of a subclass may rely on that"
 
 
-_RUN = ("forward", "check_input", "check_forward_args", "check_hidden_size", "permute_hidden")
-_RUN += ("get_expected_hidden_size", "get_expected_cell_size", "_update_flat_weights")
+_RUN = (
+    "forward", "check_input", "check_forward_args", "check_hidden_size", "permute_hidden", "get_expected_hidden_size",
+    "get_expected_cell_size", "_update_flat_weights",
+)  # fmt: skip
 """The methods that a forward of PyTorch's layers consists of."""
 
 
@@ -173,7 +175,7 @@ def _counterpart(layer: nn.Module) -> type | None:
     if not parametrize.is_parametrized(layer) or kind.__bases__[0] not in other:
         return None
     held = {name: value for name, value in vars(kind).items() if name not in _OF_EACH_CLASS}
-    origin = vars(kind).get(_ORIGIN)
+    origin: type | None = vars(kind).get(_ORIGIN)
     if origin is not None and _parametrized(origin) == _parametrized(kind):
         return origin  # the very class from before
     base = other[kind.__bases__[0]]
@@ -188,11 +190,9 @@ def _parametrized(kind: type) -> set[str]:
     return {name for name, value in vars(kind).items() if isinstance(value, property)}
 
 
-def _change(layer: nn.RNNBase, kind: type) -> None:
-    if issubclass(kind, FastModule):
-        layer.__class__ = kind
-        vars(layer).update(loop=None, _recurrences={})
-    else:
-        for name in ("loop", "_recurrences"):
-            del vars(layer)[name]
-        layer.__class__ = kind
+def _change(layer: Any, kind: type) -> None:
+    if isinstance(layer, FastModule):
+        layer._end()
+    layer.__class__ = kind
+    if isinstance(layer, FastModule):
+        layer._begin()
