@@ -49,7 +49,7 @@ class Replacement(Shown, ABC):
 
     @abstractmethod
     def restore(self) -> None:
-        """Put the framework's own layers back. What they have learnt meanwhile stays; a second call changes nothing."""
+        """Undo the replacement. What the layers have learnt meanwhile stays; a second call changes nothing."""
 
     def to_dict(self) -> dict[str, Any]:
         """See `Shown.to_dict`."""
@@ -100,5 +100,5 @@ def refuse_without(model: Any, kept: Sequence[Kept]) -> None:
     """For a backend that replaced nothing: raise InvalidCall with the reasons, or that there is no recurrent layer."""
     if not kept:
         raise InvalidCall(f"this {type(model).__name__} has no recurrent layer to replace")
-    reasons = "; ".join(f"{path or 'it'} ({kind}): {reason}" for path, kind, reason in kept)
+    reasons = "; ".join(f"{path} ({kind}): {reason}" if path else reason for path, kind, reason in kept)
     raise InvalidCall(f"no recurrent layer of this {type(model).__name__} can be replaced: {reasons}")

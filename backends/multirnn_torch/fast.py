@@ -84,6 +84,9 @@ class FastModule(KeptWhole, nn.RNNBase):
             return _uncompiled()(self, input, hx, lengths)
         return self._run_any(input, hx, lengths)
 
+    def _remedy(self) -> str:
+        return f"{super()._remedy()}, by multirnn.replace_layers(model, 'native')"
+
     def plan(self, batch: int, time: int, *, lengths: bool = False, gradients: bool = False) -> Plan:
         """See `multirnn.layer.Planned.plan`."""
         reason = self._refuses()
@@ -332,6 +335,9 @@ class FastCandidateBiasGRU(FastGRU, CandidateBias):
     """`CandidateBiasGRU`, made fast on the CPU."""
 
     _layer = CandidateBias
+
+    def _remedy(self) -> str:
+        return KeptWhole._remedy(self)  # `replace_layers` gives it the class CandidateBiasGRU, which is kept whole too
 
 
 def _refuse_projection(arguments: dict[str, Any]) -> None:

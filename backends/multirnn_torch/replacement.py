@@ -31,7 +31,7 @@ _FAST: dict[type, type[FastModule]] = {
 }
 _NATIVE: dict[type, type] = {fast: native for native, fast in _FAST.items()}
 _ALREADY = {FAST: "it is fast already", "native": "it is not a fast layer"}
-_NAMES = frozenset(cell + kind for cell in ("RNN", "LSTM", "GRU") for kind in ("", "Cell"))
+_NAMES = frozenset({kind.__name__ for kind in (*_FAST, *_NATIVE)} | {"RNNCell", "LSTMCell", "GRUCell"})
 
 
 class TorchReplacement(Replacement):
