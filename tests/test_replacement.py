@@ -64,19 +64,19 @@ def test_the_record_has_the_model_itself() -> None:
 
 
 def test_nothing_replaced_is_an_error_with_the_reasons() -> None:
-    with pytest.raises(mr.InvalidCall, match="^this Model has no recurrent layer to replace$"):
+    with pytest.raises(mr.InvalidCall, match=r"^this Model has no recurrent layer to replace$"):
         refuse_without(Model(), [])
     said = r"^no recurrent layer of this Model can be replaced: a \(LSTM\): it is odd; b.c \(GRU\): it is even$"
     with pytest.raises(mr.InvalidCall, match=said):
         refuse_without(Model(), [Kept("a", "LSTM", "it is odd"), Kept("b.c", "GRU", "it is even")])
-    with pytest.raises(mr.InvalidCall, match="^no recurrent layer of this Model can be replaced: it is odd$"):
+    with pytest.raises(mr.InvalidCall, match=r"^no recurrent layer of this Model can be replaced: it is odd$"):
         refuse_without(Model(), [Kept("", "LSTM", "it is odd")])
 
 
 @pytest.mark.parametrize("model", [None, 3, "model.pt", Model(), Model, {}, mr.RecurrentSpec("gru", 2, 3)])
 def test_what_is_no_model_is_refused(model: Any) -> None:
     with pytest.raises(
-        mr.InvalidCall, match="^layers are replaced inside a PyTorch module, a Keras model or a Flax NNX module, not "
+        mr.InvalidCall, match=r"^layers are replaced inside a PyTorch module, a Keras model or a Flax NNX module, not "
     ):
         mr.replace_layers(model)
 
@@ -84,7 +84,7 @@ def test_what_is_no_model_is_refused(model: Any) -> None:
 def test_a_layer_of_a_backend_without_models_is_refused() -> None:
     native = mr.build(mr.RecurrentSpec("gru", 2, 3), "numpy").native
     assert mr.read(native).spec.cell == "gru"
-    with pytest.raises(mr.InvalidCall, match="^layers are replaced inside a PyTorch module"):
+    with pytest.raises(mr.InvalidCall, match=r"^layers are replaced inside a PyTorch module"):
         mr.replace_layers(native)
 
 
