@@ -48,6 +48,7 @@ if TYPE_CHECKING:  # type checkers and editors read this, the interpreter _HOME:
     from multirnn.registry import backends as backends
     from multirnn.registry import build as build
     from multirnn.registry import read as read
+    from multirnn.replacement import replace_layers as replace_layers
     from multirnn.spec import RecurrentSpec as RecurrentSpec
     from multirnn.weights import Weights as Weights
     from multirnn.weights import fold_biases as fold_biases
@@ -69,6 +70,7 @@ else:
             "parity": "train_parity",
             "recognition": "from_arrays",
             "registry": "backend backends build read",
+            "replacement": "replace_layers",
             "spec": "RecurrentSpec",
             "weights": "Weights fold_biases initialise split_biases",
         }.items()

@@ -20,10 +20,23 @@ from multirnn.weights import Array, Weights
 if TYPE_CHECKING:
     from multirnn.adoption import Adopted
     from multirnn.parity.optimiser import Batch, Optimiser
+    from multirnn.replacement import Replacement
 
 Ability = TypeVar("Ability")
 
-__all__ = ["MODES", "SGD_RATE", "Abilities", "Adopts", "Backend", "BackendName", "Prepared", "Timed", "Trains", "Work"]
+__all__ = [
+    "MODES",
+    "SGD_RATE",
+    "Abilities",
+    "Adopts",
+    "Backend",
+    "BackendName",
+    "Prepared",
+    "Replaces",
+    "Timed",
+    "Trains",
+    "Work",
+]
 __all__ += ["abilities", "accept", "backend_title", "contract_refuses", "offers", "realise", "with_implementation"]
 
 
@@ -108,6 +121,15 @@ class Adopts(Backend, Protocol):
 
 
 @runtime_checkable
+class Replaces(Backend, Protocol):
+    """A backend that replaces the recurrent layers inside a user's model."""
+
+    def replace_layers(self, model: Any, implementation: Implementation) -> Replacement:
+        """In place, "fast" or "native"; see `multirnn.replacement.replace_layers`."""
+        ...
+
+
+@runtime_checkable
 class Trains(Backend, Protocol):
     """A backend whose optimisers `train_parity` compares."""
 
@@ -158,7 +180,7 @@ def _public(kind: type) -> set[str]:
     return {name for name in {*vars(kind), *get_annotations(kind)} if not name.startswith("_")}
 
 
-_KNOWN = frozenset[str]().union(*map(_public, (Backend, Abilities, Adopts, Trains, Timed)))
+_KNOWN = frozenset[str]().union(*map(_public, (Backend, Abilities, Adopts, Replaces, Trains, Timed)))
 
 
 def _misspelt(names: Iterable[str]) -> str | None:

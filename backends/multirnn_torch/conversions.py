@@ -32,8 +32,7 @@ class KeptWhole(nn.RNNBase):
         kind, own = type(self).__name__, self._own()
         if (native := self._native()) is None:
             raise InvalidCall(
-                f"torch.jit.script cannot compile a {kind}; use torch.jit.trace or torch.export, "
-                f"or script a model with a {own} in its place"
+                f"torch.jit.script cannot compile a {kind}; use torch.jit.trace or torch.export, or {self._remedy()}"
             )
         warnings.warn(
             f"torch.jit.script compiles a {own} over the same parameters in place of a {kind}, and leaves it in the model; "
@@ -45,14 +44,14 @@ class KeptWhole(nn.RNNBase):
     def __setattr__(self, name: str, value: Any) -> None:
         """Refuse a `qconfig` from `torch.ao.quantization`; None, by which it leaves a layer alone, is a warning."""
         if name == "qconfig":
-            kind, own = type(self).__name__, self._own()
+            kind = type(self).__name__
             if value is not None:
                 raise InvalidCall(
-                    f"torch.ao.quantization cannot quantise a {kind}; put a {own} in its place first, "
+                    f"torch.ao.quantization cannot quantise a {kind}; {self._remedy()}, "
                     "or set its qconfig to None to leave it in floating point"
                 )
             warnings.warn(
-                f"torch.ao.quantization leaves a {kind} in floating point; to quantise it, put a {own} in its place first",
+                f"torch.ao.quantization leaves a {kind} in floating point; to quantise it, {self._remedy()}",
                 stacklevel=2,
             )
         super().__setattr__(name, value)
@@ -78,6 +77,10 @@ class KeptWhole(nn.RNNBase):
             arguments = arguments[:-1]
         made: torch.fx.Proxy = found.tracer.create_proxy("call_module", path, arguments, {})
         return made
+
+    def _remedy(self) -> str:
+        """What to do first, for a conversion that takes PyTorch's own layer."""
+        return f"put a {self._own()} in its place first"
 
     def _own(self) -> str:
         """PyTorch's layer for the same cell."""

@@ -37,6 +37,8 @@ _FROZEN_SENTENCES = {
     "kernel": f"{_SENTENCES['kernel']}, its weights packed once",
     "tensors": "oneDNN's LSTM, on weights that were reordered once",
 }
+_OWN = ("loop", "_recurrences")
+"""The attributes of a layer beyond those of `torch.nn`'s."""
 _DTYPES: dict[torch.dtype, DType] = {torch.float32: "float32", torch.float64: "float64"}
 
 
@@ -62,6 +64,11 @@ class FastModule(KeptWhole, nn.RNNBase):
         self.loop = loop
         self._recurrences = {}
 
+    def _end(self) -> None:
+        """Drop what `_begin` sets, before the `__class__` becomes that of the layer of `torch.nn`."""
+        for name in _OWN:
+            delattr(self, name)
+
     def forward(self, input: Any, hx: Any = None, lengths: Tensor | None = None) -> Any:
         """As for the layer in `torch.nn`.
 
@@ -80,6 +87,9 @@ class FastModule(KeptWhole, nn.RNNBase):
         if "torch._dynamo" in sys.modules:  # it may be about to compile every function that is called from here
             return _uncompiled()(self, input, hx, lengths)
         return self._run_any(input, hx, lengths)
+
+    def _remedy(self) -> str:
+        return f"{super()._remedy()}, by multirnn.replace_layers(model, 'native')"
 
     def plan(self, batch: int, time: int, *, lengths: bool = False, gradients: bool = False) -> Plan:
         """See `multirnn.layer.Planned.plan`."""
@@ -123,10 +133,10 @@ class FastModule(KeptWhole, nn.RNNBase):
         return self
 
     def _native(self) -> nn.RNNBase | None:
-        if self._layer is CandidateBiasGRU or is_parametrized(self):
+        if self._layer not in (nn.RNN, nn.LSTM, nn.GRU) or is_parametrized(self):
             return None
         native = self._layer.__new__(self._layer)
-        vars(native).update({name: value for name, value in vars(self).items() if name not in OWN})
+        vars(native).update({name: value for name, value in vars(self).items() if name not in _OWN})
         return native
 
     def __getstate__(self) -> dict[str, Any]:
@@ -360,6 +370,9 @@ class FastCandidateBiasGRU(FastGRU, CandidateBias):
 
     def _traced_weights(self) -> list[Tensor]:
         return self._whole(super()._traced_weights())
+
+    def _remedy(self) -> str:
+        return KeptWhole._remedy(self)  # `replace_layers` gives it the class CandidateBiasGRU, which is kept whole too
 
 
 def _refuse_projection(arguments: dict[str, Any]) -> None:
