@@ -600,10 +600,7 @@ def test_tracers() -> None:
     model = Tagger()
     expected = model(TOKENS)
     replacement = mr.replace_layers(model)
-    with pytest.raises(mr.InvalidCall, match=r"put a torch\.nn\.LSTM in its place first, by multirnn\.replace_layers"):
-        torch.jit.script(model)
-    with pytest.raises(mr.InvalidCall, match=r"put a torch\.nn\.LSTM in its place first, by multirnn\.replace_layers"):
-        torch.fx.symbolic_trace(model)
+    assert_close(torch.fx.symbolic_trace(model)(TOKENS), expected)
     traced = torch.jit.trace(model, (TOKENS,), check_trace=False)
     assert_close(traced(TOKENS), expected)
     assert [layer.kind for layer in mr.replace_layers(traced, "native").kept] == ["FastLSTM", "FastGRU", "FastGRU"]
@@ -612,5 +609,15 @@ def test_tracers() -> None:
     mr.replace_layers(graph)
     assert kinds(graph) == [FastLSTM, FastGRU]
     assert_close(graph(TOKENS), expected)
+    mr.replace_layers(model)
+    with pytest.warns(
+        UserWarning, match=r"leaves it in the model; mr\.replace_layers\(model\) makes the model fast again"
+    ):
+        scripted = torch.jit.script(model)
+    assert_close(scripted(TOKENS), expected)
+    assert kinds(model) == [nn.LSTM, nn.GRU]
+    mr.replace_layers(model)
+    assert kinds(model) == [FastLSTM, FastGRU]
+    assert_close(model(TOKENS), expected)
     with pytest.raises(mr.InvalidCall, match=r"torch.jit has compiled it; replace layers first"):
         mr.replace_layers(torch.jit.script(Tagger()))
