@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from copy import deepcopy
+from dataclasses import replace
+from functools import cached_property
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -91,6 +93,7 @@ class ModuleRecurrence:
 
     def __init__(self, spec: RecurrentSpec, loop: str, names: Sequence[str]) -> None:
         self.spec = spec
+        self._loop_name = loop
         self.loop = LOOPS[loop](spec)  # type: ignore[call-arg]  # of a Protocol, which has no arguments
         self.names = names
         self.skeleton = skeleton(spec)
@@ -98,6 +101,14 @@ class ModuleRecurrence:
         self.shapes = [tuple(weight.shape) for weight in held]
         self.plans: dict[tuple[int, int, bool, bool], bool] = {}
         self.constants: Constants | None = None  # while the module is frozen
+
+    @cached_property
+    def layers(self) -> list[Self]:
+        """Each layer as a recurrence of its own."""
+        spec, count = self.spec, self.spec.num_layers
+        sizes = [spec.input_size, *[spec.output_size] * (count - 1)]
+        names = self.names[: len(self.names) // count]
+        return [type(self)(replace(spec, input_size=size, num_layers=1), self._loop_name, names) for size in sizes]
 
     def freeze(self, weights: Sequence[Tensor]) -> None:
         """Take these weights for constants, if the loop prepares any."""
