@@ -83,9 +83,9 @@ def _run_layers(
     rate: float,
 ) -> tuple[Tensor, list[Tensor]]:
     layers = recurrence.layers
-    count, directions = len(layers), len(recurrence.spec.directions)
+    count = len(layers)
     each = len(weights) // count
-    states = [[None] * count if part is None else part.split(directions) for part in state]
+    states = [[None] * count if part is None else part.chunk(count) for part in state]
     turned = rows.batch_first and rows.starts is None
     inner = rows._replace(batch_first=False) if turned else rows  # it is time first between the layers
     y = x.transpose(0, 1) if turned else x

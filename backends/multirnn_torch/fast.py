@@ -63,7 +63,8 @@ class FastModule(KeptWhole, nn.RNNBase):
                 a `PackedSequence`.
             hx: the initial state; zero unless given.
             lengths: `(batch,)`, int64, on the CPU, copied: where each row ends. From there on the output is zero and the
-                state stays. A PackedSequence has its own.
+                state stays. A PackedSequence has its own. Dropout between layers draws as for these rows packed by
+                `pack_padded_sequence(..., enforce_sorted=False)`, without those of length 0.
 
         Raises:
             InvalidCall: lengths that do not fit the rows; or `torch.fx` traces it.
@@ -84,7 +85,7 @@ class FastModule(KeptWhole, nn.RNNBase):
             frozen = recurrence is not None and recurrence.constants is not None and not dropping
             if frozen and not gradients and (LOOPS[loop].ragged or not lengths):
                 return Plan(FROZEN, _FROZEN_SENTENCES[loop])
-            reason = _loop_refuses(loop, self._spec(dtype), batch, time, lengths, gradients)
+            reason = _loop_refuses(loop, self._spec(dtype), batch, time, lengths, gradients, dropping)
             if reason is None:
                 return Plan("fast", (SENTENCES if dropping else _SENTENCES)[loop])
         return Plan("native", f"torch.nn.{self.mode.split('_')[0]} itself: {reason}")
@@ -166,7 +167,8 @@ class FastModule(KeptWhole, nn.RNNBase):
             constants.check(weights, recurrence.names)
         if dropping := self._is_dropping():
             constants = None  # they are packed for the whole stack
-        if constants is None and not self._is_faster(recurrence, batch, time, rows.lengths is not None, differentiate):
+        ragged = rows.lengths is not None
+        if constants is None and not self._is_faster(recurrence, batch, time, ragged, differentiate, dropping):
             return None
         if x.stride(-1) != 1:
             x = x.contiguous()
@@ -228,10 +230,12 @@ class FastModule(KeptWhole, nn.RNNBase):
             return None
         return [(part[:, None] if unbatched else part).contiguous() for part in given]
 
-    def _is_faster(self, recurrence: ModuleRecurrence, batch: int, time: int, lengths: bool, gradients: bool) -> bool:
-        key = batch, time, lengths, gradients
+    def _is_faster(
+        self, recurrence: ModuleRecurrence, batch: int, time: int, lengths: bool, gradients: bool, dropping: bool
+    ) -> bool:
+        key = batch, time, lengths, gradients, dropping
         if (known := recurrence.plans.get(key)) is None:
-            known = _loop_refuses(self._loop_name(), recurrence.spec, batch, time, lengths, gradients) is None
+            known = _loop_refuses(self._loop_name(), recurrence.spec, *key) is None
             recurrence.plans[key] = known
         return known
 
@@ -304,10 +308,12 @@ def _uncompiled() -> Any:
     return torch.compiler.disable(FastModule._run_any)  # type: ignore[no-untyped-call]
 
 
-def _loop_refuses(loop: str, spec: RecurrentSpec, batch: int, time: int, lengths: bool, gradients: bool) -> str | None:
+def _loop_refuses(
+    loop: str, spec: RecurrentSpec, batch: int, time: int, lengths: bool, gradients: bool, dropping: bool
+) -> str | None:
     if lengths and not LOOPS[loop].ragged:
         return "without the compiled kernel, it takes rows of unequal length packed"
-    return facts.refuses(loop, spec, batch, time, gradients)
+    return facts.refuses(loop, spec, batch, time, gradients, dropping)
 
 
 _FAST_LAYERS = {"simple_rnn": FastRNN, "lstm": FastLSTM, "gru": FastGRU, "candidate_bias_gru": FastCandidateBiasGRU}

@@ -99,7 +99,7 @@ class ModuleRecurrence:
         self.skeleton = skeleton(spec)
         held: Any = self.skeleton._flat_weights
         self.shapes = [tuple(weight.shape) for weight in held]
-        self.plans: dict[tuple[int, int, bool, bool], bool] = {}
+        self.plans: dict[tuple[int, int, bool, bool, bool], bool] = {}
         self.constants: Constants | None = None  # while the module is frozen
 
     @cached_property
