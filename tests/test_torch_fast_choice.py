@@ -27,7 +27,6 @@ from torch_fast_pairs import (  # noqa: E402
     STACK,
     TIME,
     assert_all_close,
-    assert_close,
     drawn,
     drawn_x,
     each_loop,  # noqa: F401
@@ -67,19 +66,10 @@ def test_a_plan_says_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "bfloat16" in layer.plan(BATCH, TIME).sentence
 
 
-def test_dropout_and_projections_are_those_of_pytorch(loop: str, ran: list[str]) -> None:
-    quick, native = pair("gru", loop, dropout=0.5, **STACK)
-    for module in (quick, native):
-        torch.manual_seed(5)
-        module.dropped = module(drawn_x())[0]
-    assert torch.equal(quick.dropped, native.dropped)
-    assert not ran
-    assert "dropout=0.5" in quick.plan(BATCH, TIME).sentence
-    assert quick.eval().plan(BATCH, TIME).implementation == "fast"
-    assert_close(quick(drawn_x())[0], native.eval()(drawn_x())[0])
-    assert ran == ["forward"]
+def test_projections_are_those_of_pytorch(loop: str, ran: list[str]) -> None:
     projecting = FastLSTM(INPUT, HIDDEN, proj_size=3, loop=loop)
     assert projecting(drawn(TIME, INPUT, dtype=torch.float32))[0].shape == (TIME, 3)
+    assert not ran
     assert "proj_size=3" in projecting.plan(BATCH, TIME).sentence
 
 

@@ -13,7 +13,7 @@ from multirnn.adoption import takes_state
 from multirnn.layer import Lengths
 from multirnn.weights import Array
 
-__all__ = ["Caller", "arrays", "is_overridden", "run", "tensors", "uncompiled"]
+__all__ = ["Caller", "arrays", "is_overridden", "reordered", "run", "tensors", "uncompiled"]
 
 
 def tensors(values: Iterable[Array], device: torch.device) -> list[Tensor]:
@@ -113,3 +113,12 @@ def run(native: Callable[..., Any], x: Tensor, state: list[Tensor], lengths: Len
 def _call(native: Callable[..., Any], x: Tensor | PackedSequence, state: list[Tensor]) -> list[Any]:
     sequence, final = native(x, tuple(state)) if len(state) == 2 else native(x, *state)
     return [sequence, final] if isinstance(final, Tensor) else [sequence, *final]
+
+
+def reordered(hx: Any, indices: Tensor | None) -> Any:
+    """A state with its rows in another order, as a `PackedSequence` has them."""
+    if hx is None or indices is None:
+        return hx
+    if isinstance(hx, tuple):
+        return tuple(part.index_select(1, indices) for part in hx)
+    return hx.index_select(1, indices)

@@ -1,8 +1,9 @@
 """PyTorch's layers made fast on the CPU: `FastRNN`, `FastLSTM` and `FastGRU`, and the layer over one of them.
 
 Each has the parameters, calls and results of its `torch.nn` layer. It derives from `torch.nn.RNNBase` and not from that
-layer, which torch.compile refuses to trace, with every subclass. On the CPU a call runs through a `Loop` with its own backward pass. In these cases the framework's own layer runs: other devices and dtypes; operations that PyTorch
-traces, transforms or intercepts; dropout between layers; shapes for which `plan` knows nothing faster; gradients of gradients.
+layer, which torch.compile refuses to trace, with every subclass. On the CPU a call runs through a `Loop` with its own
+backward pass. In these cases the framework's own layer runs: other devices and dtypes; operations that PyTorch traces,
+transforms or intercepts; shapes for which `plan` knows nothing faster; gradients of gradients.
 """
 
 import sys
@@ -18,8 +19,9 @@ from multirnn import InvalidCall, RecurrentSpec, Weights, kernel
 from multirnn.layer import FAST, FROZEN, Lengths, Plan
 from multirnn.spec import DType
 from multirnn_torch import facts, traced
-from multirnn_torch.calls import run
+from multirnn_torch.calls import reordered, run
 from multirnn_torch.conversions import KeptWhole
+from multirnn_torch.dropout import SENTENCES, run_dropping
 from multirnn_torch.layer import TorchLayer, device_of
 from multirnn_torch.loop import Maybe
 from multirnn_torch.reading import evaluated
@@ -77,7 +79,8 @@ class FastModule(KeptWhole, nn.RNNBase):
                 a `PackedSequence`.
             hx: the initial state; zero unless given.
             lengths: `(batch,)`, int64, on the CPU, copied: where each row ends. From there on the output is zero and the
-                state stays. A PackedSequence has its own.
+                state stays. A PackedSequence has its own. Dropout between layers draws as for these rows packed by
+                `pack_padded_sequence(..., enforce_sorted=False)`, without those of length 0.
 
         Raises:
             InvalidCall: lengths that do not fit the rows; or `torch.fx` traces this layer itself.
@@ -97,12 +100,13 @@ class FastModule(KeptWhole, nn.RNNBase):
         if reason is None:
             loop, dtype = self._loop_name(), self._first_weight().dtype
             recurrence = self._recurrence(dtype)
-            frozen = recurrence is not None and recurrence.constants is not None
+            dropping = self._is_dropping()
+            frozen = recurrence is not None and recurrence.constants is not None and not dropping
             if frozen and not gradients and (LOOPS[loop].ragged or not lengths):
                 return Plan(FROZEN, _FROZEN_SENTENCES[loop])
-            reason = _loop_refuses(loop, self._spec(dtype), batch, time, lengths, gradients)
+            reason = _loop_refuses(loop, self._spec(dtype), batch, time, lengths, gradients, dropping)
             if reason is None:
-                return Plan("fast", _SENTENCES[loop])
+                return Plan("fast", (SENTENCES if dropping else _SENTENCES)[loop])
         return Plan("native", f"torch.nn.{self.mode.split('_')[0]} itself: {reason}")
 
     def freeze(self) -> Self:
@@ -160,7 +164,11 @@ class FastModule(KeptWhole, nn.RNNBase):
             raise InvalidCall(
                 "torch.compile and torch.export take no PackedSequence; tell where rows end by lengths, layer(x, lengths=...)"
             )
-        if self._is_whole() and (found := traced.run(self, x, hx, lengths, self._traced_weights())) is not None:
+        if (
+            not self.proj_size
+            and not self._is_dropping()
+            and (found := traced.run(self, x, hx, lengths, self._traced_weights())) is not None
+        ):
             return found
         if lengths is not None:
             raise InvalidCall(
@@ -176,7 +184,7 @@ class FastModule(KeptWhole, nn.RNNBase):
 
     def _run(self, x: Tensor, hx: Any, rows: Rows) -> Any:
         """The result; or None if the framework's own layer has to run, also to report an error."""
-        if not self._is_whole():
+        if self.proj_size:
             return None
         dtype: Any = getattr(x, "dtype", None)
         if not is_plain(x, dtype) or (recurrence := self._recurrence(dtype)) is None:
@@ -207,12 +215,17 @@ class FastModule(KeptWhole, nn.RNNBase):
         constants = None if differentiate else recurrence.constants
         if constants is not None:
             constants.check(weights, recurrence.names)
-        elif not self._is_faster(recurrence, batch, time, rows.lengths is not None, differentiate):
+        if dropping := self._is_dropping():
+            constants = None  # they are packed for the whole stack
+        ragged = rows.lengths is not None
+        if constants is None and not self._is_faster(recurrence, batch, time, ragged, differentiate, dropping):
             return None
         if x.stride(-1) != 1:
             x = x.contiguous()
         weights = [weight if weight.is_contiguous() else weight.contiguous() for weight in weights]
-        if differentiate:
+        if dropping:
+            y, final = run_dropping(recurrence, rows, x, state, weights, self.dropout)
+        elif differentiate:
             apply: Any = RecurrenceFunction.apply
             y, *final = apply(recurrence, rows, x, *state, *weights)
         else:
@@ -226,10 +239,10 @@ class FastModule(KeptWhole, nn.RNNBase):
         if not data.numel() or self._refuses() is not None:
             return None
         rows = Rows.packed(sizes, len(data))
-        if rows is None or (found := self._run(data, _sorted(hx, sorted_indices), rows)) is None:
+        if rows is None or (found := self._run(data, reordered(hx, sorted_indices), rows)) is None:
             return None
         y, final = found
-        return PackedSequence(y, sizes, sorted_indices, unsorted_indices), _sorted(final, unsorted_indices)
+        return PackedSequence(y, sizes, sorted_indices, unsorted_indices), reordered(final, unsorted_indices)
 
     def _run_native(self, x: Any, hx: Any, lengths: Maybe) -> Any:
         """By the framework's own layer."""
@@ -268,16 +281,18 @@ class FastModule(KeptWhole, nn.RNNBase):
             return None
         return [(part[:, None] if unbatched else part).contiguous() for part in given]
 
-    def _is_faster(self, recurrence: ModuleRecurrence, batch: int, time: int, lengths: bool, gradients: bool) -> bool:
-        key = batch, time, lengths, gradients
+    def _is_faster(
+        self, recurrence: ModuleRecurrence, batch: int, time: int, lengths: bool, gradients: bool, dropping: bool
+    ) -> bool:
+        key = batch, time, lengths, gradients, dropping
         if (known := recurrence.plans.get(key)) is None:
-            known = _loop_refuses(self._loop_name(), recurrence.spec, batch, time, lengths, gradients) is None
+            known = _loop_refuses(self._loop_name(), recurrence.spec, *key) is None
             recurrence.plans[key] = known
         return known
 
-    def _is_whole(self) -> bool:
-        """Whether it is a stack and nothing more."""
-        return not self.proj_size and not (self.dropout and self.training and self.num_layers > 1)
+    def _is_dropping(self) -> bool:
+        """Whether it drops outputs between its layers."""
+        return bool(self.dropout and self.training and self.num_layers > 1)
 
     def _refuses(self) -> str | None:
         """None, or why no shape is fast."""
@@ -288,8 +303,6 @@ class FastModule(KeptWhole, nn.RNNBase):
             return f"of {str(weight.dtype).removeprefix('torch.')} nothing faster is known"
         if self.proj_size:
             return f"it projects its state (proj_size={self.proj_size})"
-        if not self._is_whole():
-            return f"it drops outputs between its layers (dropout={self.dropout})"
         return None
 
     def _first_weight(self) -> Tensor:
@@ -386,19 +399,12 @@ def _uncompiled() -> Any:
     return torch.compiler.disable(FastModule._run_any)  # type: ignore[no-untyped-call]
 
 
-def _loop_refuses(loop: str, spec: RecurrentSpec, batch: int, time: int, lengths: bool, gradients: bool) -> str | None:
+def _loop_refuses(
+    loop: str, spec: RecurrentSpec, batch: int, time: int, lengths: bool, gradients: bool, dropping: bool
+) -> str | None:
     if lengths and not LOOPS[loop].ragged:
         return "without the compiled kernel, it takes rows of unequal length packed"
-    return facts.refuses(loop, spec, batch, time, gradients)
-
-
-def _sorted(hx: Any, indices: Maybe) -> Any:
-    """A state with its rows in another order."""
-    if hx is None or indices is None:
-        return hx
-    if isinstance(hx, tuple):
-        return tuple(part.index_select(1, indices) for part in hx)
-    return hx.index_select(1, indices)
+    return facts.refuses(loop, spec, batch, time, gradients, dropping)
 
 
 _FAST_LAYERS = {"simple_rnn": FastRNN, "lstm": FastLSTM, "gru": FastGRU, "candidate_bias_gru": FastCandidateBiasGRU}

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from copy import deepcopy
+from dataclasses import replace
+from functools import cached_property
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -97,12 +99,20 @@ class ModuleRecurrence:
         self.skeleton = skeleton(spec)
         held: Any = self.skeleton._flat_weights
         self.shapes = [tuple(weight.shape) for weight in held]
-        self.plans: dict[tuple[int, int, bool, bool], bool] = {}
+        self.plans: dict[tuple[int, int, bool, bool, bool], bool] = {}
         self.constants: Constants | None = None  # while the module is frozen
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """A new one, not frozen: parametrized modules are copied attribute by attribute, and a loop cannot be."""
         return type(self)(self.spec, self._name, self.names)
+
+    @cached_property
+    def layers(self) -> list[Self]:
+        """Each layer as a recurrence of its own."""
+        spec, count = self.spec, self.spec.num_layers
+        sizes = [spec.input_size, *[spec.output_size] * (count - 1)]
+        names = self.names[: len(self.names) // count]
+        return [type(self)(replace(spec, input_size=size, num_layers=1), self._name, names) for size in sizes]
 
     def freeze(self, weights: Sequence[Tensor]) -> None:
         """Take these weights for constants, if the loop prepares any."""
