@@ -12,9 +12,11 @@ import pytest
 import multirnn as mr
 from multirnn.protocol import Backend
 
-# Most of the time of the tests is XLA compiling a new stack: 3 s each, and 1 s like this. What `make demo` and the
-# benchmarks run, and test_jax_native in a process of its own, is compiled as it is for users.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
+# Most of the time of the tests is XLA compiling a new stack: 3 s each, and 0.7 s like this, in one piece: it would compile
+# pieces side by side, and the other core has tests of its own. What `make demo` and the benchmarks run, and
+# test_jax_native in a process of its own, is compiled as it is for users.
+XLA = ("backend_optimization_level=0", "cpu_use_fusion_emitters=false", "cpu_parallel_codegen_split_count=1")
+os.environ.setdefault("XLA_FLAGS", " ".join(f"--xla_{option}" for option in XLA))
 
 pytest.register_assert_rewrite("adopted_layers", "diverging_layers", "kernel_calls", "torch_fast_pairs")  # they assert
 

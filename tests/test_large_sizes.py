@@ -1,8 +1,8 @@
 """Every fast implementation at sizes that cross its thresholds, on as many threads as there are cores and on many more."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import pytest
 
@@ -22,42 +22,59 @@ IMPLEMENTATIONS = [
 ]
 
 
-@contextmanager
-def threads(name: str, count: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A backend's layers use so many threads, whatever this machine has."""
-    with monkeypatch.context() as patched:
-        patched.setattr(os, "sched_getaffinity", lambda process: set(range(count)))
-        if name != "torch":
-            yield
-            return
-        import torch
-
-        before = torch.get_num_threads()
-        torch.set_num_threads(count)
+@pytest.fixture(scope="module")
+def backends() -> dict[str, Backend]:
+    """Those whose frameworks are installed, by what their rows are called."""
+    found = {}
+    for name, implementation in IMPLEMENTATIONS:
         try:
-            yield
-        finally:
-            torch.set_num_threads(before)
+            found[f"{name} {implementation}"] = with_implementation(mr.backend(name), implementation)
+        except mr.MissingFramework:
+            continue  # test_agreement skips it with the sentence
+    return found
 
 
-@pytest.mark.parametrize("count", [1, 3, 16])
-@pytest.mark.parametrize(("name", "implementation"), IMPLEMENTATIONS)
-def test_large_sizes_agree(name, implementation, count, monkeypatch, observed) -> None:
-    try:
-        backend = with_implementation(mr.backend(name), implementation)
-    except mr.MissingFramework as error:
-        pytest.skip(str(error))
-    with threads(name, count, monkeypatch):
-        for problem in large_problems():
-            if backend.refuses(problem.weights.spec) is None:
-                note(observed, f"{name} {implementation}", problem, compared(backend, problem))
+@pytest.fixture(scope="module", params=[1, 3, 16])
+def threads(request: pytest.FixtureRequest, backends: dict[str, Backend]) -> Iterator[int]:
+    """Every backend's layers use so many threads, whatever this machine has."""
+    torch = sys.modules.get("torch")
+    before = torch.get_num_threads() if torch else 0
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os, "sched_getaffinity", lambda process: set(range(request.param)))
+        forget_the_number_of_threads()
+        if torch:
+            torch.set_num_threads(request.param)
+        yield request.param
+    if torch:
+        torch.set_num_threads(before)
+    forget_the_number_of_threads()
 
 
-def compared(backend: Backend, problem: LargeProblem) -> Row:
+def forget_the_number_of_threads() -> None:
+    """JAX keeps what it compiled for another number, and Keras the number."""
+    if jax := sys.modules.get("jax"):
+        jax.clear_caches()
+    if kernel := sys.modules.get("multirnn_keras.kernel"):
+        kernel._threads.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def problems() -> dict[str, LargeProblem]:
+    return {problem.name: problem for problem in large_problems()}
+
+
+@pytest.mark.parametrize("name", [name for name, _ in large_cases()])
+def test_large_sizes_agree(name: str, problems, threads: int, backends: dict[str, Backend], observed) -> None:
+    """All implementations at once: the reference takes longer than any of them."""
+    problem = problems[name]
     _, weights, x, state, lengths = problem
-    row = mr.compare(weights, x, state, lengths=lengths, backends=[backend]).rows[0]
-    assert row.verdict == "equal", f"{problem.name}: {row.reason}"
-    return row
+    accepting = {title: backend for title, backend in backends.items() if backend.refuses(weights.spec) is None}
+    rows = mr.compare(weights, x, state, lengths=lengths, backends=list(accepting.values())).rows
+    assert [
+        f"{title}: {row.reason}" for title, row in zip(accepting, rows, strict=True) if row.verdict != "equal"
+    ] == []
+    for title, row in zip(accepting, rows, strict=True):
+        note(observed, title, problem, row)
 
 
 def note(observed, title: str, problem: LargeProblem, row: Row) -> None:
