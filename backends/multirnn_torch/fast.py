@@ -160,22 +160,17 @@ class FastModule(KeptWhole, nn.RNNBase):
 
     def _run_traced(self, x: Any, hx: Any, lengths: Maybe) -> Any:
         """Under `torch.compile` or `torch.export`."""
-        if isinstance(x, PackedSequence):
-            raise InvalidCall(
-                "torch.compile and torch.export take no PackedSequence; tell where rows end by lengths, layer(x, lengths=...)"
-            )
-        if (
-            not self.proj_size
-            and not self._is_dropping()
-            and (found := traced.run(self, x, hx, lengths, self._traced_weights())) is not None
-        ):
-            return found
-        if lengths is not None:
-            raise InvalidCall(
-                "lengths under torch.compile and torch.export need the compiled kernel: float32 or float64 on the CPU, "
-                "no projections, no dropout between layers in training, and lengths that are int64 on the CPU"
-            )
-        return self._run_native(x, hx, lengths)
+        weights = self._traced_weights()
+        why = traced.refuses(self, x, hx, lengths, weights)
+        if why is None:
+            return traced.run(self, x, hx, lengths, weights)
+        if not torch.compiler.is_exporting():
+            from multirnn_torch.untraced import BECAUSE
+
+            return BECAUSE[why](self, x, hx, lengths)
+        if why == "packed" or lengths is not None:  # neither can be exported through PyTorch's own layer
+            raise InvalidCall(traced.REASONS[why])
+        return self._run_native(x, hx, None)
 
     def _traced_weights(self) -> list[Tensor]:
         """The weights that the layer in `torch.nn` would use, without writing to its list of them."""
@@ -395,8 +390,10 @@ def _refuse_projection(arguments: dict[str, Any]) -> None:
 
 @cache
 def _uncompiled() -> Any:
-    """`FastModule._run_any`, hidden from torch.compile; made on demand, since that is slow to load."""
-    return torch.compiler.disable(FastModule._run_any)  # type: ignore[no-untyped-call]
+    """`FastModule._run_any`, hidden from torch.compile."""
+    from multirnn_torch.untraced import BECAUSE
+
+    return BECAUSE["none"]
 
 
 def _loop_refuses(
