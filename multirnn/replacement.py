@@ -49,7 +49,7 @@ class Replacement(Shown, ABC):
 
     @abstractmethod
     def restore(self) -> None:
-        """Undo the replacement. What the layers have learnt meanwhile stays; a second call changes nothing."""
+        """Undo the replacement, and keep all that the layers have learnt meanwhile; a second call changes nothing."""
 
     def to_dict(self) -> dict[str, Any]:
         """See `Shown.to_dict`."""
@@ -79,7 +79,7 @@ def replace_layers(model: Any, implementation: Implementation = FAST) -> Replace
         implementation: "fast"; or "native", which puts the framework's own layers back without a `Replacement` at hand.
 
     Returns:
-        What was replaced and what was kept, and why; `restore()` undoes it.
+        The record of all that was replaced, and the reason for each layer that was kept; its `restore()` undoes it.
 
     Raises:
         InvalidCall: the model has no recurrent layer, or none that can be replaced, with the reason for each; or another

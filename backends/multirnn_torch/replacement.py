@@ -84,19 +84,24 @@ def replace_layers(model: Any, implementation: Implementation) -> TorchReplaceme
 
 
 def _recurrent(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """The recurrent layers and cells, each once, without the parts of one; also those of `torch.jit` and `torch.ao`."""
-    above: list[str] = []
+    """The recurrent layers and cells, each once; also those that `torch.jit` or `torch.ao` made, without their parts."""
+    foreign: list[str] = []
     for path, part in model.named_modules():
-        if any(not outer or path.startswith(f"{outer}.") for outer in above):
+        if any(not outer or path.startswith(f"{outer}.") for outer in foreign):
             continue
-        foreign = isinstance(part, torch.jit.ScriptModule) or type(part).__module__.startswith("torch.ao.")
-        if isinstance(part, nn.RNNBase | nn.RNNCellBase) or (foreign and _name(part) in _NAMES):
-            above.append(path)
+        if _is_foreign(part) and _name(part) in _NAMES:
+            foreign.append(path)
+            yield path, part
+        elif isinstance(part, nn.RNNBase | nn.RNNCellBase):
             yield path, part
 
 
+def _is_foreign(part: nn.Module) -> bool:
+    return isinstance(part, torch.jit.ScriptModule) or type(part).__module__.startswith("torch.ao.")
+
+
 def _name(layer: nn.Module) -> str:
-    return str(getattr(layer, "original_name", type(layer).__name__))  # the class that `torch.jit` compiled
+    return str(layer.original_name if isinstance(layer, torch.jit.ScriptModule) else type(layer).__name__)
 
 
 def _keeps(layer: Any, implementation: Implementation) -> str | None:
