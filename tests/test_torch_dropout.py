@@ -310,7 +310,7 @@ def test_computed_weights(loop: str, ran: list[str]) -> None:
 
 @pytest.mark.parametrize("bias", ["none", "single", "double"])
 @pytest.mark.parametrize("cell", ["simple_rnn", "lstm", "gru"])
-def test_every_form_of_bias(cell: str, bias: str) -> None:
+def test_every_form_of_bias(cell: Any, bias: Any) -> None:
     spec = mr.RecurrentSpec(cell, INPUT, HIDDEN, num_layers=2, bias=bias, dtype="float64")
     weights = mr.initialise(spec, seed=3)
     found = []
