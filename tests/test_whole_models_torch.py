@@ -7,11 +7,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import multirnn_torch
 import numpy as np
 import onnxruntime
 import pytest
 import torch
-from multirnn_torch import export_onnx
 from torch import Tensor, nn
 from torch.nn import functional
 from whole_models_torch import Acting, Enhancer, Forecaster, LanguageModel, Policy, Tagger, Translator
@@ -311,7 +311,7 @@ def served(path: Path) -> Callable[..., list[np.ndarray]]:
 def test_onnx_runtime_gives_the_outputs_of_the_stock_model(case: Case, tmp_path: Path) -> None:
     stock, fast = pair(case)
     stock, fast = case.deployed(stock.eval()), case.deployed(fast.eval())
-    export_onnx(fast, case.drawn_deployed(3, 11), tmp_path / "model.onnx")
+    multirnn_torch.export_onnx(fast, case.drawn_deployed(3, 11), tmp_path / "model.onnx")
     run = served(tmp_path / "model.onnx")
     for batch, time in OTHERS:
         args = case.drawn_deployed(batch, time)
@@ -321,7 +321,7 @@ def test_onnx_runtime_gives_the_outputs_of_the_stock_model(case: Case, tmp_path:
 def test_a_policy_acts_step_by_step_in_onnx_runtime(tmp_path: Path) -> None:
     case = CASES["policy"]
     stock, fast = pair(case)
-    export_onnx(Acting(fast), step(3, 1), tmp_path / "policy.onnx")
+    multirnn_torch.export_onnx(Acting(fast), step(3, 1), tmp_path / "policy.onnx")
     act = served(tmp_path / "policy.onnx")
     for batch, time in OTHERS:
         observations, ended, h, c = rollout(batch, time)
@@ -336,7 +336,7 @@ def test_a_policy_acts_step_by_step_in_onnx_runtime(tmp_path: Path) -> None:
 
 def test_speech_is_enhanced_frame_by_frame_in_onnx_runtime(tmp_path: Path) -> None:
     stock, fast = pair(CASES["enhancer"])
-    export_onnx(fast, frames(3, 11), tmp_path / "enhancer.onnx")
+    multirnn_torch.export_onnx(fast, frames(3, 11), tmp_path / "enhancer.onnx")
     run = served(tmp_path / "enhancer.onnx")
     noisy, *state = frames(2, 7)
     expected = stock(noisy, *state)
@@ -353,4 +353,4 @@ def test_speech_is_enhanced_frame_by_frame_in_onnx_runtime(tmp_path: Path) -> No
 def test_packed_sequences_are_refused_in_an_export_with_what_to_call_instead(tmp_path: Path) -> None:
     _, fast = pair(CASES["tagger"])
     with pytest.raises(mr.InvalidCall, match="lengths="):
-        export_onnx(fast, with_lengths(3, 5), tmp_path / "tagger.onnx")
+        multirnn_torch.export_onnx(fast, with_lengths(3, 5), tmp_path / "tagger.onnx")
