@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from multirnn_bench.machine import thread_variables
 from multirnn_bench.worker import block, warm
 
 ROOT = Path(__file__).parent.parent
@@ -38,7 +39,7 @@ class Served:
     def of(cls, folder: Path, what: str) -> Iterator["Served"]:
         """Start it, and end it."""
         paths = folder, folder / "backends", ROOT / "benchmarks"
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths))}
+        environment = os.environ | thread_variables(THREADS) | {"PYTHONPATH": os.pathsep.join(map(str, paths))}
         command, pipe = [sys.executable, __file__, what], subprocess.PIPE
         with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment) as process:
             found = cls(process)

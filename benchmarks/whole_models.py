@@ -14,7 +14,6 @@ processes had work. Ratios are the time of PyTorch's layers over ours in one rou
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -28,7 +27,7 @@ from eager_calls import CALLS, THREADS, Served, older, timed
 from multirnn_bench.alone import measure_together
 from multirnn_bench.doctor import CLEARLY, PERIOD
 from multirnn_bench.interference import Interference, Pace
-from multirnn_bench.machine import VARIABLES, allowed_cores, describe
+from multirnn_bench.machine import allowed_cores, describe
 from multirnn_bench.rounds import BLOCK, Entrant, RoundPlan, interleave
 from multirnn_bench.statistics import quartiles
 from multirnn_bench.worker import warm
@@ -339,8 +338,6 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--before", default=BEFORE)
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args(arguments)
-    for variable in VARIABLES:
-        os.environ[variable] = str(THREADS)
     import torch
 
     torch.set_num_threads(THREADS)
