@@ -270,12 +270,15 @@ def test_a_tagger_may_give_the_lengths_instead_of_packing() -> None:
 # --- Compiled --------------------------------------------------------------------------------------------------------
 
 
-@every_case
-def test_compiled_whole_it_is_the_stock_model(case: Case) -> None:
+@pytest.mark.parametrize("name", CASES)
+def test_compiled_whole_it_is_the_stock_model(name: str) -> None:
+    case = CASES[name]
     stock, fast = pair(case)
     stock, fast = case.deployed(stock.eval()), case.deployed(fast.eval())
-    compiled = torch.compile(fast, fullgraph=True, dynamic=True)
-    for batch, time in ((3, 11), *OTHERS):
+    # Inductor compiles C++ for half a minute a model; the others are traced as for it, and their operators run one by one.
+    backend = "inductor" if name == "tagger" else "aot_eager"
+    compiled = torch.compile(fast, fullgraph=True, dynamic=True, backend=backend)
+    for batch, time in ((3, 11), (5, 9), (4, 17)):
         args = case.drawn_deployed(batch, time)
         assert_all_close(pulled(compiled, args, fast.parameters()), pulled(stock, args, stock.parameters()))
 
