@@ -47,7 +47,7 @@ CASES = {
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 
-def pair(case: Case) -> tuple[keras.Model, keras.Model, mr.Replacement]:
+def pair(case: Case) -> tuple[keras.Model, keras.Model, Any]:
     """The model with Keras' layers, the same with ours, and what replaced them."""
     stock, fast = made(case), made(case)
     replacement = mr.replace_layers(fast)
