@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from whole_models_torch import Acting, Enhancer, Forecaster, LanguageModel, Policy, Tagger, Translator
 
 import multirnn as mr
@@ -203,6 +204,25 @@ def test_training_in_float64_is_that_of_the_stock_model_with_its_dropout(case: C
     actual = [*pulled(fast.train(), args, fast.parameters()), torch.rand(1)]
     assert_all_close(actual, expected)
     assert actual[-1] == expected[-1]
+
+
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["forward", "both"])
+@pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU])
+def test_dropout_after_a_layer_drops_the_same(kind: Any, bidirectional: bool) -> None:
+    """Dropout draws in the order of the memory, so that is the same too."""
+    stock = nn.ModuleList([kind(5, 6, batch_first=True, bidirectional=bidirectional)])
+    fast = deepcopy(stock)
+    mr.replace_layers(fast)
+    x, lengths = torch.randn(4, 7, 5), torch.tensor([7, 3, 5, 1])
+    packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+    (whole, _), (expected, _) = fast[0](x), stock[0](x)
+    (ragged, _), (data, _) = fast[0](x, lengths=lengths), stock[0](packed)
+    for actual, wanted in ((whole, expected), (ragged, pad_packed_sequence(data, batch_first=True)[0])):
+        assert actual.stride() == wanted.stride()
+        torch.manual_seed(1)
+        dropped = functional.dropout(wanted)
+        torch.manual_seed(1)
+        assert_close(functional.dropout(actual), dropped)
 
 
 @every_case
