@@ -53,6 +53,7 @@ bench: install
 	$(BIN)/multirnn bench benchmarks/overhead.csv --threads 2 --minutes 20 --peers benchmarks/counterparts.py \
 		$(OVERHEAD:%=--contender %) --out benchmarks/results/overhead.jsonl
 	$(BIN)/python benchmarks/overhead.py benchmarks/results/overhead.jsonl --write
+	$(BIN)/python benchmarks/whole_models.py --write
 	$(BIN)/multirnn bench standard --out benchmarks/results/standard.jsonl
 	$(BIN)/python benchmarks/goals.py benchmarks/results/standard.jsonl --write
 

@@ -228,6 +228,29 @@ def fast() -> str:
     return "\n\n".join([pairs(found["results"]), table(head, memory)])
 
 
+def whole_models() -> str:
+    """Whole models, and eager calls beside an older version, as `benchmarks/whole_models.py` measures them."""
+    found = json.loads((ROOT / "benchmarks/results/whole_models.json").read_text())
+    models, calls = [], []
+    for r in found["results"]:
+        goal = [r["goal"] or "–", "–" if r["held"] is None else held(r)]
+        times = [f"{value:.0f}" for value in r["times"].values()]
+        if "before" in r["times"]:
+            calls.append([r["what"], *times, f"{r['more']:+.1f}", *goal])
+        else:
+            ratios = [f"{middle:.2f} ({low:.2f}–{high:.2f})" for low, middle, high in r["ratios"].values()]
+            models.append([r["what"], *times, *(f"**{one}**" if float(one[:4]) < 1 else one for one in ratios), *goal])
+    taken = f"{found['taken']['median']:.1%}, at most {found['taken']['most']:.0%}"
+    head = ["what", "PyTorch's, µs", "ours, µs", "ours compiled, µs", "PyTorch's / ours (quartiles)"]
+    return "\n\n".join(
+        [
+            table([*head, "PyTorch's / ours compiled (quartiles)", "goal", ""], models),
+            table(["an eager call", "before, µs", "now, µs", "more, µs", "goal", ""], calls),
+            f"While a block was timed, the host took this share of the cores: in the median {taken}.",
+        ]
+    )
+
+
 READ_BY = {  # the package that reads and writes a format, where NumPy alone does not
     "keras": "h5py to write", "msgpack": "msgpack", "onnx": "onnx",
 }  # fmt: skip
@@ -313,6 +336,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "speed": speed,
     "goals": goals,
     "fast": fast,
+    "whole_models": whole_models,
     "formats": formats,
     "conversions": conversions,
 }

@@ -131,8 +131,17 @@ class ModuleRecurrence:
         keep: bool = False,
         constants: Constants | None = None,
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """The sequence in the layout of x, and the results of `Loop.forward`."""
-        y = torch.empty((*x.shape[:-1], self.spec.output_size), dtype=x.dtype, device="cpu")
+        """The sequence, of the shape that x has, and the results of `Loop.forward`.
+
+        With gradients, rows of a batch-first sequence lie step by step in memory, as PyTorch's layers leave them: dropout
+        draws in the order of the memory, and so drops the same elements after this layer.
+        """
+        size = *x.shape[:-1], self.spec.output_size
+        if keep and rows.batch_first and x.dim() == 3:
+            strides = size[2], size[0] * size[2], 1
+            y = torch.empty_strided(size, strides, dtype=x.dtype, device="cpu")
+        else:
+            y = torch.empty(size, dtype=x.dtype, device="cpu")
         call = rows.call(x, state, weights, y)
         if constants is not None:
             call = call._replace(prepared=constants.prepared)
