@@ -134,10 +134,11 @@ class ModuleRecurrence:
         """The sequence, of the shape that x has, and the results of `Loop.forward`.
 
         With gradients, rows of a batch-first sequence lie step by step in memory, as PyTorch's layers leave them: dropout
-        draws in the order of the memory, and so drops the same elements after this layer.
+        draws in the order of the memory, and so drops the same elements after this layer. With lengths they lie row by row,
+        as `pad_packed_sequence` leaves them.
         """
         size = *x.shape[:-1], self.spec.output_size
-        if keep and rows.batch_first and x.dim() == 3:
+        if keep and rows.batch_first and rows.lengths is None:
             strides = size[2], size[0] * size[2], 1
             y = torch.empty_strided(size, strides, dtype=x.dtype, device="cpu")
         else:
