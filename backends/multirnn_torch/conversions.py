@@ -69,13 +69,14 @@ class KeptWhole(nn.RNNBase):
         found = next((part for part in _parts(arguments) if isinstance(part, torch.fx.Proxy)), None)
         if found is None:
             return None
-        if not (path := found.tracer.path_of_module(self)):
+        tracer: Any = found.tracer
+        if not (path := tracer.path_of_module(self)):
             raise InvalidCall(
                 f"torch.fx cannot trace through a {type(self).__name__}; trace a model that contains it, where it is one node"
             )
         while arguments[-1] is None:
             arguments = arguments[:-1]
-        made: torch.fx.Proxy = found.tracer.create_proxy("call_module", path, arguments, {})
+        made: torch.fx.Proxy = tracer.create_proxy("call_module", path, arguments, {})
         return made
 
     def _remedy(self) -> str:
