@@ -6,10 +6,9 @@ A stack is one custom call forward and one backward, on all of XLA's threads. JA
       gradients and Hessian products work;
     * `vmap` over sequences makes their rows the rows of one call. Its gradients, wanted for each row, are those of
       `multirnn_jax.reverse`. Ensembles of weights are sequences of calls;
-    * forward mode over the function itself (`jax.jvp`, `jax.jacfwd`) is an error, as for any `jax.custom_vjp`.
+    * forward mode (`jax.jvp`, `jax.jacfwd`) is that of `multirnn_jax.loop`; its transpose is the compiled backward pass.
 
-A custom call runs on one device, and `jax.export` keeps only XLA's own: see `refuses`, and export with
-`implementation="native"`.
+A custom call runs on one device; see `refuses`. `multirnn_jax.exporting` exports functions that contain it.
 
 Array axes as in `multirnn_jax.loop`; `rows` are all batch axes as one.
 """
@@ -25,12 +24,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.custom_batching import custom_vmap
-from jax.custom_derivatives import SymbolicZero, custom_vjp_primal_tree_values
 
 from multirnn import Output, RecurrentSpec, State
 from multirnn.kernel import CompiledRecurrence, xla
 from multirnn_jax import loop, reverse
 from multirnn_jax.loop import Params
+from multirnn_jax.tangents import tangents_of
 
 __all__ = ["apply", "cores", "refuses"]
 
@@ -52,8 +51,9 @@ def apply(
     ends = loop.check(spec, params, x, state, lengths)
     *batch, time, _ = np.shape(x)
     rows = prod(batch)
-    output: Any = _recur(
+    output, _ = _forward(
         _CustomCall(spec, cores()),
+        False,
         {name: jnp.asarray(params[name]) for name in spec.shapes},
         jnp.reshape(x, (rows, time, spec.input_size)),
         None if state is None else _resized(state, rows),
@@ -136,35 +136,6 @@ def _target(direction: str, dtype: str) -> str:
 # --- Rules of the function, then of its calls. --------------------------------------------------------------------------
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _recur(custom: _CustomCall, params: Any, x: Any, state: Any, lengths: Any) -> Output:
-    output: Output = _forward(custom, False, params, x, state, lengths)[0]
-    return output
-
-
-def _keep(custom: _CustomCall, *arguments: Any) -> Any:
-    values: Any = custom_vjp_primal_tree_values  # not typed
-    params, x, state, lengths = values(arguments)
-    output, stash = _forward(custom, True, params, x, state, lengths)
-    of_x = () if arguments[1].perturbed else None  # in the pytree's structure, because it has to be static
-    return output, (of_x, (params, x, state, lengths, output.sequence, stash))
-
-
-def _pull_back(custom: _CustomCall, residuals: Any, cotangent: Output) -> Any:
-    of_x, kept = residuals
-    given = jax.tree.map(_array, cotangent)
-    return *_backward(custom, of_x is not None, *kept, given), None
-
-
-def _array(part: Any) -> Any:
-    aval: Any = part.aval if isinstance(part, SymbolicZero) else None
-    return part if aval is None else jnp.zeros(aval.shape, aval.dtype)
-
-
-# symbolic_zeros: in training x is data, and its gradient, as large a product as that of the input weights, is not needed.
-_recur.defvjp(_keep, _pull_back, symbolic_zeros=True)
-
-
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _forward(custom: _CustomCall, keep: bool, params: Any, x: Any, state: Any, lengths: Any) -> Any:
     """`_CustomCall.forward` with its rules."""
@@ -180,8 +151,9 @@ def _forward(custom: _CustomCall, keep: bool, params: Any, x: Any, state: Any, l
             return _one_by_one(lambda *call: forward(*call), size, batched, (params, x, state, lengths))
         x, state, lengths = _all_batched(size, batched[1:], (x, state, lengths))
         rows = x.shape[1]
-        output: Any = _recur(
+        output, _ = _forward(
             custom,
+            False,
             params,
             x.reshape(size * rows, *x.shape[2:]),
             None
@@ -198,16 +170,38 @@ def _forward(custom: _CustomCall, keep: bool, params: Any, x: Any, state: Any, l
     return forward(params, x, state, lengths)
 
 
-@_forward.defjvp
+class _Derivative(NamedTuple):
+    """The rule of `_forward`, which keeps its arguments, y and the stash; see `multirnn_jax.tangents.Rule`."""
+
+    custom: _CustomCall
+
+    def push(self, kept: Any, tangents: list[Any]) -> Any:
+        params, x, state, lengths, _, _ = kept
+        arrays, tree = jax.tree.flatten((params, x, state))
+        moving = [place for place, tangent in enumerate(tangents) if tangent is not None]
+
+        def run(*moved: Any) -> Output:
+            given = dict(zip(moving, moved, strict=True))
+            now = [given.get(place, array) for place, array in enumerate(arrays)]
+            params, x, state = jax.tree.unflatten(tree, now)
+            return loop.apply(self.custom.spec, params, x, state, lengths)
+
+        primals, along = (tuple(of[place] for place in moving) for of in (arrays, tangents))
+        return jax.jvp(run, primals, along)[1]
+
+    def pull(self, kept: Any, cotangents: Output, asked: tuple[bool, ...]) -> list[Any]:
+        # In training x is data, and its gradient, as large a product as that of the input weights, is not needed.
+        of_x = asked[len(self.custom.spec.shapes)]
+        dparams, dx, dstate = _backward(self.custom, of_x, *kept, cotangents)
+        return [*jax.tree.leaves(dparams), dx, *jax.tree.leaves(dstate)]
+
+
+@partial(_forward.defjvp, symbolic_zeros=True)
 def _push_forward(custom: _CustomCall, keep: bool, primals: Any, tangents: Any) -> Any:
-    params, x, state, lengths = primals
-    output, stash = _forward(custom, keep, *primals)
-
-    def run(params: Any, x: Any, state: Any) -> Output:
-        return loop.apply(custom.spec, params, x, state, lengths)
-
-    _, along = jax.jvp(run, (params, x, state), tuple(tangents[:3]))
-    return (output, stash), (along, None if stash is None else np.zeros(stash.shape, jax.dtypes.float0))
+    output, stash = _forward(custom, True, *primals)
+    kept = *primals, output.sequence, stash
+    along = tangents_of(output, _Derivative(custom), kept, tangents[:3])
+    return (output, stash if keep else None), (along, np.zeros(stash.shape, jax.dtypes.float0) if keep else None)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
