@@ -7,11 +7,13 @@ from multirnn import Weights
 from multirnn.layer import Implementation
 from multirnn.protocol import Abilities, Prepared, Work, accept
 from multirnn_jax import adoption, fast, layer, training, weights
+from multirnn_jax.exporting import export, export_function, load_exported
 from multirnn_jax.fast import FastJaxLayer, FastRecurrence
 from multirnn_jax.layer import JaxLayer
 from multirnn_jax.loop import Recurrence
 
 __all__ = ["BACKEND", "FastJaxLayer", "FastRecurrence", "JaxLayer", "Recurrence", "build"]
+__all__ += ["export", "export_function", "load_exported"]
 
 
 class JaxBackend(Abilities):

@@ -35,8 +35,8 @@ def apply(
 class FastRecurrence(Recurrence):
     """A `Recurrence` whose `apply` has a reverse rule of its own, and on a CPU is the compiled recurrence.
 
-    Both modes of differentiation, in any order, are those of any JAX function. `jax.export` of the compiled recurrence
-    has to be told of its custom calls: `multirnn_jax.export` does.
+    Both modes of differentiation, in any order, are those of any JAX function. `jax.export` has to be told of the custom
+    calls of the compiled recurrence: `multirnn_jax.export` tells it.
     """
 
     def __post_init__(self) -> None:

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.custom_batching import custom_vmap
+from jax.custom_derivatives import SymbolicZero
 
 from multirnn import Output, RecurrentSpec, State
 from multirnn.kernel import CompiledRecurrence, xla
@@ -31,7 +32,7 @@ from multirnn_jax import loop, reverse
 from multirnn_jax.loop import Params
 from multirnn_jax.tangents import tangents_of
 
-__all__ = ["apply", "cores", "refuses"]
+__all__ = ["apply", "cores", "library_refuses", "refuses", "target", "target_name"]
 
 
 @cache
@@ -41,6 +42,11 @@ def refuses() -> str | None:
         return f"the compiled recurrence runs on a CPU, and arrays are on the {platform} here"
     if (devices := jax.device_count()) > 1:
         return f"a call of the compiled recurrence cannot be divided between the {devices} devices that JAX has here"
+    return library_refuses()
+
+
+def library_refuses() -> str | None:
+    """Why there is no compiled recurrence for this JAX, in a sentence, or None."""
     return xla.refuses(Path(jax.ffi.include_dir(), "xla", "ffi", "api", "c_api.h"))
 
 
@@ -85,7 +91,7 @@ class _CustomCall(NamedTuple):
         first = like((len(list(spec.passes)), rows, spec.hidden_size))
         results = [like((rows, time, spec.output_size)), *[first] * len(spec.form.states)]
         if keep:
-            results.append(like((CompiledRecurrence(spec).stash_size(rows, time),), dtype=np.uint8))
+            results.append(like(_stash_shape(spec, rows, time), dtype=np.uint8))
         found = self._call("forward", results, params, x, state, lengths, stash=keep)
         stash = found.pop() if keep else None
         return Output(found[0], State(*found[1:])), stash
@@ -120,14 +126,32 @@ class _CustomCall(NamedTuple):
         operands = [x, *jax.tree.leaves(state), *jax.tree.leaves(lengths), *parameters, *more]
         given: dict[str, bool] = {"state": state is not None, "lengths": lengths is not None}
         attributes = xla.attributes(self.spec, stash=stash, dx=dx, threads=self.threads, **given)
-        call: Any = jax.ffi.ffi_call(_target(direction, self.spec.dtype), results)
+        call: Any = jax.ffi.ffi_call(target(direction, self.spec.dtype), results)
         return list(call(*operands, custom_call=attributes))
 
 
+def _stash_shape(spec: RecurrentSpec, rows: Any, time: Any) -> tuple[Any, ...]:
+    """The shape of the stash, an array of bytes; in `jax.export` sizes may be symbols."""
+    compiled = CompiledRecurrence(spec)
+    if isinstance(rows, int) and isinstance(time, int):
+        return (compiled.stash_size(rows, time),)
+    step, more = compiled.stash_bound()
+    return rows * time + rows + more, step  # a product might not fit into 32 bits, in which JAX computes sizes
+
+
+VERSION = 1
+"""Of the custom calls: their operands, results and attributes, and `stash_bound`; exported programs contain them."""
+
+
+def target_name(direction: str, dtype: str) -> str:
+    """The name of a custom call."""
+    return f"multirnn_{direction}_{dtype}_v{VERSION}"
+
+
 @cache
-def _target(direction: str, dtype: str) -> str:
-    """The registered name of the call."""
-    name = f"multirnn_{direction}_{dtype}"
+def target(direction: str, dtype: str) -> str:
+    """The name of a custom call, which is registered."""
+    name = target_name(direction, dtype)
     ffi: Any = jax.ffi  # not typed
     ffi.register_ffi_target(name, ffi.pycapsule(xla.handler(direction, dtype)), platform="cpu")
     return name
@@ -164,7 +188,7 @@ def _forward(custom: _CustomCall, keep: bool, params: Any, x: Any, state: Any, l
         last = jax.tree.map(lambda part: jnp.moveaxis(part, 1, 0), _resized(output.state, size, rows))
         found = Output(output.sequence.reshape(size, rows, *output.sequence.shape[1:]), last)
         # The stash of all rows cannot be divided, and `_backward` does not use it under `vmap`.
-        stash = jnp.zeros(CompiledRecurrence(spec).stash_size(rows, x.shape[2]), np.uint8) if keep else None
+        stash = jnp.zeros(_stash_shape(spec, rows, x.shape[2]), np.uint8) if keep else None
         return (found, stash), jax.tree.map(lambda part: part.dtype != np.uint8, (found, stash))
 
     return forward(params, x, state, lengths)
@@ -201,7 +225,8 @@ def _push_forward(custom: _CustomCall, keep: bool, primals: Any, tangents: Any) 
     output, stash = _forward(custom, True, *primals)
     kept = *primals, output.sequence, stash
     along = tangents_of(output, _Derivative(custom), kept, tangents[:3])
-    return (output, stash if keep else None), (along, np.zeros(stash.shape, jax.dtypes.float0) if keep else None)
+    zero: Any = SymbolicZero  # not typed
+    return (output, stash if keep else None), (along, zero.from_primal_value(stash) if keep else None)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
