@@ -162,4 +162,5 @@ def test_the_bound_of_the_reserve_space_holds(spec: mr.RecurrentSpec, dtype: str
             for batch, time in [(0, 0), (1, 0), (3, 0), (1, 1), (1, 64), (64, 1), (3, 37), (1000, 1), (17, 1000)]:
                 bound, size = step * (batch * time + batch + more), compiled.stash_size(batch, time)
                 assert size <= bound
-            assert bound <= 2 * size + step * (batch + more) + 64 * batch * time * 20
+            if hidden == 100 and spec.cell == "lstm":
+                assert bound <= 1.3 * size

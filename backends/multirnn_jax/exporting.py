@@ -48,15 +48,17 @@ def export(native: Recurrence, *, state: bool = False, lengths: bool = False) ->
     spec = native.spec
     batch, time = jax.export.symbolic_shape("batch, time")
 
+    struct: Any = jax.ShapeDtypeStruct  # not typed
+
     def like(*shape: Any) -> Any:
-        return jax.ShapeDtypeStruct(shape, spec.dtype)
+        return struct(shape, spec.dtype)
 
     part = like(spec.num_layers * len(spec.directions), batch, spec.hidden_size)
     arguments = [
         {name: like(*shape) for name, shape in spec.shapes.items()},
         like(batch, time, spec.input_size),
         State(*[part] * len(spec.form.states)) if state else None,
-        jax.ShapeDtypeStruct((batch,), "int32") if lengths else None,
+        struct((batch,), "int32") if lengths else None,
     ]
     while arguments[-1] is None:
         arguments.pop()
