@@ -25,7 +25,7 @@ ALLOWED = {  # beside the standard library and itself
     "multirnn_numpy": {"numpy", "multirnn"},
     "multirnn_torch": {"numpy", "multirnn", "torch"},
     "multirnn_keras": {"numpy", "multirnn", "keras", "tensorflow", "jax", "torch"},
-    "multirnn_jax": {"numpy", "multirnn", "jax"},
+    "multirnn_jax": {"numpy", "multirnn", "jax", "flax"},  # Flax in nnx_rnn.py alone
     "multirnn_onnxruntime": {"numpy", "multirnn", "onnx", "onnxruntime"},
     "multirnn_bench": {"numpy", "multirnn", "rich", "click", "threadpoolctl", "jinja2"},
 }

@@ -214,14 +214,6 @@ def test_the_gradient_of_x_is_computed_where_it_is_asked_for(
     assert ("tensor<5x7x5xf32>" in call) == (1 in asked_for)
 
 
-def test_forward_mode_is_refused_by_jax_and_is_native_s() -> None:
-    native, (params, x, _, _), *_ = drawn(GRU)
-    with pytest.raises(TypeError, match="forward-mode"):
-        jax.jvp(lambda x: native.apply(params, x).sequence, (x,), (x,))
-    plain = mr.build(GRU, "jax", seed=3).native
-    assert jax.jvp(lambda x: plain.apply(params, x).sequence, (x,), (x,))[1].shape == (5, 7, 22)
-
-
 def test_a_native_object_is_read_and_run_as_any() -> None:
     weights = mr.initialise(LSTM, seed=3)
     native = FastRecurrence(LSTM, {name: jnp.asarray(array) for name, array in weights.arrays.items()})

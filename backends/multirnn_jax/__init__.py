@@ -6,12 +6,14 @@ from importlib.metadata import version
 from multirnn import Weights
 from multirnn.layer import Implementation
 from multirnn.protocol import Abilities, Prepared, Work, accept
-from multirnn_jax import adoption, fast, layer, training, weights
+from multirnn_jax import adoption, fast, layer, replacement, training, weights
+from multirnn_jax.exporting import export, export_function, load_exported
 from multirnn_jax.fast import FastJaxLayer, FastRecurrence
 from multirnn_jax.layer import JaxLayer
 from multirnn_jax.loop import Recurrence
 
 __all__ = ["BACKEND", "FastJaxLayer", "FastRecurrence", "JaxLayer", "Recurrence", "build"]
+__all__ += ["export", "export_function", "load_exported"]
 
 
 class JaxBackend(Abilities):
@@ -23,6 +25,7 @@ class JaxBackend(Abilities):
     refuses = staticmethod(layer.refuses)
     read = staticmethod(weights.read)
     adopt = staticmethod(adoption.adopt)
+    replace_layers = staticmethod(replacement.replace_layers)
     train = staticmethod(training.train)
     default_epsilon = staticmethod(training.default_epsilon)
 

@@ -35,9 +35,8 @@ def apply(
 class FastRecurrence(Recurrence):
     """A `Recurrence` whose `apply` has a reverse rule of its own, and on a CPU is the compiled recurrence.
 
-    Gradients, gradients of gradients and products with the Hessian are those of any JAX function. JAX refuses forward
-    mode over `apply` itself (`jax.jvp`, `jax.jacfwd`), as for every `jax.custom_vjp`, and `jax.export` of the compiled
-    recurrence, as for every custom call; a `Recurrence` has them.
+    Both modes of differentiation, in any order, are those of any JAX function. `jax.export` has to be told of the custom
+    calls of the compiled recurrence: `multirnn_jax.export` tells it.
     """
 
     def __post_init__(self) -> None:

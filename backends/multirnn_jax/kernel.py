@@ -6,10 +6,9 @@ A stack is one custom call forward and one backward, on all of XLA's threads. JA
       gradients and Hessian products work;
     * `vmap` over sequences makes their rows the rows of one call. Its gradients, wanted for each row, are those of
       `multirnn_jax.reverse`. Ensembles of weights are sequences of calls;
-    * forward mode over the function itself (`jax.jvp`, `jax.jacfwd`) is an error, as for any `jax.custom_vjp`.
+    * forward mode (`jax.jvp`, `jax.jacfwd`) is that of `multirnn_jax.loop`; its transpose is the compiled backward pass.
 
-A custom call runs on one device, and `jax.export` keeps only XLA's own: see `refuses`, and export with
-`implementation="native"`.
+A custom call runs on one device; see `refuses`. `multirnn_jax.exporting` exports functions that contain it.
 
 Array axes as in `multirnn_jax.loop`; `rows` are all batch axes as one.
 """
@@ -25,14 +24,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.custom_batching import custom_vmap
-from jax.custom_derivatives import SymbolicZero, custom_vjp_primal_tree_values
+from jax.custom_derivatives import SymbolicZero
 
 from multirnn import Output, RecurrentSpec, State
 from multirnn.kernel import CompiledRecurrence, xla
 from multirnn_jax import loop, reverse
 from multirnn_jax.loop import Params
+from multirnn_jax.tangents import tangents_of
 
-__all__ = ["apply", "cores", "refuses"]
+__all__ = ["apply", "cores", "library_refuses", "refuses", "target", "target_name"]
 
 
 @cache
@@ -42,6 +42,11 @@ def refuses() -> str | None:
         return f"the compiled recurrence runs on a CPU, and arrays are on the {platform} here"
     if (devices := jax.device_count()) > 1:
         return f"a call of the compiled recurrence cannot be divided between the {devices} devices that JAX has here"
+    return library_refuses()
+
+
+def library_refuses() -> str | None:
+    """Why there is no compiled recurrence for this JAX, in a sentence, or None."""
     return xla.refuses(Path(jax.ffi.include_dir(), "xla", "ffi", "api", "c_api.h"))
 
 
@@ -52,8 +57,9 @@ def apply(
     ends = loop.check(spec, params, x, state, lengths)
     *batch, time, _ = np.shape(x)
     rows = prod(batch)
-    output: Any = _recur(
+    output, _ = _forward(
         _CustomCall(spec, cores()),
+        False,
         {name: jnp.asarray(params[name]) for name in spec.shapes},
         jnp.reshape(x, (rows, time, spec.input_size)),
         None if state is None else _resized(state, rows),
@@ -85,7 +91,7 @@ class _CustomCall(NamedTuple):
         first = like((len(list(spec.passes)), rows, spec.hidden_size))
         results = [like((rows, time, spec.output_size)), *[first] * len(spec.form.states)]
         if keep:
-            results.append(like((CompiledRecurrence(spec).stash_size(rows, time),), dtype=np.uint8))
+            results.append(like(_stash_shape(spec, rows, time), dtype=np.uint8))
         found = self._call("forward", results, params, x, state, lengths, stash=keep)
         stash = found.pop() if keep else None
         return Output(found[0], State(*found[1:])), stash
@@ -120,49 +126,38 @@ class _CustomCall(NamedTuple):
         operands = [x, *jax.tree.leaves(state), *jax.tree.leaves(lengths), *parameters, *more]
         given: dict[str, bool] = {"state": state is not None, "lengths": lengths is not None}
         attributes = xla.attributes(self.spec, stash=stash, dx=dx, threads=self.threads, **given)
-        call: Any = jax.ffi.ffi_call(_target(direction, self.spec.dtype), results)
+        call: Any = jax.ffi.ffi_call(target(direction, self.spec.dtype), results)
         return list(call(*operands, custom_call=attributes))
 
 
+def _stash_shape(spec: RecurrentSpec, rows: Any, time: Any) -> tuple[Any, ...]:
+    """The shape of the stash, an array of bytes; in `jax.export` sizes may be symbols."""
+    compiled = CompiledRecurrence(spec)
+    if isinstance(rows, int) and isinstance(time, int):
+        return (compiled.stash_size(rows, time),)
+    step, more = compiled.stash_bound()
+    return rows * time + rows + more, step  # a product might not fit into 32 bits, in which JAX computes sizes
+
+
+VERSION = 1
+"""Of the custom calls: their operands, results and attributes, and `stash_bound`; exported programs contain them."""
+
+
+def target_name(direction: str, dtype: str) -> str:
+    """The name of a custom call."""
+    return f"multirnn_{direction}_{dtype}_v{VERSION}"
+
+
 @cache
-def _target(direction: str, dtype: str) -> str:
-    """The registered name of the call."""
-    name = f"multirnn_{direction}_{dtype}"
+def target(direction: str, dtype: str) -> str:
+    """The name of a custom call, which is registered."""
+    name = target_name(direction, dtype)
     ffi: Any = jax.ffi  # not typed
     ffi.register_ffi_target(name, ffi.pycapsule(xla.handler(direction, dtype)), platform="cpu")
     return name
 
 
 # --- Rules of the function, then of its calls. --------------------------------------------------------------------------
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _recur(custom: _CustomCall, params: Any, x: Any, state: Any, lengths: Any) -> Output:
-    output: Output = _forward(custom, False, params, x, state, lengths)[0]
-    return output
-
-
-def _keep(custom: _CustomCall, *arguments: Any) -> Any:
-    values: Any = custom_vjp_primal_tree_values  # not typed
-    params, x, state, lengths = values(arguments)
-    output, stash = _forward(custom, True, params, x, state, lengths)
-    of_x = () if arguments[1].perturbed else None  # in the pytree's structure, because it has to be static
-    return output, (of_x, (params, x, state, lengths, output.sequence, stash))
-
-
-def _pull_back(custom: _CustomCall, residuals: Any, cotangent: Output) -> Any:
-    of_x, kept = residuals
-    given = jax.tree.map(_array, cotangent)
-    return *_backward(custom, of_x is not None, *kept, given), None
-
-
-def _array(part: Any) -> Any:
-    aval: Any = part.aval if isinstance(part, SymbolicZero) else None
-    return part if aval is None else jnp.zeros(aval.shape, aval.dtype)
-
-
-# symbolic_zeros: in training x is data, and its gradient, as large a product as that of the input weights, is not needed.
-_recur.defvjp(_keep, _pull_back, symbolic_zeros=True)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
@@ -180,8 +175,9 @@ def _forward(custom: _CustomCall, keep: bool, params: Any, x: Any, state: Any, l
             return _one_by_one(lambda *call: forward(*call), size, batched, (params, x, state, lengths))
         x, state, lengths = _all_batched(size, batched[1:], (x, state, lengths))
         rows = x.shape[1]
-        output: Any = _recur(
+        output, _ = _forward(
             custom,
+            False,
             params,
             x.reshape(size * rows, *x.shape[2:]),
             None
@@ -192,22 +188,45 @@ def _forward(custom: _CustomCall, keep: bool, params: Any, x: Any, state: Any, l
         last = jax.tree.map(lambda part: jnp.moveaxis(part, 1, 0), _resized(output.state, size, rows))
         found = Output(output.sequence.reshape(size, rows, *output.sequence.shape[1:]), last)
         # The stash of all rows cannot be divided, and `_backward` does not use it under `vmap`.
-        stash = jnp.zeros(CompiledRecurrence(spec).stash_size(rows, x.shape[2]), np.uint8) if keep else None
+        stash = jnp.zeros(_stash_shape(spec, rows, x.shape[2]), np.uint8) if keep else None
         return (found, stash), jax.tree.map(lambda part: part.dtype != np.uint8, (found, stash))
 
     return forward(params, x, state, lengths)
 
 
-@_forward.defjvp
+class _Derivative(NamedTuple):
+    """The rule of `_forward`, which keeps its arguments, y and the stash; see `multirnn_jax.tangents.Rule`."""
+
+    custom: _CustomCall
+
+    def push(self, kept: Any, tangents: list[Any]) -> Any:
+        params, x, state, lengths, _, _ = kept
+        arrays, tree = jax.tree.flatten((params, x, state))
+        moving = [place for place, tangent in enumerate(tangents) if tangent is not None]
+
+        def run(*moved: Any) -> Output:
+            given = dict(zip(moving, moved, strict=True))
+            now = [given.get(place, array) for place, array in enumerate(arrays)]
+            params, x, state = jax.tree.unflatten(tree, now)
+            return loop.apply(self.custom.spec, params, x, state, lengths)
+
+        primals, along = (tuple(of[place] for place in moving) for of in (arrays, tangents))
+        return jax.jvp(run, primals, along)[1]
+
+    def pull(self, kept: Any, cotangents: Output, asked: tuple[bool, ...]) -> list[Any]:
+        # In training x is data, and its gradient, as large a product as that of the input weights, is not needed.
+        of_x = asked[len(self.custom.spec.shapes)]
+        dparams, dx, dstate = _backward(self.custom, of_x, *kept, cotangents)
+        return [*jax.tree.leaves(dparams), dx, *jax.tree.leaves(dstate)]
+
+
+@partial(_forward.defjvp, symbolic_zeros=True)
 def _push_forward(custom: _CustomCall, keep: bool, primals: Any, tangents: Any) -> Any:
-    params, x, state, lengths = primals
-    output, stash = _forward(custom, keep, *primals)
-
-    def run(params: Any, x: Any, state: Any) -> Output:
-        return loop.apply(custom.spec, params, x, state, lengths)
-
-    _, along = jax.jvp(run, (params, x, state), tuple(tangents[:3]))
-    return (output, stash), (along, None if stash is None else np.zeros(stash.shape, jax.dtypes.float0))
+    output, stash = _forward(custom, True, *primals)
+    kept = *primals, output.sequence, stash
+    along = tangents_of(output, _Derivative(custom), kept, tangents[:3])
+    zero: Any = SymbolicZero  # not typed
+    return (output, stash if keep else None), (along, zero.from_primal_value(stash) if keep else None)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))

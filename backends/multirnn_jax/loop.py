@@ -101,7 +101,7 @@ def stack(
     sequence = jnp.moveaxis(x, -2, 0)
     valid = None
     if rows is not None:
-        steps = jnp.arange(len(sequence), dtype=rows.dtype).reshape(-1, *[1] * rows.ndim)
+        steps = jnp.arange(sequence.shape[0], dtype=rows.dtype).reshape(-1, *[1] * rows.ndim)
         valid = (steps < rows[None])[..., None]
         sequence = jnp.where(valid, sequence, jnp.zeros((), sequence.dtype))
     finals: list[State] = []
@@ -243,8 +243,9 @@ def _checked_lengths(lengths: Any, batch: tuple[int, ...], time: int) -> Any:
     if not jnp.issubdtype(lengths.dtype, jnp.integer):
         raise InvalidCall(f"lengths must be integers, not {lengths.dtype}")
     # `time` is cast to the dtype of the lengths: 130 as an int8 is -126.
-    most = min(time, int(jnp.iinfo(lengths.dtype).max))  # type: ignore[no-untyped-call]
-    clip: Any = jnp.clip if isinstance(lengths, jax.Array) else np.clip
+    core: Any = jax.core  # not typed
+    most = core.min_dim(time, int(jnp.iinfo(lengths.dtype).max))  # type: ignore[no-untyped-call]
+    clip: Any = jnp.clip if isinstance(lengths, jax.Array) or not isinstance(time, int) else np.clip
     return jnp.asarray(clip(lengths, 0, most).astype(np.int32))
 
 

@@ -9,13 +9,13 @@ The forward pass keeps the states and the activated gates, and for the reset-aft
 candidate. The derivative of every activation of a spec is a function of its value, so nothing else is needed.
 
 The rule is made of JAX's own operations, so it is differentiable itself: gradients of gradients and products with the
-Hessian (`jax.jvp` of `jax.grad`) work, under `jit`, `vmap`, `shard_map` and for sharded arrays. `jax.custom_vjp` forbids
-forward mode over the function itself, `jax.jvp` and `jax.jacfwd`; JAX says so.
+Hessian work, under `jit`, `vmap`, `shard_map` and for sharded arrays. Forward mode is its transpose; see
+`multirnn_jax.tangents`.
 """
 
 from functools import partial
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ from multirnn import Output, RecurrentSpec, State
 from multirnn_jax.activations import SLOPES
 from multirnn_jax.cells import CELLS, blocks_of
 from multirnn_jax.loop import Params, Scan, stack
+from multirnn_jax.tangents import tangents_of
 
 __all__ = ["apply", "in_columns"]
 
@@ -61,15 +62,41 @@ def in_columns(spec: RecurrentSpec, batch: int) -> bool:
     return len(spec.form.gates) * spec.hidden_size**2 >= LARGE
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _recur(scan: Scan, gates: Any, first: State, u: Any, d: Any, valid: Any) -> tuple[State, Any]:
     final, outputs = scan.forward(gates, first, u, d, valid)
     return final, outputs
 
 
-def _keep(scan: Scan, gates: Any, first: State, u: Any, d: Any, valid: Any) -> Any:
+@partial(_recur.defjvp, symbolic_zeros=True)
+def _push(scan: Scan, primals: Any, tangents: Any) -> Any:
+    gates, first, u, d, valid = primals
     final, outputs, cells, kept = scan.forward(gates, first, u, d, valid, keep=True)
-    return (final, outputs), (outputs, cells, kept, first, u, d, valid)
+    output = final, outputs
+    residuals = outputs, cells, kept, first, u, d, valid
+    return output, tangents_of(output, _Derivative(scan), residuals, tangents[:4])
+
+
+class _Derivative(NamedTuple):
+    """The rule of `_recur`; see `multirnn_jax.tangents.Rule`. The rule written by hand is linear, so JAX transposes it."""
+
+    scan: Scan
+
+    def push(self, kept: Any, tangents: list[Any]) -> Any:
+        asked = tuple(tangent is not None for tangent in tangents)
+
+        def pull(cotangents: Any) -> list[Any]:
+            return _chosen(self.pull(kept, cotangents, asked), asked)
+
+        outputs, _, _, first, *_ = kept
+        return jax.linear_transpose(pull, (first, outputs))(_chosen(tangents, asked))[0]
+
+    def pull(self, kept: Any, cotangents: Any, asked: tuple[bool, ...]) -> list[Any]:
+        return jax.tree.leaves(_pull_back(self.scan, kept, cotangents))
+
+
+def _chosen(arrays: list[Any], asked: tuple[bool, ...]) -> list[Any]:
+    return [array for array, is_asked in zip(arrays, asked, strict=True) if is_asked]
 
 
 def _pull_back(scan: Scan, residuals: Any, cotangents: tuple[State, Any]) -> Any:
@@ -96,10 +123,7 @@ def _pull_back(scan: Scan, residuals: Any, cotangents: tuple[State, Any]) -> Any
         return CELLS[form].preactivation(before.h, kept, [block.T for block in blocks_of(form, u)], d)
 
     _, pull_weights = jax.vjp(preactivation, u, d)
-    return dgates, leave(dfirst), *pull_weights(dgates), None
-
-
-_recur.defvjp(_keep, _pull_back)
+    return dgates, leave(dfirst), *pull_weights(dgates)
 
 
 def _before(first: Any, after: Any, *, valid: Any, reverse: bool) -> Any:

@@ -198,6 +198,20 @@ class CompiledRecurrence:
         """The bytes that `forward` stashes for `backward`; the memory has to be aligned to 64 bytes."""
         return int(self._stash_size(self._spec, call_record(batch=batch, time=time)))
 
+    def stash_bound(self) -> tuple[int, int]:
+        """Two numbers (step, more): `step * (batch * time + batch + more)` is at least `stash_size` on every machine.
+
+        For programs that are compiled before sizes and machine are known. As `lay_out_stash` in `source/forward.h`, but
+        every row of gates or of states is as long as with the widest vectors, 64 bytes, and one vector longer.
+        """
+        spec, size = self.spec, {"float32": 4, "float64": 8}[self.spec.dtype]
+        passes, vectors = len(list(spec.passes)), -(-spec.hidden_size * size // 64)
+        gates = {"simple_rnn": 0, "lstm": 4, "gru": 4 if spec.reset_after else 3}[spec.cell]
+        rows = [gates * vectors + 1] * (gates > 0) + [vectors + 1] * (spec.cell == "lstm")
+        step = max(64, passes * 64 * sum(rows) + (spec.num_layers - 1) * spec.output_size * size)
+        pieces = spec.num_layers + passes * len(rows)  # each rounded up to 64 bytes
+        return step, -(-(self.stash_size(0, 0) + 64 * pieces) // step)
+
     def forward(self, table: Table, call: CallRecord) -> None:
         """Run over x; writes y, the final states and the stash. A length not from 0 to time is an InvalidCall."""
         if outcome := self._forward(self._spec, table, call):
