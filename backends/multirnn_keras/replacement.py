@@ -116,7 +116,7 @@ def replace_layers(model: Any, implementation: Implementation) -> KerasReplaceme
 
 
 def _walk(root: Any) -> Iterator[tuple[str, Any]]:
-    """The layer and all below it, each once, with its path of names below the root; not the cell of a recurrent layer."""
+    """The layer and all below it, each once, with its path of names below the root; not what is inside a recurrent layer or cell."""
     seen: set[int] = set()
     taken: dict[str, int] = {}
 
@@ -127,7 +127,7 @@ def _walk(root: Any) -> Iterator[tuple[str, Any]]:
         taken[path] = taken.get(path, 0) + 1
         path = path if taken[path] == 1 else f"{path}#{taken[path]}"  # a model of one's own may use a name twice
         yield path, layer
-        if not _is_recurrent(layer):
+        if not (_is_recurrent(layer) or _is_cell(layer)):
             for part in _parts(layer):
                 yield from below(part, f"{path}/{part.name}" if path else part.name)
 
