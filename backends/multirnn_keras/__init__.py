@@ -10,12 +10,13 @@ from multirnn.protocol import Abilities, Prepared, Work, accept
 from multirnn_keras import engines  # before all that imports Keras: it loads what Keras runs on, quietly
 
 # isort: split
-from multirnn_keras import adoption, fast, layer, training, weights
+from multirnn_keras import adoption, fast, layer, replacement, training, weights
 from multirnn_keras.activations import HardSigmoid
-from multirnn_keras.fast import FastGRU, FastKerasLayer, FastLSTM, FastSimpleRNN
+from multirnn_keras.fast import FastGRU, FastKerasLayer, FastLSTM, FastRNN, FastSimpleRNN
 from multirnn_keras.layer import KerasLayer
 
-__all__ = ["BACKEND", "FastGRU", "FastKerasLayer", "FastLSTM", "FastSimpleRNN", "HardSigmoid", "KerasLayer", "build"]
+__all__ = ["BACKEND", "FastGRU", "FastKerasLayer", "FastLSTM", "FastRNN", "FastSimpleRNN", "HardSigmoid"]
+__all__ += ["KerasLayer", "build"]
 
 
 class KerasBackend(Abilities):
@@ -27,6 +28,7 @@ class KerasBackend(Abilities):
     refuses = staticmethod(layer.refuses)
     read = staticmethod(weights.read)
     adopt = staticmethod(adoption.adopt)
+    replace_layers = staticmethod(replacement.replace_layers)
     train = staticmethod(training.train)
     default_epsilon = staticmethod(training.default_epsilon)
     versions = staticmethod(engines.versions)

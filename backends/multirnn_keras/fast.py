@@ -1,4 +1,4 @@
-"""Keras' recurrent layers made fast: `FastSimpleRNN`, `FastLSTM` and `FastGRU` replace the loop over time.
+"""Keras' recurrent layers made fast: `FastSimpleRNN`, `FastLSTM`, `FastGRU` and `FastRNN` replace the loop over time.
 
 They are configured, trained, saved and loaded as Keras' own layers. To load a saved model that has one, import
 `multirnn_keras` first.
@@ -29,7 +29,7 @@ from multirnn_keras.reverse import recurrence
 from multirnn_keras.structure import CELLS, recurrent_layers, variables_of
 from multirnn_keras.weights import from_variables
 
-__all__ = ["FastGRU", "FastKerasLayer", "FastLSTM", "FastSimpleRNN"]
+__all__ = ["KERAS_CELLS", "Fast", "FastGRU", "FastKerasLayer", "FastLSTM", "FastRNN", "FastSimpleRNN"]
 
 KERAS_CELLS: dict[Any, CellName] = {getattr(keras.layers, f"{kind.__name__}Cell"): cell for kind, cell in CELLS.items()}
 Loop = Callable[[Form, Sequence[Any], Any], list[Any]]
@@ -40,7 +40,8 @@ class Fast(keras.layers.RNN):  # type: ignore[misc]
 
     Keras' own loop runs with dropout while training, with `unroll=True`, with an activation that no spec has, and with a
     cell that is not Keras' own. With `use_kernel`, which is not saved, graphs of TensorFlow may call back to the compiled
-    recurrence of multirnn. Such graphs run in this process alone: set it to False before `export`.
+    recurrence of multirnn. Such graphs run in this process alone. `model.export`, TFLite and `tf.saved_model.save` trace
+    anew, without calls back; a concrete function that was traced before refuses to be saved.
     """
 
     use_kernel = True
@@ -48,8 +49,10 @@ class Fast(keras.layers.RNN):  # type: ignore[misc]
     def inner_loop(self, sequences: Any, initial_state: Any, mask: Any, training: bool = False) -> Any:
         """See `keras.layers.RNN`: the last output, all outputs in the order in which they were computed, the states."""
         form = self.form()
-        if form is None or self.unroll or (training and (self.dropout or self.recurrent_dropout)):
+        if form is None or self.unroll or (training and (self.cell.dropout or self.cell.recurrent_dropout)):
             return super().inner_loop(sequences, initial_state, mask, training)
+        if keras.tree.is_nested(mask):
+            mask = mask[0]  # of a layer that also returned its states
         states = initial_state if isinstance(initial_state, list | tuple) else [initial_state]
         sequences, states, mask = self._given(sequences, states, mask)
         primals = [sequences, *variables_of(self), *states]
@@ -73,14 +76,14 @@ class Fast(keras.layers.RNN):  # type: ignore[misc]
         if sequences.shape[-1] not in (known, None):
             raise InvalidCall(f"layer {self.name!r} was built for {known} features, and is given {features}")
         for state in states:
-            if len(state.shape) != 2 or state.shape[1] != self.units:
+            if len(state.shape) != 2 or state.shape[1] != self.cell.units:
                 raise InvalidCall(
-                    f"the states of layer {self.name!r} have the shape (batch, {self.units}), not {tuple(state.shape)}"
+                    f"the states of layer {self.name!r} have the shape (batch, {self.cell.units}), not {tuple(state.shape)}"
                 )
         if mask is not None:
             mask = ops.cast(mask, "bool")
             mask = _whole(mask[:, :, 0] if len(mask.shape) == 3 else mask, (batch, time))
-        return sequences, [_whole(state, (batch, self.units)) for state in states], mask
+        return sequences, [_whole(state, (batch, self.cell.units)) for state in states], mask
 
     def _loop(self, run: Loop, form: Form, primals: Sequence[Any], mask: Any) -> list[Any]:
         """The outputs, in the order of their inputs, and the final states, by the engine's own operations."""
@@ -105,7 +108,7 @@ class Fast(keras.layers.RNN):  # type: ignore[misc]
         del fields["reverse"]
         if fields.pop("bias") is False:
             fields["bias"] = "none"
-        fields |= {"input_size": self.cell.kernel.shape[0], "hidden_size": self.units, "dtype": self.compute_dtype}
+        fields |= {"input_size": self.cell.kernel.shape[0], "hidden_size": self.cell.units, "dtype": self.compute_dtype}
         return RecurrentSpec(**fields)
 
 
@@ -141,6 +144,11 @@ class FastLSTM(Fast, keras.layers.LSTM):  # type: ignore[misc]
 @keras.saving.register_keras_serializable(package="multirnn")
 class FastGRU(Fast, keras.layers.GRU):  # type: ignore[misc]
     """`keras.layers.GRU`, faster."""
+
+
+@keras.saving.register_keras_serializable(package="multirnn")
+class FastRNN(Fast):
+    """`keras.layers.RNN`, faster with one of Keras' own cells: `SimpleRNNCell`, `LSTMCell` or `GRUCell`."""
 
 
 LAYERS: dict[CellName, Any] = {"simple_rnn": FastSimpleRNN, "lstm": FastLSTM, "gru": FastGRU}

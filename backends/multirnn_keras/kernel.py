@@ -1,8 +1,9 @@
 """The compiled recurrence, `multirnn.kernel`, on Keras' layout of weights, and as a differentiable operation of TensorFlow.
 
 Eager tensors are passed to it directly, tensors of a graph by `tf.numpy_function`: so graphs run it in this process on the
-CPU only, not compiled by XLA nor in a SavedModel loaded elsewhere. TensorFlow passes its tensors without copying, and takes
-over results that are aligned to 64 bytes.
+CPU only, neither compiled by XLA nor loaded elsewhere. What TensorFlow traces while it saves a model does without it
+(`saving`), and a graph that was traced before refuses to be saved (`multirnn_keras.exported`). TensorFlow passes its tensors
+without copying, and takes over results that are aligned to 64 bytes.
 """
 
 import os
@@ -18,6 +19,7 @@ from multirnn.kernel import address, call_record, sequence
 from multirnn.weights import Array
 from multirnn_keras.engines import ENGINE, devices
 from multirnn_keras.engines.interface import Plain, Tensors
+from multirnn_keras.exported import refuse_saving, saving
 from multirnn_keras.memory import empty, in_memory, tensor_of
 
 __all__ = ["KerasKernel", "recurrence", "serves", "there"]
@@ -33,7 +35,7 @@ for 4.2, of a GRU 2.2 for 2.8. One row took 2.2 ms for 1.7, and 1.5 for 1.1; 8 s
 def serves(spec: RecurrentSpec, device: str | None, batch: int | None, time: int | None) -> bool:
     """Whether the compiled recurrence is there, can run the current call or trace, and is faster for this shape."""
     product = time == 1 and batch is not None and batch > ROWS
-    return not (product and spec.parameter_count >= MANY_WEIGHTS) and there(device) and not _in_xla()
+    return not (product and spec.parameter_count >= MANY_WEIGHTS) and there(device) and not (_in_xla() or saving())
 
 
 def there(device: str | None) -> bool:
@@ -112,6 +114,7 @@ def _called(function: Callable[..., Arrays], given: Sequence[Any], types: Sequen
 
     if tf.executing_eagerly():
         return [tensor_of(array) for array in function(*map(in_memory, given))]
+    refuse_saving()
     return list(tf.numpy_function(function, given, types, stateful=False))
 
 

@@ -11,8 +11,8 @@ from multirnn import Unrepresentable
 from multirnn.cells import CellName
 
 __all__ = [
-    "CELLS", "directions_of", "is_as_made", "is_both_ways", "recurrent_layers", "returned", "stacked", "variables_of",
-    "with_directions", "with_settings",
+    "CELLS", "directions_of", "is_as_made", "is_both_ways", "recurrent_layers", "replaced_methods", "returned", "stacked",
+    "variables_of", "with_directions", "with_settings",
 ]  # fmt: skip
 
 CELLS: dict[Any, CellName] = {keras.layers.SimpleRNN: "simple_rnn", keras.layers.LSTM: "lstm", keras.layers.GRU: "gru"}
@@ -44,11 +44,11 @@ def is_as_made(native: Any, layers: Sequence[Any]) -> bool:
     directions = list(chain(*map(directions_of, layers)))
     parts = [native, *layers, *directions, *(direction.cell for direction in directions)]
     return all(
-        type(part).__module__.partition(".")[0] in ("keras", "multirnn_keras") and not _replaced(part) for part in parts
+        type(part).__module__.partition(".")[0] in ("keras", "multirnn_keras") and not replaced_methods(part) for part in parts
     )
 
 
-def _replaced(part: Any) -> set[str]:
+def replaced_methods(part: Any) -> set[str]:
     """The methods replaced on the object itself, but for the two that Keras wraps in every layer."""
     own = {name for name, value in vars(part).items() if callable(value) and callable(getattr(type(part), name, None))}
     return own - {"build", "quantize"}

@@ -12,6 +12,7 @@ import keras
 
 from multirnn.weights import Array
 from multirnn_keras.engines.interface import Apply, Call, Engine, Mask, Per, Plain, Pull, Run, Step, Tensors
+from multirnn_keras.exported import saving
 from multirnn_keras.memory import copied, in_memory, owned
 
 __all__ = ["differentiable", "engine"]
@@ -101,6 +102,8 @@ class _TensorFlow(Engine):
         return self.compiled(step, variables)
 
     def differentiated(self, run: Run, pull: Pull, form: Any, primals: Sequence[Any], mask: Any) -> Tensors:
+        if saving():
+            return run(form, [tf.convert_to_tensor(primal) for primal in primals], mask)[0]  # no XLA, which TFLite lacks
         return list(tf.autograph.experimental.do_not_convert(_differentiated)(run, pull, form, primals, mask))
 
     def scan(self, step: Step, states: Tensors, given: Tensors, count: int, reverse: bool) -> tuple[Tensors, Tensors]:
@@ -109,7 +112,9 @@ class _TensorFlow(Engine):
         shape: Any = keras.ops.shape(given[0])
         time = shape[0]
         rows = [tf.TensorArray(each.dtype, time).unstack(each) for each in given]
-        found = [tf.TensorArray(states[0].dtype, time) for _ in range(count)]
+        # What is saved runs forward alone, where the results are states; TFLite asks for their shape.
+        one = states[0].shape if saving() else None
+        found = [tf.TensorArray(states[0].dtype, time, element_shape=one) for _ in range(count)]
 
         def body(number: Any, states: Tensors, found: Tensors) -> tuple[Any, Tensors, Tensors]:
             place = time - 1 - number if reverse else number
