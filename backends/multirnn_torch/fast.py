@@ -6,12 +6,12 @@ backward pass. In these cases the framework's own layer runs: other devices and 
 transforms or intercepts; shapes for which `plan` knows nothing faster; gradients of gradients.
 """
 
-import sys
 from functools import cache, partial
 from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
+from torch._C._dynamo.eval_frame import get_eval_frame_callback
 from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.rnn import PackedSequence
 
@@ -87,7 +87,7 @@ class FastModule(KeptWhole, nn.RNNBase):
         """
         if torch.compiler.is_compiling():
             return self._run_traced(input, hx, lengths)
-        if "torch._dynamo" in sys.modules:  # it may be about to compile every function that is called from here
+        if get_eval_frame_callback() is not None:  # torch.compile is about to compile every function called from here
             return _uncompiled()(self, input, hx, lengths)
         return self._run_any(input, hx, lengths)
 
