@@ -75,7 +75,9 @@ class KerasReplacement(Replacement):
         if path.suffix != ".keras":
             raise InvalidCall(f"a Keras model is saved as a .keras file, not as {path.name!r}")
         if not isinstance(self.model, keras.Model):
-            raise InvalidCall(f"a .keras file holds a model, not {kind_of(self.model)} alone; put it in a keras.Sequential")
+            raise InvalidCall(
+                f"a .keras file holds a model, not {kind_of(self.model)} alone; put it in a keras.Sequential"
+            )
         if not self.model.built:
             raise InvalidCall(f"model {self.model.name!r} has no weights yet: call it before it is saved")
         with _native(self.model), tempfile.TemporaryDirectory() as folder:
@@ -154,7 +156,9 @@ def _fast_layers(model: Any) -> list[tuple[str, Any]]:
 
 def _title(kind: Any) -> str:
     """The name of a class as its users know it."""
-    return next((fast.__name__ for fast in kind.__mro__ if fast in NATIVE and fast not in IN_PLACE.values()), kind.__name__)
+    return next(
+        (fast.__name__ for fast in kind.__mro__ if fast in NATIVE and fast not in IN_PLACE.values()), kind.__name__
+    )
 
 
 # --- Why a layer is kept ---------------------------------------------------------------------------------------------

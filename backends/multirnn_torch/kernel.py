@@ -36,14 +36,9 @@ class KernelLoop:
         return self._compiled.pack(table)
 
     def reserve_size(self, batch: int, time: int) -> int:
-        """An upper bound of the bytes that `forward` keeps, linear in the symbols that `torch.compile` has for sizes.
-
-        `stash_size` is the sum of pieces: a head, the lengths, and pieces of whole elements for each step of each row. Each is
-        rounded up to 64 bytes, which 64 rows of 64 steps and of 0 steps are already.
-        """
-        head, count = self._compiled.stash_size(0, 0), 64 * 64
-        step = (self._compiled.stash_size(64, 64) - self._compiled.stash_size(64, 0)) // count
-        return step * batch * time + 8 * batch + head + ALIGNMENT * (1 + 3 * self._passes)
+        """An upper bound of the bytes that `forward` keeps, linear in the symbols that `torch.compile` has for sizes."""
+        step, more = self._compiled.stash_bound()
+        return step * (batch * time + batch + more)
 
     def forward(self, call: LoopCall, *, keep: bool, reserve: Maybe = None) -> tuple[list[Tensor], list[Tensor]]:
         """See `Loop.forward`; what it keeps is written to the reserve space, if one is given."""

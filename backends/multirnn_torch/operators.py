@@ -100,8 +100,8 @@ class Operators:
         state, (weights, lengths, *rest) = others[: self._states], others[self._states :]
         stack = Stack(*rest)
         loop, spec = self._loop(x, weights, stack)
-        batch, time, _ = stack.turned(x).shape
         _check(spec, stack, x, weights, h_or_c=state)
+        batch, time, _ = stack.turned(x).shape
         rows = Rows(stack.batch_first) if lengths is None else Rows.padded(stack.batch_first, lengths, batch, time)
         y = torch.empty((*x.shape[:-1], spec.output_size), dtype=x.dtype, device="cpu")
         # Zeros, since the kernel leaves gaps, and an operator's result depends on its arguments alone.
@@ -213,7 +213,8 @@ class Operators:
         )
 
     def _loop(self, x: Tensor, weights: Sequence[Tensor], stack: Stack) -> tuple[KernelLoop, RecurrentSpec]:
-        if x.dtype not in _DTYPES or len(weights) != stack.passes * (4 if stack.bias else 2):
+        count = stack.passes * (4 if stack.bias else 2)
+        if x.dtype not in _DTYPES or len(weights) != count or any(weight.dim() != 2 for weight in weights[:2]):
             raise InvalidCall(
                 "x is float32 or float64, and every layer and direction has its two matrices and two biases"
             )
