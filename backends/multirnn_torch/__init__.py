@@ -9,9 +9,10 @@ from multirnn.layer import Implementation
 from multirnn.protocol import Abilities, Prepared, Work, accept
 from multirnn_torch import adoption, fast, layer, reading, replacement, training
 from multirnn_torch.layer import TorchLayer
+from multirnn_torch.onnx_export import export_onnx
 from multirnn_torch.single_bias import CandidateBiasGRU
 
-__all__ = ["BACKEND", "CandidateBiasGRU", "TorchLayer", "build"]
+__all__ = ["BACKEND", "CandidateBiasGRU", "TorchLayer", "build", "export_onnx"]
 
 
 class TorchBackend(Abilities):

@@ -21,7 +21,7 @@ from multirnn_torch.calls import is_overridden
 from multirnn_torch.fast import FastCandidateBiasGRU, FastGRU, FastLSTM, FastModule, FastRNN
 from multirnn_torch.single_bias import CandidateBiasGRU
 
-__all__ = ["TorchReplacement", "replace_layers"]
+__all__ = ["TorchReplacement", "change", "counterpart", "recurrent", "refuses", "replace_layers"]
 
 _FAST: dict[type, type[FastModule]] = {
     nn.RNN: FastRNN,
@@ -53,14 +53,14 @@ class TorchReplacement(Replacement):
         for (path, before, _), layer in zip(self.replaced, self._layers, strict=True):
             if isinstance(layer, FastModule) != self._fast:
                 continue  # it was put back already
-            if (kind := _counterpart(layer)) is None:
+            if (kind := counterpart(layer)) is None:
                 raise InvalidCall(
                     f"{path or 'the model'} is now a {type(layer).__name__}, which has no {before} to go back to; "
                     "undo first what changed its class"
                 )
             found.append((layer, kind))
         for layer, kind in found:
-            _change(layer, kind)
+            change(layer, kind)
 
 
 def replace_layers(model: Any, implementation: Implementation) -> TorchReplacement:
@@ -68,22 +68,22 @@ def replace_layers(model: Any, implementation: Implementation) -> TorchReplaceme
     if not isinstance(model, nn.Module):
         raise InvalidCall(f"layers are replaced inside a torch.nn.Module, not inside {kind_of(model)}")
     replaced, kept, layers = [], [], []
-    for path, layer in _recurrent(model):
+    for path, layer in recurrent(model):
         before = type(layer).__name__
         if reason := _keeps(layer, implementation):
             kept.append(Kept(path, _name(layer), reason))
             continue
-        kind: Any = _counterpart(layer)
+        kind: Any = counterpart(layer)
         layers.append((layer, kind))
         replaced.append(Replaced(path, before, kind.__name__))
     if not replaced and not any(reason in _ALREADY.values() for _, _, reason in kept):
         refuse_without(model, kept)
     for layer, kind in layers:
-        _change(layer, kind)
+        change(layer, kind)
     return TorchReplacement(model, replaced, kept, [layer for layer, _ in layers], fast=implementation == FAST)
 
 
-def _recurrent(model: nn.Module) -> Iterator[tuple[str, Any]]:
+def recurrent(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """The recurrent layers and cells, each once; also those that `torch.jit` or `torch.ao` made, without their parts."""
     foreign: list[str] = []
     for path, part in model.named_modules():
@@ -110,11 +110,11 @@ def _keeps(layer: Any, implementation: Implementation) -> str | None:
     if fast == (implementation == FAST):
         return _ALREADY[implementation]
     if not fast:
-        return _refuses(layer)
-    return None if _counterpart(layer) else "its class derives from a fast layer, and PyTorch has none like it"
+        return refuses(layer)
+    return None if counterpart(layer) else "its class derives from a fast layer, and PyTorch has none like it"
 
 
-def _refuses(layer: Any) -> str | None:
+def refuses(layer: Any) -> str | None:
     """None, or why this layer or cell cannot be made fast, as a sentence."""
     if isinstance(layer, torch.jit.ScriptModule):
         return "torch.jit has compiled it; replace layers first, then trace the model"
@@ -167,7 +167,7 @@ def _listed(names: list[str]) -> str:
 # --- Classes ---------------------------------------------------------------------------------------------------------
 
 
-def _counterpart(layer: nn.Module) -> type | None:
+def counterpart(layer: nn.Module) -> type | None:
     """The fast class of a layer, or PyTorch's of a fast layer; None if its class has none.
 
     Parametrizations give a layer a class of its own, which holds them as properties and whose only base is the layer's. The
@@ -195,7 +195,8 @@ def _parametrized(kind: type) -> set[str]:
     return {name for name, value in vars(kind).items() if isinstance(value, property)}
 
 
-def _change(layer: Any, kind: type) -> None:
+def change(layer: Any, kind: type) -> None:
+    """Give a layer its counterpart's class."""
     if isinstance(layer, FastModule):
         layer._end()
     layer.__class__ = kind

@@ -53,13 +53,16 @@ def refuses(module: Any, x: Any, hx: Any, lengths: Maybe, weights: Sequence[Any]
         return "call"
     if not all(_fits(part, x) for part in (x, *given, *weights)):
         return "dtype"
-    unbatched = x.dim() == 2
-    if x.dim() not in (2, 3) or x.shape[-1] != module.input_size:
+    # By `int`, a size that is always this one is a constant of the graph, also where an export takes no 1 for one.
+    if x.dim() not in (2, 3) or int(x.shape[-1]) != module.input_size:
         return "call"
-    batch = () if unbatched else (x.shape[0 if module.batch_first else 1],)
-    shape = module.num_layers * (1 + module.bidirectional), *batch, module.hidden_size
-    if not all(part.shape == shape for part in given):
-        return "call"
+    batch = () if x.dim() == 2 else (x.shape[0 if module.batch_first else 1],)
+    layers = module.num_layers * (1 + module.bidirectional)
+    for part in given:
+        if part.dim() != 2 + len(batch) or tuple(part.shape[1:-1]) != batch:
+            return "call"
+        if int(part.shape[0]) != layers or int(part.shape[-1]) != module.hidden_size:
+            return "call"
     if lengths is None:
         return None
     fit = isinstance(lengths, Tensor) and lengths.dtype == torch.int64 and lengths.device.type == "cpu"

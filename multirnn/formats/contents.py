@@ -107,8 +107,8 @@ def stored_as(array: Tensor) -> str:
     return BFLOAT16 if isinstance(array, Bfloat16) else array.dtype if isinstance(array, Unread) else array.dtype.name
 
 
-def needed(package: str, path: object) -> Any:
-    """Import the package that a format needs.
+def needed(package: str, path: object, extra: str = "files") -> Any:
+    """Import the package that a format or an export needs, which an extra of multirnn installs.
 
     Raises:
         MissingFramework: it is not installed.
@@ -119,5 +119,5 @@ def needed(package: str, path: object) -> Any:
         if error.name != package:
             raise
         raise MissingFramework(
-            f'{path} needs the package {package!r}, which is not installed: pip install "multirnn[files]"'
+            f'{path} needs the package {package!r}, which is not installed: pip install "multirnn[{extra}]"'
         ) from error
