@@ -195,7 +195,7 @@ def _forward(custom: _CustomCall, keep: bool, params: Any, x: Any, state: Any, l
 
 
 class _Derivative(NamedTuple):
-    """The rule of `_forward`, which keeps its arguments, y and the stash; see `multirnn_jax.tangents.Rule`."""
+    """The rule of `_forward`, which keeps its arguments, y and the stash; see `multirnn_jax.tangents.TangentRule`."""
 
     custom: _CustomCall
 

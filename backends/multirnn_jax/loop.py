@@ -24,6 +24,7 @@ import jax.export  # not an attribute of `jax` before it is imported
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import min_dim
 
 from multirnn import InvalidCall, Output, RecurrentSpec, State
 from multirnn.arrays import as_array
@@ -243,8 +244,7 @@ def _checked_lengths(lengths: Any, batch: tuple[int, ...], time: int) -> Any:
     if not jnp.issubdtype(lengths.dtype, jnp.integer):
         raise InvalidCall(f"lengths must be integers, not {lengths.dtype}")
     # `time` is cast to the dtype of the lengths: 130 as an int8 is -126.
-    core: Any = jax.core  # not typed
-    most = core.min_dim(time, int(jnp.iinfo(lengths.dtype).max))  # type: ignore[no-untyped-call]
+    most = min_dim(time, int(jnp.iinfo(lengths.dtype).max))  # type: ignore[no-untyped-call]
     clip: Any = jnp.clip if isinstance(lengths, jax.Array) or not isinstance(time, int) else np.clip
     return jnp.asarray(clip(lengths, 0, most).astype(np.int32))
 

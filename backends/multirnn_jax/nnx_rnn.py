@@ -66,13 +66,13 @@ class FastRNN(nnx.RNN):
         reverse = self.reverse if reverse is None else reverse
         keep_order = self.keep_order if keep_order is None else keep_order
         spec = _spec(self)
-        carry = initial_carry
+        carry, cell = initial_carry, cast("Any", self.cell)
         if isinstance(spec, RecurrentSpec) and _fits(spec, inputs, seq_lengths):
             x = jnp.moveaxis(inputs, 0, -2) if time_major else jnp.asarray(inputs)
             if carry is None:
                 carry, rngs = self._first_carry(x, rngs), None
-            zero = initial_carry is None and self.cell.carry_init is None
-            params = _parameters(self.cell, spec)
+            zero = initial_carry is None and cell.carry_init is None
+            params = _parameters(cell, spec)
             state = None if zero else _state(spec, carry, x.shape[:-2])
             if params is not None and (zero or state is not None):
                 found = _run(spec, params, x, state, seq_lengths, return_carry, reverse, keep_order)
@@ -125,7 +125,8 @@ def _run(
         h = output.sequence[jnp.arange(len(last)), last]
         if c is not None:
             # The outputs go on at padding and the state is frozen: two calls. XLA omits this one where nothing uses c.
-            c = fast.apply(spec, params, given, state, last + 1).state.c[0]
+            frozen: Any = fast.apply(spec, params, given, state, last + 1).state.c
+            c = frozen[0]
     return h if c is None else (c, h), outputs
 
 
@@ -148,7 +149,7 @@ def _spec(layer: nnx.RNN) -> RecurrentSpec | str:
         return f"its cell is a {type(cell).__qualname__}; only those of Flax itself are made fast: {known}"
     if "initialize_carry" in vars(cell):
         return "its cell has its own initialize_carry in place of its class's"
-    if layer.state_axes != nnx.StateAxes({...: nnx.Carry}) or layer.broadcast_rngs is not None:
+    if layer.state_axes != nnx.StateAxes(cast("Any", {...: nnx.Carry})) or layer.broadcast_rngs is not None:
         return "it has state_axes or broadcast_rngs of its own, which nothing but Flax's loop over time follows"
     if getattr(cell, "residual", False):
         return "its cell adds the state to the next one (residual=True), which no spec does"
@@ -246,4 +247,5 @@ def _state(spec: RecurrentSpec, carry: Any, batch: tuple[Any, ...]) -> State | N
     for part in parts:
         if not hasattr(part, "dtype") or part.shape != shape or jnp.result_type(part) != spec.dtype:
             return None
-    return State(*(jnp.asarray(part)[None] for part in reversed(parts)))
+    found: Any = [jnp.asarray(part)[None] for part in reversed(parts)]
+    return State(*found)

@@ -78,7 +78,7 @@ def _push(scan: Scan, primals: Any, tangents: Any) -> Any:
 
 
 class _Derivative(NamedTuple):
-    """The rule of `_recur`; see `multirnn_jax.tangents.Rule`. The rule written by hand is linear, so JAX transposes it."""
+    """The rule of `_recur`; see `multirnn_jax.tangents.TangentRule`. The rule written by hand is linear, so JAX transposes it."""
 
     scan: Scan
 

@@ -1,7 +1,7 @@
 """Derivatives of a function whose reverse rule is written by hand, in both modes.
 
 `jax.custom_vjp` forbids forward mode. `jax.custom_jvp` allows both, and derives the reverse rule by transposing the map
-from tangents to tangents. Here that map is a primitive: where it runs, it is `Rule.push`; transposed, it is `Rule.pull`,
+from tangents to tangents. Here that map is a primitive: where it runs, it is `TangentRule.push`; transposed, it is `TangentRule.pull`,
 the rule written by hand. Tangents that are zero are left out of it, and `pull` is told what is asked for.
 """
 
@@ -19,10 +19,10 @@ from jax.interpreters import mlir
 ad: Any = untyped_ad
 batching: Any = untyped_batching
 
-__all__ = ["Rule", "tangents_of"]
+__all__ = ["TangentRule", "tangents_of"]
 
 
-class Rule(Protocol):
+class TangentRule(Protocol):
     """The derivative of a function at a point, which `kept` determines; hashable.
 
     Inputs are the leaves of the function's arguments.
@@ -37,7 +37,7 @@ class Rule(Protocol):
         ...
 
 
-def tangents_of(output: Any, rule: Rule, kept: Any, tangents: Any) -> Any:
+def tangents_of(output: Any, rule: TangentRule, kept: Any, tangents: Any) -> Any:
     """The tangents of `output`, for a `custom_jvp` with `symbolic_zeros=True`.
 
     Args:
@@ -60,7 +60,7 @@ _tangents.multiple_results = True
 
 
 @partial(jax.jit, static_argnames=("rule", "asked", "tree", "results"))
-def _run(*operands: Any, rule: Rule, asked: tuple[bool, ...], tree: Any, results: Any) -> list[Any]:
+def _run(*operands: Any, rule: TangentRule, asked: tuple[bool, ...], tree: Any, results: Any) -> list[Any]:
     del results
     kept, given = operands[: tree.num_leaves], iter(operands[tree.num_leaves :])
     tangents = [next(given) if is_asked else None for is_asked in asked]
@@ -105,7 +105,7 @@ def _moves(tangent: Any) -> bool:
 
 
 def _transpose(
-    cotangents: Sequence[Any], *operands: Any, rule: Rule, asked: tuple[bool, ...], tree: Any, results: Any
+    cotangents: Sequence[Any], *operands: Any, rule: TangentRule, asked: tuple[bool, ...], tree: Any, results: Any
 ) -> list[Any]:
     kept = jax.tree.unflatten(tree, operands[: tree.num_leaves])
     arrays = [ad.instantiate_zeros(cotangent) for cotangent in cotangents]
@@ -117,7 +117,7 @@ def _transpose(
     ]
 
 
-def _batch(operands: Any, axes: Any, *, rule: Rule, tree: Any, **static: Any) -> Any:
+def _batch(operands: Any, axes: Any, *, rule: TangentRule, tree: Any, **static: Any) -> Any:
     """`vmap`: a map of its own, whose transpose is that of each index."""
     ((size,)) = {array.shape[axis] for array, axis in zip(operands, axes, strict=True) if axis is not None}
     count = tree.num_leaves
@@ -130,7 +130,7 @@ def _batch(operands: Any, axes: Any, *, rule: Rule, tree: Any, **static: Any) ->
 class _Each(NamedTuple):
     """A rule at each index of a new axis: the first of tangents and cotangents, and `axes` of the leaves of `kept`."""
 
-    rule: Rule
+    rule: TangentRule
     axes: tuple[int | None, ...]
     size: int
 

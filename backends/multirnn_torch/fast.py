@@ -139,7 +139,7 @@ class FastModule(KeptWhole, nn.RNNBase):
     def _native(self) -> nn.RNNBase | None:
         if self._layer not in (nn.RNN, nn.LSTM, nn.GRU) or is_parametrized(self):
             return None
-        native = self._layer.__new__(self._layer)
+        native: nn.RNNBase = self._layer.__new__(self._layer)
         vars(native).update({name: value for name, value in vars(self).items() if name not in _OWN})
         return native
 
@@ -174,8 +174,11 @@ class FastModule(KeptWhole, nn.RNNBase):
 
     def _traced_weights(self) -> list[Tensor]:
         """The weights that the layer in `torch.nn` would use, without writing to its list of them."""
-        flat: Any = self._flat_weights
-        return [getattr(self, name) for name in self._flat_weights_names] if self._weights_have_changed() else flat
+        module: Any = self  # these are not typed
+        if module._weights_have_changed():
+            return [getattr(self, name) for name in module._flat_weights_names]
+        flat: list[Tensor] = module._flat_weights
+        return flat
 
     def _run(self, x: Tensor, hx: Any, rows: Rows) -> Any:
         """The result; or None if the framework's own layer has to run, also to report an error."""
@@ -364,7 +367,7 @@ class FastLSTM(FastModule):
 class FastGRU(FastModule):
     """`torch.nn.GRU`, made fast on the CPU."""
 
-    _layer = nn.GRU
+    _layer: ClassVar[Any] = nn.GRU
 
     def __init__(self, *args: Any, loop: str | None = None, **kwargs: Any) -> None:
         _refuse_projection(kwargs)
@@ -374,7 +377,7 @@ class FastGRU(FastModule):
 class FastCandidateBiasGRU(FastGRU, CandidateBias):
     """`CandidateBiasGRU`, made fast on the CPU."""
 
-    _layer = CandidateBias
+    _layer: ClassVar[Any] = CandidateBias
 
     def _traced_weights(self) -> list[Tensor]:
         return self._whole(super()._traced_weights())

@@ -44,8 +44,8 @@ class KernelLoop:
         """See `Loop.forward`; what it keeps is written to the reserve space, if one is given."""
         batch, time = call.size
         final = [self._empty_state(batch) for _ in range(self._states)]
-        aligned = reserve is not None and not reserve.data_ptr() % ALIGNMENT
-        kept = [reserve if aligned else _aligned(self._compiled.stash_size(batch, time))] if keep else []
+        into = reserve if reserve is not None and not reserve.data_ptr() % ALIGNMENT else None
+        kept = [_aligned(self._compiled.stash_size(batch, time)) if into is None else into] if keep else []
         bound = self._table(call.weights)  # it owns their memory: another thread may replace the weights meanwhile
         record = call_record(
             batch=batch,
@@ -62,7 +62,7 @@ class KernelLoop:
             starts=_address(call.starts),
         )
         self._compiled.forward(bound[1], record)
-        if reserve is not None and not aligned:
+        if reserve is not None and into is None:
             reserve[: len(kept[0])] = kept[0]
         return final, kept
 

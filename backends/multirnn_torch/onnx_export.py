@@ -1,5 +1,6 @@
 """`export_onnx`: a whole PyTorch model as an ONNX model with real recurrent operators, of any batch and length."""
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
@@ -60,13 +61,17 @@ def export_onnx(
     # PyTorch keeps how it ran an operator before, and then exports the steps of a layer one by one.
     for operator in onnx_nodes.TRANSLATIONS:
         operator._dispatch_cache.clear()
-    made: Any = torch.onnx.export(
-        program, dynamo=True, verbose=False, optimize=False, custom_translation_table=dict(onnx_nodes.TRANSLATIONS)
-    )
+    table = dict(onnx_nodes.TRANSLATIONS)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec", FutureWarning)  # of PyTorch to itself
+        made: Any = torch.onnx.export(
+            program, dynamo=True, verbose=False, optimize=False, custom_translation_table=table
+        )
     onnx_model = onnx_nodes.finish(made, _names(program))
     if streaming:
         onnx_nodes.stream(onnx_model)
-    if (size := sum(value.const_value.nbytes for value in onnx_model.graph.initializers.values())) > LARGEST:
+    held = [value.const_value for value in onnx_model.graph.initializers.values()]
+    if (size := sum(tensor.nbytes for tensor in held if tensor is not None)) > LARGEST:
         raise InvalidCall(
             f"an ONNX model in one file holds at most 2 GB, and the weights of this one are {size / 1e9:.1f} GB"
         )
@@ -110,7 +115,7 @@ def _ready(model: nn.Module) -> Iterator[None]:
     loops = [(layer, layer.loop) for _, layer in layers if isinstance(layer, FastModule)]
     try:
         for layer in stock:
-            replacement.change(layer, replacement.counterpart(layer))
+            _turn(layer)
         for layer, _ in loops:
             layer.loop = None
         model.eval()
@@ -118,11 +123,17 @@ def _ready(model: nn.Module) -> Iterator[None]:
     finally:
         for layer in stock:
             if isinstance(layer, FastModule):
-                replacement.change(layer, replacement.counterpart(layer))
+                _turn(layer)
         for layer, loop in loops:
             layer.loop = loop
         for part, before in training:
             part.training = before
+
+
+def _turn(layer: nn.Module) -> None:
+    """Make a layer fast, or PyTorch's own again."""
+    kind: Any = replacement.counterpart(layer)
+    replacement.change(layer, kind)
 
 
 @contextmanager
@@ -170,8 +181,8 @@ def _refuse_decomposed(program: ExportedProgram) -> None:
                     "one by one, as by run_decompositions. Export the model itself, or first call multirnn.replace_layers"
                 )
     for node in _calls(program):
-        dropout, train = node.args[5:7] if not _ours(node) else (0, False)
-        if train and dropout and node.args[4] > 1:
+        arguments: Any = node.args
+        if not _ours(node) and arguments[6] and arguments[5] and arguments[4] > 1:  # train, dropout, layers
             raise InvalidCall(
                 f"{_titled(_path(node))} drops outputs between its layers in this program: trace it after eval()"
             )

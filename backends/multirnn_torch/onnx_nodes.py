@@ -14,17 +14,18 @@ from typing import Any
 import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import CheckerPass, RemoveUnusedNodesPass
-from onnxscript.onnx_opset import opset18 as op
+from onnxscript.onnx_opset import opset18
 from onnxscript.optimizer import fold_constants
 
 from multirnn import InvalidCall, RecurrentSpec
 from multirnn.cells import CellName
 from multirnn.conventions import CONVENTIONS
 from multirnn.formats import onnx_facts
-from multirnn_torch.operators import OPERATORS, Stack
+from multirnn_torch.operators import OPERATORS, StackArguments
 
 __all__ = ["TRANSLATIONS", "finish", "stream"]
 
+op: Any = opset18  # its types are of ONNX Script's own language
 KINDS = frozenset(onnx_facts.OPERATORS.values())
 H_0 = 5  # the place of the initial h in the inputs of an operator; c follows
 
@@ -33,7 +34,7 @@ H_0 = 5  # the place of the initial h in the inputs of an operator; c follows
 
 
 def _nodes(
-    cell: CellName, x: Any, state: Sequence[Any], weights: Sequence[Any], lengths: Any, stack: Stack
+    cell: CellName, x: Any, state: Sequence[Any], weights: Sequence[Any], lengths: Any, stack: StackArguments
 ) -> tuple[Any, ...]:
     """The sequence and the final states of a stack, by nodes."""
     hidden = weights[1].shape[1]
@@ -42,7 +43,7 @@ def _nodes(
         weights[0].shape[1],
         hidden,
         bidirectional=stack.bidirectional,
-        activation=stack.activation,  # type: ignore[arg-type]
+        activation=stack.activation,
     )
     attributes = onnx_facts.attributes(spec) | ({"linear_before_reset": 1} if cell == "gru" else {})
     attributes["direction"] = "bidirectional" if stack.bidirectional else "forward"
@@ -100,7 +101,7 @@ def _of_multirnn(cell: CellName) -> Callable[..., tuple[Any, ...]]:
 
     def translated(x: Any, *others: Any) -> tuple[Any, ...]:
         state, (weights, lengths, *stack) = others[:states], others[states:]
-        return _nodes(cell, x, state, weights, lengths, Stack(*stack))
+        return _nodes(cell, x, state, weights, lengths, StackArguments(*stack))
 
     return translated
 
@@ -120,7 +121,9 @@ def _of_pytorch(cell: CellName, activation: str = "tanh") -> Callable[..., tuple
         batch_first: bool,
     ) -> tuple[Any, ...]:
         state = hx if cell == "lstm" else [hx]
-        return _nodes(cell, x, state, weights, None, Stack(batch_first, layers, bidirectional, bias, activation))
+        return _nodes(
+            cell, x, state, weights, None, StackArguments(batch_first, layers, bidirectional, bias, activation)
+        )
 
     return translated
 
@@ -151,7 +154,7 @@ def finish(program: Any, sizes: Mapping[str, str]) -> ir.Model:
     def of_weights(node: ir.Node) -> bool | None:
         return True if node.op_type in moved and "multirnn" in node.metadata_props else None
 
-    model = program.model
+    model: ir.Model = program.model
     for node in _ancestors(model, _recurrent(model)):
         node.metadata_props["multirnn"] = "weights"
     fold_constants(model, should_fold=of_weights)
@@ -232,13 +235,13 @@ def _values(model: ir.Model) -> list[ir.Value]:
 def _name_axes(value: ir.Value, sizes: Mapping[str, str]) -> None:
     if value.shape is None:
         return
-    axes: list[Any] = []
+    axes: list[int | str | None] = []
     for axis in value.shape:
-        text = axis if isinstance(axis, int) else str(axis.value)
-        if isinstance(text, str):
-            text = re.sub(r"\w+", lambda word: sizes.get(word[0], word[0]), text)
-            text = int(text) if text.isdecimal() else None if text == "None" else text
-        axes.append(text)
+        if isinstance(axis, int) or axis.value is None:
+            axes.append(axis if isinstance(axis, int) else None)
+        else:
+            text = re.sub(r"\w+", lambda word: sizes.get(word[0], word[0]), axis.value)
+            axes.append(int(text) if text.isdecimal() else text)
     value.shape = ir.Shape(axes)
 
 

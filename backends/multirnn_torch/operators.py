@@ -33,11 +33,11 @@ from multirnn_torch.recurrence import Rows
 
 __all__ = ["OPERATORS", "Operators"]
 
-_LIBRARY = torch.library.Library("multirnn", "FRAGMENT")
+_LIBRARY = torch.library.Library("multirnn", "FRAGMENT")  # type: ignore[no-untyped-call]
 _DTYPES = {torch.float32: "float32", torch.float64: "float64"}
 
 
-class Stack(NamedTuple):
+class StackArguments(NamedTuple):
     """The last arguments of an operator: with the shapes of the weights, they make a spec."""
 
     batch_first: bool
@@ -98,7 +98,7 @@ class Operators:
 
     def _forward(self, x: Tensor, *others: Any, keep: bool) -> tuple[Tensor, ...]:
         state, (weights, lengths, *rest) = others[: self._states], others[self._states :]
-        stack = Stack(*rest)
+        stack = StackArguments(*rest)
         loop, spec = self._loop(x, weights, stack)
         _check(spec, stack, x, weights, h_or_c=state)
         batch, time, _ = stack.turned(x).shape
@@ -115,7 +115,7 @@ class Operators:
 
     def _run_fake(self, x: Tensor, *others: Any) -> tuple[Tensor, ...]:
         state, (weights, _, *rest) = others[: self._states], others[self._states :]
-        stack = Stack(*rest)
+        stack = StackArguments(*rest)
         hidden = weights[1].shape[1]
         batch = x.shape[0 if stack.batch_first else 1]
         y = x.new_empty((*x.shape[:-1], hidden * (1 + stack.bidirectional)))
@@ -123,7 +123,7 @@ class Operators:
 
     def _train_fake(self, x: Tensor, *others: Any) -> tuple[Tensor, ...]:
         weights, _, *rest = others[self._states :]
-        loop, _ = self._loop(x, weights, stack := Stack(*rest))
+        loop, _ = self._loop(x, weights, stack := StackArguments(*rest))
         batch, time = x.shape[:2] if stack.batch_first else (x.shape[1], x.shape[0])
         return *self._run_fake(x, *others), x.new_empty((loop.reserve_size(batch, time),), dtype=torch.uint8)
 
@@ -134,7 +134,7 @@ class Operators:
         state, (weights, y, reserve) = others[:states], others[states : states + 3]
         dy, *dfinal = others[states + 3 : 2 * states + 4]
         *rest, wanted = others[2 * states + 4 :]
-        stack = Stack(*rest)
+        stack = StackArguments(*rest)
         loop, spec = self._loop(x, weights, stack)
         _check(spec, stack, x, weights, h_or_c=(*state, *dfinal), y_or_dy=(y, dy))
         batch, time, _ = stack.turned(x).shape
@@ -159,7 +159,7 @@ class Operators:
     def _backward_fake(self, x: Tensor, *others: Any) -> list[Tensor]:
         states, weights = self._states, others[self._states]
         *rest, wanted = others[2 * states + 4 :]
-        stack = Stack(*rest)
+        stack = StackArguments(*rest)
         state = stack.passes, x.shape[0 if stack.batch_first else 1], weights[1].shape[1]
         shapes = x.shape, *[state] * states, *(weight.shape for weight in weights)
         return [x.new_empty(shape) for shape, want in zip(shapes, wanted, strict=True) if want]
@@ -212,7 +212,7 @@ class Operators:
             "a compiled or exported recurrent layer has first derivatives alone; take the second ones of the layer itself"
         )
 
-    def _loop(self, x: Tensor, weights: Sequence[Tensor], stack: Stack) -> tuple[KernelLoop, RecurrentSpec]:
+    def _loop(self, x: Tensor, weights: Sequence[Tensor], stack: StackArguments) -> tuple[KernelLoop, RecurrentSpec]:
         count = stack.passes * (4 if stack.bias else 2)
         if x.dtype not in _DTYPES or len(weights) != count or any(weight.dim() != 2 for weight in weights[:2]):
             raise InvalidCall(
@@ -224,7 +224,7 @@ class Operators:
 
 @cache
 def _loop_of(
-    cell: CellName, input_size: int, hidden_size: int, stack: Stack, dtype: Any
+    cell: CellName, input_size: int, hidden_size: int, stack: StackArguments, dtype: Any
 ) -> tuple[KernelLoop, RecurrentSpec]:
     spec = RecurrentSpec(
         cell,
@@ -246,7 +246,7 @@ def _operator(name: str, schema: str) -> Any:
 
 def _check(
     spec: RecurrentSpec,
-    stack: Stack,
+    stack: StackArguments,
     x: Tensor,
     weights: Sequence[Tensor],
     h_or_c: Sequence[Maybe],
