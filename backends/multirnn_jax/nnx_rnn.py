@@ -8,6 +8,7 @@ with arrays of shapes that no spec has, is Flax's own.
 """
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -164,14 +165,26 @@ def _spec(layer: nnx.RNN) -> RecurrentSpec | str:
     for function, kind in (("activation_fn", "activation"), ("gate_fn", "recurrent_activation")):
         if (given := getattr(cell, function, None)) is None:
             continue
-        if given not in ACTIVATIONS:
+        if (named := _activation(given)) is None:
             return (
                 f"its {function} is {getattr(given, '__name__', type(given).__name__)}, which no spec has as JAX does"
             )
-        activations[kind] = ACTIVATIONS[given]
+        activations[kind] = named
     (dtype,) = dtypes
     sizes = cell.in_features, cell.hidden_features
     return RecurrentSpec(name, *sizes, bias="single", dtype=cast("Any", dtype), **cast("Any", activations))
+
+
+@cache
+def _activation(function: Any) -> str | None:
+    if function in ACTIVATIONS:
+        return ACTIVATIONS[function]
+    if type(function) is not type(jnp.tanh) or hasattr(function, "__wrapped__"):
+        return None
+    # `copy.deepcopy` of a Flax module copies JAX's compiled functions too, which then have no name.
+    traced = str(jax.make_jaxpr(function)(0.0))
+    known = (each for each in ACTIVATIONS if type(each) is type(function))
+    return next((ACTIVATIONS[each] for each in known if str(jax.make_jaxpr(each)(0.0)) == traced), None)
 
 
 def _unusual(linear: Any, bias: bool) -> str | None:

@@ -21,16 +21,17 @@ _ALREADY = {FAST: "it is fast already", "native": "it is not a fast layer"}
 class FlaxReplacement(Replacement):
     """See `multirnn.replacement.Replacement`."""
 
-    def __init__(
-        self, model: Any, replaced: list[Replaced], kept: list[Kept], layers: list[Any], *, fast: bool
-    ) -> None:
+    def __init__(self, model: Any, replaced: list[Replaced], kept: list[Kept], *, fast: bool) -> None:
         super().__init__(model, replaced, kept)
-        self._layers, self._fast = layers, fast  # in the order of `replaced`, and whether they were made fast
+        self._fast = fast  # whether layers were made fast
 
     def restore(self) -> None:
         """See `Replacement.restore`."""
-        for layer in self._layers:
-            _change(layer, not self._fast)
+        # By their paths: Flax copies a module whole, without a note of which part became which.
+        layers = dict(_recurrent(self.model, sys.modules["flax.nnx"]))
+        for path, _, after in self.replaced:
+            if type(layers.get(path)).__name__ == after:
+                _change(layers[path], not self._fast)
 
 
 def replace_layers(model: Any, implementation: Implementation) -> FlaxReplacement:
@@ -50,7 +51,7 @@ def replace_layers(model: Any, implementation: Implementation) -> FlaxReplacemen
         refuse_without(model, kept)
     for layer in layers:
         _change(layer, implementation == FAST)
-    return FlaxReplacement(model, replaced, kept, layers, fast=implementation == FAST)
+    return FlaxReplacement(model, replaced, kept, fast=implementation == FAST)
 
 
 def _recurrent(model: Any, nnx: Any) -> Iterator[tuple[str, Any]]:
