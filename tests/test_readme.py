@@ -9,8 +9,10 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import chdir
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -311,10 +313,11 @@ def conversions() -> str:
 
 @cache
 def code_run(document: str) -> dict[str, Any]:
-    """The names that the Python code of a document leaves behind, run from top to bottom."""
+    """The names that the Python code of a document leaves behind, run from top to bottom; its files are dropped."""
     names: dict[str, Any] = {"MY_BACKEND": mr.backend("numpy")}
-    for block in code_of(document):
-        exec(compile(block, document, "exec"), names)
+    with TemporaryDirectory() as folder, chdir(folder):
+        for block in code_of(document):
+            exec(compile(block, document, "exec"), names)
     return names
 
 
@@ -376,9 +379,8 @@ def test_every_generated_part_has_a_generator() -> None:
 
 
 @pytest.mark.parametrize("document", RUN)
-def test_python_code_runs(document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_code_runs(document: str) -> None:
     needs_all_backends()
-    monkeypatch.chdir(tmp_path)  # where documents write their files
     assert code_of(document)
     code_run(document)
 

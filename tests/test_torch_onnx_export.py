@@ -14,7 +14,7 @@ from multirnn_torch import CandidateBiasGRU, export_onnx
 from multirnn_torch.fast import FastGRU, FastLSTM
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
-from torch.nn.utils.rnn import pack_padded_sequence
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from whole_models_torch import Enhancer, LanguageModel
 
 import multirnn as mr
@@ -331,88 +331,45 @@ def test_the_model_is_left_as_it_was(tmp_path: Path) -> None:
         assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-# --- Told in a sentence ----------------------------------------------------------------------------------------------
+class RaggedTagger(nn.Module):
+    """The lengths of its rows are given to PyTorch's `pack_padded_sequence`."""
 
-
-class Own(nn.LSTM):
-    def forward(self, x: Tensor, hx: Any = None) -> Any:
-        return super().forward(x + 1, hx)
-
-
-class Frozen(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.gru = nn.GRU(INPUT, HIDDEN, batch_first=True)
+        self.lstm = nn.LSTM(INPUT, HIDDEN, batch_first=True)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.gru(x.reshape(2, 5, INPUT))[0]
-
-
-class Packing(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.gru = nn.GRU(INPUT, HIDDEN, batch_first=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.gru(pack_padded_sequence(x, torch.tensor([5, 3]), batch_first=True))[1]
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        packed = pack_padded_sequence(x, lengths, batch_first=True)
+        return pad_packed_sequence(self.lstm(packed)[0], batch_first=True)[0]
 
 
-class Again(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.gru = nn.GRU(INPUT, INPUT, batch_first=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.gru(self.gru(x)[0])[0]
-
-
-REFUSED = {
-    "projection": (
-        lambda: nn.Sequential(nn.LSTM(INPUT, 4, proj_size=2)),
-        {},
-        r"layer '0' \(LSTM\) cannot be exported: it proj",
-    ),
-    "own forward": (
-        lambda: Own(INPUT, HIDDEN),
-        {},
-        r"the layer \(Own\) cannot be exported: its class overrides forward",
-    ),
-    "half": (lambda: nn.GRU(INPUT, HIDDEN).half(), {}, "its weights are of float16"),
-    "fixed": (Frozen, {}, r"layer 'gru' has a batch of 2 whatever the arguments are"),
-    "packed": (Packing, {}, r"layer\(x, lengths=\.\.\.\)"),
-    "both ways": (
-        lambda: nn.GRU(INPUT, 4, bidirectional=True),
-        {"streaming": True},
-        "the layer also reads from the end",
-    ),
-    "again": (Again, {"streaming": True}, "layer 'gru' is called several times, each time from zero"),
-}
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::torch.jit.TracerWarning")
+def test_pytorchs_older_exporter_takes_packed_sequences(tmp_path: Path) -> None:
+    model = RaggedTagger()
+    mr.replace_layers(model)
+    x, lengths = torch.randn(3, 6, INPUT), torch.tensor([6, 4, 1])
+    axes = {"x": {0: "rows", 1: "steps"}, "lengths": {0: "rows"}}
+    names = ["x", "lengths"]
+    path = tmp_path / "packed.onnx"
+    torch.onnx.export(model, (x, lengths), path, dynamo=False, input_names=names, dynamic_axes=axes)
+    assert operators(path)["LSTM"] == 1
+    others = torch.randn(2, 4, INPUT), torch.tensor([4, 2])
+    assert_all_close(served(path)(*others), model(*others))
 
 
-@pytest.mark.parametrize("what", REFUSED)
-def test_what_cannot_be_exported(what: str, tmp_path: Path) -> None:
-    make, more, sentence = REFUSED[what]
-    with pytest.raises(mr.InvalidCall, match=sentence):
-        export_onnx(make(), torch.randn(2, 5, INPUT), tmp_path / "model.onnx", **more)
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_program_whose_steps_were_traced_one_by_one(tmp_path: Path) -> None:
-    program = torch.export.export(
-        nn.Sequential(nn.GRU(INPUT, HIDDEN)), (torch.randn(2, 5, INPUT),)
-    ).run_decompositions()
-    with pytest.raises(mr.InvalidCall, match=r"layer '0' \(GRU\) is no operator any more in this program"):
-        export_onnx(program, (), tmp_path / "model.onnx")
-    training = torch.export.export(nn.GRU(INPUT, HIDDEN, 2, dropout=0.5), (torch.randn(2, 5, INPUT),))
-    with pytest.raises(mr.InvalidCall, match=r"drops outputs between its layers in this program"):
-        export_onnx(training, (), tmp_path / "model.onnx")
-
-
-def test_what_is_no_model_and_where_no_file_can_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(mr.InvalidCall, match="is exported, not a function"):
-        export_onnx(lambda x: x, torch.zeros(1), tmp_path / "model.onnx")  # type: ignore[arg-type]
-    with pytest.raises(mr.InvalidCall, match="cannot be written: No such file or directory"):
-        export_onnx(nn.GRU(INPUT, HIDDEN), torch.randn(2, 5, INPUT), tmp_path / "missing" / "model.onnx")
-    monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
-    with pytest.raises(mr.MissingFramework, match=r'export_onnx needs the package .onnxscript.*"multirnn\[export\]"'):
-        export_onnx(nn.GRU(INPUT, HIDDEN), torch.randn(2, 5, INPUT), tmp_path / "model.onnx")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_after_it_the_same_model_is_traced_scripted_and_exported_as_before(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.GRU(INPUT, HIDDEN, batch_first=True))
+    mr.replace_layers(model)
+    x = torch.randn(2, 5, INPUT)
+    expected = model(x)
+    export_onnx(model, x, tmp_path / "ours.onnx")
+    for converted in (
+        torch.jit.trace(model, (x,)),
+        torch.fx.symbolic_trace(model),
+        torch.export.export(model, (x,)).module(),
+    ):
+        assert_all_close([part.detach() for part in converted(x)], list(expected))
+    torch.onnx.export(model, (x,), tmp_path / "theirs.onnx", dynamo=False)
+    assert_all_close(served(tmp_path / "theirs.onnx")(x), expected)
+    assert_all_close([part.detach() for part in torch.jit.script(model)(x)], list(expected))

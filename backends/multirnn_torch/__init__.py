@@ -37,7 +37,7 @@ class TorchBackend(Abilities):
             weights: copied into the module's parameters.
             device: as `torch.device` names it ("cpu", "cuda", "cuda:1", "mps"); defaults to PyTorch's, or "cpu" where that
                 is "meta".
-            implementation: "native", PyTorch's own layer; "fast", a subclass of it that is made fast on the CPU; or "frozen",
+            implementation: "native", PyTorch's own layer; "fast", the same made fast on the CPU; or "frozen",
                 which is fast with its `freeze()` called.
 
         Raises:
