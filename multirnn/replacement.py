@@ -49,7 +49,7 @@ class Replacement(Shown, ABC):
 
     @abstractmethod
     def restore(self) -> None:
-        """Put the framework's own layers back. What they have learnt meanwhile stays; a second call changes nothing."""
+        """Undo the replacement, and keep all that the layers have learnt meanwhile; a second call changes nothing."""
 
     def to_dict(self) -> dict[str, Any]:
         """See `Shown.to_dict`."""
@@ -79,7 +79,7 @@ def replace_layers(model: Any, implementation: Implementation = FAST) -> Replace
         implementation: "fast"; or "native", which puts the framework's own layers back without a `Replacement` at hand.
 
     Returns:
-        What was replaced and what was kept, and why; `restore()` undoes it.
+        The record of all that was replaced, and the reason for each layer that was kept; its `restore()` undoes it.
 
     Raises:
         InvalidCall: the model has no recurrent layer, or none that can be replaced, with the reason for each; or another
@@ -100,5 +100,5 @@ def refuse_without(model: Any, kept: Sequence[Kept]) -> None:
     """For a backend that replaced nothing: raise InvalidCall with the reasons, or that there is no recurrent layer."""
     if not kept:
         raise InvalidCall(f"this {type(model).__name__} has no recurrent layer to replace")
-    reasons = "; ".join(f"{path or 'it'} ({kind}): {reason}" for path, kind, reason in kept)
+    reasons = "; ".join(f"{path} ({kind}): {reason}" if path else reason for path, kind, reason in kept)
     raise InvalidCall(f"no recurrent layer of this {type(model).__name__} can be replaced: {reasons}")

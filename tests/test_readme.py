@@ -29,6 +29,7 @@ from multirnn.testing import cases
 
 ROOT = Path(__file__).parent.parent
 RUN = ("README.md", "docs/conventions.md", "docs/backends.md", "docs/diagnosis.md", "docs/files.md", "docs/testing.md")
+RUN += ("docs/whole-models.md",)
 """The documents whose Python code runs, each from top to bottom in a namespace of its own."""
 GENERATED_IN = (*RUN, "benchmarks/RESULTS.md")
 """The documents with generated parts."""
@@ -121,6 +122,10 @@ def mutation() -> str:
 
 def diagnosis() -> str:
     return f"```text\n{code_run('docs/diagnosis.md')['diagnosis']}\n```"
+
+
+def replacement() -> str:
+    return f"```text\n{code_run('docs/whole-models.md')['replacement']}\n```"
 
 
 def rates() -> str:
@@ -300,6 +305,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "wrong": wrong,
     "mutation": mutation,
     "diagnosis": diagnosis,
+    "replacement": replacement,
     "rates": rates,
     "plugin": plugin,
     "compare": compare,

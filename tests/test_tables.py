@@ -12,6 +12,7 @@ import multirnn as mr
 from multirnn.diagnosis import first_divergence
 from multirnn.numerics import Difference
 from multirnn.parity import train_parity
+from multirnn.replacement import Kept, Replaced, Replacement
 from multirnn.tables import Column, Styled, Table, encodable, json_value, terminal_width
 
 WIDTHS = [60, 80, 100, 150]
@@ -52,6 +53,13 @@ class Titled:
 
 
 Titled.__name__ = TITLE
+
+
+class Undone(Replacement):
+    def restore(self) -> None:
+        raise AssertionError
+
+
 WRONG = mr.backend("numpy").build(mr.initialise(SPEC, 1))
 
 
@@ -65,6 +73,11 @@ def records() -> dict[str, Any]:
         "divergence": first_divergence(right, Titled(1)),
         "diagnosis": mr.diagnose(right, Titled(1)),
         "equal": mr.diagnose(right, Titled(0)),
+        "replacement": Undone(
+            right,
+            [Replaced("module.encoder.layers.12.rnn", "ParametrizedLSTM", "ParametrizedFastLSTM")],
+            [Kept("module.decoder.둘째_층", "LSTM", "it projects its state (proj_size=2), which no fast layer does")],
+        ),
     }
 
 
@@ -80,7 +93,7 @@ def assert_fits(text: str, width: int, wide: str) -> None:
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("name", ["comparison", "parity", "divergence", "diagnosis", "equal"])
+@pytest.mark.parametrize("name", ["comparison", "parity", "divergence", "diagnosis", "equal", "replacement"])
 def test_a_record_fits(records: dict[str, Any], name: str, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "1000")
     wide = str(records[name])

@@ -36,6 +36,9 @@ comparison = mr.compare(spec, backends=["numpy", "a third party's"])
 print(comparison.ok, [row.verdict for row in comparison.rows], comparison.to_json())
 print(mr.compare(weights, backends="jax"), mr.backend("third").refuses(spec), mr.backends())
 print(mr.diagnose(layer, layer).equal, mr.first_divergence(layer, layer), mr.train_parity(spec, steps=2).ok)
+replacement = mr.replace_layers(layer.native, "fast")
+print([one.path for one in replacement.replaced], [one.reason for one in replacement.kept], replacement.to_json())
+replacement.restore()
 stream = mr.build(mr.RecurrentSpec("gru", 10, 3), "numpy").stream()
 print(stream(x[:, :2]).state.h)
 
@@ -55,6 +58,7 @@ WRONG = {
     "mr.build(mr.RecurrentSpec('gru', 10, 3), 'torch', implementation='quick')": "Literal['quick']",
     "mr.build(mr.RecurrentSpec('gru', 10, 3), 7)": "Literal[7]",
     "mr.compare(mr.RecurrentSpec('gru', 10, 3), implementation='quick')": "Literal['quick']",
+    "mr.replace_layers(None, 'quick')": "Literal['quick']",
     "mr.bild": '"bild"',
 }
 

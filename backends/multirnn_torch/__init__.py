@@ -7,7 +7,7 @@ import torch
 from multirnn import Weights
 from multirnn.layer import Implementation
 from multirnn.protocol import Abilities, Prepared, Work, accept
-from multirnn_torch import adoption, fast, layer, reading, training
+from multirnn_torch import adoption, fast, layer, reading, replacement, training
 from multirnn_torch.layer import TorchLayer
 from multirnn_torch.single_bias import CandidateBiasGRU
 
@@ -23,6 +23,7 @@ class TorchBackend(Abilities):
     refuses = staticmethod(layer.refuses)
     read = staticmethod(reading.read)
     adopt = staticmethod(adoption.adopt)
+    replace_layers = staticmethod(replacement.replace_layers)
     train = staticmethod(training.train)
     default_epsilon = staticmethod(training.default_epsilon)
 

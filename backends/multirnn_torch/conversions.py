@@ -25,20 +25,20 @@ class KeptWhole(nn.RNNBase):
         """Raise InvalidCall: `torch.jit.script` calls this, also for a layer inside of a model."""
         raise InvalidCall(
             f"torch.jit.script cannot compile a {type(self).__name__}; use torch.jit.trace or torch.export, "
-            f"or script a model with a {self._own()} in its place"
+            f"or {self._remedy()}"
         )
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Refuse a `qconfig` from `torch.ao.quantization`; None, by which it leaves a layer alone, is a warning."""
         if name == "qconfig":
-            kind, own = type(self).__name__, self._own()
+            kind = type(self).__name__
             if value is not None:
                 raise InvalidCall(
-                    f"torch.ao.quantization cannot quantise a {kind}; put a {own} in its place first, "
+                    f"torch.ao.quantization cannot quantise a {kind}; {self._remedy()}, "
                     "or set its qconfig to None to leave it in floating point"
                 )
             warnings.warn(
-                f"torch.ao.quantization leaves a {kind} in floating point; to quantise it, put a {own} in its place first",
+                f"torch.ao.quantization leaves a {kind} in floating point; to quantise it, {self._remedy()}",
                 stacklevel=2,
             )
         super().__setattr__(name, value)
@@ -48,8 +48,12 @@ class KeptWhole(nn.RNNBase):
         if isinstance(x, torch.fx.Proxy):
             raise InvalidCall(
                 f"torch.fx cannot trace through a {type(self).__name__}; trace with a torch.fx.Tracer whose "
-                f"is_leaf_module is True for it, as it is for {self._own()}"
+                f"is_leaf_module is True for it, as it is for {self._own()}, or {self._remedy()}"
             )
+
+    def _remedy(self) -> str:
+        """What to do first, for a conversion that takes PyTorch's own layer."""
+        return f"put a {self._own()} in its place first"
 
     def _own(self) -> str:
         """PyTorch's layer for the same cell."""

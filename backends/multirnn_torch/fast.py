@@ -1,20 +1,19 @@
 """PyTorch's layers made fast on the CPU: `FastRNN`, `FastLSTM` and `FastGRU`, and the layer over one of them.
 
-Each derives from its `torch.nn` layer: same parameters, same calls, same results. On the CPU a call runs through a `Loop`
-with its own backward pass. In these cases the framework's own layer runs: other devices and dtypes; operations that PyTorch
+Each has the parameters, calls and results of its `torch.nn` layer. It derives from `torch.nn.RNNBase` and not from that
+layer, which torch.compile refuses to trace, with every subclass. On the CPU a call runs through a `Loop` with its own backward pass. In these cases the framework's own layer runs: other devices and dtypes; operations that PyTorch
 traces, transforms or intercepts; dropout between layers; shapes for which `plan` knows nothing faster; gradients of gradients.
 """
 
 import sys
-from functools import cache
-from typing import Any, Self, cast
+from functools import cache, partial
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from multirnn import InvalidCall, RecurrentSpec, Weights, kernel
-from multirnn.cells import CellName
 from multirnn.layer import FAST, FROZEN, Lengths, Plan
 from multirnn.spec import DType
 from multirnn_torch import facts
@@ -24,8 +23,8 @@ from multirnn_torch.layer import TorchLayer, device_of
 from multirnn_torch.loop import Maybe
 from multirnn_torch.reading import evaluated
 from multirnn_torch.recurrence import LOOPS, ModuleRecurrence, RecurrenceFunction, Rows, is_intercepted, is_plain
-from multirnn_torch.single_bias import CandidateBiasGRU
-from multirnn_torch.weights import is_evaluated, module, renewed
+from multirnn_torch.single_bias import CandidateBias
+from multirnn_torch.weights import MODES, is_evaluated, module, renewed
 
 __all__ = ["LOOPS", "FastCandidateBiasGRU", "FastGRU", "FastLSTM", "FastModule", "FastRNN", "FastTorchLayer", "build"]
 
@@ -37,7 +36,6 @@ _FROZEN_SENTENCES = {
     "kernel": f"{_SENTENCES['kernel']}, its weights packed once",
     "tensors": "oneDNN's LSTM, on weights that were reordered once",
 }
-_CELLS: dict[str, CellName] = {"RNN_TANH": "simple_rnn", "RNN_RELU": "simple_rnn", "LSTM": "lstm", "GRU": "gru"}
 _DTYPES: dict[torch.dtype, DType] = {torch.float32: "float32", torch.float64: "float64"}
 
 
@@ -47,12 +45,25 @@ class FastModule(KeptWhole, nn.RNNBase):
     `loop` is a key of `LOOPS`; unless given, the compiled kernel if it is installed.
     """
 
-    def __init__(self, *args: Any, loop: str | None = None, **kwargs: Any) -> None:
+    loop: str | None
+    _recurrences: dict[tuple[torch.dtype, str | None], ModuleRecurrence]
+    _layer: ClassVar[Any]
+    """The layer of `torch.nn` whose forward runs where nothing is faster."""
+
+    def __init__(self, mode: str, *args: Any, loop: str | None = None, **kwargs: Any) -> None:
         if loop not in (None, *LOOPS):
             raise InvalidCall(f"loop is one of {', '.join(map(repr, LOOPS))}, or None for the fastest, not {loop!r}")
-        super().__init__(*args, **kwargs)
+        super().__init__(mode, *args, **kwargs)
+        self._begin(loop)
+
+    def _begin(self, loop: str | None = None) -> None:
+        """Set what it has beyond the layer of `torch.nn`: all that a layer needs whose `__class__` becomes this one."""
         self.loop = loop
-        self._recurrences: dict[tuple[torch.dtype, str | None], ModuleRecurrence] = {}
+        self._recurrences = {}
+
+    def _end(self) -> None:
+        """Drop what `_begin` sets, before the `__class__` becomes that of the layer of `torch.nn`."""
+        del self.loop, self._recurrences
 
     def forward(self, input: Any, hx: Any = None, lengths: Tensor | None = None) -> Any:
         """As for the layer in `torch.nn`.
@@ -72,6 +83,9 @@ class FastModule(KeptWhole, nn.RNNBase):
         if "torch._dynamo" in sys.modules:  # it may be about to compile every function that is called from here
             return _uncompiled()(self, input, hx, lengths)
         return self._run_any(input, hx, lengths)
+
+    def _remedy(self) -> str:
+        return f"{super()._remedy()}, by multirnn.replace_layers(model, 'native')"
 
     def plan(self, batch: int, time: int, *, lengths: bool = False, gradients: bool = False) -> Plan:
         """See `multirnn.layer.Planned.plan`."""
@@ -195,7 +209,7 @@ class FastModule(KeptWhole, nn.RNNBase):
                 f"x must be a torch.Tensor or a PackedSequence, not an object of the type {type(x).__name__}{mask}"
             )
         if lengths is None:
-            return super().forward(x, hx)
+            return self._layer.forward(self, x, hx)
         sequence: Any = x
         rows: Any = sequence if self.batch_first else sequence.transpose(0, 1)
         own: Any = Rows.padded(True, lengths, *rows.shape[:2]).lengths
@@ -204,7 +218,7 @@ class FastModule(KeptWhole, nn.RNNBase):
             state = [rows.new_zeros(shape) for _ in range(1 + (self.mode == "LSTM"))]
         else:
             state = list(hx) if self.mode == "LSTM" else [hx]
-        y, *final = run(super().forward, rows, state, own.numpy())
+        y, *final = run(partial(self._layer.forward, self), rows, state, own.numpy())
         return y if self.batch_first else y.transpose(0, 1), tuple(final) if len(final) == 2 else final[0]
 
     def _state(self, hx: Any, dtype: torch.dtype, batch: int, unbatched: bool) -> list[Maybe] | None:
@@ -265,9 +279,9 @@ class FastModule(KeptWhole, nn.RNNBase):
 
     def _spec(self, dtype: torch.dtype) -> RecurrentSpec:
         """Its spec; a constant in place of a bias counts as a bias."""
-        single = isinstance(self, CandidateBiasGRU)
+        single = isinstance(self, CandidateBias)
         return RecurrentSpec(
-            _CELLS[self.mode],
+            MODES[self.mode],
             self.input_size,
             self.hidden_size,
             num_layers=self.num_layers,
@@ -278,20 +292,57 @@ class FastModule(KeptWhole, nn.RNNBase):
         )
 
 
-class FastRNN(FastModule, nn.RNN):
+class FastRNN(FastModule):
     """`torch.nn.RNN`, made fast on the CPU."""
 
+    _layer = nn.RNN
 
-class FastLSTM(FastModule, nn.LSTM):
+    def __init__(self, *args: Any, loop: str | None = None, **kwargs: Any) -> None:
+        _refuse_projection(kwargs)
+        if len(args) > 3:
+            nonlinearity, args = args[3], (*args[:3], *args[4:])
+        else:
+            nonlinearity = kwargs.pop("nonlinearity", "tanh")
+        if nonlinearity not in ("tanh", "relu"):
+            raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
+        super().__init__(f"RNN_{nonlinearity.upper()}", *args, loop=loop, **kwargs)
+        self.nonlinearity = nonlinearity
+
+
+class FastLSTM(FastModule):
     """`torch.nn.LSTM`, made fast on the CPU."""
 
+    _layer = nn.LSTM
+    get_expected_cell_size = nn.LSTM.get_expected_cell_size
+    check_forward_args: Any = nn.LSTM.check_forward_args
+    permute_hidden: Any = nn.LSTM.permute_hidden
 
-class FastGRU(FastModule, nn.GRU):
+    def __init__(self, *args: Any, loop: str | None = None, **kwargs: Any) -> None:
+        super().__init__("LSTM", *args, loop=loop, **kwargs)
+
+
+class FastGRU(FastModule):
     """`torch.nn.GRU`, made fast on the CPU."""
 
+    _layer = nn.GRU
 
-class FastCandidateBiasGRU(FastModule, CandidateBiasGRU):
+    def __init__(self, *args: Any, loop: str | None = None, **kwargs: Any) -> None:
+        _refuse_projection(kwargs)
+        super().__init__("GRU", *args, loop=loop, **kwargs)
+
+
+class FastCandidateBiasGRU(FastGRU, CandidateBias):
     """`CandidateBiasGRU`, made fast on the CPU."""
+
+    _layer = CandidateBias
+
+    def _remedy(self) -> str:
+        return KeptWhole._remedy(self)  # `replace_layers` gives it the class CandidateBiasGRU, which is kept whole too
+
+
+def _refuse_projection(arguments: dict[str, Any]) -> None:
+    if "proj_size" in arguments:
+        raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")  # as torch.nn says it
 
 
 @cache

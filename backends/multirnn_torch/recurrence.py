@@ -91,6 +91,7 @@ class ModuleRecurrence:
 
     def __init__(self, spec: RecurrentSpec, loop: str, names: Sequence[str]) -> None:
         self.spec = spec
+        self._name = loop
         self.loop = LOOPS[loop](spec)  # type: ignore[call-arg]  # of a Protocol, which has no arguments
         self.names = names
         self.skeleton = skeleton(spec)
@@ -98,6 +99,10 @@ class ModuleRecurrence:
         self.shapes = [tuple(weight.shape) for weight in held]
         self.plans: dict[tuple[int, int, bool, bool], bool] = {}
         self.constants: Constants | None = None  # while the module is frozen
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A new one, not frozen: parametrized modules are copied attribute by attribute, and a loop cannot be."""
+        return type(self)(self.spec, self._name, self.names)
 
     def freeze(self, weights: Sequence[Tensor]) -> None:
         """Take these weights for constants, if the loop prepares any."""

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from multirnn_torch.conversions import KeptWhole
 
-__all__ = ["CandidateBiasGRU", "drop_recurrent_bias"]
+__all__ = ["CandidateBias", "CandidateBiasGRU", "drop_recurrent_bias"]
 
 
 def drop_recurrent_bias(native: nn.RNNBase) -> None:
@@ -28,18 +28,8 @@ def drop_recurrent_bias(native: nn.RNNBase) -> None:
     native._init_flat_weights()  # the list of weights that PyTorch hands to its kernels still had the parameters
 
 
-class CandidateBiasGRU(KeptWhole, nn.GRU):
-    """A `torch.nn.GRU` whose recurrent bias is the candidate's alone: `bias_hn_l{k}`, in place of `bias_hh_l{k}`.
-
-    The parameter has the shape `(hidden_size,)`. PyTorch's kernel gets zeros for the reset and update gates and then this
-    parameter, so the gradient flows into it.
-
-    On CUDA the assembled bias lies outside the one block of memory that cuDNN wants for all weights, so PyTorch copies
-    them in every call, with a warning. `torch.nn.GRU` needs no copy.
-
-    Args:
-        args, kwargs: as for `torch.nn.GRU`.
-    """
+class CandidateBias(KeptWhole):
+    """What makes of a GRU, whichever class it is of, one whose recurrent bias is the candidate's; see `CandidateBiasGRU`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -66,6 +56,20 @@ class CandidateBiasGRU(KeptWhole, nn.GRU):
 
     def flatten_parameters(self) -> None:
         """Do nothing: cuDNN's block of memory needs whole biases, which exist only during a call."""
+
+
+class CandidateBiasGRU(CandidateBias, nn.GRU):
+    """A `torch.nn.GRU` whose recurrent bias is the candidate's alone: `bias_hn_l{k}`, in place of `bias_hh_l{k}`.
+
+    The parameter has the shape `(hidden_size,)`. PyTorch's kernel gets zeros for the reset and update gates and then this
+    parameter, so the gradient flows into it.
+
+    On CUDA the assembled bias lies outside the one block of memory that cuDNN wants for all weights, so PyTorch copies
+    them in every call, with a warning. `torch.nn.GRU` needs no copy.
+
+    Args:
+        args, kwargs: as for `torch.nn.GRU`.
+    """
 
 
 def _recurrent_biases(native: nn.RNNBase) -> list[str]:

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from multirnn import RecurrentSpec, Unrepresentable, Weights, from_arrays, to_arrays
-from multirnn.cells import GRU_RESET_AFTER
+from multirnn.cells import GRU_RESET_AFTER, CellName
 from multirnn.conventions import CONVENTIONS, Entry
 from multirnn.spec import DTYPES
 from multirnn.weights import Array
-from multirnn_torch.single_bias import CandidateBiasGRU, drop_recurrent_bias
+from multirnn_torch.single_bias import CandidateBias, CandidateBiasGRU, drop_recurrent_bias
 
 __all__ = [
     "canonical", "described", "is_evaluated", "module", "named_weights", "renewed", "skeleton", "titled", "weight_names",
@@ -31,6 +31,10 @@ __all__ = [
 LAYERS: Mapping[str, type[nn.RNNBase]] = MappingProxyType(
     {"simple_rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU, "candidate_bias_gru": CandidateBiasGRU}
 )
+MODES: Mapping[str, CellName] = MappingProxyType(
+    {"RNN_TANH": "simple_rnn", "RNN_RELU": "simple_rnn", "LSTM": "lstm", "GRU": "gru"}
+)
+"""The cells of layers by their `mode`."""
 _CELLS = {"simple_rnn": nn.RNNCell, "lstm": nn.LSTMCell, "gru": nn.GRUCell}
 
 _TORCH = CONVENTIONS["torch"]
@@ -51,7 +55,7 @@ def module(
     spec = weights.spec
     native = skeleton(spec, layers)
     native.to_empty(device=device)
-    if spec.bias == "single" and not isinstance(native, CandidateBiasGRU):
+    if spec.bias == "single" and not isinstance(native, CandidateBias):
         drop_recurrent_bias(native)
     arrays = to_arrays(weights, convention=_CONVENTION)
     native.load_state_dict({name: torch.tensor(array, device="cpu") for name, array in arrays.items()})
@@ -76,8 +80,11 @@ def skeleton(spec: RecurrentSpec, layers: Mapping[str, Callable[..., nn.RNNBase]
 
 def described(native: Any) -> Weights:
     """The spec and the weights of a layer or a cell from its structure alone: evaluates weights and runs nothing."""
-    kinds: Mapping[str, type[nn.Module]] = LAYERS if isinstance(native, nn.RNNBase) else _CELLS
-    cell: Any = next(cell for cell, kind in kinds.items() if isinstance(native, kind))
+    cell: Any
+    if isinstance(native, nn.RNNBase):
+        cell = MODES[native.mode]
+    else:
+        cell = next(cell for cell, kind in _CELLS.items() if isinstance(native, kind))
     weights = named_weights(native)  # once: a parametrization may compute other weights the next time
     if reason := _refuses(native, weights):
         raise Unrepresentable(f"{titled(native)} {reason}")
@@ -162,7 +169,7 @@ def _refuses(native: Any, weights: Mapping[str, Tensor]) -> str | None:
     if len(dtypes) > 1 or dtypes[0] not in DTYPES:
         return f"has weights of {' and '.join(dtypes)}, and a spec has one of {' and '.join(DTYPES)}; convert it by .float()"
     constant = _constant_biases(native)
-    if constant and isinstance(native, nn.GRU):
+    if constant and getattr(native, "mode", None) == "GRU":
         return "has a constant for its recurrent bias, and every spec of a GRU with biases trains the candidate's"
     if any(bias.any() for bias in constant.values()):
         return f"adds the constant {next(iter(constant))}, which is not zero, and no spec has constants"
