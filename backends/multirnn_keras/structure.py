@@ -44,7 +44,8 @@ def is_as_made(native: Any, layers: Sequence[Any]) -> bool:
     directions = list(chain(*map(directions_of, layers)))
     parts = [native, *layers, *directions, *(direction.cell for direction in directions)]
     return all(
-        type(part).__module__.partition(".")[0] in ("keras", "multirnn_keras") and not replaced_methods(part) for part in parts
+        type(part).__module__.partition(".")[0] in ("keras", "multirnn_keras") and not replaced_methods(part)
+        for part in parts
     )
 
 

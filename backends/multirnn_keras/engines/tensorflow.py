@@ -103,7 +103,9 @@ class _TensorFlow(Engine):
 
     def differentiated(self, run: Run, pull: Pull, form: Any, primals: Sequence[Any], mask: Any) -> Tensors:
         if saving():
-            return run(form, [tf.convert_to_tensor(primal) for primal in primals], mask)[0]  # no XLA, which TFLite lacks
+            return run(form, [tf.convert_to_tensor(primal) for primal in primals], mask)[
+                0
+            ]  # no XLA, which TFLite lacks
         return list(tf.autograph.experimental.do_not_convert(_differentiated)(run, pull, form, primals, mask))
 
     def scan(self, step: Step, states: Tensors, given: Tensors, count: int, reverse: bool) -> tuple[Tensors, Tensors]:
