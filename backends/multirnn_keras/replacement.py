@@ -48,7 +48,8 @@ class KerasReplacement(Replacement):
 
     The names of layers and weights, the optimiser and its state, and files of weights stay as they are. A model saved by
     `model.save` needs `multirnn_keras` to be loaded; one saved by `save` does not. What `fit`, `evaluate` and `predict`
-    compiled is compiled again; a `tf.function` or a model of your own around this one keeps what it traced.
+    compiled is compiled again; a `tf.function` or a model around this one keeps what it traced. A copy is fast too, but for
+    what the constructor of a model of your own makes.
     """
 
     def __init__(self, model: Any, made: Sequence[Replaced], kept: Sequence[Kept], before: Sequence[Change]) -> None:
@@ -87,7 +88,7 @@ class KerasReplacement(Replacement):
 
         Raises:
             InvalidCall: the path has another ending, the file cannot be written, or the model has no weights yet, is a
-                layer alone, or has a `HardSigmoid` of multirnn.
+                layer alone, has a `HardSigmoid` of multirnn, or is of a class that Keras cannot save.
         """
         path = Path(path)
         if path.suffix != ".keras":
@@ -99,7 +100,7 @@ class KerasReplacement(Replacement):
         if not self.model.built:
             raise InvalidCall(f"model {self.model.name!r} has no weights yet: call it before it is saved")
         with _native(self.model), tempfile.TemporaryDirectory() as folder:
-            if own := next(_own_objects(keras.saving.serialize_keras_object(self.model)), None):
+            if own := next(_own_objects(self._config()), None):
                 raise InvalidCall(
                     f"model {self.model.name!r} has {own!r} of multirnn, which Keras does not load without it; "
                     "save it by model.save, and import multirnn_keras where it is loaded"
@@ -108,6 +109,16 @@ class KerasReplacement(Replacement):
             self.model.save(whole)
             with replacing(path, InvalidCall) as file, whole.open("rb") as written:
                 shutil.copyfileobj(written, file)
+
+
+    def _config(self) -> Any:
+        try:
+            return keras.saving.serialize_keras_object(self.model)
+        except NotImplementedError as error:
+            raise InvalidCall(
+                f"model {self.model.name!r} cannot be saved: Keras has no configuration of an object in it, whose class "
+                f"needs a get_config of its own ({str(error).strip().partition(chr(10))[0]})"
+            ) from error
 
 
 def _copied(
