@@ -41,16 +41,17 @@ def language_model() -> Made:
 
 
 def tagger() -> Made:
-    """Both directions over sentences of unequal lengths, a nested model, and a layer that is used twice."""
+    """Both directions over sentences of unequal lengths, in a nested model, and a layer that is used twice."""
+    inner = [
+        keras.Input((None,), dtype="int32"),
+        layers.Embedding(TOKENS, 5, mask_zero=True),
+        layers.Bidirectional(layers.LSTM(5, return_sequences=True), name="both"),
+    ]
     tokens = keras.Input((None,), dtype="int32")
-    hidden = layers.Embedding(TOKENS, 5, mask_zero=True)(tokens)
-    hidden = layers.Bidirectional(layers.LSTM(11, return_sequences=True), name="both")(hidden)
-    inner = keras.Sequential([keras.Input((None, 22)), layers.GRU(7, return_sequences=True, name="gru")], name="inner")
-    again = layers.SimpleRNN(7, return_sequences=True, name="again")
-    hidden = again(again(inner(hidden)))
-    model = keras.Model(tokens, layers.Dense(TOKENS)(hidden))
+    again = layers.GRU(10, return_sequences=True, name="again")
+    hidden = again(again(keras.Sequential(inner, name="inner")(tokens)))
     sentences = _sentences()
-    return Made(model, sentences, np.roll(sentences, -1, 1))
+    return Made(keras.Model(tokens, layers.Dense(TOKENS)(hidden)), sentences, np.roll(sentences, -1, 1))
 
 
 def translator() -> Made:

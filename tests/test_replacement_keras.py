@@ -3,6 +3,8 @@
 import copy
 import pickle
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -19,10 +21,9 @@ from multirnn_keras import FastGRU, FastLSTM, fast  # noqa: E402
 
 layers = keras.layers
 TAGGER = (
-    ("both/forward_lstm", "LSTM", "FastLSTM"),
-    ("both/backward_lstm", "LSTM", "FastLSTM"),
-    ("inner/gru", "GRU", "FastGRU"),
-    ("again", "SimpleRNN", "FastSimpleRNN"),
+    ("inner/both/forward_lstm", "LSTM", "FastLSTM"),
+    ("inner/both/backward_lstm", "LSTM", "FastLSTM"),
+    ("again", "GRU", "FastGRU"),
 )
 REPLACED = {
     "language_model": (("lstm", "LSTM", "FastLSTM"), ("lstm_1", "LSTM", "FastLSTM")),
@@ -75,33 +76,56 @@ def test_a_model_trains_as_before_over_replacing_and_restoring(name: str, ran: l
     expected = numpy_of(model(ours.x))
     before = [(id(layer), type(layer), list(vars(layer)), layer.get_config()) for layer in recurrent(model)]
     paths, variables = [weight.path for weight in model.weights], list(map(id, model.weights))
-    losses = losses_of(ours)
-    middle = numpy_of(model(ours.x))
     assert not ran
 
     replacement = mr.replace_layers(model)
     assert replacement.model is model
     assert (replacement.replaced, replacement.kept) == (REPLACED[name], ())
     assert is_fast(model)
-    assert [id(layer) for layer in recurrent(model)] == [layer for layer, *_ in before]
-    assert [layer.get_config() for layer in recurrent(model)] == [config for *_, config in before]
+    assert [(id(layer), layer.get_config()) for layer in recurrent(model)] == [(one[0], one[3]) for one in before]
     assert [weight.path for weight in model.weights] == paths
-    assert_close(numpy_of(model(ours.x)), middle)
+    assert_close(numpy_of(model(ours.x)), expected)
+    assert set(ran) == {layer.name for layer in recurrent(model)}
     ran.clear()
-    losses += losses_of(ours)
-    assert set(ran) == {path.rpartition("/")[2] for path, *_ in replacement.replaced}
-    assert_close(model.predict(ours.x, verbose=0), numpy_of(model(ours.x)))
+    losses = losses_of(ours)
+    assert set(ran) == {layer.name for layer in recurrent(model) if not getattr(layer, "dropout", 0)}
+    ran.clear()
 
     replacement.restore()
     assert [(id(layer), type(layer), list(vars(layer)), layer.get_config()) for layer in recurrent(model)] == before
     assert list(map(id, model.weights)) == variables
-    ran.clear()
-    predicted, called = model.predict(ours.x, verbose=0), numpy_of(model(ours.x))
     losses += losses_of(ours)
     assert not ran
-    assert_close(predicted, called)
+
+    for _ in range(2):
+        stock.model(stock.x)  # where a layer has dropout, calls draw numbers even if they are not training
+    assert_close(np.array(losses), np.array(losses_of(stock, epochs=2)))
+    assert_close(numpy_of(model(ours.x)), numpy_of(stock.model(ours.x)))
+
+
+def small() -> Made:
+    keras.utils.set_random_seed(1)
+    model = keras.Sequential([keras.Input((None, 5)), layers.LSTM(11), layers.Dense(2)])
+    model.compile(keras.optimizers.Adam(0.01), "mse")
+    rng = np.random.default_rng(0)
+    return Made(model, *(rng.standard_normal(shape).astype("float32") for shape in ((6, 7, 5), (6, 2))))
+
+
+def test_compiled_steps_and_the_optimiser_go_on() -> None:
+    """Replaced and restored between two calls of `fit`: the optimiser's averages too are as without."""
+    stock, ours = (small() for _ in range(2))
+    losses = losses_of(ours)
+    averages = list(map(id, ours.model.optimizer.variables))
+    replacement = mr.replace_layers(ours.model)
+    assert ours.model.train_function is None
+    losses += losses_of(ours)
+    replacement.restore()
+    assert ours.model.train_function is None
+    losses += losses_of(ours)
+    assert list(map(id, ours.model.optimizer.variables)) == averages
     assert_close(np.array(losses), np.array(losses_of(stock, epochs=3)))
-    assert mr.difference(numpy_of(model(ours.x)), expected).normwise > mr.tolerance("float32")
+    for actual, expected in zip(ours.model.get_weights(), stock.model.get_weights(), strict=True):
+        assert_close(actual, expected)
 
 
 def test_restored_at_once_it_computes_the_same_bits() -> None:
@@ -140,23 +164,21 @@ def test_the_summary_and_the_names_stay() -> None:
         shown.append(lines)
         replacement = mr.replace_layers(model)
     assert shown[0] == shown[1]
-    assert isinstance(model.get_layer("again"), keras.layers.SimpleRNN)
-    assert "4 of 4" not in str(replacement)
-    assert "0 of 4 recurrent layers replaced" in str(replacement)
+    assert isinstance(model.get_layer("again"), keras.layers.GRU)
+    assert "3 of 3" not in str(replacement)
+    assert "0 of 3 recurrent layers replaced" in str(replacement)
 
 
 def test_files_of_weights_pass_between_replaced_and_stock(tmp_path) -> None:
-    for name in ("tagger", "forecaster"):
-        stock, ours = made(name), made(name)
-        mr.replace_layers(ours.model)
-        stock.model.set_weights([array + 0.125 for array in stock.model.get_weights()])
-        stock.model.save_weights(tmp_path / "a.weights.h5")
-        ours.model.load_weights(tmp_path / "a.weights.h5")
-        assert all(map(np.array_equal, ours.model.get_weights(), stock.model.get_weights()))
-        ours.model.save_weights(tmp_path / "b.weights.h5")
-        other = made(name)
-        other.model.load_weights(tmp_path / "b.weights.h5")
-        assert np.array_equal(numpy_of(other.model(stock.x)), numpy_of(stock.model(stock.x)))
+    stock, ours, other = (made("forecaster").model for _ in range(3))  # whose files have the names of classes
+    mr.replace_layers(ours)
+    stock.set_weights([array + 0.125 for array in stock.get_weights()])
+    stock.save_weights(tmp_path / "a.weights.h5")
+    ours.load_weights(tmp_path / "a.weights.h5")
+    assert all(map(np.array_equal, ours.get_weights(), stock.get_weights()))
+    ours.save_weights(tmp_path / "b.weights.h5")
+    other.load_weights(tmp_path / "b.weights.h5")
+    assert all(map(np.array_equal, other.get_weights(), stock.get_weights()))
 
 
 def test_a_stateful_layer_keeps_its_state_from_batch_to_batch(ran: list[str]) -> None:
@@ -196,10 +218,10 @@ def test_options_of_keras_layers_compute_the_same(ran: list[str]) -> None:
 def test_jit_compile_trains_a_replaced_model() -> None:
     found = []
     for replace in (False, True):
-        given = made("language_model")
+        given = small()
         if replace:
             mr.replace_layers(given.model)
-        given.model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), jit_compile=True)
+        given.model.compile("sgd", "mse", jit_compile=True)
         found.append(losses_of(given, epochs=2))
         assert given.model.jit_compile
     assert_close(np.array(found[1]), np.array(found[0]))
@@ -308,26 +330,29 @@ def test_a_class_that_was_changed_by_others_is_left() -> None:
 # --- The other engines -----------------------------------------------------------------------------------------------
 
 ELSEWHERE = """
+import sys
+import keras
 import numpy as np
 import multirnn as mr
 from keras_models import made
-from test_replacement_keras import is_fast, numpy_of, assert_close, losses_of
-stock, given = made("tagger"), made("tagger")
+from test_replacement_keras import assert_close, is_fast, losses_of, numpy_of
+stock, given = made("translator"), made("translator")
 expected = numpy_of(given.model(given.x))
-losses = losses_of(given)
 replacement = mr.replace_layers(given.model)
-losses += losses_of(given)
-replacement.save("model.keras")
-assert is_fast(given.model) and not is_fast(__import__("keras").saving.load_model("model.keras"))
+assert_close(numpy_of(given.model(given.x)), expected)
+losses = losses_of(given)
+path = f"{sys.argv[1]}.keras"
+replacement.save(path)
+assert is_fast(given.model) and not is_fast(keras.saving.load_model(path))
 replacement.restore()
 losses += losses_of(given)
-assert_close(np.array(losses), np.array(losses_of(stock, epochs=3)))
+assert_close(np.array(losses), np.array(losses_of(stock, epochs=2)))
 """
 
 
-@pytest.mark.parametrize("engine", ["jax", "torch"])
-def test_on_every_engine(engine: str, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip(engine)
+def test_on_the_other_engines(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    done = in_a_process(ELSEWHERE, KERAS_BACKEND=engine)
-    assert done.returncode == 0, done.stderr
+    engines = [engine for engine in ("jax", "torch") if find_spec(engine)]
+    with ThreadPoolExecutor() as pool:
+        for done in pool.map(lambda engine: in_a_process(ELSEWHERE, engine, KERAS_BACKEND=engine), engines):
+            assert done.returncode == 0, done.stderr
