@@ -56,7 +56,10 @@ def tagger() -> Made:
 
 def translator() -> Made:
     """An encoder whose last state starts the decoder."""
-    source, target = keras.Input((None,), dtype="int32", name="source"), keras.Input((None,), dtype="int32", name="target")
+    source, target = (
+        keras.Input((None,), dtype="int32", name="source"),
+        keras.Input((None,), dtype="int32", name="target"),
+    )
     embedded = layers.Embedding(TOKENS, 5, mask_zero=True)
     _, *state = layers.LSTM(11, return_state=True, name="encoder")(embedded(source))
     hidden = layers.RNN(layers.LSTMCell(11), return_sequences=True, name="decoder")(

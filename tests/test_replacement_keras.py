@@ -334,9 +334,8 @@ import sys
 import keras
 import numpy as np
 import multirnn as mr
-from keras_models import made
-from test_replacement_keras import assert_close, is_fast, losses_of, numpy_of
-stock, given = made("translator"), made("translator")
+from test_replacement_keras import assert_close, is_fast, losses_of, numpy_of, small
+stock, given = small(), small()
 expected = numpy_of(given.model(given.x))
 replacement = mr.replace_layers(given.model)
 assert_close(numpy_of(given.model(given.x)), expected)

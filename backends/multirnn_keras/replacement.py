@@ -110,7 +110,6 @@ class KerasReplacement(Replacement):
             with replacing(path, InvalidCall) as file, whole.open("rb") as written:
                 shutil.copyfileobj(written, file)
 
-
     def _config(self) -> Any:
         try:
             return keras.saving.serialize_keras_object(self.model)
@@ -198,9 +197,7 @@ def _is_cell(layer: Any) -> bool:
 
 def _title(kind: Any) -> str:
     """The name of a class as its users know it."""
-    return next(
-        (fast.__name__ for fast in kind.__mro__ if fast in NATIVE and fast not in IN_PLACE.values()), kind.__name__
-    )
+    return str((kind.__base__ if kind in IN_PLACE.values() else kind).__name__)
 
 
 # --- Why a layer is kept ---------------------------------------------------------------------------------------------
