@@ -49,7 +49,7 @@ KEPT = {
     "stacked": (
         layers.RNN, ([layers.LSTMCell(4), layers.LSTMCell(3)],), {}, "it runs a StackedRNNCells, and fast layers run one cell"
     ),
-    "own cell": (layers.RNN, (OwnCell(4),), {}, "it runs a OwnCell, and fast layers run one cell of Keras' own: SimpleRNNCell"),
+    "own cell": (layers.RNN, (OwnCell(4),), {}, "it runs an OwnCell, and fast layers run one cell of Keras' own: SimpleRNNCell"),
     "unrolled": (layers.LSTM, (4,), {"unroll": True}, "it is unrolled, and a fast layer is a loop; make it with unroll=False"),
     "activation": (layers.GRU, (4,), {"activation": "swish"}, "no spec has the activation 'silu'; there are"),
     "gate": (layers.LSTM, (4,), {"recurrent_activation": "gelu"}, "no spec has the activation 'gelu'"),

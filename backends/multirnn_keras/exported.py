@@ -37,7 +37,7 @@ def _mark() -> Any:
     import tensorflow as tf
 
     with tf.init_scope():
-        mark = tf.zeros((1024,), tf.uint8)  # smaller ones become constants, by their values
+        mark: Any = tf.zeros((1024,), tf.uint8)  # smaller ones become constants, by their values
     mark._cached_variable = mark.numpy = _refuse
     return mark
 

@@ -11,7 +11,7 @@ import keras
 
 from multirnn import InvalidCall, Unrepresentable
 from multirnn.atomic import replacing
-from multirnn.errors import kind_of
+from multirnn.errors import an, kind_of
 from multirnn.layer import FAST, Implementation
 from multirnn.replacement import Kept, Replaced, Replacement, refuse_without
 from multirnn.spec import DTYPES
@@ -222,13 +222,13 @@ def _keeps(layer: Any) -> str | None:
         return _FAST_ALREADY
     if kind not in IN_PLACE:
         if kind.__module__.partition(".")[0] == "keras":
-            return f"no spec has a {kind.__name__}"
+            return f"no spec has {an(kind.__name__)}"
         return f"its class {kind.__name__} is not Keras' own, and may compute something else"
     if methods := replaced_methods(layer) | replaced_methods(layer.cell):
         return f"its method {min(methods)!r} was replaced on the object"
     if type(layer.cell) not in KERAS_CELLS:
         known = ", ".join(cell.__name__ for cell in KERAS_CELLS)
-        return f"it runs a {type(layer.cell).__name__}, and fast layers run one cell of Keras' own: {known}"
+        return f"it runs {an(type(layer.cell).__name__)}, and fast layers run one cell of Keras' own: {known}"
     return _keeps_settings(layer)
 
 
