@@ -145,7 +145,7 @@ def test_a_file_is_one_idea() -> None:
     assert not long
 
 
-SAME_IN_TWO_FRAMEWORKS = {"FastGRU", "FastLSTM"}  # fast forms of classes that PyTorch and Keras name alike
+SAME_IN_TWO_FRAMEWORKS = {"FastGRU", "FastLSTM", "FastRNN"}  # fast forms of classes that PyTorch and Keras name alike
 
 
 def test_no_two_public_classes_share_a_name() -> None:

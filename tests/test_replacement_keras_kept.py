@@ -95,6 +95,14 @@ def test_cells_in_a_loop_of_the_models_own_and_layers_in_both_directions() -> No
     assert [path for path, *_ in both] == [f"{name}/forward_own", f"{name}/backward_own"]
 
 
+def test_a_layer_inside_a_kept_layer_is_found() -> None:
+    outer = Doubled(3, name="outer")
+    outer.inner = layers.GRU(2, name="inner")
+    replacement = mr.replace_layers(keras.Sequential([outer]))
+    assert [path for path, *_ in replacement.kept] == ["outer"]
+    assert replacement.replaced == (("outer/inner", "GRU", "FastGRU"),)
+
+
 def test_what_has_nothing_to_replace() -> None:
     with pytest.raises(mr.InvalidCall, match="this Sequential has no recurrent layer to replace"):
         mr.replace_layers(keras.Sequential([layers.Dense(3)]))

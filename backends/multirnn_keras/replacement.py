@@ -163,7 +163,7 @@ def _recurrent(model: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _walk(root: Any) -> Iterator[tuple[str, Any]]:
-    """The layer and all below it, each once, with its path of names; not what is inside a recurrent layer or a cell."""
+    """The layer and all below it, each once, with its path of names; not the cell of a recurrent layer, nor what is in a cell."""
     seen: set[int] = set()
     taken: dict[str, int] = {}
 
@@ -174,8 +174,9 @@ def _walk(root: Any) -> Iterator[tuple[str, Any]]:
         taken[path] = taken.get(path, 0) + 1
         path = path if taken[path] == 1 else f"{path}#{taken[path]}"  # a model of one's own may use a name twice
         yield path, layer
-        if not (_is_recurrent(layer) or _is_cell(layer)):
-            for part in _parts(layer):
+        cell = layer.cell if _is_recurrent(layer) else None
+        for part in () if _is_cell(layer) else _parts(layer):
+            if part is not cell:
                 yield from below(part, f"{path}/{part.name}" if path else part.name)
 
     return below(root, "")
