@@ -290,8 +290,9 @@ def conversions() -> str:
 def code_run(document: str) -> dict[str, Any]:
     """The names that the Python code of a document leaves behind, run from top to bottom."""
     names: dict[str, Any] = {"MY_BACKEND": mr.backend("numpy")}
-    for block in code_of(document):
-        exec(compile(block, document, "exec"), names)
+    with TemporaryDirectory() as folder, chdir(folder):  # where documents write their files
+        for block in code_of(document):
+            exec(compile(block, document, "exec"), names)
     return names
 
 
@@ -352,9 +353,8 @@ def test_every_generated_part_has_a_generator() -> None:
 
 
 @pytest.mark.parametrize("document", RUN)
-def test_python_code_runs(document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_code_runs(document: str) -> None:
     needs_all_backends()
-    monkeypatch.chdir(tmp_path)  # where documents write their files
     assert code_of(document)
     code_run(document)
 
