@@ -146,7 +146,9 @@ def test_the_version_that_wrote_the_file_says_which_hard_sigmoid(
     assert loaded.spec.recurrent_activation == gate
     assert loaded.arrays.keys() == weights.arrays.keys()
     assert all(np.array_equal(array, weights.arrays[name]) for name, array in loaded.arrays.items())
-    assert formats.load(path, recurrent_activation="sigmoid") == weights
+    assert formats.load(path, recurrent_activation=gate) == loaded
+    with pytest.raises(FormatError, match="and the call 'sigmoid'; leave recurrent_activation= out"):
+        formats.load(path, recurrent_activation="sigmoid")
 
 
 @pytest.mark.parametrize(
@@ -371,3 +373,52 @@ def test_a_configuration_of_another_name_says_nothing_of_the_layer(tmp_path: Pat
         file.attrs["model_config"] = json.dumps({**config, "class_name": "Functional"})
     assert [found.name for found in formats.inspect(path)] == ["lstm", "lstm_1"]
     assert formats.load(path, "lstm") == weights.part(0, "forward")
+
+
+def test_a_call_may_repeat_what_the_file_says_and_not_contradict_it(tmp_path: Path) -> None:
+    weights = mr.initialise(
+        mr.RecurrentSpec("gru", 2, 3, activation="relu", recurrent_activation=NEW_HARD, reset_after=True)
+    )
+    path = tmp_path / "a.keras"
+    formats.save(weights, path)
+    said = {"cell": "gru", "reset_after": True, "activation": "relu", "recurrent_activation": NEW_HARD}
+    assert formats.load(path, **said) == formats.load(path, activation=Activation("relu")) == weights
+    for name, other in {
+        "cell": "lstm",
+        "reset_after": False,
+        "activation": "tanh",
+        "recurrent_activation": OLD_HARD,
+    }.items():
+        with pytest.raises(FormatError, match=rf"says {name}=.*, and the call .*; leave {name}= out"):
+            formats.load(path, **{name: other})
+    bare = tmp_path / "a.weights.h5"
+    formats.save(mr.initialise(mr.RecurrentSpec("lstm", 2, 3)), bare)
+    with h5py.File(bare, "r+") as file:
+        for name in list(file.attrs):
+            del file.attrs[name]
+    assert formats.load(bare, activation="relu").spec.activation == "relu"
+
+
+@pytest.mark.parametrize(("name", "told"), [("my_own", True), ("swish", False)])
+def test_a_function_of_the_users_own_is_what_the_call_says(name: str, told: bool, tmp_path: Path) -> None:
+    weights = mr.initialise(mr.RecurrentSpec("lstm", 2, 3, activation="relu"))
+    config = {"class_name": "LSTM", "config": {"name": "r", "activation": name}}
+    path = legacy(tmp_path / "a.h5", {"r": of_keras(weights, "r")}, layers=[config], version="2.4.0")
+    with pytest.raises(FormatError, match=f"{name}' is in no spec"):
+        formats.load(path)
+    if told:
+        assert formats.load(path, activation="relu") == weights
+        return
+    with pytest.raises(FormatError, match="'swish' is in no spec"):
+        formats.load(path, activation="relu")
+
+
+def test_layers_of_cudnn_have_no_other_activation(tmp_path: Path) -> None:
+    weights = mr.initialise(mr.RecurrentSpec("lstm", 2, 3, bias="double"))
+    arrays = mr.to_arrays(weights, convention="keras-cudnn")
+    config = {"class_name": "CuDNNLSTM", "config": {"name": "r", "units": 3}}
+    named = {f"r/{name.rpartition('/')[2]}:0": array for name, array in arrays.items()}
+    path = legacy(tmp_path / "a.h5", {"r": named}, layers=[config])
+    assert formats.load(path, activation="tanh").spec.activation == "tanh"
+    with pytest.raises(FormatError, match="the file says activation='tanh', and the call 'relu'"):
+        formats.load(path, activation="relu")

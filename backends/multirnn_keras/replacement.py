@@ -11,11 +11,12 @@ import keras
 
 from multirnn import InvalidCall, Unrepresentable
 from multirnn.atomic import replacing
-from multirnn.errors import kind_of
+from multirnn.errors import an, kind_of
 from multirnn.layer import FAST, Implementation
 from multirnn.replacement import Kept, Replaced, Replacement, refuse_without
 from multirnn.spec import DTYPES
 from multirnn_keras import engines
+from multirnn_keras import replaced as in_place
 from multirnn_keras.activations import from_keras
 from multirnn_keras.engines import engine
 from multirnn_keras.fast import KERAS_CELLS, Fast, FastGRU, FastLSTM, FastRNN, FastSimpleRNN
@@ -32,18 +33,14 @@ NATIVE: dict[Any, Any] = {
 """Keras' own class of each fast one."""
 
 
-def _named_as_keras(fast: Any) -> Any:
-    """A fast class of the name of Keras' own: files of weights have the names of classes in their paths."""
-    name = NATIVE[fast].__name__
-    named = type(name, (fast,), {"__module__": __name__, "__doc__": fast.__doc__})
-    return keras.saving.register_keras_serializable("multirnn", f"Replaced{name}")(named)
-
-
-IN_PLACE = {native: _named_as_keras(fast) for fast, native in NATIVE.items()}
+IN_PLACE: dict[Any, Any] = {getattr(keras.layers, kind): getattr(in_place, kind) for kind in in_place.__all__}
 """What each class of Keras becomes."""
 
 NATIVE.update({fast: native for native, fast in IN_PLACE.items()})
 CELLS.update({fast: CELLS[native] for native, fast in IN_PLACE.items() if native in CELLS})
+
+Change = tuple[Any, Any]
+"""A layer and a class of it."""
 
 
 class KerasReplacement(Replacement):
@@ -51,16 +48,38 @@ class KerasReplacement(Replacement):
 
     The names of layers and weights, the optimiser and its state, and files of weights stay as they are. A model saved by
     `model.save` needs `multirnn_keras` to be loaded; one saved by `save` does not. What `fit`, `evaluate` and `predict`
-    compiled is compiled again; a `tf.function` or a model of your own around this one keeps what it traced.
+    compiled is compiled again; a `tf.function` or a model around this one keeps what it traced. A copy is fast too, but for
+    what the constructor of a model of your own makes.
     """
 
+    def __init__(self, model: Any, made: Sequence[Replaced], kept: Sequence[Kept], before: Sequence[Change]) -> None:
+        super().__init__(model, made, kept)
+        self._before = tuple(before)  # in the order of `replaced`
+
     def restore(self) -> None:
-        """See `Replacement.restore`."""
-        paths = {layer.path for layer in self.replaced}
-        changes = [(layer, NATIVE[type(layer)]) for path, layer in _fast_layers(self.model) if path in paths]
-        _change(changes)
+        """See `Replacement.restore`.
+
+        Raises:
+            InvalidCall: something else changed the class of a layer meanwhile; then no layer is put back.
+        """
+        changes = []
+        for (path, name, _), (layer, before) in zip(self.replaced, self._before, strict=True):
+            if not (type(layer) in NATIVE or type(layer) in IN_PLACE):
+                raise InvalidCall(
+                    f"{path or 'the model'} is now a {type(layer).__name__}, which has no {name} to go back to; "
+                    "undo first what changed its class"
+                )
+            if isinstance(layer, Fast) != issubclass(before, Fast):  # else it was put back already
+                changes.append((layer, before))
         if changes:
+            _change(changes)
             _forget_functions(self.model)
+
+    def __reduce__(self) -> Any:
+        """A copy finds the layers in its own model by their places: Keras copies a model by its configuration."""
+        places = {id(layer): place for place, (_, layer) in enumerate(_recurrent(self.model))}
+        before = [(places.get(id(layer)), kind) for layer, kind in self._before]
+        return _copied, (self.model, self.replaced, self.kept, len(places), before)
 
     def save(self, path: str | Path) -> None:
         """Write the model, with its optimiser, as a `.keras` file that loads where multirnn is not installed.
@@ -69,7 +88,7 @@ class KerasReplacement(Replacement):
 
         Raises:
             InvalidCall: the path has another ending, the file cannot be written, or the model has no weights yet, is a
-                layer alone, or has a `HardSigmoid` of multirnn.
+                layer alone, has a `HardSigmoid` of multirnn, or is of a class that Keras cannot save.
         """
         path = Path(path)
         if path.suffix != ".keras":
@@ -81,7 +100,7 @@ class KerasReplacement(Replacement):
         if not self.model.built:
             raise InvalidCall(f"model {self.model.name!r} has no weights yet: call it before it is saved")
         with _native(self.model), tempfile.TemporaryDirectory() as folder:
-            if own := next(_own_objects(keras.saving.serialize_keras_object(self.model)), None):
+            if own := next(_own_objects(self._config()), None):
                 raise InvalidCall(
                     f"model {self.model.name!r} has {own!r} of multirnn, which Keras does not load without it; "
                     "save it by model.save, and import multirnn_keras where it is loaded"
@@ -91,34 +110,60 @@ class KerasReplacement(Replacement):
             with replacing(path, InvalidCall) as file, whole.open("rb") as written:
                 shutil.copyfileobj(written, file)
 
+    def _config(self) -> Any:
+        try:
+            return keras.saving.serialize_keras_object(self.model)
+        except NotImplementedError as error:
+            raise InvalidCall(
+                f"model {self.model.name!r} cannot be saved: Keras has no configuration of an object in it, whose class "
+                f"needs a get_config of its own ({str(error).strip().partition(chr(10))[0]})"
+            ) from error
+
+
+def _copied(
+    model: Any, made: Sequence[Replaced], kept: Sequence[Kept], count: int, before: Sequence[tuple[int | None, Any]]
+) -> KerasReplacement:
+    layers = [layer for _, layer in _recurrent(model)]
+    if len(layers) != count or any(place is None for place, _ in before):
+        raise InvalidCall(
+            f"the recurrent layers of model {model.name!r} are not those that were replaced, so a copy cannot restore them; "
+            "copy the model alone, and call replace_layers on the copy"
+        )
+    return KerasReplacement(model, made, kept, [(layers[place], kind) for place, kind in before if place is not None])
+
 
 def replace_layers(model: Any, implementation: Implementation) -> KerasReplacement:
     """See `multirnn.replacement.replace_layers`; `model` is a model or a layer of Keras."""
     if not isinstance(model, keras.layers.Layer):
         raise InvalidCall(f"layers are replaced inside a model or a layer of Keras, not inside {kind_of(model)}")
-    changes, replaced, kept = [], [], []
-    for path, layer in _walk(model):
-        if not (_is_recurrent(layer) or _is_cell(layer)):
-            continue
+    keeps, counterparts = (_keeps, IN_PLACE) if implementation == FAST else (_keeps_native, NATIVE)
+    made, kept, before, changes = [], [], [], []
+    for path, layer in _recurrent(model):
         kind = type(layer)
-        if reason := _kept(layer) if implementation == FAST else _kept_native(layer):
+        if reason := keeps(layer):
             kept.append(Kept(path, _title(kind), reason))
             continue
-        after = (IN_PLACE if implementation == FAST else NATIVE)[kind]
-        changes.append((layer, after))
-        replaced.append(Replaced(path, _title(kind), _title(after)))
-    if not replaced:
+        made.append(Replaced(path, _title(kind), _title(counterparts[kind])))
+        before.append((layer, kind))
+        changes.append((layer, counterparts[kind]))
+    if not made and not any(reason in _ALREADY for _, _, reason in kept):
         refuse_without(model, kept)
-    _change(changes)
-    _forget_functions(model)
-    return KerasReplacement(model, replaced, kept)
+    if changes:
+        _change(changes)
+        _forget_functions(model)
+    return KerasReplacement(model, made, kept, before)
 
 
 # --- The layers of a model -------------------------------------------------------------------------------------------
 
 
+def _recurrent(model: Any) -> Iterator[tuple[str, Any]]:
+    """The recurrent layers and cells of a model; not the cell of a recurrent layer."""
+    return ((path, layer) for path, layer in _walk(model) if _is_recurrent(layer) or _is_cell(layer))
+
+
 def _walk(root: Any) -> Iterator[tuple[str, Any]]:
-    """The layer and all below it, each once, with its path of names below the root; not what is inside a recurrent layer or cell."""
+    """The layer and all below it, each once, with its path of names; not the cell of a recurrent layer, nor what is in a cell."""
     seen: set[int] = set()
     taken: dict[str, int] = {}
 
@@ -129,8 +174,9 @@ def _walk(root: Any) -> Iterator[tuple[str, Any]]:
         taken[path] = taken.get(path, 0) + 1
         path = path if taken[path] == 1 else f"{path}#{taken[path]}"  # a model of one's own may use a name twice
         yield path, layer
-        if not (_is_recurrent(layer) or _is_cell(layer)):
-            for part in _parts(layer):
+        cell = layer.cell if _is_recurrent(layer) else None
+        for part in () if _is_cell(layer) else _parts(layer):
+            if part is not cell:
                 yield from below(part, f"{path}/{part.name}" if path else part.name)
 
     return below(root, "")
@@ -150,44 +196,44 @@ def _is_cell(layer: Any) -> bool:
     return hasattr(layer, "state_size") and not _is_recurrent(layer)
 
 
-def _fast_layers(model: Any) -> list[tuple[str, Any]]:
-    return [(path, layer) for path, layer in _walk(model) if type(layer) in NATIVE]
-
-
 def _title(kind: Any) -> str:
     """The name of a class as its users know it."""
-    return next(
-        (fast.__name__ for fast in kind.__mro__ if fast in NATIVE and fast not in IN_PLACE.values()), kind.__name__
-    )
+    return str((kind.__base__ if kind in IN_PLACE.values() else kind).__name__)
 
 
 # --- Why a layer is kept ---------------------------------------------------------------------------------------------
 
 
-def _kept_native(layer: Any) -> str | None:
-    return None if type(layer) in NATIVE else "it is not a fast layer of multirnn"
+_FAST_ALREADY, _NATIVE_ALREADY = _ALREADY = "it is fast already", "it is not a fast layer"
 
 
-def _kept(layer: Any) -> str | None:
-    """None where a layer can be replaced, else the reason why not."""
+def _keeps_native(layer: Any) -> str | None:
+    """None where a fast layer can be made Keras' own again, else the reason why not."""
+    if not isinstance(layer, Fast):
+        return _NATIVE_ALREADY
+    return None if type(layer) in NATIVE else "its class derives from a fast layer, and Keras has none like it"
+
+
+def _keeps(layer: Any) -> str | None:
+    """None where a layer can be made fast, else the reason why not."""
     kind = type(layer)
     if _is_cell(layer):
         return "it is a cell in a loop of the model's own; put it in a layer of Keras, such as keras.layers.RNN(cell)"
     if isinstance(layer, Fast):
-        return "it is fast already"
+        return _FAST_ALREADY
     if kind not in IN_PLACE:
         if kind.__module__.partition(".")[0] == "keras":
-            return f"no spec has a {kind.__name__}"
+            return f"no spec has {an(kind.__name__)}"
         return f"its class {kind.__name__} is not Keras' own, and may compute something else"
     if methods := replaced_methods(layer) | replaced_methods(layer.cell):
         return f"its method {min(methods)!r} was replaced on the object"
     if type(layer.cell) not in KERAS_CELLS:
         known = ", ".join(cell.__name__ for cell in KERAS_CELLS)
-        return f"it runs a {type(layer.cell).__name__}, and fast layers run one cell of Keras' own: {known}"
-    return _kept_settings(layer)
+        return f"it runs {an(type(layer.cell).__name__)}, and fast layers run one cell of Keras' own: {known}"
+    return _keeps_settings(layer)
 
 
-def _kept_settings(layer: Any) -> str | None:
+def _keeps_settings(layer: Any) -> str | None:
     if layer.unroll:
         return "it is unrolled, and a fast layer is a loop; make it with unroll=False"
     for name in ("activation", "recurrent_activation"):
@@ -228,7 +274,7 @@ def _forget_functions(model: Any) -> None:
 @contextmanager
 def _native(model: Any) -> Iterator[None]:
     """The classes of all fast layers are Keras' own meanwhile: the same function, and what is compiled stays."""
-    fast = [(layer, type(layer)) for _, layer in _fast_layers(model)]
+    fast = [(layer, type(layer)) for _, layer in _recurrent(model) if type(layer) in NATIVE]
     try:
         _change((layer, NATIVE[kind]) for layer, kind in fast)
         yield

@@ -17,6 +17,12 @@ HARD_SIGMOID = Activation("hard_sigmoid", alpha=0.2, beta=0.5)
 """Keras' own before version 3."""
 HARD_SIGMOID_3 = Activation("hard_sigmoid", alpha=1 / 6, beta=0.5)
 """Keras' own since version 3."""
+OTHERS = (
+    "celu", "exponential", "gelu", "glu", "hard_shrink", "hard_silu", "hard_swish", "hard_tanh", "leaky_relu",
+    "log_sigmoid", "log_softmax", "mish", "relu6", "selu", "silu", "soft_shrink", "softmax", "softplus",
+    "sparse_plus", "sparse_sigmoid", "sparsemax", "squareplus", "swish", "tanh_shrink", "threshold",
+)  # fmt: skip
+"""The activations of Keras that no spec has: a file that names one says what it computes."""
 ALIKE = ("activation", "recurrent_activation", "reset_after", "use_bias", "merge_mode", "units", "go_backwards")
 
 
@@ -52,7 +58,7 @@ def of_layers(layers: Sequence[RecurrentLayer], version: Any, known: Mapping[str
     Args:
         layers: in the order of the file.
         version: of Keras, as text; None if the file does not say it.
-        known: arguments of `from_arrays` that come before what the file says.
+        known: arguments of `from_arrays` that the file may not tell; it may repeat what the file says, not contradict it.
     """
     for chain in _chains(layers):
         name = " ".join(layer.name for layer in chain)
@@ -131,11 +137,14 @@ def _settings(
     """
     settings: dict[str, Any] = {"cell": layer.cell} if layer.cell else {}
     if layer.cudnn:
+        settings |= {"activation": "tanh", "recurrent_activation": "sigmoid"}  # cuDNN has no other
+        _agree(settings, known)
         return settings, ()
     config = layer.config
     old = _before(version, (2, 3))
     gate: str | Activation = HARD_SIGMOID if old and "-tf" not in str(version) else "sigmoid"
     if config is None:
+        _agree(settings, known)
         taken = ["tanh", str(gate)][: 1 if layer.cell == "simple_rnn" else 2]
         why = f", the default{'s' * (len(taken) > 1)} of Keras {version}" if version else ""
         said = [f"its activations are not in the file; taken are {' and '.join(taken)}{why}"]
@@ -145,15 +154,27 @@ def _settings(
             )
         return {**settings, "recurrent_activation": gate}, tuple(said)
     _refuse(layer, config)
-    settings["recurrent_activation"] = gate
     for name in ("activation", "recurrent_activation"):
-        if name in config and name not in known:
-            settings[name] = _activation(name, config[name], version)
+        if name in config:
+            settings[name] = _activation(name, config[name], version, known.get(name))
     if layer.cell == "gru":
         settings["reset_after"] = bool(
             config.get("reset_after", False)
         )  # absent before Keras 2.1.3, which had no other
-    return settings, ()
+    _agree(settings, known)
+    return {"recurrent_activation": gate, **settings}, ()
+
+
+def _agree(settings: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    """The caller may repeat what the file says.
+
+    Raises:
+        FormatError: the caller says something else.
+    """
+    for name, said in settings.items():
+        given = known.get(name, said)
+        if (Activation.of(given) != Activation.of(said)) if name.endswith("activation") else given != said:
+            raise FormatError(f"the file says {name}={said!r}, and the call {given!r}; leave {name}= out")
 
 
 def _refuse(layer: RecurrentLayer, config: Mapping[str, Any]) -> None:
@@ -194,16 +215,21 @@ def _about(layer: RecurrentLayer) -> list[str]:
     return said
 
 
-def _activation(field: str, value: Any, version: str | None) -> str | Activation:
+def _activation(field: str, value: Any, version: str | None, given: Any) -> str | Activation:
     """An activation by what a configuration has in its place.
 
+    Args:
+        given: the caller's word where a name means two functions, or one of the user's own; None if there is none.
+
     Raises:
-        FormatError: no spec has it, or the name means two functions and the version is not known.
+        FormatError: no spec has it; or neither the version nor the caller tells which of two functions a name means.
     """
     if value is None:
         return "linear"
     if value == "hard_sigmoid":
         if version is None:
+            if given in (HARD_SIGMOID, HARD_SIGMOID_3):
+                return given  # type: ignore[no-any-return]
             raise FormatError(
                 f"its {field} 'hard_sigmoid' has the slope 0.2 before Keras 3 and 1/6 since, and the file does not say "
                 f"its version; pass {field}=Activation('hard_sigmoid', 0.2, 0.5) or Activation('hard_sigmoid', 1/6, 0.5)"
@@ -220,6 +246,9 @@ def _activation(field: str, value: Any, version: str | None) -> str | Activation
     shown = value.get("class_name") if isinstance(value, Mapping) else value
     if shown == "function" and isinstance(value, Mapping):
         shown = value.get("config")
+    of_keras = isinstance(value, Mapping) and str(value.get("module")).startswith("keras")
+    if given is not None and not of_keras and shown not in OTHERS:
+        return given  # type: ignore[no-any-return]
     raise FormatError(f"its {field} {str(shown)[:60]!r} is in no spec; there are {', '.join(ACTIVATIONS)}")
 
 
