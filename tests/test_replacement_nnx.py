@@ -286,10 +286,10 @@ def patched(layer: nnx.RNN, name: str, value: Any) -> nnx.RNN:
 
 KEPT = {
     "subclass": (lambda: OwnLayer(nnx.GRUCell(INPUT, HIDDEN, rngs=nnx.Rngs(1))), "its class derives from nnx.RNN"),
-    "own cell": (lambda: nnx.RNN(OwnCell(INPUT, HIDDEN, rngs=nnx.Rngs(1))), "its cell is a OwnCell; only those of Flax itself"),
+    "own cell": (lambda: nnx.RNN(OwnCell(INPUT, HIDDEN, rngs=nnx.Rngs(1))), "its cell is an? OwnCell; only those of Flax itself"),
     "convolution": (
         lambda: nnx.RNN(nnx.ConvLSTMCell(INPUT, HIDDEN, (3,), rngs=nnx.Rngs(1))) if hasattr(nnx, "ConvLSTMCell") else with_cell(dtype=jnp.bfloat16),
-        "its cell is a|it has and computes in",
+        "its cell is an? |it has and computes in",
     ),
     "half": (lambda: with_cell(param_dtype=jnp.float16, recurrent_kernel_init=nnx.initializers.ones), "it has and computes in float16"),
     "mixed": (lambda: with_cell(dtype=jnp.bfloat16), "it has and computes in bfloat16 and float32"),

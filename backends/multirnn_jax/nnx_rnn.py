@@ -20,6 +20,7 @@ from flax.nnx.nn.recurrent import flip_sequences
 from jax import lax
 
 from multirnn import RecurrentSpec, State
+from multirnn.errors import an
 from multirnn.spec import DTYPES
 from multirnn_jax import fast
 from multirnn_jax.loop import Params
@@ -147,7 +148,7 @@ def _spec(layer: nnx.RNN) -> RecurrentSpec | str:
     cell: Any = layer.cell
     if type(cell) not in CELLS:
         known = ", ".join(kind.__name__ for kind in CELLS)
-        return f"its cell is a {type(cell).__qualname__}; only those of Flax itself are made fast: {known}"
+        return f"its cell is {an(type(cell).__qualname__)}; only those of Flax itself are made fast: {known}"
     if "initialize_carry" in vars(cell):
         return "its cell has its own initialize_carry in place of its class's"
     if layer.state_axes != nnx.StateAxes(cast("Any", {...: nnx.Carry})) or layer.broadcast_rngs is not None:
@@ -190,7 +191,7 @@ def _activation(function: Any) -> str | None:
 def _unusual(linear: Any, bias: bool) -> str | None:
     """None, or why a product of a cell is not `x @ kernel + bias`."""
     if type(linear) is not nnx.Linear:
-        return f"a product of its cell is a {type(linear).__qualname__}, not an nnx.Linear"
+        return f"a product of its cell is {an(type(linear).__qualname__)}, not an nnx.Linear"
     if linear.promote_dtype is not promote_dtype or linear.preferred_element_type or linear.precision:
         return "a product of its cell has a promote_dtype, preferred_element_type or precision of its own"
     if linear.dot_general is not lax.dot_general:
