@@ -90,6 +90,7 @@ def test_the_entry_points(built: Built) -> None:
         "pytest11": {"multirnn": "multirnn.pytest_plugin"},
         "multirnn.backends": ours,
         "multirnn.natives": {
+            "flax": ours["jax"],
             "jaxlib": ours["jax"],
             "keras": ours["keras"],
             "multirnn_jax": ours["jax"],
@@ -118,6 +119,7 @@ def test_the_metadata(built: Built) -> None:
         "keras": {"keras", "tensorflow"},
         "jax": {"jax"},
         "onnxruntime": {"onnxruntime", "onnx"},
+        "export": {"onnxscript"},
         "files": {"h5py", "msgpack", "onnx"},
         "bench": {"threadpoolctl", "jinja2"},
         "plot": {"matplotlib"},
@@ -129,6 +131,7 @@ def test_the_metadata(built: Built) -> None:
             "jax",
             "onnxruntime",
             "onnx",
+            "onnxscript",
             "h5py",
             "msgpack",
             "threadpoolctl",
