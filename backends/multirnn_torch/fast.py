@@ -193,7 +193,7 @@ class FastModule(KeptWhole, nn.RNNBase):
             x, rows = x[None], rows._replace(batch_first=True)
         if x.dim() != (2 if packed else 3) or x.shape[-1] != spec.input_size or 0 in x.shape:
             return None
-        batch, time = rows.call(x, [], [], x).size
+        batch, time = rows.size(x)
         weights: list[Any] = self._flat_weights
         for weight, shape in zip(weights, recurrence.shapes, strict=True):
             if not is_plain(weight, dtype) or weight.shape != shape:
@@ -275,8 +275,9 @@ class FastModule(KeptWhole, nn.RNNBase):
         shape = (passes, self.hidden_size) if unbatched else (passes, batch, self.hidden_size)
         if not isinstance(given, tuple | list) or len(given) != parts:
             return None
-        if not all(is_plain(part, dtype) and part.shape == shape for part in given):
-            return None
+        for part in given:
+            if not is_plain(part, dtype) or part.shape != shape:
+                return None
         return [(part[:, None] if unbatched else part).contiguous() for part in given]
 
     def _is_faster(

@@ -26,7 +26,6 @@ class KernelLoop:
     def __init__(self, spec: RecurrentSpec) -> None:
         self._spec = spec
         self._compiled = kernel.CompiledRecurrence(spec)
-        self._dtype: torch.dtype = getattr(torch, spec.dtype)
         self._passes, self._states = len(tuple(spec.passes)), len(spec.form.states)
         self._bound: tuple[list[int], kernel.Table, Sequence[Tensor]] = [], kernel.Table(b""), ()
 
@@ -43,7 +42,7 @@ class KernelLoop:
     def forward(self, call: LoopCall, *, keep: bool, reserve: Maybe = None) -> tuple[list[Tensor], list[Tensor]]:
         """See `Loop.forward`; what it keeps is written to the reserve space, if one is given."""
         batch, time = call.size
-        final = [self._empty_state(batch) for _ in range(self._states)]
+        final = [self._empty_state(call) for _ in range(self._states)]
         into = reserve if reserve is not None and not reserve.data_ptr() % ALIGNMENT else None
         kept = [_aligned(self._compiled.stash_size(batch, time)) if into is None else into] if keep else []
         bound = self._table(call.weights)  # it owns their memory: another thread may replace the weights meanwhile
@@ -73,7 +72,7 @@ class KernelLoop:
         batch, time = call.size
         want_x, *want_others = wanted
         dx = torch.empty_like(call.x) if want_x else None
-        dstate = [self._empty_state(batch) if want else None for want in want_others[: self._states]]
+        dstate = [self._empty_state(call) if want else None for want in want_others[: self._states]]
         dweights = [
             torch.empty_like(weight) if want else None
             for weight, want in zip(call.weights, want_others[self._states :], strict=True)
@@ -103,8 +102,8 @@ class KernelLoop:
         self._compiled.backward(bound[1], self._bind([_address(part) for part in dweights]), record)
         return [dx, *dstate, *dweights]
 
-    def _empty_state(self, batch: int) -> Tensor:
-        return torch.empty((self._passes, batch, self._spec.hidden_size), dtype=self._dtype, device="cpu")
+    def _empty_state(self, call: LoopCall) -> Tensor:
+        return call.x.new_empty(self._passes, call.size[0], self._spec.hidden_size)
 
     def _table(self, weights: Sequence[Tensor]) -> tuple[list[int], kernel.Table, Sequence[Tensor]]:
         """The addresses of the weights, their table, and tensors that own their memory.
