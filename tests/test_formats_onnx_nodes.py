@@ -146,6 +146,12 @@ def test_a_budget_counts_numbers_and_nodes() -> None:
         budget.spend(1, "Identity")
 
 
+def test_an_expanded_array_is_counted_as_it_becomes() -> None:
+    computed("Expand", [np.zeros((1, 1, 11)), ints(2, 3, 1)], {}, 1, Budget(66))
+    with pytest.raises(mr.FormatError, match="computing the node Expand takes more"):
+        computed("Expand", [np.zeros((1, 1, 11)), ints(2, 3, 1)], {}, 1, Budget(65))
+
+
 def test_which_inputs_are_moved() -> None:
     assert data_of("Concat", ["a", "b"]) == ["a", "b"]
     assert data_of("Reshape", ["a", "shape"]) == ["a"]

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx_graphs import SPEC, arrays_of, model, operator, stacks, value
 
 import multirnn as mr
 from multirnn import formats
@@ -24,8 +25,8 @@ def message(*tensors: Any) -> bytes:
 
 def tensor(array: Any = BIG, name: str = "big", **more: Any) -> Any:
     made = onnx.numpy_helper.from_array(np.asarray(array), name)
-    for key, value in more.items():
-        setattr(made, key, value)
+    for key, given in more.items():
+        setattr(made, key, given)
     return made
 
 
@@ -77,6 +78,17 @@ def test_two_tensors_of_one_name_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.onnx").write_bytes(message(tensor(), tensor()))
     with pytest.raises(mr.FormatError, match="two values of one graph have the same name"):
         formats.inspect(tmp_path / "a.onnx")
+
+
+def test_a_large_state_that_may_be_left_out_is_read(tmp_path: Path) -> None:
+    state = np.ones((1, LARGE // 11, 11), "float32")
+    made = model(
+        [operator(inputs=("x", "W", "R", "B", "", "h"))],
+        arrays_of(mr.initialise(SPEC)) | {"h": state},
+        inputs=[value("x", "time", LARGE // 11, 5), value("h", *state.shape)],
+    )
+    (found,) = stacks(made, tmp_path)
+    assert "its initial h is the model's input 'h', which is not zero if it is left out" in found.about
 
 
 def test_a_field_is_encoded_as_protocol_buffers_do() -> None:

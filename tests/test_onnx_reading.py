@@ -112,6 +112,83 @@ def test_a_model_with_the_defaults_of_onnx() -> None:
     assert np.array_equal(weights.arrays["layers.0.forward.weight_hh"], arrays["R"].astype("float32"))
 
 
+def at_least_one(model: onnx.ModelProto) -> None:
+    """Lengths of at least one step, as exporters guard them."""
+    model.graph.initializer.append(numpy_helper.from_array(np.array([1], "int32"), "one"))
+    model.graph.node.insert(0, helper.make_node("Max", ["lengths", "one"], ["steps"]))
+    operator(model).input[4] = "steps"
+
+
+def flattened(model: onnx.ModelProto) -> None:
+    """The last state `(batch, units)` beside the other outputs."""
+    model.graph.node.append(helper.make_node("Flatten", [operator(model).output[1]], ["last"], axis=2))
+    model.graph.output.append(helper.make_tensor_value_info("last", onnx.TensorProto.FLOAT, ("B", 11)))
+
+
+def moved(model: onnx.ModelProto) -> None:
+    """Recurrent weights that are stored transposed, and no `hidden_size`."""
+    node = operator(model)
+    tensor = next(one for one in model.graph.initializer if one.name == node.input[2])
+    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).swapaxes(1, 2).copy(), "R_T"))
+    model.graph.node.insert(0, helper.make_node("Transpose", ["R_T"], ["R"], perm=[0, 2, 1]))
+    node.input[2] = "R"
+    kept = [one for one in node.attribute if one.name != "hidden_size"]
+    del node.attribute[:]
+    node.attribute.extend(kept)
+
+
+def renamed_biases(model: onnx.ModelProto) -> None:
+    for tensor in model.graph.initializer:
+        for node in model.graph.node:
+            node.input[:] = [f"my.{name}" if name == tensor.name else name for name in node.input]
+        tensor.name = f"my.{tensor.name}"
+
+
+@pytest.mark.parametrize("change", [at_least_one, flattened, moved, attribute("clip", float("inf"))])
+def test_what_the_reader_of_files_reads_is_read(change: Callable[[onnx.ModelProto], Any]) -> None:
+    assert mr.read(changed(change)) == mr.initialise(spec_of())
+
+
+@pytest.mark.parametrize("fields", [{"cell": "lstm"}, {"bias": "single"}])
+def test_a_single_bias_is_read_by_what_it_is_joined_from(fields: Any) -> None:
+    """Whatever its name."""
+    assert mr.read(changed(renamed_biases, **fields)) == mr.initialise(spec_of(**fields))
+
+
+@pytest.mark.parametrize(
+    ("array", "nodes", "sentence"),
+    [
+        (
+            np.full((1, 33, 5), 0.1, "float32"),
+            [("Cast", ["w"], ["half"], {"to": 10}), ("Cast", ["half"], ["W"], {"to": 1})],
+            "the constants of the model cannot be read: a node Cast cannot be computed: it casts float32 to float16",
+        ),
+        (
+            np.full((1, 33, 5), 0.1, "float32"),
+            [("Reshape", ["w", "lengths"], ["W"], {})],
+            "the weights W of layer 0 are given in a call, as 'lengths'",
+        ),
+        (
+            np.ones((7, 1, 5), "float32"),
+            [("GRU", ["w", "layers.0.W", "layers.0.R"], ["", "W"], {"hidden_size": 11, "linear_before_reset": 1})],
+            "'W' of the model depends on a node GRU, and is no constant",
+        ),
+    ],
+    ids=["rounded", "given", "computed"],
+)
+def test_weights_that_are_not_read(array: Any, nodes: list[Any], sentence: str) -> None:
+    def change(model: onnx.ModelProto) -> None:
+        model.graph.initializer.append(numpy_helper.from_array(array, "w"))
+        node = operator(model)
+        for kind, inputs, outputs, more in reversed(nodes):
+            model.graph.node.insert(0, helper.make_node(kind, inputs, outputs, **more))
+        node.input[1] = "W"
+
+    with pytest.raises(mr.Unrepresentable) as error:
+        mr.read(changed(change))
+    assert sentence in str(error.value)
+
+
 def test_alphas_that_were_meant() -> None:
     """ONNX has them in float32, which is none of these numbers."""
     for alpha in (0.2, 1 / 6, 0.1, 0.7, 1 / 3, 0.123456):

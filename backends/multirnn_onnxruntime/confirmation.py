@@ -14,11 +14,12 @@ from onnx import ModelProto, NodeProto, ValueInfoProto
 from multirnn import Output, State, Unrepresentable, Weights
 from multirnn.boundary import Inputs
 from multirnn.confirmation import confirmed
+from multirnn.formats.onnx_facts import short
+from multirnn.formats.onnx_operators import LENGTHS, X
 from multirnn.weights import Array
 from multirnn_onnxruntime.session import OnnxStack, running, settle
 from multirnn_onnxruntime.signature import Signature
-from multirnn_onnxruntime.structure import LENGTHS, Chain, X, has
-from multirnn_onnxruntime.untrusted import short
+from multirnn_onnxruntime.structure import Chain, has
 
 __all__ = ["Trial"]
 
@@ -78,7 +79,7 @@ class Trial:
         if not has(node, place):
             return None
         name = node.input[place]
-        return found[name] if name in found else self._chain.value(name, {})
+        return found[name] if name in found else self._chain.value(name)
 
     def _check_paths(self, inputs: Inputs, fed: Mapping[str, Array]) -> None:
         """Check that lengths, and outputs from layer to layer, arrive unchanged.
@@ -90,16 +91,14 @@ class Trial:
         y = np.random.default_rng(0).standard_normal(shape, np.float32)
         joined = y.swapaxes(1, 2).reshape(time, batch, -1)
         for layer, (below, above) in enumerate(pairwise(self._chain.operators), 1):
-            try:
-                carried = self._chain.value(above.input[X], {below.output[0]: y})
-            except Unrepresentable as error:
-                raise _not_fed(layer) from error
-            if not np.array_equal(carried, joined):
+            carried = self._chain.carried(above.input[X], {below.output[0]: y})
+            if carried is None or not np.array_equal(carried, joined):
                 raise _not_fed(layer)
         lengths = self.signature.lengths
         for layer, node in enumerate(self._chain.operators if lengths else ()):
             given = {name: fed[name] for name in (lengths, self.signature.x)}
-            if not np.array_equal(self._chain.value(node.input[LENGTHS], given), fed[lengths]):
+            carried = self._chain.carried(node.input[LENGTHS], given)
+            if carried is None or not np.array_equal(carried, fed[lengths]):
                 raise Unrepresentable(f"layer {layer} of the model does not take the lengths as they are given")
 
     def _check_outputs(self, returned: Mapping[str, Array], y: Array, sequence: Array, states: list[Array]) -> None:

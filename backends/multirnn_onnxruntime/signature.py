@@ -9,11 +9,12 @@ from onnx import NodeProto, TensorProto
 
 from multirnn import Unrepresentable, Weights
 from multirnn.boundary import Inputs
+from multirnn.formats.onnx_facts import short
+from multirnn.formats.onnx_operators import C_0, H_0, LENGTHS, X
 from multirnn.weights import Array
 from multirnn_onnxruntime.session import steps
 from multirnn_onnxruntime.sizes import LARGEST, MOST
-from multirnn_onnxruntime.structure import C_0, H_0, LENGTHS, Chain, X, has
-from multirnn_onnxruntime.untrusted import short
+from multirnn_onnxruntime.structure import Chain, has
 
 __all__ = ["Signature"]
 
@@ -117,7 +118,7 @@ class Signature:
         for node, layer in zip(chain.operators, layers, strict=True):
             # Only a constant is computed here; the trial tells about a state that is made of x.
             constant = has(node, place) and not layer and chain.behind(node.input[place]).isdisjoint(chain.given)
-            if constant and chain.value(node.input[place], {}).any():
+            if constant and chain.value(node.input[place]).any():
                 raise Unrepresentable(
                     f"the {node.op_type} starts from a state of its own, and a spec from one that it is given, or from zero"
                 )
@@ -133,10 +134,10 @@ class Signature:
         shape = (*(size or more for size, more in zip(dims, free, strict=False)), features)
         _refuse_many(np.prod(shape, dtype=float), f"{short(self.x)} of the shape {shape}")
         x = np.random.default_rng(0).standard_normal(shape, np.float32)
-        found = self._chain.value(self._chain.operators[0].input[X], {self.x: x})
+        found = self._chain.carried(self._chain.operators[0].input[X], {self.x: x})
         layouts = {"time first": x, "batch first": x.swapaxes(0, 1)} if x.ndim == 3 else {"unbatched": x[:, None]}
         for layout, array in layouts.items():
-            if np.array_equal(found, array):
+            if found is not None and np.array_equal(found, array):
                 return layout
         raise Unrepresentable(
             f"layer 0 of the model does not take {short(self.x)} as it is: something before it changes the numbers or "

@@ -6,7 +6,7 @@ from math import prod
 from onnx import ModelProto, TensorProto, TensorShapeProto, ValueInfoProto, helper, shape_inference
 
 from multirnn import Unrepresentable
-from multirnn_onnxruntime.untrusted import short
+from multirnn.formats.onnx_facts import short
 
 __all__ = ["LARGEST", "MOST", "refuse_large"]
 

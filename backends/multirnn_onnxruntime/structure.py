@@ -1,41 +1,37 @@
 """The structure of an ONNX model that may be one stack: operators RNN, LSTM or GRU, and nodes that move arrays.
 
-Only constants are computed here. `confirmation` tells whether the model computes what its weights describe.
+The core's reader of files computes its values (`multirnn.formats.onnx_model`); here stands what all of a model must be, so
+that it is a stack and nothing else. `confirmation` tells whether the model computes what its weights describe.
 """
 
 from collections.abc import Container, Iterator, Mapping
-from types import MappingProxyType
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
+import onnx
+from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from multirnn import Unrepresentable
-from multirnn.formats.onnx_facts import OPERATORS
+from multirnn import FormatError, Unrepresentable
+from multirnn.formats.onnx_facts import OPERATORS, short
+from multirnn.formats.onnx_model import MAIN, Missing, Model, Place, Value
+from multirnn.formats.onnx_nodes import MOVING, SIZES, Budget
+from multirnn.formats.onnx_operators import C_0, GATES, H_0, LENGTHS, PEEPHOLES, B, R, W, clips, single_bias
+from multirnn.formats.onnx_values import array_of
 from multirnn.weights import Array
-from multirnn_onnxruntime.session import OnnxStack, running
-from multirnn_onnxruntime.sizes import refuse_large
-from multirnn_onnxruntime.untrusted import array_of, attribute, refuse_attributes, short
+from multirnn_onnxruntime.sizes import LARGEST, refuse_large
+from multirnn_onnxruntime.untrusted import attribute, attributes, refuse_attributes, refuse_tensor
 
-__all__ = ["C_0", "H_0", "LENGTHS", "Chain", "X", "has"]
+__all__ = ["Chain", "has"]
 
-# These move and shape arrays, and change no number in them.
-SHAPING = frozenset(
-    (
-        *("Cast", "Concat", "Constant", "ConstantOfShape", "Expand", "Gather", "Identity", "Reshape", "Shape", "Slice"),
-        *("Split", "Squeeze", "Transpose", "Unsqueeze"),
-    )
-)
-# These compute sizes, if their numbers are integers. Not Div: ONNX Runtime ends the process on an integer division by 0.
-ARITHMETIC = frozenset(("Add", "Min", "Mul", "Sub"))
+# The nodes that compute, if their numbers are integers and thus sizes. All of them but the operators move arrays.
+ARITHMETIC = SIZES - {"Shape"}
 # The types of states and lengths; sizes are int64.
 CALLED = (TensorProto.FLOAT, TensorProto.INT32)
-# The inputs of the operators, by their places; C_0 and PEEPHOLES are the LSTM's.
-X, W, R, B, LENGTHS, H_0, C_0, PEEPHOLES = range(8)
-GATES: Mapping[str, int] = MappingProxyType({"RNN": 1, "LSTM": 4, "GRU": 3})
 
 
 class Chain:
     """The operators of a model, in order; `Unrepresentable` if they cannot be one stack, or are not all of the model.
+
+    Its methods raise `FormatError` where a constant cannot be computed.
 
     `model` is a copy in which the operators, of one kind and alike, have a `hidden_size` and all their outputs have names;
     `given` are the names of its inputs, without those that have a constant.
@@ -50,11 +46,12 @@ class Chain:
         self._refuse_unlike_layers()
         self._maker = {output: node for node in graph.node for output in node.output}
         self._free_optional_inputs()
-        self._initialisers = {tensor.name: tensor for tensor in graph.initializer}
-        self.given = [value.name for value in graph.input if value.name not in self._initialisers]
+        held = {tensor.name for tensor in graph.initializer}
+        self.given = [value.name for value in graph.input if value.name not in held]
         self._refuse_other_values()
         for node in self.operators:
             self._refuse_other_forms(node)
+        self._read = Model(onnx, self.model, {}, {}, self.model.ByteSize())
         self._complete()
         integers = refuse_large(self.model)
         arithmetic = [node for node in graph.node if node.op_type in ARITHMETIC]
@@ -72,7 +69,7 @@ class Chain:
         """The weights by the names of ONNX's convention; a single bias in parts, where `graph.model` wrote it so."""
         found: dict[str, Array] = {}
         for k, node in enumerate(self.operators):
-            rows = GATES[node.op_type] * self.hidden_size
+            rows, own = GATES[node.op_type] * self.hidden_size, {}
             for name, place, shape in (("W", W, (rows, -1)), ("R", R, (rows, self.hidden_size)), ("B", B, (2 * rows,))):
                 if name == "B" and not has(node, place):
                     continue
@@ -81,18 +78,16 @@ class Chain:
                 wanted = self.directions, *(given if size < 0 else size for size, given in sizes)
                 if array.shape != wanted:
                     raise Unrepresentable(f"{name} of layer {k} must have the shape {wanted}, not {array.shape}")
-                parts = [f"layers.{k}.{part}" for part in ("Wb", "Rb")] if name == "B" else []
-                single = {part: array_of(self._initialisers[part]) for part in parts if part in self._initialisers}
-                found |= single or {f"layers.{k}.{name}": array}
+                own[name] = array
+            own = single_bias(self._read, node, self._read.main, own) or own
+            found |= {f"layers.{k}.{name}": array for name, array in own.items()}
         return found
 
     def integers(self) -> Iterator[int]:
         """The magnitudes of the integers in its constants, which may shape arrays."""
-        constants = [array_of(tensor) for tensor in self._initialisers.values()]
+        constants = [array_of(onnx, tensor) for tensor in self.model.graph.initializer]
         for node in self.model.graph.node:
-            for one in node.attribute:
-                value = attribute(node, one.name)
-                constants.append(array_of(value) if isinstance(value, TensorProto) else np.asarray(value))
+            constants += [np.asarray(value) for value in attributes(node).values()]
         return (abs(int(number)) for array in constants if array.dtype.kind == "i" for number in array.flat)
 
     def behind(self, name: str, stop: Container[str] = ()) -> set[str]:
@@ -107,31 +102,26 @@ class Chain:
                     waiting += self._maker[one].input
         return found
 
-    def value(self, name: str, given: Mapping[str, Array]) -> Array:
-        """A value of the graph, computed from other values by ONNX Runtime; `Unrepresentable` if it cannot be."""
-        if name in given:
-            return given[name]
-        if name in self._initialisers:
-            return array_of(self._initialisers[name])
-        behind = self.behind(name, given)
-        if others := behind.intersection(self.given).difference(given):
-            raise Unrepresentable(
-                f"{short(name)} depends on {', '.join(map(short, sorted(others)))}, which a call gives"
-            )
-        part = helper.make_graph(
-            [node for node in self.model.graph.node if behind.difference(given).intersection(node.output)],
-            "part",
-            [
-                helper.make_tensor_value_info(key, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
-                for key, array in given.items()
-            ],
-            [ValueInfoProto(name=name)],
-            [tensor for key, tensor in self._initialisers.items() if key in behind],
-        )
-        model = helper.make_model(part, opset_imports=self.model.opset_import, ir_version=self.model.ir_version)
-        with running():
-            found: list[Array] = OnnxStack(model).session.run(None, dict(given))
-        return found[0]
+    def value(self, name: str) -> Array:
+        """A constant of the graph, or what is computed from constants alone; `Unrepresentable` if it is not."""
+        value = self._evaluated(name, {})
+        if isinstance(value, Missing):
+            source = short(value.name) if value.kind == "input" else f"a node {value.name[:80]}"
+            raise Unrepresentable(f"{short(name)} of the model depends on {source}, and is no constant")
+        return value
+
+    def carried(self, name: str, given: Mapping[str, Array]) -> Array | None:
+        """The value that others are moved into; None if it depends on more than these, or their numbers change."""
+        try:
+            value = self._evaluated(name, given)
+        except FormatError:
+            return None
+        return None if isinstance(value, Missing) else value
+
+    def _evaluated(self, name: str, given: Mapping[str, Array]) -> Value:
+        main = self._read.main
+        known: dict[Place, Value] = {(id(main), key): array for key, array in given.items()}
+        return self._read.evaluated(main, name, known, Budget(LARGEST))
 
     def _free_optional_inputs(self) -> None:
         """Take away the values that lengths and states have where a call gives none, so that a trial gives them."""
@@ -145,13 +135,10 @@ class Chain:
 
     def _complete(self) -> None:
         """Set `hidden_size`, optional in ONNX and needed by ONNX Runtime, and name every output of the operators."""
-        longest = max((*self._maker, *self._initialisers, *self.given), key=len)
+        longest = max((*self._maker, *self._read.main.initialisers, *self.given), key=len)
         for k, node in enumerate(self.operators):
-            if attribute(node, "hidden_size") is None and has(node, R):
-                maker = self._maker.get(node.input[R])
-                held = self._initialisers.get(node.input[R]) if maker is None else attribute(maker, "value")
-                if isinstance(held, TensorProto) and held.dims:
-                    node.attribute.append(helper.make_attribute("hidden_size", held.dims[-1]))
+            if attribute(node, "hidden_size") is None:
+                node.attribute.append(helper.make_attribute("hidden_size", self._constant(k, R, "R", 3).shape[2]))
             node.output.extend([""] * ((3 if node.op_type == "LSTM" else 2) - len(node.output)))
             for place, name in enumerate(node.output):
                 node.output[place] = name or f"{longest}.{k}.{place}"  # longer than any other name
@@ -166,8 +153,8 @@ class Chain:
                 f"the weights {name} of layer {layer} are given in a call, as {', '.join(map(short, sorted(inputs)))}; put "
                 "them into the model: model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))"
             )
-        array = self.value(node.input[place], {})
-        if not isinstance(array, np.ndarray) or array.ndim != axes or 0 in array.shape:
+        array = self.value(node.input[place])
+        if array.ndim != axes or 0 in array.shape:
             raise Unrepresentable(
                 f"{name} of layer {layer} must have {axes} axes, none of them empty, not the shape {np.shape(array)}"
             )
@@ -184,10 +171,10 @@ class Chain:
         functions = {(one.domain.replace("ai.onnx", ""), one.name) for one in self.model.functions}
         others = set()
         for node in self.model.graph.node:
-            domain = "" if node.domain == "ai.onnx" else node.domain
+            domain = "" if node.domain in MAIN else node.domain
             if domain or (domain, node.op_type) in functions:
                 others.add(f"{domain or 'a function'}.{node.op_type}")
-            elif node.op_type not in SHAPING | ARITHMETIC and node.op_type not in OPERATORS.values():
+            elif node.op_type not in MOVING | SIZES and node.op_type not in OPERATORS.values():
                 others.add(node.op_type)
         self._refuse(others)
         for node in self.model.graph.node:
@@ -211,7 +198,7 @@ class Chain:
         if graph.sparse_initializer:
             raise Unrepresentable("the model has sparse tensors, and the weights of a spec are dense")
         for tensor in graph.initializer:
-            array_of(tensor)
+            refuse_tensor(tensor)
         made = [*(tensor.name for tensor in graph.initializer), *self.given]
         known = set(made)
         for node in graph.node:
@@ -251,7 +238,7 @@ class Chain:
                 f"the {kind} has the direction {short(direction)}, and ONNX forward and bidirectional",
             ),
             (
-                attribute(node, "clip") is not None,
+                clips(attributes(node)),
                 f"the {kind} clips what goes into its activations (clip), which no spec does",
             ),
             (

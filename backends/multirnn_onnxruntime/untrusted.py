@@ -1,15 +1,16 @@
-"""Tensors and attributes of untrusted ONNX models: read as they are, or refused in a sentence."""
+"""Refuses tensors and attributes of untrusted ONNX models that the core's reader would only call damaged, or leave out."""
 
 from typing import Any
 
 import numpy as np
-from onnx import AttributeProto, NodeProto, TensorProto, defs, helper, numpy_helper
+import onnx
+from onnx import AttributeProto, NodeProto, TensorProto, defs, helper
 
-from multirnn import Unrepresentable
+from multirnn import FormatError, Unrepresentable
 from multirnn.formats.onnx_facts import short
-from multirnn.weights import Array
+from multirnn.formats.onnx_values import array_of, attributes_of
 
-__all__ = ["array_of", "attribute", "refuse_attributes", "short"]
+__all__ = ["attribute", "attributes", "refuse_attributes", "refuse_tensor"]
 
 READABLE = frozenset(
     getattr(AttributeProto, kind) for kind in ("INT", "INTS", "FLOAT", "FLOATS", "STRING", "STRINGS", "TENSOR")
@@ -24,16 +25,13 @@ OF_OPERATORS: dict[str, int] = {
 
 
 def attribute(node: NodeProto, name: str) -> Any:
-    """The value of an attribute, text decoded; None if the node has none of this name."""
-    found = next((one for one in node.attribute if one.name == name), None)
-    value = None if found is None else helper.get_attribute_value(found)
-    if isinstance(value, list):
-        return [_text(one) for one in value]
-    return _text(value)
+    """The value of an attribute, None if the node has none of this name."""
+    return attributes(node).get(name)
 
 
-def _text(value: Any) -> Any:
-    return value.decode(errors="replace") if isinstance(value, bytes) else value
+def attributes(node: NodeProto) -> dict[str, Any]:
+    """The attributes of a node by name, text decoded, tensors as arrays."""
+    return attributes_of(onnx, node, {})
 
 
 def refuse_attributes(node: NodeProto, *, recurrent: bool) -> None:
@@ -49,11 +47,11 @@ def refuse_attributes(node: NodeProto, *, recurrent: bool) -> None:
                 f"the attribute {short(one.name)} of the {node.op_type} must be given once, as {kind}, and is not"
             )
         if one.type == AttributeProto.TENSOR:
-            array_of(one.t)
+            refuse_tensor(one.t)
 
 
-def array_of(tensor: TensorProto) -> Array:
-    """The numbers of a tensor; refused in another file, if they are not plain numbers, or do not fit the shape."""
+def refuse_tensor(tensor: TensorProto) -> None:
+    """Refuse a tensor in another file, one that is not plain numbers, and one whose numbers do not fit its shape."""
     name = f"the tensor {short(tensor.name)}" if tensor.name else "a tensor of the model"
     if tensor.data_location != TensorProto.DEFAULT or tensor.external_data:
         raise Unrepresentable(
@@ -62,13 +60,10 @@ def array_of(tensor: TensorProto) -> Array:
         )
     if tensor.data_type not in NUMBERS:
         raise Unrepresentable(f"{name} is of the data type {tensor.data_type}, which is none of plain numbers")
-    shape, reason = tuple(tensor.dims), ""
     try:
-        array: Array = numpy_helper.to_array(tensor)
-        if array.shape == shape:  # -1 would be inferred
-            return array
-    except (ValueError, TypeError, OverflowError) as error:
-        reason = f" ({error})"
-    raise Unrepresentable(
-        f"{name} has the shape {shape}, and the model does not hold as many numbers for it{reason}; write the model again"
-    )
+        array_of(onnx, tensor)
+    except FormatError as error:
+        raise Unrepresentable(
+            f"{name} has the shape {tuple(tensor.dims)}, and the model does not hold as many numbers for it; write the "
+            "model again"
+        ) from error

@@ -8,14 +8,14 @@ from typing import Any
 
 from onnx import ModelProto, NodeProto, numpy_helper
 
-from multirnn import Activation, RecurrentSpec, Unrepresentable, Weights, from_arrays, to_arrays
+from multirnn import Activation, FormatError, RecurrentSpec, Unrepresentable, Weights, from_arrays, to_arrays
 from multirnn.cells import CellName
 from multirnn.formats import onnx_facts, onnx_graph
 from multirnn.formats.onnx_facts import CONVENTION, OPERATORS
 from multirnn_onnxruntime.confirmation import Trial
 from multirnn_onnxruntime.session import OnnxStack
 from multirnn_onnxruntime.structure import Chain
-from multirnn_onnxruntime.untrusted import attribute
+from multirnn_onnxruntime.untrusted import attribute, attributes
 
 __all__ = ["model", "read", "read_as", "tried"]
 
@@ -44,7 +44,8 @@ def read(native: Any) -> Weights:
 
     Args:
         native: an `OnnxStack`; or a `ModelProto` from any exporter that otherwise only moves arrays. The operators have
-            all biases or none, so that its spec has `bias="double"` or `"none"`, but for an `OnnxStack`.
+            all biases or none, so that its spec has `bias="double"` or `"none"`; "single" if they are joined from one and
+            from zeros, as in an `OnnxStack`.
 
     Raises:
         Unrepresentable: no spec describes it, with the reason; or ONNX Runtime does not run it.
@@ -63,7 +64,13 @@ def tried(native: Any) -> Trial:
             if type(native).__name__ == "InferenceSession"
             else f"a {type(native).__name__} is not an onnx.ModelProto; onnx.load(path) reads one from a file"
         )
-    chain = Chain(native)
+    try:
+        return _tried(Chain(native))
+    except FormatError as error:
+        raise Unrepresentable(f"the constants of the model cannot be read: {error}") from error
+
+
+def _tried(chain: Chain) -> Trial:
     first, *others = chain.operators
     activation, recurrent_activation = _activations(first)
     if any(_activations(node) != (activation, recurrent_activation) for node in others):
@@ -81,4 +88,4 @@ def tried(native: Any) -> Trial:
 
 
 def _activations(node: NodeProto) -> tuple[Activation, Activation]:
-    return onnx_facts.read(node.op_type, {one.name: attribute(node, one.name) for one in node.attribute})
+    return onnx_facts.read(node.op_type, attributes(node))

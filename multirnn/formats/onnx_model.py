@@ -11,6 +11,7 @@ from multirnn.errors import FormatError
 from multirnn.formats.contents import BFLOAT16, Bfloat16, Tensor, Unread
 from multirnn.formats.onnx_facts import short
 from multirnn.formats.onnx_nodes import MOVING, SIZES, Budget, computed
+from multirnn.formats.onnx_values import array_of, attributes_of, value_of
 
 __all__ = ["MAIN", "Missing", "Model", "Place", "Scope", "Value"]
 
@@ -131,10 +132,11 @@ class Model:
         if self._left < 0 or depth > DEEPEST:
             raise FormatError(f"it has more than {MOST_NODES} nodes, or graphs more than {DEEPEST} deep in each other")
         yield scope
+        kinds = self._onnx.AttributeProto.GRAPH, self._onnx.AttributeProto.GRAPHS
         for node in scope.nodes:
             path, around = self.path(scope, node), (*scope.around, node.op_type)
             for one in node.attribute:
-                for graph in (one.g, *one.graphs) if one.type in (self._types.GRAPH, self._types.GRAPHS) else ():
+                for graph in (one.g, *one.graphs) if one.type in kinds else ():
                     if len(graph.node):
                         inner = self._scope(graph, path, around)
                         inner.outer, inner.holder = scope, (node, scope)
@@ -153,14 +155,10 @@ class Model:
         )
         called.holder = node, scope
         called.arguments = dict(zip(function.input, node.input, strict=False))
-        called.attributes = {one.name: self._value_of(one, {}) for one in function.attribute_proto}
+        called.attributes = {one.name: value_of(self._onnx, one, {}) for one in function.attribute_proto}
         called.attributes |= self.attributes(node, scope)
         called.makers = {output: one for one in called.nodes for output in one.output if output}
         return called
-
-    @property
-    def _types(self) -> Any:
-        return self._onnx.AttributeProto
 
     def _scope(self, graph: Any, path: str, around: tuple[str, ...]) -> Scope:
         scope = Scope(
@@ -182,46 +180,7 @@ class Model:
 
     def attributes(self, node: Any, scope: Scope) -> dict[str, Any]:
         """The attributes of a node by name: text decoded, tensors as arrays, those of a function's call in place."""
-        found: dict[str, Any] = {}
-        for one in node.attribute:
-            if one.name in found:
-                raise FormatError(f"the node {short(node.name)} has the attribute {short(one.name)} twice")
-            if one.ref_attr_name and one.ref_attr_name not in scope.attributes:
-                continue  # as if it were left out: the attribute of the function is optional
-            found[one.name] = self._value_of(one, scope.attributes)
-        return found
-
-    def _value_of(self, one: Any, around: Mapping[str, Any]) -> Any:
-        kinds = self._types
-        if one.ref_attr_name:
-            return around.get(one.ref_attr_name)
-        if one.type == kinds.TENSOR:
-            return self.array(one.t)
-        read = {kinds.INT: "i", kinds.FLOAT: "f", kinds.STRING: "s"}.get(one.type)
-        lists = {kinds.INTS: "ints", kinds.FLOATS: "floats", kinds.STRINGS: "strings"}.get(one.type)
-        if read is not None:
-            return _text(getattr(one, read))
-        return None if lists is None else [_text(value) for value in getattr(one, lists)]
-
-    def array(self, tensor: Any) -> NDArray[Any]:
-        """The numbers of a tensor, none of them outside the file.
-
-        Raises:
-            FormatError: they are not in the file, or do not fit the shape.
-        """
-        name = short(tensor.name)
-        if tensor.data_location != self._onnx.TensorProto.DEFAULT or tensor.external_data:
-            raise FormatError(
-                f"the tensor {name} lies in another file (external data), which is not read; save the model as one file: "
-                "onnx.save(onnx.load(path), path)"
-            )
-        try:
-            array: NDArray[Any] = self._onnx.numpy_helper.to_array(tensor)
-        except (ValueError, TypeError, KeyError, OverflowError, MemoryError, RuntimeError, UnicodeError) as error:
-            raise FormatError(f"the tensor {name} is damaged: {str(error)[:200]}") from error
-        if array.shape != tuple(tensor.dims):
-            raise FormatError(f"the tensor {name} claims the shape {tuple(tensor.dims)} and has {array.size} numbers")
-        return array
+        return attributes_of(self._onnx, node, scope.attributes)
 
     def arrays(self) -> dict[str, Tensor]:
         """The initialisers of the main graph by name."""
@@ -257,7 +216,7 @@ class Model:
         if scope is self.main and name in self._large:
             return self._large[name]
         if name in scope.initialisers:
-            return self.array(scope.initialisers[name])
+            return array_of(self._onnx, scope.initialisers[name])
         if name not in scope.makers:
             if scope is self.main:
                 return Missing("input" if name in scope.inputs else "nothing", name)
@@ -309,10 +268,6 @@ def _refuse_bytes(*names: Any) -> None:
     """Check that names are text: Protocol Buffers give bytes for what is not UTF-8."""
     if bad := next((name for name in names if not isinstance(name, str)), None):
         raise FormatError(f"the name {bad[:80]!r} in it is no text")
-
-
-def _text(value: Any) -> Any:
-    return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
 def _readable(array: NDArray[Any]) -> Tensor:

@@ -4,6 +4,7 @@ Source: the operators of ONNX by these names, in all their versions.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
 from math import prod
 from types import MappingProxyType
 from typing import Any
@@ -80,7 +81,8 @@ def _size(kind: str, given: Given, attributes: Attributes) -> float:
     if kind == "ConstantOfShape":
         return prod(map(float, _ints(given, 0, attributes, "")), start=1.0)
     if kind == "Expand":
-        return prod(map(float, np.maximum(1, _ints(given, 1, attributes, ""))), start=float(_array(given, 0).size))
+        sizes = _ints(given, 1, attributes, "")[::-1], _array(given, 0).shape[::-1]
+        return prod(float(max(pair)) for pair in zip_longest(*sizes, fillvalue=1))
     if kind == "Gather":
         data = _array(given, 0)
         return float(data.size / max(1, data.shape[attributes.get("axis", 0)]) * _array(given, 1).size)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,26 @@ from multirnn.formats.onnx_facts import short
 from multirnn.formats.onnx_model import MAIN, Missing, Model, Scope
 from multirnn.formats.onnx_nodes import data_of
 
-__all__ = ["C_0", "H_0", "LENGTHS", "Operator", "X", "operators"]
+__all__ = [
+    "C_0",
+    "GATES",
+    "H_0",
+    "LENGTHS",
+    "PEEPHOLES",
+    "B",
+    "Operator",
+    "R",
+    "W",
+    "X",
+    "clips",
+    "operators",
+    "single_bias",
+]
 
 CELLS = {"RNN": "simple_rnn", "LSTM": "lstm", "GRU": "gru"}
 # The inputs of the operators, by their places; C_0 and PEEPHOLES are the LSTM's.
 X, W, R, B, LENGTHS, H_0, C_0, PEEPHOLES = range(8)
+GATES: Mapping[str, int] = MappingProxyType({"RNN": 1, "LSTM": 4, "GRU": 3})
 OTHERS = re.compile("LSTM|GRU|RNN|lstm|gru")
 KINDS: Mapping[str, type] = {
     "activations": str,
@@ -142,8 +158,8 @@ def _operator(model: Model, node: Any, scope: Scope, standard: bool) -> Operator
     stored = _stored(model, scope, node.input[W]) if "W" in arrays else ""
     if not reason:
         reason = _misfits(node.op_type, arrays, attributes)
-    if not reason and "B" in arrays:
-        arrays = (_single(model, node, scope, arrays)) or arrays
+    if not reason:
+        arrays = single_bias(model, node, scope, arrays) or arrays
     if not reason and arrays["W"].dtype.name in ("float16", "bfloat16"):
         arrays = {own: array.astype(np.float32) for own, array in arrays.items()}
     return Operator(name, node.op_type, CELLS[node.op_type], node, scope, arrays, attributes, stored, reason)
@@ -182,10 +198,11 @@ def _refuses(node: Any, attributes: Mapping[str, Any]) -> str:
         if (name in LISTS) != isinstance(value, list) or not all(isinstance(one, kind) for one in values):
             return f"its attribute {name} is of another type than in ONNX"
     direction = attributes.get("direction", "forward")
-    clip = attributes.get("clip")
-    no_clip = clip is None or clip >= float(np.finfo(np.float32).max)
     reasons = (
-        (not no_clip, f"it clips what goes into its activations at {clip} (clip), which no spec does"),
+        (
+            clips(attributes),
+            f"it clips what goes into its activations at {attributes.get('clip')} (clip), which no spec does",
+        ),
         (attributes.get("input_forget"), "it has one gate for input and forgetting (input_forget), and a spec has two"),
         (len(node.input) > PEEPHOLES and node.input[PEEPHOLES], "it has peepholes (input P), which no spec has"),
         (
@@ -202,6 +219,12 @@ def _refuses(node: Any, attributes: Mapping[str, Any]) -> str:
     return next((reason for refused, reason in reasons if refused), "")
 
 
+def clips(attributes: Mapping[str, Any]) -> bool:
+    """Whether an operator limits what goes into its activations."""
+    clip = attributes.get("clip")
+    return clip is not None and not clip >= float(np.finfo(np.float32).max)
+
+
 def _misfits(kind: str, arrays: Mapping[str, NDArray[Any]], attributes: Mapping[str, Any]) -> str:
     """What is wrong with the arrays of an operator; empty if their shapes fit each other."""
     if not {"W", "R"} <= arrays.keys():
@@ -215,7 +238,7 @@ def _misfits(kind: str, arrays: Mapping[str, NDArray[Any]], attributes: Mapping[
     r = arrays["R"]
     hidden = attributes.get("hidden_size", r.shape[-1] if r.ndim else 0)
     directions = 2 if attributes.get("direction") == "bidirectional" else 1
-    rows = {"RNN": 1, "LSTM": 4, "GRU": 3}[kind] * hidden
+    rows = GATES[kind] * hidden
     features = arrays["W"].shape[-1] if arrays["W"].ndim == 3 else 1
     wanted = {"W": (directions, rows, features), "R": (directions, rows, hidden), "B": (directions, 2 * rows)}
     for own, array in arrays.items():
@@ -226,10 +249,17 @@ def _misfits(kind: str, arrays: Mapping[str, NDArray[Any]], attributes: Mapping[
     return ""
 
 
-def _single(
+def single_bias(
     model: Model, node: Any, scope: Scope, arrays: Mapping[str, NDArray[Any]]
 ) -> dict[str, NDArray[Any]] | None:
-    """The arrays with a single bias, where B is joined from one and from zeros, as `onnx_graph` writes it."""
+    """The arrays with a single bias, where B is joined from one and from zeros, as `onnx_graph` writes it; else None.
+
+    Args:
+        model, node, scope: of the operator.
+        arrays: W and R, and B if it has one.
+    """
+    if "B" not in arrays:
+        return None
     where, name = scope.find(node.input[B])
     maker = where.makers.get(name)
     if maker is None or maker.op_type != "Concat" or maker.domain not in MAIN or len(maker.input) not in (2, 3):

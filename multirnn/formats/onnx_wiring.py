@@ -282,7 +282,7 @@ class Wiring:
             exact = whole and _same(np.concatenate(parts), np.concatenate(wanted))
             how = "is" if exact else "comes from"
             said = f"its initial {what} {how} the model's input {', '.join(map(short, names))}"
-            if any(np.any(self._model.array(held[name])) for name in names if name in held):
+            if any(np.any(self._model.value(self._model.main, name)) for name in names if name in held):
                 said += ", which is not zero if it is left out"
             return said, names, exact
         if len(parts) < len(found):
