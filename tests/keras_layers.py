@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -61,13 +62,14 @@ def use(means: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def in_a_process(code: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess:
-    """Run code in a Python of its own, whose engine is the default unless the environment says otherwise."""
+    """Run code in a Python of its own, which finds these files; its engine is the default unless the environment says otherwise."""
     inherited = {
         name: value for name, value in os.environ.items() if name not in ("KERAS_BACKEND", "TF_CPP_MIN_LOG_LEVEL")
     }
+    paths = os.pathsep.join(filter(None, (str(Path(__file__).parent), inherited.get("PYTHONPATH"))))
     return subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
-        env={**inherited, **environment},
+        env={**inherited, "PYTHONPATH": paths, **environment},
         capture_output=True,
         text=True,
         timeout=500,
