@@ -66,7 +66,7 @@ def whole(model: Any, **options: Any) -> Any:
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-@pytest.mark.parametrize("settings", [{}, {"num_layers": 2, "bidirectional": False, "bias": False}])
+@pytest.mark.parametrize("settings", [{}, {"num_layers": 2, "bias": False}])
 def test_six_shapes_take_at_most_three_graphs(kind: str, settings: dict[str, Any]) -> None:
     model = Model(LAYERS[kind], **settings)
     counters.clear()

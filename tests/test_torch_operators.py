@@ -297,6 +297,41 @@ def test_what_does_not_fit_is_refused_before_its_memory_is_read(what: str) -> No
             operator(*make(call))
 
 
+@pytest.mark.parametrize("place", [1, 3, 4])
+def test_a_tensor_without_memory_is_refused(place: int) -> None:
+    """With one on meta, PyTorch runs the fake kernel: its results on the CPU would be whatever the memory held."""
+    call = drawn("lstm", gradients=False, lengths=True)
+    given = call.arguments[place]
+    moved = [given[0].to("meta"), *given[1:]] if isinstance(given, list) else given.to("meta")
+    for operator in (call.operators.forward, call.operators.training):
+        with pytest.raises(mr.InvalidCall, match="not on meta"):
+            operator(*without(call, place, moved))
+
+
+def test_a_reserve_space_without_memory_is_refused() -> None:
+    call = drawn("gru", gradients=False)
+    y, final, reserve = call.operators.training(*call.arguments)
+    with pytest.raises(mr.InvalidCall, match="not on meta"):
+        call.operators.backward(
+            call.x,
+            *call.state,
+            call.weights,
+            y,
+            reserve.to("meta"),
+            y,
+            final,
+            *call.stack,
+            [True] * (2 + len(call.weights)),
+        )
+
+
+def test_all_on_meta_gives_shapes() -> None:
+    call = drawn("gru", gradients=False, lengths=True)
+    x, h, *weights = (part.to("meta") for part in call.leaves)
+    y, final = call.operators.forward(x, h, weights, call.lengths, *call.stack)
+    assert (y.device.type, y.shape, final.shape) == ("meta", (BATCH, TIME, HIDDEN), (1, BATCH, HIDDEN))
+
+
 def test_a_reserve_space_of_another_call_is_refused() -> None:
     call = drawn("gru", gradients=False)
     y, final, reserve = call.operators.training(*call.arguments)

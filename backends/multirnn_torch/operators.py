@@ -114,8 +114,9 @@ class Operators:
         return (y, *final) if reserve is None else (y, *final, reserve)
 
     def _run_fake(self, x: Tensor, *others: Any) -> tuple[Tensor, ...]:
-        state, (weights, _, *rest) = others[: self._states], others[self._states :]
+        state, (weights, lengths, *rest) = others[: self._states], others[self._states :]
         stack = StackArguments(*rest)
+        _check_devices(x, *state, *weights, lengths=lengths)
         hidden = weights[1].shape[1]
         batch = x.shape[0 if stack.batch_first else 1]
         y = x.new_empty((*x.shape[:-1], hidden * (1 + stack.bidirectional)))
@@ -159,6 +160,7 @@ class Operators:
     def _backward_fake(self, x: Tensor, *others: Any) -> list[Tensor]:
         states, weights = self._states, others[self._states]
         *rest, wanted = others[2 * states + 4 :]
+        _check_devices(x, *others[:states], *weights, *others[states + 1 : 2 * states + 4])
         stack = StackArguments(*rest)
         state = stack.passes, x.shape[0 if stack.batch_first else 1], weights[1].shape[1]
         shapes = x.shape, *[state] * states, *(weight.shape for weight in weights)
@@ -267,6 +269,15 @@ def _check(
             raise InvalidCall(
                 f"{name} has the shape {shape} and the dtype {x.dtype} on the CPU, not {tuple(tensor.shape)} and {tensor.dtype}"
             )
+
+
+def _check_devices(x: Tensor, *others: Maybe, lengths: Maybe = None) -> None:
+    """Raise InvalidCall unless all are where x is: PyTorch hands a call with one tensor on meta to the fake kernel, whatever x is."""
+    for tensor in others:
+        if tensor is not None and tensor.device != x.device:
+            raise InvalidCall(f"x is on {x.device}, and all else has to be there too, not on {tensor.device}")
+    if lengths is not None and lengths.device.type not in ("cpu", x.device.type):
+        raise InvalidCall(f"lengths are on the CPU, not on {lengths.device}")
 
 
 def _flat(shape: tuple[int, ...]) -> tuple[int, ...]:
