@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from multirnn_torch import export_onnx
+from multirnn_torch.fast import FastLSTM
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
@@ -61,6 +62,8 @@ REFUSED = {
         {},
         r"the layer \(Own\) cannot be exported: its class overrides forward",
     ),
+    "projection of a fast layer": (lambda: FastLSTM(INPUT, 4, proj_size=2), {}, "it projects its state"),
+    "a fast layer in half": (lambda: FastLSTM(INPUT, 4).half(), {}, "its weights are of float16"),
     "half": (lambda: nn.GRU(INPUT, HIDDEN).half(), {}, "its weights are of float16"),
     "fixed": (Frozen, {}, r"layer 'gru' has a batch of 2 whatever the arguments are"),
     "packed": (Packing, {}, r"layer\(x, lengths=\.\.\.\)"),
@@ -87,6 +90,9 @@ def test_a_program_whose_steps_were_traced_one_by_one(tmp_path: Path) -> None:
     ).run_decompositions()
     with pytest.raises(mr.InvalidCall, match=r"layer '0' \(GRU\) is no operator any more in this program"):
         export_onnx(program, (), tmp_path / "model.onnx")
+    projecting = torch.export.export(nn.LSTM(INPUT, 4, proj_size=2), (torch.randn(2, 5, INPUT),))
+    with pytest.raises(mr.InvalidCall, match=r"the layer projects its state \(proj_size\)"):
+        export_onnx(projecting, (), tmp_path / "model.onnx")
     training = torch.export.export(nn.GRU(INPUT, HIDDEN, 2, dropout=0.5), (torch.randn(2, 5, INPUT),))
     with pytest.raises(mr.InvalidCall, match=r"drops outputs between its layers in this program"):
         export_onnx(training, (), tmp_path / "model.onnx")

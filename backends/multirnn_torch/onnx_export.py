@@ -108,7 +108,7 @@ def _ready(model: nn.Module) -> Iterator[None]:
     """Meanwhile the model is in `eval()`, and all its recurrent layers are fast ones, which are traced as one operator."""
     layers = list(replacement.recurrent(model))
     for path, layer in layers:
-        if not isinstance(layer, FastModule | nn.RNNCellBase) and (reason := replacement.refuses(layer)):
+        if not isinstance(layer, nn.RNNCellBase) and (reason := replacement.refuses(layer)):
             raise InvalidCall(f"{_titled(path)} ({type(layer).__name__}) cannot be exported: {reason}")
     training = [(part, part.training) for part in model.modules()]
     stock = [layer for _, layer in layers if not isinstance(layer, FastModule | nn.RNNCellBase)]
@@ -181,11 +181,16 @@ def _refuse_decomposed(program: ExportedProgram) -> None:
                     "one by one, as by run_decompositions. Export the model itself, or first call multirnn.replace_layers"
                 )
     for node in _calls(program):
-        arguments: Any = node.args
-        if not _ours(node) and arguments[6] and arguments[5] and arguments[4] > 1:  # train, dropout, layers
+        if _ours(node):
+            continue
+        arguments: Any = node.args[2:8]
+        weights, bias, layers, dropout, train, both = arguments
+        if train and dropout and layers > 1:
             raise InvalidCall(
                 f"{_titled(_path(node))} drops outputs between its layers in this program: trace it after eval()"
             )
+        if len(weights) != layers * (1 + both) * (4 if bias else 2):
+            raise InvalidCall(f"{_titled(_path(node))} projects its state (proj_size), which no operator of ONNX does")
 
 
 def _names(program: ExportedProgram) -> dict[str, str]:

@@ -115,7 +115,7 @@ def _keeps(layer: Any, implementation: Implementation) -> str | None:
 
 
 def refuses(layer: Any) -> str | None:
-    """None, or why this layer or cell cannot be made fast, as a sentence."""
+    """None, or why this layer or cell cannot be made fast or stay so, as a sentence."""
     if isinstance(layer, torch.jit.ScriptModule):
         return "torch.jit has compiled it; replace layers first, then trace the model"
     if type(layer).__module__.startswith("torch.ao."):
@@ -145,7 +145,9 @@ def _overrides(layer: Any) -> str | None:
     kind = parametrize.type_before_parametrizations(layer)
     if kind in _FAST:
         return f"the forward of {kind.__name__} is not PyTorch's" if is_overridden(layer) else None
-    base = next((base for base in kind.__mro__ if base in _FAST), nn.RNNBase)
+    if kind in _NATIVE:
+        return None
+    base = next((base for base in kind.__mro__ if base in _FAST or base in _NATIVE), nn.RNNBase)
     above = kind.__mro__[: kind.__mro__.index(base)]
     names = {name for one in above for name, value in vars(one).items() if isinstance(value, FunctionType)}
     if overridden := sorted(name for name in names if hasattr(base, name) and name != "__init__"):
